@@ -1,0 +1,167 @@
+"""Choosers for the autoregressive walk, and the filters that shape a random draw.
+
+A chooser is any callable from a table of log-probabilities, "b k", to the codes that it fixes, "b".
+`random_chooser` draws (generation); `known_chooser` answers with codes given beforehand and adds up
+their log-probability (scoring).
+
+The filters take logits or log-probabilities over the last axis and return them with the codes that
+are ruled out at -inf. They need no normalised input and give none.
+
+- temperature T: p_k^(1/T), renormalised. T = 0 is the limit: all mass on the likeliest code.
+- top-k (Fan, Lewis & Dauphin 2018, "Hierarchical neural story generation"): the k likeliest codes.
+  Exactly k are kept: of codes tied at the border those with the lowest index stay.
+- top-p (Holtzman et al. 2020, "The curious case of neural text degeneration"): the smallest set of
+  likeliest codes whose mass reaches p; ties go to the lowest index here too.
+
+`random_chooser` applies them in that order. It draws by inverting the cumulative distribution with
+one uniform number an image, so a generator on the CPU gives a model on any device the same numbers.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Chooser = Callable[[Float[Tensor, "b k"]], Int[Tensor, " b"]]
+
+
+def apply_temperature(logits: Float[Tensor, "*b k"], temperature: float) -> Float[Tensor, "*b k"]:
+    """Logits of p^(1/temperature). Temperature 0 keeps only the first of the likeliest codes."""
+    _check_temperature(temperature)
+    if temperature == 1:
+        return logits
+    if temperature < torch.finfo(logits.dtype).tiny:
+        return keep_top_k(logits, 1)
+    # Subtracting the maximum first keeps the likeliest code at 0 however small the temperature is.
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Float[Tensor, "*b k"], num_kept: int) -> Float[Tensor, "*b k"]:
+    """Keep the `num_kept` largest logits, the lowest index first among equals; the rest is -inf."""
+    _check_top_k(num_kept)
+    if num_kept >= logits.shape[-1]:
+        return logits
+    border = logits.topk(num_kept).values[..., -1:]
+    above, tied = logits > border, logits == border
+    room = num_kept - above.sum(-1, keepdim=True)
+    kept = above | (tied & (tied.cumsum(-1) <= room))
+    return logits.masked_fill(~kept, -math.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b k"]:
+    """Keep the fewest likeliest codes whose probabilities reach `mass`; the rest is -inf."""
+    _check_top_p(mass)
+    if mass == 1:
+        return logits  # a rounded cumulative sum must not cut the tail
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    dropped = before >= mass
+    dropped[..., 0] = False
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
+
+
+def random_chooser(
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Chooser:
+    """A chooser that draws at random: temperature, then top-k, then top-p, then one draw a row.
+
+    Raises ValueError for temperature < 0, top_k < 1 and top_p outside (0, 1].
+    """
+    _check_temperature(temperature)
+    if top_k is not None:
+        _check_top_k(top_k)
+    if top_p is not None:
+        _check_top_p(top_p)
+
+    def choose(log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
+        logits = apply_temperature(_widen(log_probs), temperature)
+        if top_k is not None:
+            logits = keep_top_k(logits, top_k)
+        if top_p is not None:
+            logits = keep_top_p(logits, top_p)
+        return _draw(logits, generator).to(log_probs.device)
+
+    return choose
+
+
+class KnownChooser:
+    """A chooser that answers with known codes, and adds up what they cost.
+
+    Attributes: `log_prob` "b", nats, of the places chosen so far (None before the first).
+    """
+
+    def __init__(self, codes: Int[Tensor, "b *grid"]):
+        if codes.dtype.is_floating_point or codes.dtype == torch.bool or codes.ndim < 1:
+            raise ValueError(f'got codes of {codes.dtype} and shape {tuple(codes.shape)}, expected integers "b *grid"')
+        self.codes = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])).long()
+        self.log_prob: Tensor | None = None
+        self._place = 0
+
+    def __call__(self, log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
+        num, num_places = self.codes.shape
+        if self._place >= num_places:
+            raise ValueError(
+                f"got more than {num_places} steps, expected one for each known code; "
+                "a KnownChooser serves one walk over places that no prefix covers"
+            )
+        if log_probs.shape[0] != num:
+            raise ValueError(f"got a walk of {log_probs.shape[0]} grids, expected {num} as in codes")
+        if self._place == 0:
+            self.codes = self.codes.to(log_probs.device)
+            check_range(self.codes, log_probs.shape[1], "codes")
+        chosen = self.codes[:, self._place]
+        cost = log_probs.gather(1, chosen[:, None])[:, 0]
+        self.log_prob = cost if self.log_prob is None else self.log_prob + cost
+        self._place += 1
+        return chosen
+
+
+def known_chooser(codes: Int[Tensor, "b *grid"]) -> KnownChooser:
+    """A chooser that fixes `codes` in raster order, one place a call: scoring by the walk."""
+    return KnownChooser(codes)
+
+
+def check_range(values: Tensor, num_values: int, name: str) -> None:
+    """ValueError unless every value is in 0..num_values-1. One host sync; none while compiling."""
+    if values.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (int(v) for v in torch.stack(torch.aminmax(values)).tolist())
+    if low < 0 or high >= num_values:
+        raise ValueError(f"got {name} from {low} to {high}, expected 0 to {num_values - 1}")
+
+
+def _widen(log_probs: Tensor) -> Tensor:
+    # MPS has no float64; a table is small enough to be drawn from on the CPU.
+    if log_probs.device.type == "mps":
+        log_probs = log_probs.cpu()
+    return log_probs.double()
+
+
+def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One code a row. Never one of probability 0: the first place where the CDF exceeds u."""
+    cdf = logits.softmax(-1).cumsum(-1)
+    source = generator.device if generator is not None else logits.device
+    uniform = torch.rand(len(logits), 1, dtype=logits.dtype, device=source, generator=generator).to(logits.device)
+    return torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)[:, 0]
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"got temperature={temperature}, expected a number >= 0 (0 is greedy)")
+
+
+def _check_top_k(num_kept: int) -> None:
+    if not isinstance(num_kept, int) or num_kept < 1:
+        raise ValueError(f"got top_k={num_kept}, expected an integer >= 1, or None to keep all codes")
+
+
+def _check_top_p(mass: float) -> None:
+    if not 0 < mass <= 1:
+        raise ValueError(f"got top_p={mass}, expected 0 < top_p <= 1, or None to keep all codes")

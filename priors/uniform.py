@@ -1,0 +1,34 @@
+"""The uniform prior: every grid is as likely as any other.
+
+    ln P(z) = -N ln K,   N places, K codes
+
+The rate of a code stream that is stored without any model, and the bar under every other prior.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from priors.base import Prior, Step
+
+
+class UniformPrior(Prior):
+    """-N ln K nats for every grid. `UniformPrior(num_codes=512, grid=(7, 7))`."""
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        nats = -self.num_places * math.log(self.num_codes)
+        return torch.full((len(codes),), nats, dtype=self.dtype, device=codes.device)
+
+    def _start_walk(self, num: int, labels: Tensor | None, guidance: float | None) -> Step:
+        nats = -math.log(self.num_codes)
+        table = torch.full((num, self.num_codes), nats, dtype=self.dtype, device=self.device)
+        return lambda fixed: table
+
+    def _config_fields(self) -> dict[str, Any]:
+        return {"num_codes": self.num_codes, "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "UniformPrior":
+        return cls(**fields)

@@ -1,0 +1,54 @@
+"""The unigram prior: places are independent and share one histogram of codes.
+
+    ln P(z) = sum_i ln theta_{z_i},   theta_k = (n_k + 1/2) / (n + K/2)
+
+with n_k the count of code k among the n codes seen. The half is the estimator of Krichevsky &
+Trofimov 1981, "The performance of universal encoding", extended to K symbols: the mean of theta
+under a Dirichlet(1/2, .., 1/2) prior. No code gets probability 0, and before any fit it is the
+uniform prior.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from priors.base import Prior, Step
+
+
+class UnigramPrior(Prior):
+    """The code histogram. `UnigramPrior(num_codes=512, grid=(7, 7))`, then `fit(codes)`.
+
+    Attributes: `counts` int64 "k", how often each code was seen.
+    """
+
+    counts: Tensor
+
+    def __init__(self, *, num_codes: int, grid: tuple[int, ...] | list[int]):
+        super().__init__(num_codes=num_codes, grid=grid)
+        self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
+
+    def fit(self, codes: Int[Tensor, "b *grid"]) -> "UnigramPrior":
+        """Add the codes to the counts; call it once a batch. Returns the prior itself."""
+        codes = self._check_codes(codes, "codes", self.grid)
+        self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)
+        return self
+
+    def _code_log_probs(self) -> Tensor:
+        counts = self.counts.to(self.dtype) + 0.5
+        return counts.log() - counts.sum().log()
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._code_log_probs()[codes].sum(1)
+
+    def _start_walk(self, num: int, labels: Tensor | None, guidance: float | None) -> Step:
+        table = self._code_log_probs().expand(num, -1)
+        return lambda fixed: table
+
+    def _config_fields(self) -> dict[str, Any]:
+        return {"num_codes": self.num_codes, "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "UnigramPrior":
+        return cls(**fields)

@@ -1,0 +1,132 @@
+"""Filters and choosers, against definitions written out in plain Python."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from priors.sampling import (
+    apply_temperature,
+    keep_top_k,
+    keep_top_p,
+    known_chooser,
+    random_chooser,
+)
+
+
+def random_logits(seed: int = 0) -> Tensor:
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def kept(logits: Tensor) -> list[list[int]]:
+    return [row.isfinite().nonzero().flatten().tolist() for row in logits]
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 20])
+def test_top_k_keeps_the_k_likeliest(k: int) -> None:
+    logits = random_logits()
+    filtered = keep_top_k(logits, k)
+    for row, got in zip(logits.tolist(), kept(filtered), strict=True):
+        assert got == sorted(sorted(range(8), key=lambda i: (-row[i], i))[:k])
+    assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
+
+
+def test_top_k_ties_go_to_the_lowest_index() -> None:
+    logits = torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert kept(keep_top_k(logits, 3)) == [[0, 1, 3], [0, 1, 2]]
+    assert kept(keep_top_k(logits, 1)) == [[1], [0]]
+
+
+def test_top_k_of_fewer_possible_codes_keeps_those() -> None:
+    logits = torch.tensor([[0.0, -math.inf, -math.inf]])
+    assert kept(keep_top_k(logits, 2)) == [[0]]
+
+
+@pytest.mark.parametrize("mass", [1e-9, 0.3, 0.7, 0.95, 1.0])
+def test_top_p_keeps_the_fewest_that_reach_the_mass(mass: float) -> None:
+    logits = random_logits(1)
+    for row, got in zip(logits.softmax(-1).tolist(), kept(keep_top_p(logits, mass)), strict=True):
+        expected, total = [], 0.0
+        for i in sorted(range(8), key=lambda i: (-row[i], i)):
+            if expected and total >= mass:
+                break
+            expected.append(i)
+            total += row[i]
+        assert got == sorted(expected)
+
+
+def test_top_p_ties_and_the_whole_mass() -> None:
+    assert kept(keep_top_p(torch.zeros(1, 4), 0.5)) == [[0, 1]]
+    assert kept(keep_top_p(torch.tensor([[0.0, -60.0]]), 1.0)) == [[0, 1]]
+
+
+def test_temperature_is_a_power_of_the_probabilities() -> None:
+    logits = random_logits(2)
+    for temperature in (0.5, 1.0, 3.0):
+        power = logits.softmax(-1) ** (1 / temperature)
+        got = apply_temperature(logits, temperature).softmax(-1)
+        torch.testing.assert_close(got, power / power.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-45, 1e-30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_temperatures_near_zero_are_greedy_and_finite(temperature: float, dtype: torch.dtype) -> None:
+    logits = random_logits(3).to(dtype)
+    got = apply_temperature(logits, temperature).softmax(-1)
+    expected = torch.nn.functional.one_hot(logits.argmax(-1), 8).to(dtype)
+    assert torch.equal(got, expected)
+
+
+def test_draws_follow_the_filtered_distribution() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5]).log_softmax(-1)
+    chooser = random_chooser(temperature=1.5, top_k=4, top_p=0.8, generator=torch.Generator().manual_seed(0))
+    draws = chooser(logits.expand(40_000, -1))
+    # By hand: temper, keep codes 0, 4, 1, 2, then of those the first whose mass reaches 0.8.
+    tempered = [math.exp(x / 1.5) for x in logits.tolist()]
+    four = sum(tempered[i] for i in (0, 4, 1, 2))
+    masses = [tempered[i] / four for i in (0, 4, 1)]
+    assert masses[0] + masses[1] < 0.8 < sum(masses)
+    counts = torch.bincount(draws, minlength=5)
+    assert counts[2] == counts[3] == 0
+    for code, mass in zip((0, 4, 1), masses, strict=True):
+        share = mass / sum(masses)
+        slack = 4 * math.sqrt(share * (1 - share) / 40_000)
+        assert abs(counts[code].item() / 40_000 - share) < slack
+
+
+def test_codes_of_probability_zero_are_never_drawn() -> None:
+    table = torch.tensor([-math.inf, 0.0, -math.inf]).expand(10_000, -1)
+    assert (random_chooser(generator=torch.Generator().manual_seed(0))(table) == 1).all()
+
+
+def test_the_filters_leave_their_input_alone() -> None:
+    logits = random_logits(4)
+    before = logits.clone()
+    apply_temperature(logits, 0.5), keep_top_k(logits, 2), keep_top_p(logits, 0.5)
+    assert torch.equal(logits, before)
+
+
+def test_known_codes_are_answered_and_scored() -> None:
+    tables = [random_logits(seed)[:2].log_softmax(-1) for seed in (5, 6)]
+    codes = torch.tensor([[3, 0], [7, 2]], dtype=torch.int32)
+    chooser = known_chooser(codes)
+    assert chooser.log_prob is None
+    assert [chooser(table).tolist() for table in tables] == [[3, 7], [0, 2]]
+    expected = [tables[0][0, 3] + tables[1][0, 0], tables[0][1, 7] + tables[1][1, 2]]
+    assert chooser.log_prob.tolist() == pytest.approx([e.item() for e in expected])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_known_codes_that_do_not_fit_the_walk() -> None:
+    table = random_logits()[:2]
+    with pytest.raises(ValueError, match="float32"):
+        known_chooser(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="walk of 2 grids, expected 3"):
+        known_chooser(torch.zeros(3, 1, dtype=torch.int64))(table)
+    with pytest.raises(ValueError, match="codes from 8 to 8, expected 0 to 7"):
+        known_chooser(torch.full((2, 1), 8))(table)
+    chooser = known_chooser(torch.zeros(2, 1, dtype=torch.int64))
+    chooser(table)
+    with pytest.raises(ValueError, match="more than 1 steps"):
+        chooser(table)

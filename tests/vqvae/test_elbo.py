@@ -1,0 +1,184 @@
+"""The bound on a world small enough to enumerate: 2x2 images of 2 levels, one of 2 codes."""
+
+import itertools
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqvae.elbo import ELBO, elbo
+
+NUM_CODES = 2
+IMAGES = torch.tensor(list(itertools.product((0, 1), repeat=4))).to(torch.uint8).view(16, 1, 2, 2)
+
+
+def distribution(*shape: int, seed: int) -> Tensor:
+    """Random distributions over the last axis, some of them uneven."""
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (2 * logits).softmax(-1)
+
+
+class World:
+    """Tables of a population, an encoder, a prior and a decoder over all 16 images and 2 codes."""
+
+    def __init__(self, seed: int, *, deterministic: bool) -> None:
+        self.population = distribution(16, seed=seed)
+        self.encoder = distribution(16, NUM_CODES, seed=seed + 1)
+        if deterministic:
+            self.encoder = torch.eye(NUM_CODES, dtype=torch.float64)[self.encoder.argmax(1)]
+        self.prior = distribution(NUM_CODES, seed=seed + 2)
+        # The decoder's pixels are independent, as a factorised likelihood's are.
+        pixels = distribution(NUM_CODES, 4, 2, seed=seed + 3)
+        levels = IMAGES.flatten(1).long()
+        self.decoder = torch.ones(NUM_CODES, 16, dtype=torch.float64)
+        for i in range(4):
+            self.decoder *= pixels[:, i, levels[:, i]]
+
+    def log_evidence(self) -> Tensor:
+        """ln P(y) = ln sum_z P_pri(z) P_dec(y | z) of each image."""
+        return (self.prior @ self.decoder).log()
+
+    def optimum(self) -> float:
+        """H(Pop) + KL(Pop(y) P_enc(z | y) || P_pri(z) P_dec(y | z)), summed term by term."""
+        entropy = divergence = 0.0
+        for y in range(16):
+            entropy -= self.population[y].item() * math.log(self.population[y].item())
+            for z in range(NUM_CODES):
+                here = (self.population[y] * self.encoder[y, z]).item()
+                model = (self.prior[z] * self.decoder[z, y]).item()
+                divergence += here * math.log(here / model) if here else 0.0
+        return entropy + divergence
+
+
+SEEDS = range(20)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_bound_and_its_mean(seed, deterministic):
+    world = World(seed, deterministic=deterministic)
+    assert world.decoder.sum(1).allclose(torch.ones(2, dtype=torch.float64))  # over all images
+    posterior = world.encoder
+    bound = ELBO(
+        rate=-(posterior * world.prior.log()).sum(1),
+        distortion=-(posterior * world.decoder.log().T).sum(1),
+        entropy=-torch.xlogy(posterior, posterior).sum(1),
+    )
+    if deterministic:
+        assert (bound.entropy == 0).all()
+    assert (bound.negative >= -world.log_evidence() - 1e-12).all()
+    mean = (world.population * bound.negative).sum().item()
+    assert mean == pytest.approx(world.optimum(), abs=1e-10)
+
+
+def test_bound_is_tight_at_the_posterior():
+    world = World(0, deterministic=False)
+    joint = (world.prior[:, None] * world.decoder).T
+    posterior = joint / joint.sum(1, keepdim=True)
+    bound = ELBO(
+        rate=-(posterior * world.prior.log()).sum(1),
+        distortion=-(posterior * world.decoder.log().T).sum(1),
+        entropy=-torch.xlogy(posterior, posterior).sum(1),
+    )
+    torch.testing.assert_close(bound.negative, -world.log_evidence(), atol=1e-12, rtol=0)
+
+
+class TableModel:
+    """A deterministic encoder and a decoder as tables, with the interface of a model."""
+
+    num_codes = NUM_CODES
+    grid = (1, 1)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(self, images: Tensor) -> SimpleNamespace:
+        places = torch.tensor([8, 4, 2, 1])
+        index = (images.flatten(1).long() * places).sum(1)
+        codes = self.world.encoder.argmax(1)[index]
+        return SimpleNamespace(
+            distortion=-self.world.decoder[codes, index].log(),
+            quantized=SimpleNamespace(
+                codes=codes.view(-1, 1, 1), entropy=torch.zeros(len(images), dtype=torch.float64)
+            ),
+        )
+
+
+class TablePrior:
+    """A prior as a table; one for each label where there are labels."""
+
+    num_codes = NUM_CODES
+    grid = (1, 1)
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.num_classes = len(table) if table.ndim > 1 else None
+
+    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        table = self.table if labels is None else self.table[labels]
+        return table.log().expand(len(codes), -1).gather(1, codes.flatten(1))[:, 0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_elbo_of_a_model_and_a_prior(seed):
+    world = World(seed, deterministic=True)
+    bound = elbo(TableModel(world), TablePrior(world.prior), IMAGES)
+    assert (bound.negative >= -world.log_evidence() - 1e-12).all()
+    mean = (world.population * bound.negative).sum().item()
+    assert mean == pytest.approx(world.optimum(), abs=1e-10)
+
+
+def test_labels_are_paid_for():
+    """With labels the bound is on P(y) still, the prior being the mean over its classes."""
+    world = World(0, deterministic=True)
+    tables = distribution(3, NUM_CODES, seed=7)
+    labels = torch.arange(16) % 3
+    bound = elbo(TableModel(world), TablePrior(tables), IMAGES, labels)
+    codes = world.encoder.argmax(1)
+    torch.testing.assert_close(bound.rate, math.log(3) - tables[labels, codes].log())
+    world.prior = tables.mean(0)
+    assert (bound.negative >= -world.log_evidence()).all()
+
+
+def test_labels_of_a_prior_without_classes():
+    world = World(0, deterministic=True)
+    plain = elbo(TableModel(world), TablePrior(world.prior), IMAGES)
+    labelled = elbo(TableModel(world), TablePrior(world.prior), IMAGES, torch.arange(16) % 3)
+    assert torch.equal(plain.rate, labelled.rate)
+
+
+def test_uniform_levels_are_eight_bits():
+    dims = 3 * 32 * 32
+    distortion = torch.full((5,), dims * math.log(256), dtype=torch.float64)
+    nothing = torch.zeros(5, dtype=torch.float64)
+    bound = ELBO(rate=nothing, distortion=distortion, entropy=nothing)
+    assert (bound.bits_per_dim(dims) == 8).all()
+
+
+def test_terms_and_their_signs():
+    bound = ELBO(rate=torch.tensor([1.0]), distortion=torch.tensor([20.0]), entropy=torch.tensor([300.0]))
+    assert bound.negative.item() == -279
+    assert bound.bits_per_dim(3).item() == pytest.approx(-279 / 3 / math.log(2))
+
+
+def test_bad_terms(untyped):
+    one, two = torch.zeros(1), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"'entropy': \(1,\).*expected \(b,\)"):
+        ELBO(rate=two, distortion=two, entropy=one)
+    with pytest.raises(ValueError, match=r"expected \(b,\) for all three"):
+        ELBO(rate=two.sum(), distortion=two.sum(), entropy=two.sum())
+    with pytest.raises(ValueError, match="got num_dims=0"):
+        ELBO(rate=two, distortion=two, entropy=two).bits_per_dim(0)
+
+
+@pytest.mark.parametrize(("num_codes", "grid"), [(3, (1, 1)), (NUM_CODES, (1, 2))])
+def test_prior_of_other_codes(num_codes, grid):
+    world = World(0, deterministic=True)
+    prior = TablePrior(world.prior)
+    prior.num_codes, prior.grid = num_codes, grid
+    expected = re.escape(f"num_codes={num_codes}, grid={grid} for a model of num_codes={NUM_CODES}, grid=(1, 1)")
+    with pytest.raises(ValueError, match=f"got a prior of {expected}"):
+        elbo(TableModel(world), prior, IMAGES)

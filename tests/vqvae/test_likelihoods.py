@@ -1,0 +1,574 @@
+"""The contract of every likelihood, and the families' formulas against plain loops in float64."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from vqvae.likelihoods import (
+    Categorical,
+    CategoricalConfig,
+    LogisticMixture,
+    LogisticMixtureConfig,
+    Normal,
+    NormalConfig,
+)
+
+MEMBERS = {
+    "categorical, 1 channel": lambda: Categorical(num_channels=1),
+    "categorical, 3 channels": lambda: Categorical(num_channels=3),
+    "mixture, 1 channel": lambda: LogisticMixture(num_channels=1),
+    "mixture, 1 channel, zero": lambda: LogisticMixture(num_channels=1, zero_component=True),
+    "mixture, 1 component": lambda: LogisticMixture(num_channels=1, num_components=1),
+    "mixture, 3 channels": lambda: LogisticMixture(num_channels=3),
+    "mixture, 3 channels, zero": lambda: LogisticMixture(num_channels=3, num_components=3, zero_component=True),
+    "normal, 1 channel": lambda: Normal(num_channels=1),
+    "normal, 3 channels": lambda: Normal(num_channels=3),
+    "normal, 1 channel, narrow": lambda: Normal(num_channels=1, scale=0.1),
+    "normal, 3 channels, fixed": lambda: Normal(num_channels=3, scale=8.0),
+}
+
+
+@pytest.fixture(params=MEMBERS)
+def likelihood(request):
+    return MEMBERS[request.param]()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_features(likelihood, batch=6, size=3, dtype=torch.float64, spread=1.0) -> Tensor:
+    shape = (batch, likelihood.num_features, size, size)
+    return torch.randn(shape, generator=generator(1), dtype=torch.float64).mul(spread).to(dtype)
+
+
+def some_images(likelihood, batch=6, size=3) -> Tensor:
+    """Random levels, with many at both ends and the first image black."""
+    shape = (batch, likelihood.num_channels, size, size)
+    levels = torch.randint(-60, 316, shape, generator=generator(2)).clamp(0, 255)
+    levels[0] = 0
+    return levels.to(torch.uint8)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Each pixel as an image of its own."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1], 1, 1)
+
+
+def pmf_at(table: Tensor, images: Tensor) -> Tensor:
+    """The table's probabilities of the images' levels."""
+    masses = table.diff(dim=-1, prepend=torch.zeros_like(table[..., :1]))
+    return masses.gather(-1, images.long()[..., None])[..., 0]
+
+
+# The contract
+
+
+def test_shapes_and_types(likelihood):
+    features = some_features(likelihood, batch=2, dtype=torch.float32)
+    images = some_images(likelihood, batch=2)
+    log_prob = likelihood.log_prob(images, features)
+    assert log_prob.shape == (2,)
+    assert log_prob.dtype == torch.float32
+    assert likelihood.log_prob(images, features.double()).dtype == torch.float64
+    mean = likelihood.mean(features)
+    assert mean.shape == images.shape
+    assert mean.dtype == torch.float32
+    sample = likelihood.sample(features, generator())
+    assert sample.shape == images.shape
+    assert sample.dtype == torch.uint8
+    table = likelihood.cdf_table(features, images)
+    assert table.shape == (*images.shape, 256)
+    assert table.dtype == torch.float64
+
+
+def test_empty_batch(likelihood):
+    features = some_features(likelihood, batch=0).requires_grad_()
+    images = some_images(likelihood, batch=1)[:0]
+    likelihood.log_prob(images, features).sum().backward()
+    assert features.grad.shape == features.shape
+    assert likelihood.mean(features.detach()).shape == images.shape
+    assert likelihood.sample(features.detach()).shape == images.shape
+    assert likelihood.cdf_table(features.detach(), images).shape == (*images.shape, 256)
+
+
+def test_number_of_features():
+    assert Categorical(num_channels=3).num_features == 768
+    assert LogisticMixture(num_channels=1, num_components=10).num_features == 30
+    assert LogisticMixture(num_channels=1, zero_component=True).num_features == 16
+    assert LogisticMixture(num_channels=3, num_components=10).num_features == 100
+    assert LogisticMixture(num_channels=3, zero_component=True).num_features == 51
+    assert Normal(num_channels=3).num_features == 3
+
+
+def test_table_is_a_distribution(likelihood):
+    for spread in (0.0, 1.0, 100.0, 1e4):
+        features = some_features(likelihood, spread=spread, dtype=torch.float32)
+        table = likelihood.cdf_table(features, some_images(likelihood))
+        assert (table[..., -1] == 1).all()
+        assert (table[..., 0] >= 0).all()
+        assert (table.diff(dim=-1) >= 0).all()
+
+
+def test_log_prob_is_the_tables(likelihood):
+    features = some_features(likelihood)
+    images = likelihood.sample(features, generator())
+    images[:3] = some_images(likelihood)[:3]
+    masses = pmf_at(likelihood.cdf_table(features, images), images).log()
+    # Smaller masses are exact as log-probabilities, but not as differences near 1.
+    exact = (masses > math.log(1e-10)).all(1).flatten()
+    assert exact.sum() > 10
+    expected = masses.sum(1).flatten()
+    wide = likelihood.log_prob(pixels(images), pixels(features))
+    torch.testing.assert_close(wide[exact], expected[exact], atol=1e-5, rtol=0)
+    narrow = likelihood.log_prob(pixels(images), pixels(features).float())
+    torch.testing.assert_close(narrow[exact].double(), expected[exact], atol=1e-4, rtol=0)
+
+
+def test_sums_to_one(likelihood):
+    """Over the last channel's levels, given the others; coupled: over green and blue, given red."""
+    features = some_features(likelihood, batch=1, size=1)
+    image = likelihood.sample(features, generator())
+    levels = torch.arange(256, dtype=torch.uint8)
+    if likelihood.coupled:
+        images = torch.cartesian_prod(image[0, 0, 0], levels, levels)
+        given = [0]
+    else:
+        images = image.flatten(1).repeat(256, 1)
+        images[:, -1] = levels
+        given = list(range(likelihood.num_channels - 1))
+    images = images.reshape(-1, likelihood.num_channels, 1, 1)
+    expected = pmf_at(likelihood.cdf_table(features, image), image)[0, given].prod()
+    repeated = features.expand(len(images), -1, 1, 1)
+    total = likelihood.log_prob(images, repeated).exp().sum()
+    torch.testing.assert_close(total, expected, atol=0, rtol=1e-11)
+    total = likelihood.log_prob(images, repeated.float()).double().exp().sum()
+    torch.testing.assert_close(total, expected, atol=0, rtol=1e-4)
+
+
+def test_walk_scores_known_images(likelihood):
+    images, features = some_images(likelihood), some_features(likelihood)
+    order = [images[:, i] for i in range(3)] if likelihood.coupled else [images]
+    known = iter(order)
+    scores = []
+
+    def chooser(table: Tensor) -> Tensor:
+        rows = table.exp().sum(-1)
+        torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-12, rtol=0)
+        levels = next(known).flatten().long()
+        scores.append(table.gather(1, levels[:, None]).sum())
+        return levels
+
+    assert torch.equal(likelihood.walk(features, chooser), images)
+    assert next(known, None) is None
+    expected = likelihood.log_prob(images, features).sum()
+    torch.testing.assert_close(sum(scores), expected, atol=0, rtol=1e-10)
+
+
+def test_walk_in_float32(likelihood):
+    images = some_images(likelihood)
+    features = some_features(likelihood, dtype=torch.float32)
+    order = iter([images[:, i] for i in range(3)] if likelihood.coupled else [images])
+    scores = []
+
+    def chooser(table: Tensor) -> Tensor:
+        assert table.dtype == torch.float32
+        levels = next(order).flatten().long()
+        scores.append(table.gather(1, levels[:, None]).sum())
+        return levels
+
+    likelihood.walk(features, chooser)
+    expected = likelihood.log_prob(images, features).sum()
+    torch.testing.assert_close(sum(scores), expected, atol=0, rtol=1e-4)
+
+
+def test_samples_follow_the_table(likelihood):
+    """Counts of each level against the sum of the pixels' conditional probabilities of it."""
+    torch.manual_seed(0)
+    features = some_features(likelihood, batch=1, size=1).expand(1, -1, 64, 64)
+    images = likelihood.sample(features, generator())
+    table = likelihood.cdf_table(features, images)
+    masses = table.diff(dim=-1, prepend=torch.zeros_like(table[..., :1]))
+    for channel in range(likelihood.num_channels):
+        expected = masses[0, channel].sum((0, 1)).numpy()
+        counts = np.bincount(images[0, channel].flatten().numpy(), minlength=256)
+        assert counts[expected == 0].sum() == 0
+        # Levels in groups of at least 20 expected ones.
+        groups = np.floor(np.cumsum(expected) / 20).astype(int)
+        num_groups = groups.max() + 1
+        expected = np.bincount(groups, expected, num_groups)
+        counts = np.bincount(groups, counts, num_groups)
+        kept = expected > 5
+        statistic = (((counts - expected) ** 2)[kept] / expected[kept]).sum()
+        assert statistic < chi2.isf(1e-4, max(1, kept.sum() - 1))
+
+
+def test_samples_are_the_generators(likelihood):
+    features = some_features(likelihood, batch=2)
+    first = likelihood.sample(features, generator(5))
+    assert torch.equal(first, likelihood.sample(features, generator(5)))
+    wide = features.expand(2, -1, 3, 3).repeat(4, 1, 1, 1)
+    draws = likelihood.sample(wide, generator(5)), likelihood.sample(wide, generator(6))
+    if getattr(likelihood, "scale", None) != 0.1:  # which has one level for each mean
+        assert not torch.equal(*draws)
+
+
+def test_mean_is_the_tables(likelihood):
+    features = some_features(likelihood)
+    table = likelihood.cdf_table(features, some_images(likelihood))
+    expected = (1 - table).sum(-1)
+    mean = likelihood.mean(features)
+    channels = slice(0, 1) if likelihood.coupled else slice(None)
+    torch.testing.assert_close(mean[:, channels], expected[:, channels], atol=1e-8, rtol=0)
+    narrow = likelihood.mean(features.float()).double()
+    torch.testing.assert_close(narrow, mean, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("spread", [1e4, 100.0])
+def test_extreme_features(likelihood, spread):
+    for sign in (1, -1):
+        features = some_features(likelihood, dtype=torch.float32).sign() * spread * sign
+        features.requires_grad_()
+        images = some_images(likelihood)
+        log_prob = likelihood.log_prob(images, features)
+        assert log_prob.isfinite().all()
+        assert (log_prob <= 1e-4).all()
+        log_prob.sum().backward()
+        assert features.grad.isfinite().all()
+        for parameter in likelihood.parameters():
+            assert parameter.grad.isfinite().all()
+            parameter.grad = None
+        mean = likelihood.mean(features.detach())
+        assert mean.min() >= 0
+        assert mean.max() <= 255.001
+
+
+def test_gradients(likelihood):
+    size = 1 if isinstance(likelihood, Categorical) else 2
+    images, features = some_images(likelihood, 3, size), some_features(likelihood, 3, size)
+    likelihood = likelihood.double()
+    assert torch.autograd.gradcheck(
+        lambda f, *_: likelihood.log_prob(images, f),
+        (features.requires_grad_(), *likelihood.parameters()),
+    )
+
+
+def test_gradients_in_float32(likelihood):
+    images = some_images(likelihood)
+    wide = some_features(likelihood).requires_grad_()
+    likelihood.log_prob(images, wide).sum().backward()
+    narrow = wide.detach().float().requires_grad_()
+    likelihood.log_prob(images, narrow).sum().backward()
+    torch.testing.assert_close(narrow.grad.double(), wide.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_weighted_and_repeated_backward(likelihood):
+    """The gradient is each image's own, and a graph that is kept gives it again."""
+    images, features = some_images(likelihood), some_features(likelihood).requires_grad_()
+    weights = torch.arange(6, dtype=torch.float64) - 2
+    log_prob = likelihood.log_prob(images, features)
+    first = torch.autograd.grad(log_prob, features, weights, retain_graph=True)[0]
+    second = torch.autograd.grad(log_prob, features, weights)[0]
+    torch.testing.assert_close(first, second)
+    for i, weight in enumerate(weights):
+        one = likelihood.log_prob(images[i : i + 1], features[i : i + 1]).sum()
+        expected = torch.autograd.grad(one, features)[0][i] * weight
+        torch.testing.assert_close(first[i], expected, atol=1e-12, rtol=1e-9)
+
+
+def test_channels_last(likelihood):
+    images, features = some_images(likelihood), some_features(likelihood)
+    features = features.to(memory_format=torch.channels_last).requires_grad_()
+    plain = features.detach().contiguous().requires_grad_()
+    log_prob = likelihood.log_prob(images, features)
+    expected = likelihood.log_prob(images, plain)
+    torch.testing.assert_close(log_prob, expected)
+    log_prob.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(features.grad, plain.grad)
+    assert features.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_larger_than_a_group(likelihood):
+    size = 4 if isinstance(likelihood, Categorical) else 28
+    images = some_images(likelihood, batch=70, size=size)
+    features = some_features(likelihood, batch=70, size=size)
+    together = likelihood.log_prob(images, features)
+    for i in (0, 33, 69):
+        alone = likelihood.log_prob(images[i : i + 1], features[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(likelihood, dtype):
+    """Features may be of half precision; nothing after them is, under autocast neither."""
+    images, features = some_images(likelihood), some_features(likelihood, dtype=dtype)
+    expected = likelihood.log_prob(images, features.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_prob = likelihood.log_prob(images, features.requires_grad_())
+        assert likelihood.mean(features.detach()).dtype == torch.float32
+    assert log_prob.dtype == torch.float32
+    assert torch.equal(log_prob, expected)
+    log_prob.sum().backward()
+    assert features.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("member", ["categorical, 1 channel", "mixture, 3 channels, zero", "normal, 1 channel"])
+def test_compiles_to_one_graph(member, untyped):
+    likelihood = MEMBERS[member]()
+    images = some_images(likelihood)
+    features = some_features(likelihood).requires_grad_()
+    expected = likelihood.log_prob(images, features)
+    gradient = torch.autograd.grad(expected.sum(), features)[0]
+    torch.compiler.reset()
+    compiled = torch.compile(likelihood.log_prob, backend="aot_eager", fullgraph=True)
+    log_prob = compiled(images, features)
+    torch.testing.assert_close(log_prob, expected)
+    torch.testing.assert_close(torch.autograd.grad(log_prob.sum(), features)[0], gradient)
+
+
+@pytest.mark.parametrize("member", [name for name in MEMBERS if "normal" not in name])
+def test_start_is_sensible(member):
+    """Features of 0 give every level a fair chance: no more than 11 bits, on average 8.8."""
+    likelihood = MEMBERS[member]()
+    images = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
+    images = images.expand(-1, likelihood.num_channels, 1, 1)
+    features = torch.zeros(256, likelihood.num_features, 1, 1)
+    bits = -likelihood.log_prob(images, features) / math.log(2) / likelihood.num_channels
+    assert bits.max() < 11
+    assert bits.mean() < 8.8
+
+
+# A user's mistakes
+
+
+def test_bad_images_and_features(likelihood, untyped):
+    images = some_images(likelihood)
+    features = some_features(likelihood, dtype=torch.float32)
+    c, f = likelihood.num_channels, likelihood.num_features
+    with pytest.raises(ValueError, match=r"got images of dtype torch.float32, expected .*uint8"):
+        likelihood.log_prob(images.float(), features)
+    with pytest.raises(ValueError, match=rf"got images of shape \(6, {c + 1}, 3, 3\), expected"):
+        likelihood.log_prob(torch.cat([images, images[:, :1]], dim=1), features)
+    with pytest.raises(ValueError, match=r"got images of shape \(5, "):
+        likelihood.log_prob(images[:5], features)
+    with pytest.raises(ValueError, match=r"got images of shape .* 2\), expected"):
+        likelihood.cdf_table(features, images[..., :2])
+    for call in (
+        lambda bad: likelihood.log_prob(images, bad),
+        likelihood.mean,
+        likelihood.sample,
+        lambda bad: likelihood.cdf_table(bad, images),
+    ):
+        with pytest.raises(ValueError, match=rf"\(6, {f + 1}, 3, 3\), expected \(b, {f}, h, w\)"):
+            call(torch.cat([features, features[:, :1]], dim=1))
+        with pytest.raises(ValueError, match=r"got features of dtype torch.int64"):
+            call(features.long())
+
+
+def test_bad_choosers(likelihood, untyped):
+    features = some_features(likelihood)
+    with pytest.raises(ValueError, match=r"shape \(1,\), expected"):
+        likelihood.walk(features, lambda table: table.argmax(-1)[:1])
+    with pytest.raises(ValueError, match="levels from 256 to 256"):
+        likelihood.walk(features, lambda table: torch.full((len(table),), 256))
+
+
+def test_coupled_tables_need_images(likelihood):
+    features = some_features(likelihood)
+    if likelihood.coupled:
+        with pytest.raises(ValueError, match="pass images="):
+            likelihood.cdf_table(features)
+    else:
+        with_images = likelihood.cdf_table(features, some_images(likelihood))
+        assert torch.equal(likelihood.cdf_table(features), with_images)
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match="got num_channels=2, expected 1 or 3"):
+        LogisticMixtureConfig().build(2)
+    with pytest.raises(ValueError, match="got num_components=0"):
+        LogisticMixture(num_channels=1, num_components=0)
+    for scale in (0.0, -1.0, 1e3, math.nan):
+        with pytest.raises(ValueError, match="got scale="):
+            NormalConfig(scale=scale).build(1)
+    with pytest.raises(ValueError, match="got num_channels=0"):
+        CategoricalConfig().build(0)
+
+
+def test_configs_build_their_classes():
+    mixture = LogisticMixtureConfig(num_components=7, zero_component=True).build(3)
+    assert isinstance(mixture, LogisticMixture)
+    assert (mixture.num_components, mixture.zero_component, mixture.num_channels) == (7, True, 3)
+    assert isinstance(CategoricalConfig().build(2), Categorical)
+    assert isinstance(NormalConfig().build(2).log_scale, torch.nn.Parameter)
+    assert not list(NormalConfig(scale=3.0).build(2).parameters())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NormalConfig().scale = 3.0  # ty: ignore
+
+
+# The formulas, from the module's documentation, in plain loops
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def logistic_mass(level: int, mean: float, scale: float) -> float:
+    x = 2 * level / 255 - 1
+    upper = 1.0 if level == 255 else sigmoid((x + 1 / 255 - mean) / scale)
+    lower = 0.0 if level == 0 else sigmoid((x - 1 / 255 - mean) / scale)
+    return upper - lower
+
+
+def mixture_oracle(features: np.ndarray, pixel: list[int], k: int, zero: bool) -> float:
+    """ln P of one pixel; its features in the documented order."""
+    c = len(pixel)
+    logits, rest = features[: k + zero], features[k + zero :]
+    means, log_scales, coefficients = rest[: c * k], rest[c * k : 2 * c * k], rest[2 * c * k :]
+    weights = np.exp(logits) / np.exp(logits).sum()
+    x = [2 * level / 255 - 1 for level in pixel]
+    total = 0.0
+    for i in range(k):
+        mass = weights[i]
+        for j in range(c):
+            mean = (2 * i + 1) / k - 1 + means[j * k + i]
+            if j == 1:
+                mean += math.tanh(coefficients[i]) * x[0]
+            if j == 2:
+                mean += math.tanh(coefficients[k + i]) * x[0]
+                mean += math.tanh(coefficients[2 * k + i]) * x[1]
+            scale = math.exp(min(7.0, max(-7.0, log_scales[j * k + i] - math.log(2 * k))))
+            mass *= logistic_mass(pixel[j], mean, scale)
+        total += mass
+    if zero and not any(pixel):
+        total += weights[k]
+    return math.log(total) if total else -math.inf
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("spread", [0.3, 2.0])
+def test_mixture_against_loops(num_channels, zero, spread):
+    likelihood = LogisticMixture(num_channels=num_channels, num_components=4, zero_component=zero)
+    features = some_features(likelihood, batch=8, size=4, spread=spread)
+    images = likelihood.sample(features, generator())
+    images[:2] = some_images(likelihood, batch=2, size=4)
+    images, features = pixels(images), pixels(features)
+    expected = torch.tensor(
+        [
+            mixture_oracle(f.flatten().numpy(), y.flatten().tolist(), 4, zero)
+            for f, y in zip(features, images, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    exact = expected > -16  # below, the loops' differences of sigmoids are not
+    assert exact.float().mean() > 0.6
+    actual = likelihood.log_prob(images, features)
+    torch.testing.assert_close(actual[exact], expected[exact], atol=1e-8, rtol=0)
+    narrow = likelihood.log_prob(images, features.float()).double()
+    torch.testing.assert_close(narrow[exact], expected[exact], atol=1e-4, rtol=0)
+
+
+def test_mixture_scale_bounds():
+    """Log-scales beyond their bounds count as the bounds, and get no gradient."""
+    likelihood = LogisticMixture(num_channels=1, num_components=1)
+    images = torch.full((4, 1, 1, 1), 9, dtype=torch.uint8)
+    features = torch.zeros(4, 3, 1, 1)
+    features[:, 1] = 2 * 9 / 255 - 1
+    features[:, 2, 0, 0] = torch.tensor([-100.0, -7.0, 7.0, 100.0])
+    features[1:3, 2] += math.log(2)
+    features.requires_grad_()
+    log_prob = likelihood.log_prob(images, features)
+    torch.testing.assert_close(log_prob[0], log_prob[1])
+    torch.testing.assert_close(log_prob[2], log_prob[3])
+    log_prob.sum().backward()
+    assert features.grad[0, 2] == 0
+    assert features.grad[3, 2] == 0
+
+
+def test_zero_component_is_a_point():
+    for num_channels in (1, 3):
+        likelihood = LogisticMixture(num_channels=num_channels, zero_component=True)
+        features = torch.zeros(2, likelihood.num_features, 1, 1)
+        images = torch.zeros(2, num_channels, 1, 1, dtype=torch.uint8)
+        images[1, -1] = 1
+        plain = likelihood.log_prob(images, features)
+        features[:, likelihood.num_components] = 20.0
+        black, other = likelihood.log_prob(images, features)
+        assert black > -1e-6
+        torch.testing.assert_close(other, plain[1] - 20, atol=2.0, rtol=0)
+
+
+def test_mixture_mean_of_later_channels():
+    """Against the enumerated mean over red, for components away from the ends."""
+    likelihood = LogisticMixture(num_channels=3, num_components=2)
+    features = some_features(likelihood, batch=1, size=1)
+    features[:, 2:8] *= 0.2  # means
+    features[:, 8:14] = -2.5  # log-scales: about 5 levels
+    features[:, 14:] *= 0.3
+    images = torch.zeros(256, 3, 1, 1, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(256)
+    table = likelihood.cdf_table(features.expand(256, -1, 1, 1), images)[..., 0, 0, :]
+    red = table[0, 0].diff(prepend=torch.zeros(1, dtype=torch.float64))
+    green = (red * (1 - table[:, 1]).sum(-1)).sum()
+    mean = likelihood.mean(features)[0, :, 0, 0]
+    torch.testing.assert_close(mean[1], green, atol=1e-2, rtol=0)
+    assert 20 < mean[1] < 235  # away from the ends, as claimed
+
+
+def normal_mass(level: int, mean: float, scale: float) -> float:
+    # From the side where the cumulative probability is small.
+    sign = 1 if level < mean else -1
+    lower = -math.inf if level == 0 else level - 0.5
+    upper = math.inf if level == 255 else level + 0.5
+    edges = sorted((sign * (lower - mean) / scale, sign * (upper - mean) / scale))
+    low, high = (0.5 * math.erfc(-edge * math.sqrt(0.5)) for edge in edges)
+    return high - low
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 25.5, 128.0])
+@pytest.mark.parametrize("mean", [-3.0, 0.2, 17.5, 200.3, 255.0, 300.0])
+def test_normal_against_loops(scale, mean):
+    likelihood = Normal(num_channels=1, scale=scale)
+    images = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
+    features = torch.full((256, 1, 1, 1), mean / 127.5 - 1)
+    mean = (features[0].double().item() + 1) * 127.5  # what float32 holds
+    masses = torch.tensor([normal_mass(level, mean, scale) for level in range(256)], dtype=torch.float64)
+    exact = masses > 1e-280
+    expected = masses[exact].log()
+    actual = likelihood.log_prob(images, features.double())[exact]
+    torch.testing.assert_close(actual, expected, atol=1e-8, rtol=1e-9)
+    narrow = likelihood.log_prob(images, features)[exact]
+    # Relatively less exact at 0.1, where float32 resolves the mean to 1e-4 of the scale.
+    torch.testing.assert_close(narrow.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normal_is_a_squared_error():
+    """Away from the ends: (y - mu)^2 / 2 s^2 + ln s + ln(2 pi) / 2, and its gradient."""
+    likelihood = Normal(num_channels=1, scale=10.0)
+    images = torch.arange(100, 160, dtype=torch.uint8).view(-1, 1, 1, 1)
+    features = torch.zeros(60, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    error = images.flatten().double() - 127.5
+    expected = -(error**2) / 200 - math.log(10) - 0.5 * math.log(2 * math.pi)
+    log_prob = likelihood.log_prob(images, features)
+    torch.testing.assert_close(log_prob, expected, atol=5e-3, rtol=0)
+    log_prob.sum().backward()
+    torch.testing.assert_close(features.grad.flatten(), error * 127.5 / 100, atol=1e-1, rtol=1e-3)
+
+
+def test_categorical_against_loops():
+    likelihood = Categorical(num_channels=2)
+    images = torch.tensor([[[[3]], [[255]]]], dtype=torch.uint8)
+    features = some_features(likelihood, batch=1, size=1)
+    logits = features.flatten().numpy()
+    expected = 0.0
+    for channel, level in enumerate((3, 255)):
+        own = logits[256 * channel : 256 * (channel + 1)]
+        expected += own[level] - math.log(sum(math.exp(logit) for logit in own))
+    assert likelihood.log_prob(images, features).item() == pytest.approx(expected, abs=1e-12)

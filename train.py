@@ -1,0 +1,419 @@
+"""Train a codebook, then a prior over its codes, and state what both are worth in bits.
+
+    python train.py                                    # embedded images, a few minutes on two CPU cores
+    python train.py --preset cifar10 --run runs/mine   # another preset, another folder
+    python train.py --preset folder --data.source photos --model.image-size 64
+    python train.py --resume                           # go on after Ctrl-C or a kill
+
+A run is a folder. Stage `codebook` writes `codebook/`; `prior` reads it and writes `prior/` and `unigram/`; `evaluate`
+reads all three and writes `elbo.json` and the pictures. `--stage all`, the default, does the three in turn.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from priors import Prior, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
+from training.options import FitConfig, Run, parse, save_run
+from training.records import Metrics, Stop, load_state, save_state
+from vqvae import VQVAE, load_images, pictures
+from vqvae.data import Batch, Images, batches
+from vqvae.elbo import rate
+from vqvae.evaluation import evaluate
+from vqvae.metrics import CodeUsage, psnr
+
+# Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
+NUM_WATCHED = 512
+ENCODE_BATCH = 100
+
+
+def main() -> None:
+    """Entry point: a user's mistake or a full disk is one line and exit status 2."""
+    try:
+        train(parse(sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def train(run: Run) -> None:
+    """The three stages."""
+    wanted = ("codebook", "prior", "evaluate") if run.stage == "all" else (run.stage,)
+    for stage in wanted:
+        if stage != "evaluate" and not run.resume and (run.run / "state" / f"{stage}.ckpt").exists():
+            raise ValueError(
+                f"{run.run} already holds a {stage}; add --resume to go on with it, or name another folder with --run"
+            )
+    torch.manual_seed(run.seed)
+    data = {
+        split: load_images(
+            run.data.source,
+            split,
+            size=run.model.image_size,
+            channels=run.model.num_channels,
+            root=run.data.root,
+        )
+        for split in ("train", "test")
+    }
+    fabric = make_fabric(run)
+    fabric.launch()
+    if fabric.is_global_zero:
+        save_run(run)
+    metrics = Metrics(run.run, fabric)
+    with Stop() as stop:
+        if "codebook" in wanted:
+            fit_codebook(fabric, run, data, metrics, stop)
+        if "prior" in wanted:
+            fit_prior(fabric, run, data, metrics, stop)
+        if "evaluate" in wanted and fabric.is_global_zero:
+            evaluate_run(fabric, run, data, metrics)
+    fabric.barrier()
+
+
+def make_fabric(run: Run) -> Fabric:
+    precision: Any = run.precision
+    if precision == "auto":
+        has_bf16 = (
+            torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        )
+        precision = "bf16-mixed" if has_bf16 else "32-true"
+    devices: Any = run.devices
+    if devices == "auto" and not torch.cuda.is_available():
+        devices = 1  # one process uses all cores of a CPU
+    elif isinstance(devices, str) and devices.isdecimal():
+        devices = int(devices)
+    try:
+        return Fabric(
+            accelerator=run.accelerator,
+            devices=devices,
+            strategy=run.strategy,
+            num_nodes=run.num_nodes,
+            precision=precision,
+            loggers=[],
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise ValueError(f"Fabric refuses these devices, strategy or precision: {error}") from error
+
+
+class CodebookObjective(nn.Module):
+    """Distortion in nats per dimension plus the quantizer's terms, for a batch of images."""
+
+    def __init__(self, model: VQVAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        out = self.model(images)
+        terms = {
+            "distortion": out.distortion.mean() / self.model.num_dims,
+            **out.quantized.auxiliary,
+        }
+        state = {"usage": out.quantized.usage, "perplexity": out.quantized.perplexity}
+        return {"objective": torch.stack(list(terms.values())).sum(), **terms, **state}
+
+    def update(self) -> None:
+        self.model.quantizer.update()
+
+
+class CodeGrids(Dataset):
+    """The codes of a set of images in memory, batched as images are."""
+
+    def __init__(self, codes: Tensor, labels: Tensor | None):
+        self.codes, self.labels = codes, labels
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Batch(self.codes[chosen].long(), labels)
+
+
+class PriorObjective(nn.Module):
+    """Rate in nats per code, for a batch of codes."""
+
+    def __init__(self, prior: TransformerPrior):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, codes: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        per_code = -self.prior(codes, labels).mean() / self.prior.num_places
+        return {"objective": per_code, "rate": per_code}
+
+    def update(self) -> None:
+        """Nothing moves outside the gradient."""
+
+
+def fit(
+    fabric: Fabric,
+    run: Run,
+    name: str,
+    objective: CodebookObjective | PriorObjective,
+    data: Images,
+    options: FitConfig,
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    metrics: Metrics,
+    stop: Stop,
+    began: float,
+) -> Any:
+    """Fit one model, from the last checkpoint if there is one; its objective with the final weights comes back.
+
+    A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
+    """
+    optimizer = torch.optim.AdamW(
+        objective.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=options.weight_decay,
+    )
+    average = None if options.ema is None else AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    module, optimizer = fabric.setup(objective, optimizer)
+    state: dict[str, Any] = {"module": module, "optimizer": optimizer, "step": 0, "seconds": 0.0}
+    if average is not None:
+        state["average"] = average.to(fabric.device)
+    path = run.run / "state" / f"{name}.ckpt"
+    if path.exists():
+        load_state(fabric, path, state)
+    start, saved = state["step"], state["step"]
+    metrics.rewind(name, start)
+    began -= state["seconds"]
+
+    def save(step: int) -> None:
+        state.update(step=step, seconds=time.monotonic() - began)
+        save_state(fabric, path, state)
+
+    def check() -> None:
+        kept = objective if average is None else average.module
+        kept.eval()
+        with torch.no_grad(), fabric.autocast():
+            metrics.add(name, state["step"], "test", validate(kept))
+        kept.train()
+
+    objective.train()
+    stream = batches(
+        data,
+        options.batch_size,
+        seed=run.seed,
+        start=start,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=run.data.num_workers,
+    )
+    bar = tqdm(
+        total=options.num_steps * options.batch_size * fabric.world_size,
+        initial=start * options.batch_size * fabric.world_size,
+        desc=name,
+        unit="img",
+        unit_scale=True,
+        disable=None if fabric.is_global_zero else True,
+    )
+    with bar, contextlib.closing(stream), stop.catching():
+        for step in range(start, options.num_steps):
+            batch = next(stream)
+            metrics.skip(batch)
+            # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
+            torch.manual_seed(step_seed(run.seed, name, step, fabric.global_rank))
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * schedule(step, options)
+            terms = module(batch.images.to(fabric.device), to_device(batch.labels, fabric))
+            fabric.backward(terms["objective"])
+            norm = fabric.clip_gradients(module, optimizer, max_norm=options.max_norm, error_if_nonfinite=False)
+            if not torch.isfinite(terms["objective"] + norm):
+                raise ValueError(
+                    f"{name}: the objective or its gradient is not finite at step {step}; the last good checkpoint is "
+                    f"{path if saved else 'none'} of step {saved}; lower --{name}-fit.learning-rate "
+                    f"(now {options.learning_rate:g}) or take --precision 32-true, and add --resume"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.update()
+            if average is not None:
+                average.update_parameters(objective)
+            state["step"] = step + 1
+            last = step + 1 == options.num_steps
+            bar.update(options.batch_size * fabric.world_size)
+            if step % 20 == 0 or last:
+                figures = {key: value.item() for key, value in terms.items()}
+                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+                metrics.add(name, step + 1, "train", {**figures, "seconds": time.monotonic() - began})
+            if last or (step + 1) % options.validate_every == 0:
+                check()
+            if stopping := stop.requested(fabric, step):
+                last = True
+            if last or (step + 1) % options.save_every == 0:
+                save(step + 1)
+                saved = step + 1
+            if stopping:
+                fabric.print(f"{name}: saved at step {step + 1}; continue with --resume", file=sys.stderr)
+                sys.exit(128 + stopping)
+    return objective if average is None else average.module
+
+
+def fit_codebook(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics, stop: Stop) -> None:
+    """Images to `codebook/`."""
+    began = time.monotonic()
+    objective = CodebookObjective(VQVAE(run.model))
+    watched = next(batches(data["test"], NUM_WATCHED)).images.to(fabric.device)
+
+    def validate(kept: CodebookObjective) -> dict[str, float]:
+        usage = CodeUsage(kept.model.num_codes)
+        distortion, decibels = [], []
+        for images in watched.split(64):
+            out = kept.model(images)
+            usage.add(out.quantized.codes)
+            distortion.append(out.distortion)
+            decibels.append(psnr(images, kept.model.reconstruct(out)))
+        return {
+            "distortion": torch.cat(distortion).mean().item() / kept.model.num_dims,
+            "psnr": torch.cat(decibels).mean().item(),
+            "usage": usage.usage,
+            "perplexity": usage.perplexity,
+        }
+
+    kept = fit(
+        fabric,
+        run,
+        "codebook",
+        objective,
+        data["train"],
+        run.codebook_fit,
+        validate,
+        metrics,
+        stop,
+        began,
+    )
+    if fabric.is_global_zero:
+        kept.model.save_pretrained(run.run / "codebook")
+    fabric.barrier()
+
+
+def fit_prior(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics, stop: Stop) -> None:
+    """Codes of the training images to `prior/` and `unigram/`."""
+    began = time.monotonic()
+    model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
+    check_same_images(model, run)
+    codes = {split: encode_all(fabric, model, images, f"encode {split}") for split, images in data.items()}
+    num_classes = data["train"].num_classes if run.prior.labels else None
+    size = {name: value for name, value in vars(run.prior).items() if name != "labels"}
+    config = TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **size)
+    objective = PriorObjective(TransformerPrior(config))
+    watched = codes["test"].__getitems__(range(min(NUM_WATCHED, len(codes["test"]))))
+
+    def validate(kept: PriorObjective) -> dict[str, float]:
+        nats = rate(kept.prior, watched.images.to(fabric.device), to_device(watched.labels, fabric))
+        return {"rate": nats.mean().item() / kept.prior.num_places}
+
+    kept = fit(
+        fabric,
+        run,
+        "prior",
+        objective,
+        codes["train"],
+        run.prior_fit,
+        validate,
+        metrics,
+        stop,
+        began,
+    )
+    if fabric.is_global_zero:
+        unigram = UnigramPrior(num_codes=model.num_codes, grid=model.grid)
+        unigram.fit(codes["train"].codes)
+        unigram.save_pretrained(run.run / "unigram")
+        kept.prior.save_pretrained(run.run / "prior")
+    fabric.barrier()
+
+
+@torch.no_grad()
+def encode_all(fabric: Fabric, model: VQVAE, images: Images, name: str) -> "CodeGrids":
+    """The codes of every image that can be read, in float32 as an evaluation computes them."""
+    codes, labels = [], []
+    with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
+        for batch in batches(images, ENCODE_BATCH):
+            codes.append(model.encode(batch.images.to(fabric.device)).int().cpu())
+            labels.append(batch.labels)
+            bar.update(len(batch.images) + len(batch.skipped))
+    known = None if any(part is None for part in labels) else torch.cat(labels)
+    return CodeGrids(torch.cat(codes), known)
+
+
+def check_same_images(model: VQVAE, run: Run) -> None:
+    """A codebook that other options made would fail later, and less clearly."""
+    for name in ("image_size", "num_channels"):
+        got, expected = getattr(model.config, name), getattr(run.model, name)
+        if got != expected:
+            raise ValueError(f"{run.run / 'codebook'} is for {name} {got}, this run's options say {expected}")
+
+
+def evaluate_run(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics) -> None:
+    """What the run's saved parts are worth on the test images, to `elbo.json`; and the pictures."""
+    began = time.monotonic()
+    model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
+    check_same_images(model, run)
+    uniform = UniformPrior(num_codes=model.num_codes, grid=model.grid)
+    priors = {
+        "uniform": uniform,
+        "unigram": Prior.from_pretrained(run.run / "unigram"),
+        "transformer": Prior.from_pretrained(run.run / "prior"),
+    }
+    priors = {name: fabric.to_device(prior.eval()) for name, prior in priors.items()}
+    with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
+        result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar))
+    first = next(batches(data["test"], 32)).images.to(fabric.device)
+    usage = CodeUsage(model.num_codes)
+    usage.add(encode_all(fabric, model, data["test"], "usage").codes)
+    pictures.save_reconstructions(run.run / "reconstructions.png", first, model.decode(model.encode(first)))
+    pictures.save_usage(run.run / "usage.png", usage.counts)
+    pictures.save_grid(run.run / "samples.png", draw(model, priors["transformer"], run.seed), 10)
+    seconds = metrics.seconds() + time.monotonic() - began
+    result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed)
+    print(result.table(seconds))
+    print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
+
+
+def draw(model: VQVAE, prior: Prior, seed: int) -> Tensor:
+    """Ten columns, a class each where the prior knows classes, of eight images."""
+    labels = None if prior.num_classes is None else torch.arange(80, device=prior.device) % 10 % prior.num_classes
+    generator = torch.Generator(prior.device).manual_seed(seed)
+    return model.decode(prior.sample(80, labels=labels, generator=generator))
+
+
+def counted(stream: Iterable[Batch], bar: tqdm) -> Iterator[Batch]:
+    for batch in stream:
+        yield batch
+        bar.update(len(batch.images) + len(batch.skipped))
+
+
+def step_seed(seed: int, name: str, step: int, rank: int) -> int:
+    """64 bits that no other step, process or stage of the run has."""
+    return int.from_bytes(blake2b(f"{seed} {name} {step} {rank}".encode(), digest_size=8).digest())
+
+
+def schedule(step: int, options: FitConfig) -> float:
+    """The share of the learning rate at a step: linear warm-up, cosine decay to a fiftieth."""
+    warm = min(1.0, (step + 1) / max(1, options.num_warmup))
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options.num_steps)))
+
+
+def to_device(labels: Tensor | None, fabric: Fabric) -> Tensor | None:
+    return None if labels is None else labels.to(fabric.device)
+
+
+if __name__ == "__main__":
+    main()

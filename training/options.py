@@ -1,0 +1,199 @@
+"""The options of a run, the presets that they start from, and how the command line changes them."""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import tyro
+
+import safefolder
+from vqvae import VQVAEConfig
+from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from."""
+
+    source: str = "fashion-mini"
+    """fashion-mini, fashion-mnist, cifar10, hf:owner/name, a parquet file, or a folder of either"""
+    root: Path | None = None
+    """folder that holds, or will hold, the files of a downloaded set"""
+    num_workers: int = 0
+    """processes that decode image files; sets held in memory need none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How one model is fitted: AdamW, linear warm-up, cosine decay."""
+
+    num_steps: int
+    batch_size: int = 64
+    """images per step and process"""
+    learning_rate: float = 2e-3
+    num_warmup: int = 100
+    """steps until the learning rate is whole"""
+    weight_decay: float = 0.01
+    max_norm: float = 1.0
+    """gradients longer than this are clipped to it"""
+    ema: float | None = None
+    """decay of a moving average of the weights, which then is what is kept"""
+    validate_every: int = 500
+    save_every: int = 500
+    """steps between checkpoints"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSize:
+    """The transformer prior; its codes and grid come from the codebook."""
+
+    width: int = 192
+    depth: int = 4
+    num_heads: int = 6
+    dropout: float = 0.0
+    label_dropout: float = 0.1
+    labels: bool = True
+    """condition on classes where the images have them (their ln(num_classes) nats are counted in the rate)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Train a codebook, then a prior over its codes, and state what both are worth in bits."""
+
+    preset: Literal["fashion-mini", "fashion-mnist", "cifar10", "folder"] = "fashion-mini"
+    """the values that all other options start from"""
+    run: Path = Path("runs")
+    """folder of the run; runs/PRESET unless named"""
+    stage: Literal["all", "codebook", "prior", "evaluate"] = "all"
+    resume: bool = False
+    """go on with the run in the folder, with its own options"""
+    seed: int = 0
+    quantizer: Literal["EMAVectorQuantizer", "VectorQuantizer"] = "EMAVectorQuantizer"
+    """kind of --model.quantizer"""
+    likelihood: Literal["LogisticMixture", "Categorical", "Normal"] = "LogisticMixture"
+    """kind of --model.likelihood"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    prior: PriorSize = field(default_factory=PriorSize)
+    codebook_fit: FitConfig
+    prior_fit: FitConfig
+    accelerator: str = "auto"
+    devices: str = "auto"
+    """number of devices (processes, on a CPU), or auto"""
+    strategy: str = "auto"
+    """auto, ddp, fsdp, ...: see Lightning Fabric"""
+    num_nodes: int = 1
+    precision: str = "auto"
+    """32-true, bf16-mixed, ...; auto is bf16-mixed where the hardware has bfloat16, else 32-true"""
+
+
+ZERO = LogisticMixtureConfig(num_components=5, zero_component=True)
+FASHION = Run(
+    model=VQVAEConfig(width=64, quantizer=EMAVectorQuantizerConfig(num_codes=512, dim=32), likelihood=ZERO),
+    prior=PriorSize(width=128, depth=3, num_heads=4),
+    codebook_fit=FitConfig(num_steps=3200, batch_size=32),
+    prior_fit=FitConfig(num_steps=1000, batch_size=64),
+)
+COLOUR = dataclasses.replace(
+    FASHION,
+    data=DataConfig(source="cifar10"),
+    model=VQVAEConfig(
+        image_size=32,
+        num_channels=3,
+        width=64,
+        quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32),
+        likelihood=LogisticMixtureConfig(num_components=5),
+    ),
+    codebook_fit=FitConfig(num_steps=5000),
+    prior_fit=FitConfig(num_steps=3000, batch_size=128),
+)
+PRESETS = {
+    "fashion-mini": FASHION,
+    "fashion-mnist": dataclasses.replace(
+        FASHION,
+        data=DataConfig(source="fashion-mnist"),
+        codebook_fit=FitConfig(num_steps=20_000),
+        prior_fit=FitConfig(num_steps=10_000, batch_size=128),
+    ),
+    "cifar10": COLOUR,
+    "folder": dataclasses.replace(COLOUR, data=DataConfig(source="images", num_workers=2)),
+}
+QUANTIZERS = {
+    "EMAVectorQuantizer": EMAVectorQuantizerConfig,
+    "VectorQuantizer": VectorQuantizerConfig,
+}
+LIKELIHOODS = {
+    "LogisticMixture": LogisticMixtureConfig,
+    "Categorical": CategoricalConfig,
+    "Normal": NormalConfig,
+}
+
+
+def parse(args: list[str]) -> Run:
+    """The options: those of the preset (with --resume: those of the run), overridden by the command line's.
+
+    What selects other defaults is read first; tyro reads everything, and writes the help.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "run", "stage", "quantizer", "likelihood"):
+        first.add_argument(f"--{name}")
+    first.add_argument("--resume", action="store_true")
+    given, _ = first.parse_known_args(args)
+    for name, kinds in (
+        ("preset", PRESETS),
+        ("quantizer", QUANTIZERS),
+        ("likelihood", LIKELIHOODS),
+    ):
+        if (value := getattr(given, name)) is not None and value not in kinds:
+            raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(kinds)}")
+    preset = given.preset or "fashion-mini"
+    folder = Path(given.run or f"runs/{preset}")
+    default = dataclasses.replace(PRESETS[preset], preset=preset, run=folder)
+    if given.resume or given.stage in ("prior", "evaluate"):
+        default = dataclasses.replace(load_run(folder), resume=given.resume, stage="all")
+    if given.quantizer:
+        default = _with_part(default, "quantizer", QUANTIZERS[given.quantizer]())
+    if given.likelihood:
+        default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood]())
+    default = dataclasses.replace(
+        default,
+        quantizer=type(default.model.quantizer).__name__.removesuffix("Config"),
+        likelihood=type(default.model.likelihood).__name__.removesuffix("Config"),
+    )
+    return tyro.cli(
+        Run,
+        default=default,
+        args=args,
+        description=__doc__,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _with_part(run: Run, name: str, part: Any) -> Run:
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, **{name: part}))
+
+
+def load_run(folder: Path) -> Run:
+    """The options of the run in a folder."""
+    path = folder / "state" / "run.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: {folder} holds no run to go on with")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        kinds = get_type_hints(Run)
+        nested = {name: kinds[name](**plain[name]) for name in ("prior", "codebook_fit", "prior_fit")}
+        root = plain["data"]["root"]
+        data = DataConfig(**{**plain["data"], "root": None if root is None else Path(root)})
+        model = VQVAEConfig.from_plain(plain["model"])
+        return Run(**{**plain, **nested, "data": data, "model": model, "run": folder, "resume": True})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a run of this version: {error}") from error
+
+
+def save_run(run: Run) -> None:
+    plain = {**dataclasses.asdict(run), "model": run.model.to_plain()}
+    safefolder.write_text(run.run / "state" / "run.json", json.dumps(plain, indent=2, default=str) + "\n")

@@ -1,0 +1,112 @@
+"""The parts that the encoder and the decoder are made of.
+
+Residual blocks without normalisation layers: `x + conv1x1(silu(conv3x3(silu(x))))` with the last convolution at zero,
+so that every block starts as the identity. This is the residual block of the VQ-VAE paper (van den Oord et al. 2017,
+section 4.1) with SiLU for ReLU. Doing without GroupNorm keeps tensors in `channels_last` memory, in which
+convolutions are fastest, from the pixels to the codes and back.
+
+Changes of resolution are space-to-depth: a strided convolution whose kernel is its stride reads each 2x2 patch once,
+and its transpose is a 1x1 convolution followed by `pixel_shuffle`. Nothing costly ever runs at full resolution.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv1x1(silu(conv3x3(silu(x))))`; starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.pointwise.weight)
+        nn.init.zeros_(self.pointwise.bias)
+
+    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
+        return x + self.pointwise(F.silu(self.spatial(F.silu(x))))
+
+
+class Attention(nn.Module):
+    """Self-attention over all places of a feature map, added to it; starts as the identity."""
+
+    def __init__(self, channels: int, head_width: int = 32):
+        super().__init__()
+        if channels % head_width:
+            raise ValueError(f"attention needs channels divisible by {head_width}, got {channels}")
+        self.num_heads = channels // head_width
+        self.norm = nn.RMSNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels, bias=False)
+        nn.init.zeros_(self.to_out.weight)
+
+    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
+        height = x.shape[2]
+        places = rearrange(x, "b f h w -> b (h w) f")
+        query, key, value = rearrange(
+            self.to_qkv(self.norm(places)),
+            "b n (three heads f) -> three b heads n f",
+            three=3,
+            heads=self.num_heads,
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        added = self.to_out(rearrange(mixed, "b heads n f -> b n (heads f)"))
+        return x + rearrange(added, "b (h w) f -> b f h w", h=height)
+
+
+class Downsample(nn.Module):
+    """Space-to-depth by `factor`, then a linear map of each patch: one strided convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
+        super().__init__()
+        self.patch = nn.Conv2d(in_channels, out_channels, factor, stride=factor)
+
+    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f2 h2 w2"]:
+        return self.patch(x)
+
+
+class Upsample(nn.Module):
+    """A linear map of each place, then depth-to-space by `factor`: the transpose of `Downsample`."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
+        super().__init__()
+        self.factor = factor
+        self.expand = nn.Conv2d(in_channels, out_channels * factor**2, 1)
+
+    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f2 h2 w2"]:
+        # channels_last in, channels_last out: reshaping the channel axis of the permuted view moves memory only once.
+        return depth_to_space(self.expand(x), self.factor)
+
+
+def depth_to_space(x: Float[Tensor, "b f h w"], factor: int) -> Float[Tensor, "b f2 h2 w2"]:
+    """`pixel_shuffle` with the patch axes outermost in the channels, which keeps `channels_last` rows contiguous."""
+    if factor == 1:
+        return x
+    return rearrange(x.permute(0, 2, 3, 1), "b h w (p q f) -> b (h p) (w q) f", p=factor, q=factor).permute(0, 3, 1, 2)
+
+
+def num_levels(downsampling: int) -> int:
+    """log2 of a downsampling factor.
+
+    Raises:
+        ValueError: it is no power of two.
+    """
+    if downsampling < 1 or downsampling & (downsampling - 1):
+        raise ValueError(f"downsampling must be a power of two (1, 2, 4, ...), got {downsampling}")
+    return downsampling.bit_length() - 1
+
+
+def level_widths(width: int, downsampling: int) -> list[int]:
+    """Channels at each resolution, from the finest that residual blocks run at to that of the codes.
+
+    The first level is half the image's resolution (full resolution only when nothing is downsampled). Each further
+    level doubles its channels, up to four times `width`: it has a quarter of the places, so its cost stays bounded.
+    """
+    return [width * min(4, 2**level) for level in range(max(1, num_levels(downsampling)))]
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]

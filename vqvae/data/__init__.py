@@ -1,0 +1,37 @@
+"""Images in: 8-bit, of one shape, in batches.
+
+    images = load_images("fashion-mini")                        # an `Images` set
+    for batch in batches(images, 64, seed=0):                   # without end; a `Batch` each
+        batch.images                                            # uint8 "b c h w"
+
+    load.py       one name or path to a set
+    images.py     what a set is: Images, ImageTensors, EncodedImages; Batch
+    builtin.py    sets known by name
+    folder.py     image files in a folder
+    table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
+    decode.py     one encoded image to uint8
+    batches.py    order, sharding, workers
+
+Stands alone: it knows nothing of models.
+"""
+
+from vqvae.data.batches import batches, num_batches
+from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist
+from vqvae.data.folder import ImageFiles, image_folder
+from vqvae.data.images import Batch, EncodedImages, Images, ImageTensors
+from vqvae.data.load import load_images
+
+__all__ = [
+    "Batch",
+    "EncodedImages",
+    "ImageFiles",
+    "ImageTensors",
+    "Images",
+    "batches",
+    "cifar10",
+    "fashion_mini",
+    "fashion_mnist",
+    "image_folder",
+    "load_images",
+    "num_batches",
+]

@@ -1,0 +1,238 @@
+"""Batches of a set, in an order that is a function of (seed, step) alone.
+
+An epoch of n images, B a rank on each of W ranks, has
+
+    S = max(1, floor(n / (B W)))     steps, and one more for the rest where nothing is dropped
+
+Step s lies in epoch e = floor(s / S). With p_e the permutation that (seed, e) gives, the step takes
+the slice p_e[(s mod S) B W : (s mod S + 1) B W], and rank r every W-th image of it from the r-th.
+Nothing is carried from one step to the next, so a run that stopped after k steps goes on with
+`start=k` as if it had not stopped.
+"""
+
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from vqvae.data.images import Batch, EncodedImages, Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schedule:
+    """Which images make up each step of one rank."""
+
+    num_images: int
+    batch_size: int
+    rank: int
+    world_size: int
+    seed: int | None
+    drop_last: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return num_batches(
+            self.num_images,
+            self.batch_size,
+            world_size=self.world_size,
+            drop_last=self.drop_last,
+        )
+
+    def indices(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
+        """The images of steps `start` to `stop` (or without end)."""
+        steps, whole = self.steps, self.batch_size * self.world_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in count(start) if stop is None else range(start, stop):
+            if step // steps != epoch:
+                epoch = step // steps
+                order = self._order(epoch)
+            first, last = step % steps * whole, (step % steps + 1) * whole
+            if step % steps == steps - 1 and not self.drop_last:
+                # Also where the rest is too small to be a step of its own, see `num_batches`.
+                last = self.num_images
+            yield order[first:last][self.rank :: self.world_size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.num_images)
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+
+
+def num_batches(num_images: int, batch_size: int, *, world_size: int = 1, drop_last: bool = True) -> int:
+    """How many batches one rank takes in an epoch: at least one, and the same on each.
+
+    What is left over at the end is dropped, or makes one batch more; where it is less than an
+    image a rank it goes into the batch before.
+
+        num_batches(100, 32), num_batches(100, 32, drop_last=False), num_batches(5, 32)   # 3, 4, 1
+    """
+    whole, rest = divmod(num_images, batch_size * world_size)
+    return max(1, whole + (not drop_last and rest >= world_size))
+
+
+def batches(
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    start: int = 0,
+    epochs: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    drop_last: bool | None = None,
+) -> Generator[Batch, None, None]:
+    """Batches of `images`, `batch_size` of them on each of `world_size` ranks.
+
+    Without a seed: one pass (or `epochs`) in order, for evaluation. With a seed: shuffled epochs,
+    without end unless `epochs` says so; `start=k` goes on exactly where an uninterrupted run is
+    after k batches, whatever `num_workers` is. In an epoch each image comes once, on one rank, save
+    for those that `drop_last` leaves out at its end (default: with a seed yes, without no). A set
+    smaller than a batch makes one batch an epoch. Each rank gets the same number of batches.
+
+    Images that can't be read are missing from their batch and named in its `skipped`. A batch with
+    none left is passed over; with a seed the next one stands in for it, so that every step has a
+    batch and ranks keep in step.
+
+    num_workers: processes that read and decode ahead, two batches each; 0 does it here. A set in
+    memory needs none and uses none. They end when the generator is closed or dropped.
+
+    Raises ValueError for numbers out of range, for fewer images than ranks with a seed, and where
+    an entire epoch has no readable image.
+    """
+    for what, got, least in (
+        ("batch_size", batch_size, 1),
+        ("seed", 0 if seed is None else seed, 0),
+        ("start", start, 0),
+        ("epochs", 1 if epochs is None else epochs, 1),
+        ("world_size", world_size, 1),
+        ("num_workers", num_workers, 0),
+    ):
+        if got < least:
+            raise ValueError(f"got {what}={got}; expected at least {least}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"got rank={rank}; expected 0 to {world_size - 1} (world_size - 1)")
+    if seed is not None and len(images) < world_size:
+        raise ValueError(
+            f"got {len(images)} images of {images.name} for {world_size} ranks; expected at least one image a rank"
+        )
+    schedule = _Schedule(
+        num_images=len(images),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        drop_last=seed is not None if drop_last is None else drop_last,
+    )
+    if epochs is None and seed is None:
+        epochs = 1
+    stop = None if epochs is None else epochs * schedule.steps
+    if not isinstance(images, EncodedImages):
+        num_workers = 0
+    return _readable(images, schedule, start, stop, num_workers)
+
+
+def _readable(
+    images: Images, schedule: _Schedule, start: int, stop: int | None, num_workers: int
+) -> Generator[Batch, None, None]:
+    """The batches with at least one image."""
+    steps = schedule.steps
+    # What went wrong since the last batch that was yielded, and how many steps it cost.
+    skipped: tuple[tuple[str, str], ...] = ()
+    owed = 0
+    barren, any_read, from_first = 0, False, False
+    loaded = _loaded(images, schedule.indices(start, stop), num_workers)
+    try:
+        for step in count(start):
+            batch = next(loaded, None)
+            if batch is None:
+                return
+            if step % steps == 0:
+                any_read, from_first = False, True
+            skipped += batch.skipped
+            any_read = any_read or len(batch.images) > 0
+            if len(batch.images):
+                yield batch._replace(skipped=skipped)
+                for _ in range(owed if schedule.seed is not None else 0):
+                    yield batch._replace(skipped=())
+                skipped, owed, barren = (), 0, 0
+            else:
+                owed += 1
+            if step % steps == steps - 1 and not any_read and from_first and skipped:
+                # A rank whose share of one epoch is all broken may fare better in the next.
+                barren += 1
+                if barren >= schedule.world_size or schedule.seed is None:
+                    name, reason = skipped[0]
+                    raise ValueError(
+                        f"no image in an entire epoch of {images.name} could be read: "
+                        f"{len(skipped)} tried, the first is {name} ({reason})"
+                    )
+    finally:
+        loaded.close()
+
+
+def _loaded(images: Images, indices: Iterator[np.ndarray], num_workers: int) -> Generator[Batch, None, None]:
+    if num_workers == 0:
+        for chosen in indices:
+            yield images.__getitems__(chosen)
+        return
+    loader = DataLoader(
+        images,
+        batch_sampler=_Lists(indices),
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_interrupt,
+        # Its own, or starting the workers would draw from the generator that training uses.
+        generator=torch.Generator(),
+    )
+    with _interrupt_held_back():
+        reader = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(reader)
+            except StopIteration:
+                return
+            yield batch
+    finally:
+        # The workers end with the last reference to their reader.
+        del reader
+
+
+class _Lists:
+    """Index arrays as the lists that a DataLoader hands to its workers."""
+
+    def __init__(self, indices: Iterator[np.ndarray]):
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (chosen.tolist() for chosen in self.indices)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the block ends, so that no worker meets it before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,134 @@
+"""Encoded images to uint8 tensors, with Pillow.
+
+One image is opened, turned upright, laid over white where it is transparent, brought to 8 bits,
+scaled so that its short side fits, cropped about the centre and given the wanted channels:
+
+    scale = max(h / H, w / W),   then the middle h x w of the scaled H x W image
+
+Any way in which a file fails to be an image comes out as one kind of error, `ValueError` (or the
+`OSError` of a file that can't be opened), so that a caller can name the file and go on. Only
+raster formats that Pillow reads by itself are tried: a file that claims to be PostScript, say,
+never reaches an outside program.
+"""
+
+import math
+import warnings
+from contextlib import nullcontext
+from io import BufferedReader, BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# EXIF tag 0x0112: how the camera was held -> what turns the picture upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: Path | BytesIO, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
+    """Read one encoded image at `size` (height, width) with 1 or 3 channels.
+
+    Raises ValueError, or OSError where the file can't be opened.
+    """
+    return fit(read(source, cover=max(size)), size, channels)
+
+
+def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
+    """Read one encoded image, upright and whole, in Pillow's mode "L" where it is grey, else "RGB".
+
+    Of an animation, the first frame. With `cover`, a JPEG much larger than needed may come back
+    reduced (its decoder skips the detail), its short side still at least twice `cover`.
+    Raises ValueError for what is not an image, is cut off, is too large to be safe (Pillow's
+    limit, 89 million pixels), or has levels without a known range; OSError where the file can't
+    be opened.
+    """
+    with nullcontext(source) if isinstance(source, BytesIO) else source.open("rb") as stream:
+        if not stream.read(1):
+            raise ValueError("the file is empty")
+        return _read(stream, cover)
+
+
+def _read(stream: BufferedReader | BytesIO, cover: int | None) -> Image.Image:
+    with warnings.catch_warnings():
+        # What Pillow warns of in a file that it can read changes nothing here; the limit does.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(stream, formats=FORMATS) as image:
+                if cover is not None:
+                    _skip_detail(image, cover)
+                image.load()
+                return _eight_bits(_upright(image))
+        except Image.UnidentifiedImageError:
+            raise ValueError("not an image in a known format") from None
+        except Exception as error:
+            # Decoders raise whatever a damaged file drives them to: SyntaxError, struct.error,
+            # KeyError, EOFError, zlib.error, ... None of them may end a training run.
+            raise ValueError(f"{error or type(error).__name__}") from error
+
+
+def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
+    """Scale the short side to fit `size` (height, width), crop the centre, set the channels.
+
+    image: of mode "L" or "RGB". Scaling is bicubic with antialiasing; grey from colour is
+    ITU-R 601 luma; an image of the right size keeps its levels.
+    """
+    height, width = size
+    if channels == 1:
+        image = image.convert("L")
+    if image.size != (width, height):
+        # Cropping and scaling in one step reads only the pixels that stay.
+        ratio = min(image.width / width, image.height / height)
+        left, top = (image.width - width * ratio) / 2, (image.height - height * ratio) / 2
+        right = min(left + width * ratio, image.width)
+        bottom = min(top + height * ratio, image.height)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    pixels = torch.from_numpy(np.array(image))
+    if pixels.ndim == 2:
+        return repeat(pixels, "h w -> c h w", c=channels)
+    return rearrange(pixels, "h w c -> c h w").contiguous()
+
+
+def _skip_detail(image: Image.Image, cover: int) -> None:
+    ratio = 2 * cover / min(image.size)
+    if ratio < 1:
+        image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Damaged metadata beside sound pixels: take the pixels as they lie.
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    if image.mode == "F":
+        raise ValueError("its levels are floats, of no known range; expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("its levels have 32 bits, of no known range; expected 8 or 16 bits")
+        return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        image = Image.alpha_composite(white, picture)
+    return image.convert("L" if grey else "RGB")

@@ -1,0 +1,206 @@
+"""What every set of images is: a length, 8-bit images of one shape, and batches of them.
+
+Images stay uint8, "c h w", from here to the model. A set in memory is `ImageTensors`; a set of
+encoded images, decoded batch by batch, derives from `EncodedImages` (a folder, a table). An
+encoded image that can't be read is left out of its batch and named in `Batch.skipped`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvae.data.decode import decode
+
+SPLITS = ("train", "test")
+
+
+class Batch(NamedTuple):
+    """Images with what belongs to them.
+
+    images: uint8, "b c h w".
+    labels: int64, "b"; None where the set has no labels.
+    skipped: (name, reason) of each image that should have been here and could not be read.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    labels: Int64[Tensor, " b"] | None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+class Images(Dataset, ABC):
+    """A set of 8-bit images of one shape.
+
+    shape: (c, h, w) of every image.
+    num_classes, class_names: None where the set has no labels, or labels without names.
+    name: what to call the set in print.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
+        """One image and its label (None where the set has none).
+
+        Raises IndexError past the end, and ValueError where the image can't be read.
+        """
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The images at `indices`, in that order, less those that can't be read."""
+
+
+class ImageTensors(Images):
+    """Images held in memory: a batch is one fancy index.
+
+        ImageTensors(torch.zeros(10, 3, 32, 32, dtype=torch.uint8)).shape     # (3, 32, 32)
+
+    labels: int64, "n", from 0; or None. class_names: one for each label, or None.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"] | None = None,
+        class_names: tuple[str, ...] | None = None,
+        *,
+        name: str = "images",
+    ):
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+            raise ValueError(
+                f"got images of {images.dtype} with shape {tuple(images.shape)}; "
+                'expected at least one, as uint8 "n c h w"'
+            )
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"got {tuple(labels.shape)} labels for {len(images)} images; expected one an image")
+        self.images, self.labels, self.name = images, labels, name
+        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.num_classes, self.class_names = _classes(labels, class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
+        index = range(len(self))[index]
+        return self.images[index], None if self.labels is None else int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return Batch(
+            self.images.index_select(0, chosen),
+            None if self.labels is None else self.labels.index_select(0, chosen),
+        )
+
+
+class EncodedImages(Images):
+    """Images kept as JPEG, PNG and the like, and decoded to one shape when asked for.
+
+    A deriving class says where the encoded image is (`_encoded`) and what to call it (`_called`).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        labels: Int64[Tensor, " n"] | None,
+        num_classes: int | None,
+        class_names: tuple[str, ...] | None,
+        name: str,
+    ):
+        check_shape(shape)
+        self.shape, self.labels, self.name = shape, labels, name
+        self.num_classes, self.class_names = num_classes, class_names
+
+    @abstractmethod
+    def _encoded(self, index: int) -> Path | BytesIO:
+        """Where to read image `index` from; 0 <= index < len(self). Raises OSError if gone."""
+
+    @abstractmethod
+    def _called(self, index: int) -> str:
+        """A name by which a person finds image `index` again."""
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
+        index = range(len(self))[index]
+        image = self._decoded(index)
+        if isinstance(image, str):
+            raise ValueError(f"{self._called(index)} can't be read as an image: {image}")
+        return image, None if self.labels is None else int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        images: list[Tensor] = []
+        kept: list[int] = []
+        skipped: list[tuple[str, str]] = []
+        for index in map(int, indices):
+            image = self._decoded(index)
+            if isinstance(image, str):
+                skipped.append((self._called(index), image))
+            else:
+                images.append(image)
+                kept.append(index)
+        stacked = torch.stack(images) if images else torch.empty((0, *self.shape)).byte()
+        labels = None if self.labels is None else self.labels[torch.tensor(kept).long()]
+        return Batch(stacked, labels, tuple(skipped))
+
+    def _decoded(self, index: int) -> Tensor | str:
+        """The image, or why it can't be read."""
+        channels, height, width = self.shape
+        try:
+            return decode(self._encoded(index), (height, width), channels)
+        except (OSError, ValueError) as error:
+            return _reason(error)
+
+    def check_readable(self) -> None:
+        """Raise ValueError where not one image of the set can be read."""
+        first = ""
+        for index in range(len(self)):
+            image = self._decoded(index)
+            if not isinstance(image, str):
+                return
+            first = first or f"{self._called(index)}: {image}"
+        raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
+
+
+def check_shape(shape: tuple[int | None, int | None, int | None]) -> None:
+    """Raise ValueError unless `shape` is 1 or 3 channels by a size of at least one pixel.
+
+    None stands for what is still to be found out, and passes.
+    """
+    channels, *size = shape
+    if channels is not None and channels not in (1, 3):
+        raise ValueError(f"got channels={channels}; expected 1 (grey) or 3 (RGB)")
+    for length in size:
+        if length is not None and length < 1:
+            raise ValueError(f"got size={length}; expected at least 1 pixel")
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless `split` is one that sets have."""
+    if split not in SPLITS:
+        raise ValueError(f"got split={split!r}; expected one of {', '.join(map(repr, SPLITS))}")
+
+
+def _classes(labels: Tensor | None, class_names: tuple[str, ...] | None) -> tuple[int | None, tuple[str, ...] | None]:
+    if labels is None:
+        return None, None
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    known = high + 1 if class_names is None else len(class_names)
+    if low < 0 or high >= known:
+        raise ValueError(f"got labels from {low} to {high}; expected 0 to {known - 1}")
+    return known, class_names
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,278 @@
+"""Encoded images in Arrow tables: parquet files, and Hugging Face data sets.
+
+The layout is Hugging Face's image feature: a column of structs {bytes, path}, one encoded image
+each; a plain binary column will do. Labels are whole numbers in a column of class labels (by the
+Hugging Face schema) or one called "label" or "labels".
+
+The encoded bytes stay in Arrow's memory and are decoded batch by batch. Those of a parquet file
+are read once and held, as its pages are compressed and can't be used from the disk; those of a
+Hugging Face data set are memory-mapped, so a set larger than memory goes that way:
+`load_images("hf:FOLDER")`.
+
+Needs the extra `parquet`.
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.dataset
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from vqvae.data.decode import read
+from vqvae.data.folder import held_out
+from vqvae.data.images import EncodedImages, check_shape, check_split
+
+LABEL_COLUMNS = ("label", "labels")
+TEST_PARTS = ("test", "validation", "valid", "val")
+
+# How many rows are tried for the first image, which sets the default size and channels.
+_FIRST_ROWS = 64
+
+
+class ImageTable(EncodedImages):
+    """A column of encoded images, decoded when asked for.
+
+    column: structs with a binary field `bytes` (and, where that is null, the `path` of a file),
+    or binary. rows: which of its rows make up the set, in which order. labels: int64, one for
+    each of `rows`. Raises ValueError where there are no rows or no image can be read.
+    """
+
+    def __init__(
+        self,
+        column: pyarrow.ChunkedArray,
+        rows: np.ndarray,
+        shape: tuple[int, int, int],
+        labels: Int64[Tensor, " n"] | None = None,
+        num_classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+        *,
+        name: str = "table",
+    ):
+        super().__init__(shape, labels, num_classes, class_names, name)
+        if len(rows) == 0:
+            raise ValueError(f"got no rows in {name}; expected at least one image")
+        self.column, self.rows = column, rows
+        self.check_readable()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _called(self, index: int) -> str:
+        row = int(self.rows[index])
+        value = self.column[row].as_py()
+        path = value.get("path") if isinstance(value, dict) else None
+        return f"row {row} ({path})" if path else f"row {row}"
+
+    def _encoded(self, index: int) -> Path | BytesIO:
+        return _source(self.column[int(self.rows[index])])
+
+
+def parquet(
+    source: str | Path,
+    split: str = "train",
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+) -> ImageTable:
+    """The images of a .parquet file, or of a folder of train*.parquet and test*.parquet files.
+
+    In a folder, validation*.parquet or val*.parquet may stand for test. Of a single file, or a
+    folder without test files, about one row in ten is held out for test, by a hash of the row's
+    number. `size`: scale and crop to `size` by `size`; by default all take the first training
+    image's height and width. `channels`: 1 or 3; by default 1 where that image is grey, else 3.
+    Raises ValueError for a missing or damaged file, and for one without a column of images.
+    """
+    source = Path(source)
+    check_split(split)
+    check_shape((channels, size, size))
+    if source.is_dir():
+        parts = {"train": sorted(source.glob("train*.parquet"))}
+        if not parts["train"]:
+            raise ValueError(f"{source} holds no train*.parquet; expected at least one")
+        for part in TEST_PARTS:
+            if files := sorted(source.glob(f"{part}*.parquet")):
+                parts["test"] = files
+                break
+    elif source.is_file():
+        parts = {"train": [source]}
+    else:
+        raise ValueError(f"{source} does not exist; expected a parquet file or a folder of them")
+    try:
+        tables = {
+            part: pyarrow.dataset.dataset(list(map(str, files)), format="parquet") for part, files in parts.items()
+        }
+        return _images(tables, split, size, channels, str(source))
+    except (pyarrow.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{source} can't be read as parquet: {first}") from error
+
+
+def hugging_face(
+    name: str,
+    split: str = "train",
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+) -> ImageTable:
+    """The images of a data set on the Hugging Face hub, "owner/name", or in a local folder.
+
+    Fetched and cached by `datasets`. Its splits train and test are used; validation stands for
+    test, and where there is neither, rows are held out. `split`, `size`, `channels`: as `parquet`.
+    Raises ValueError where the set can't be had or has no column of images.
+    """
+    check_split(split)
+    check_shape((channels, size, size))
+    # Here and not above: it takes a second to import, and parquet files don't need it.
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:
+        # The hub's client, the network and the file readers each have errors of their own.
+        raise ValueError(
+            f"{name} can't be had from Hugging Face ({' '.join(str(error).split())}); expected "
+            "the name of a public data set, or of a folder that `datasets` can load"
+        ) from error
+    parts = {part: splits[part] for part in ("train", *TEST_PARTS) if part in splits}
+    if "train" not in parts:
+        raise ValueError(f"{name} has the splits {', '.join(map(str, splits))}; expected train among them")
+    tables = {"train": _table(parts.pop("train"))}
+    if parts:
+        tables["test"] = _table(next(iter(parts.values())))
+    return _images(tables, split, size, channels, name)
+
+
+def _table(part: Any) -> pyarrow.dataset.Dataset:
+    return pyarrow.dataset.dataset(
+        part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
+    )
+
+
+def _images(
+    parts: dict[str, pyarrow.dataset.Dataset],
+    split: str,
+    size: int | None,
+    channels: int | None,
+    name: str,
+) -> ImageTable:
+    image = _image_column(parts["train"].schema, name)
+    if size is None or channels is None:
+        first_size, first_channels = _first(parts["train"], image, name)
+        shape = (channels or first_channels, *(first_size if size is None else (size, size)))
+    else:
+        shape = (channels, size, size)
+    part = parts.get(split, parts["train"])
+    column = part.to_table(columns=[image]).column(0)
+    rows = np.arange(len(column))
+    if "test" not in parts:
+        held = held_out(str(row).encode() for row in range(len(rows)))
+        rows = rows[held == (split == "test")]
+    if not len(rows):
+        raise ValueError(f"{name} has {len(column)} row(s), none of them for split={split!r}")
+    labels, num_classes, class_names = _labels(parts, part, image)
+    if labels is not None:
+        labels = labels[rows]
+    return ImageTable(column, rows, shape, labels, num_classes, class_names, name=name)
+
+
+def _features(schema: pyarrow.Schema) -> dict[str, dict]:
+    """What Hugging Face notes of each column beside the schema; empty for other files."""
+    try:
+        note = json.loads((schema.metadata or {})[b"huggingface"])
+        return {name: each for name, each in note["info"]["features"].items() if "_type" in each}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _image_column(schema: pyarrow.Schema, name: str) -> str:
+    noted = {each for each, feature in _features(schema).items() if feature["_type"] == "Image"}
+    fitting = [field.name for field in schema if _holds_bytes(field.type)]
+    structs = [each for each in fitting if pyarrow.types.is_struct(schema.field(each).type)]
+    for choice in ([each for each in fitting if each in noted], structs, fitting):
+        if choice:
+            return "image" if "image" in choice else choice[0]
+    found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+    raise ValueError(
+        f"{name} has no column of encoded images; columns: {found}; expected one of "
+        "struct<bytes: binary, path: string> or binary"
+    )
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return any(
+        test(kind)
+        for test in (
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+            pyarrow.types.is_binary_view,
+        )
+    )
+
+
+def _source(value: pyarrow.Scalar) -> Path | BytesIO:
+    found = value.as_py()
+    if isinstance(found, dict):
+        if found["bytes"] is None and found.get("path"):
+            return Path(found["path"])
+        found = found["bytes"]
+    if found is None:
+        raise ValueError("the row holds no image")
+    return BytesIO(found)
+
+
+def _first(part: pyarrow.dataset.Dataset, image: str, name: str) -> tuple[tuple[int, int], int]:
+    """Size (height, width) and channels of the first image that can be read."""
+    reason = "no rows"
+    for value in part.head(_FIRST_ROWS, columns=[image]).column(0):
+        try:
+            found = read(_source(value))
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            continue
+        return (found.height, found.width), 1 if found.mode == "L" else 3
+    raise ValueError(f"{name} has no readable image in its first {_FIRST_ROWS} rows ({reason})")
+
+
+def _labels(
+    parts: dict[str, pyarrow.dataset.Dataset], part: pyarrow.dataset.Dataset, image: str
+) -> tuple[Tensor | None, int | None, tuple[str, ...] | None]:
+    """Labels of every row of `part`; with classes counted over all parts, as splits may lack one."""
+    schema = part.schema
+    features = _features(schema)
+    noted = [each for each, feature in features.items() if feature["_type"] == "ClassLabel"]
+    fitting = [
+        each
+        for each in (*noted, *LABEL_COLUMNS)
+        if each != image and each in schema.names and _is_label(schema.field(each).type)
+    ]
+    if not fitting:
+        return None, None, None
+    label = fitting[0]
+    columns = {
+        id(each): each.to_table(columns=[label]).column(0) for each in parts.values() if label in each.schema.names
+    }
+    if any(column.null_count for column in columns.values()):
+        return None, None, None
+    values = {key: column.to_numpy().astype(np.int64) for key, column in columns.items()}
+    together = np.concatenate(list(values.values()))
+    if id(part) not in values or together.min() < 0:
+        # -1 and null stand for "not known": labels that only some images have are no labels.
+        return None, None, None
+    num_classes = int(together.max()) + 1
+    names = features.get(label, {}).get("names")
+    class_names = tuple(names) if names is not None and len(names) >= num_classes else None
+    labels = torch.from_numpy(values[id(part)])
+    return labels, num_classes if class_names is None else len(class_names), class_names
+
+
+def _is_label(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_integer(kind)

@@ -1,0 +1,50 @@
+"""Quantised features to the parameters of a likelihood for each pixel: the encoder mirrored.
+
+    z_q  ->  residual blocks, attention?  ->  [double, residual blocks]*  ->  features of each pixel
+
+The last doubling gives the likelihood's features directly, so no convolution runs at full resolution.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqvae.blocks import Attention, ResidualBlock, Upsample, depth_to_space, level_widths
+
+
+class Decoder(nn.Module):
+    """`z_q: float "b h/s w/s d"` to `features: float "b f h w"` for `num_features` f a pixel."""
+
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        dim: int,
+        width: int = 64,
+        downsampling: int = 4,
+        num_blocks: int = 2,
+        attention: bool = False,
+    ):
+        super().__init__()
+        widths = level_widths(width, downsampling)[::-1]
+        channels = widths[0]
+        layers: list[nn.Module] = [nn.Conv2d(dim, channels, 3, padding=1)]
+        if attention:
+            layers.append(Attention(channels))
+        for level, level_width in enumerate(widths):
+            if level:
+                layers.append(Upsample(channels, level_width))
+            layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
+            channels = level_width
+        self.factor = 1 if downsampling == 1 else 2
+        head = nn.Conv2d(channels, num_features * self.factor**2, 3, padding=1)
+        # Features near zero: the likelihood starts at the parameters it was designed to start from.
+        nn.init.normal_(head.weight, std=1e-3)
+        assert head.bias is not None
+        nn.init.zeros_(head.bias)
+        layers += [nn.SiLU(), head]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+    def forward(self, z_q: Float[Tensor, "b h2 w2 d"]) -> Float[Tensor, "b f h w"]:
+        x = z_q.to(self.layers[0].weight.dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        return depth_to_space(self.layers(x), self.factor)

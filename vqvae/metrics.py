@@ -1,0 +1,63 @@
+"""Figures beside the ELBO: how a codebook is used, and how far reconstructions are from their images."""
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CodeUsage:
+    """The histogram of codes over any number of batches.
+
+    usage = fraction of codes that occurred; perplexity = exp of the histogram's entropy, at most `num_codes`.
+    """
+
+    def __init__(self, num_codes: int):
+        self.counts = torch.zeros(num_codes, dtype=torch.int64)
+
+    def add(self, codes: Int[Tensor, "b *grid"]) -> None:
+        flat = codes.reshape(-1).cpu()
+        self.counts += torch.bincount(flat[flat >= 0], minlength=len(self.counts))
+
+    @property
+    def usage(self) -> float:
+        return (self.counts > 0).double().mean().item()
+
+    @property
+    def perplexity(self) -> float:
+        probs = self.counts.double() / self.counts.sum().clamp_min(1)
+        return torch.special.entr(probs).sum().exp().item()
+
+
+def psnr(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio of each image in dB, peak 255; infinite where the two are equal."""
+    error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(255**2 / error)).float()
+
+
+def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity of each image (Wang et al. 2004): Gaussian window of 11 and σ 1.5, K1 0.01, K2 0.03.
+
+    The mean over channels and over the places where the window fits inside the image.
+
+    Raises:
+        ValueError: an image is smaller than the window.
+    """
+    size, sigma = 11, 1.5
+    if min(images.shape[-2:]) < size:
+        raise ValueError(f"SSIM needs images of at least {size}x{size}, got {images.shape[-2]}x{images.shape[-1]}")
+    offsets = torch.arange(size, dtype=torch.float64, device=images.device) - size // 2
+    window = torch.exp(-(offsets**2) / (2 * sigma**2))
+    window = torch.outer(window, window) / window.sum() ** 2
+
+    def local_mean(x: Tensor) -> Tensor:
+        return F.conv2d(x.flatten(0, 1)[:, None], window[None, None]).unflatten(0, x.shape[:2])[:, :, 0]
+
+    x, y = images.double(), others.double()
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    return similarity.mean(dim=(1, 2, 3)).float()

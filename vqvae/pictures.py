@@ -1,0 +1,83 @@
+"""Pictures of what a run made: for people who would rather look than read."""
+
+import io
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+import safefolder
+
+# Small images are enlarged by whole factors to about this many pixels a side, so that each pixel can be seen.
+TILE = 64
+
+
+def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "h w 3"]:
+    """Tile images row by row, enlarged by a whole factor, in colour."""
+    factor = max(1, TILE // images.shape[-1])
+    enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")
+    tiled = make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
+    return rearrange(tiled, "c h w -> h w c").to(torch.uint8)
+
+
+def save_grid(path: Path, images: UInt8[Tensor, "b c h w"], columns: int) -> None:
+    """Write a grid of images as PNG, whole or not at all."""
+    _save(path, Image.fromarray(grid(images, columns).numpy()))
+
+
+def save_reconstructions(
+    path: Path,
+    images: UInt8[Tensor, "b c h w"],
+    reconstructions: UInt8[Tensor, "b c h w"],
+    columns: int = 8,
+) -> None:
+    """Write pairs of rows: images above, their reconstructions below."""
+    images, reconstructions = images.cpu(), reconstructions.cpu()
+    rows = [
+        part
+        for start in range(0, len(images), columns)
+        for part in (images[start : start + columns], reconstructions[start : start + columns])
+    ]
+    # A last row that is not full is padded with white, so that each pair stays one above the other.
+    full = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=255) for row in rows]
+    save_grid(path, torch.cat(full), columns)
+
+
+def save_usage(path: Path, counts: Int[Tensor, " k"]) -> None:
+    """Write the codes' frequencies, most frequent first, beside those of an even use."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shares = (counts.double() / counts.sum().clamp_min(1)).sort(descending=True).values.cpu()
+    used = int((counts > 0).sum())
+    perplexity = torch.special.entr(shares).sum().exp().item()
+    figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+    axes.fill_between(range(len(shares)), shares.numpy(), step="mid", color="#4477aa", linewidth=0)
+    axes.axhline(1 / len(shares), color="#cc6677", linewidth=1, label="even use")
+    axes.set(
+        xlabel="code, most frequent first",
+        ylabel="share of places",
+        xlim=(0, max(1, len(shares) - 1)),
+        ylim=(0, None),
+        title=f"{used} of {len(shares)} codes used, perplexity {perplexity:.0f}",
+    )
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    pyplot.close(figure)
+    with safefolder.replacing(path) as scratch:
+        scratch.write_bytes(buffer.getvalue())
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    with safefolder.replacing(Path(path)) as scratch:
+        scratch.write_bytes(buffer.getvalue())
