@@ -10,27 +10,28 @@ reads all three and writes `elbo.json` and the pictures. `--stage all`, the defa
 """
 
 import contextlib
+import functools
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from priors import Prior, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
 from training.options import FitConfig, Run, parse, save_run
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, load_images, pictures
-from vqvae.data import Batch, Images, batches
+from vqvae.data import Batch, Images, batches, index_batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
 from vqvae.metrics import CodeUsage, psnr
@@ -75,15 +76,24 @@ def train(run: Run) -> None:
     fabric.launch()
     if fabric.is_global_zero:
         save_run(run)
-    metrics = Metrics(run.run, fabric)
     with Stop() as stop:
+        session = Session(fabric, run, Metrics(run.run, fabric), stop)
         if "codebook" in wanted:
-            fit_codebook(fabric, run, data, metrics, stop)
+            fit_codebook(session, data)
         if "prior" in wanted:
-            fit_prior(fabric, run, data, metrics, stop)
+            fit_prior(session, data)
         if "evaluate" in wanted and fabric.is_global_zero:
-            evaluate_run(fabric, run, data, metrics)
+            evaluate_run(session, data)
     fabric.barrier()
+
+
+class Session(NamedTuple):
+    """What every stage works with."""
+
+    fabric: Fabric
+    run: Run
+    metrics: Metrics
+    stop: Stop
 
 
 def make_fabric(run: Run) -> Fabric:
@@ -131,19 +141,21 @@ class CodebookObjective(nn.Module):
         self.model.quantizer.update()
 
 
-class CodeGrids(Dataset):
-    """The codes of a set of images in memory, batched as images are."""
+@dataclass(frozen=True)
+class CodeGrids:
+    """The codes of a set of images in memory, and their labels."""
 
-    def __init__(self, codes: Tensor, labels: Tensor | None):
-        self.codes, self.labels = codes, labels
+    codes: Tensor
+    labels: Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def at(self, indices: np.ndarray) -> Batch:
+        chosen = torch.from_numpy(indices)
         labels = None if self.labels is None else self.labels[chosen]
         return Batch(self.codes[chosen].long(), labels)
+
+    def batches(self, **order: Any) -> Generator[Batch, None, None]:
+        """Shuffled batches without end, in the order that images would come in."""
+        return (self.at(indices) for indices in index_batches(len(self.codes), **order))
 
 
 class PriorObjective(nn.Module):
@@ -162,21 +174,19 @@ class PriorObjective(nn.Module):
 
 
 def fit(
-    fabric: Fabric,
-    run: Run,
+    session: Session,
     name: str,
     objective: CodebookObjective | PriorObjective,
-    data: Images,
+    stream: Callable[..., Generator[Batch, None, None]],
     options: FitConfig,
-    validate: Callable[[nn.Module], Mapping[str, float]],
-    metrics: Metrics,
-    stop: Stop,
+    validate: Callable[[Any], Mapping[str, float]],
     began: float,
 ) -> Any:
     """Fit one model, from the last checkpoint if there is one; its objective with the final weights comes back.
 
     A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
     """
+    fabric, run, metrics, stop = session
     optimizer = torch.optim.AdamW(
         objective.parameters(),
         lr=options.learning_rate,
@@ -191,7 +201,7 @@ def fit(
     path = run.run / "state" / f"{name}.ckpt"
     if path.exists():
         load_state(fabric, path, state)
-    start, saved = state["step"], state["step"]
+    start = saved = state["step"]
     metrics.rewind(name, start)
     began -= state["seconds"]
 
@@ -206,16 +216,16 @@ def fit(
             metrics.add(name, state["step"], "test", validate(kept))
         kept.train()
 
+    def diverged(reason: str, step: int) -> str:
+        return (
+            f"{name} stopped at step {step}: {reason}; the last good checkpoint is "
+            f"{f'{path} of step {saved}' if saved else 'none'}; lower --{name}-fit.learning-rate "
+            f"(now {options.learning_rate:g}) or take --precision 32-true, and add --resume to go on from it"
+        )
+
     objective.train()
-    stream = batches(
-        data,
-        options.batch_size,
-        seed=run.seed,
-        start=start,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        num_workers=run.data.num_workers,
-    )
+    order = {"seed": run.seed, "rank": fabric.global_rank, "world_size": fabric.world_size}
+    incoming = stream(batch_size=options.batch_size, start=start, **order)
     bar = tqdm(
         total=options.num_steps * options.batch_size * fabric.world_size,
         initial=start * options.batch_size * fabric.world_size,
@@ -224,23 +234,22 @@ def fit(
         unit_scale=True,
         disable=None if fabric.is_global_zero else True,
     )
-    with bar, contextlib.closing(stream), stop.catching():
+    with bar, contextlib.closing(incoming), stop.catching():
         for step in range(start, options.num_steps):
-            batch = next(stream)
+            batch = next(incoming)
             metrics.skip(batch)
             # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
             torch.manual_seed(step_seed(run.seed, name, step, fabric.global_rank))
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step, options)
-            terms = module(batch.images.to(fabric.device), to_device(batch.labels, fabric))
+            try:
+                terms = module(batch.images.to(fabric.device), to_device(batch.labels, fabric))
+            except ValueError as error:  # weights that diverged give features that no code is near to
+                raise ValueError(diverged(str(error), step)) from error
             fabric.backward(terms["objective"])
             norm = fabric.clip_gradients(module, optimizer, max_norm=options.max_norm, error_if_nonfinite=False)
             if not torch.isfinite(terms["objective"] + norm):
-                raise ValueError(
-                    f"{name}: the objective or its gradient is not finite at step {step}; the last good checkpoint is "
-                    f"{path if saved else 'none'} of step {saved}; lower --{name}-fit.learning-rate "
-                    f"(now {options.learning_rate:g}) or take --precision 32-true, and add --resume"
-                )
+                raise ValueError(diverged("the objective or its gradient is not finite", step))
             optimizer.step()
             optimizer.zero_grad()
             objective.update()
@@ -266,8 +275,9 @@ def fit(
     return objective if average is None else average.module
 
 
-def fit_codebook(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics, stop: Stop) -> None:
+def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     """Images to `codebook/`."""
+    fabric, run, *_ = session
     began = time.monotonic()
     objective = CodebookObjective(VQVAE(run.model))
     watched = next(batches(data["test"], NUM_WATCHED)).images.to(fabric.device)
@@ -287,25 +297,16 @@ def fit_codebook(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: 
             "perplexity": usage.perplexity,
         }
 
-    kept = fit(
-        fabric,
-        run,
-        "codebook",
-        objective,
-        data["train"],
-        run.codebook_fit,
-        validate,
-        metrics,
-        stop,
-        began,
-    )
+    stream = functools.partial(batches, data["train"], num_workers=run.data.num_workers)
+    kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, began)
     if fabric.is_global_zero:
         kept.model.save_pretrained(run.run / "codebook")
     fabric.barrier()
 
 
-def fit_prior(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics, stop: Stop) -> None:
+def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     """Codes of the training images to `prior/` and `unigram/`."""
+    fabric, run, *_ = session
     began = time.monotonic()
     model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
     check_same_images(model, run)
@@ -314,24 +315,13 @@ def fit_prior(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Met
     size = {name: value for name, value in vars(run.prior).items() if name != "labels"}
     config = TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **size)
     objective = PriorObjective(TransformerPrior(config))
-    watched = codes["test"].__getitems__(range(min(NUM_WATCHED, len(codes["test"]))))
+    watched = codes["test"].at(np.arange(min(NUM_WATCHED, len(codes["test"].codes))))
 
     def validate(kept: PriorObjective) -> dict[str, float]:
         nats = rate(kept.prior, watched.images.to(fabric.device), to_device(watched.labels, fabric))
         return {"rate": nats.mean().item() / kept.prior.num_places}
 
-    kept = fit(
-        fabric,
-        run,
-        "prior",
-        objective,
-        codes["train"],
-        run.prior_fit,
-        validate,
-        metrics,
-        stop,
-        began,
-    )
+    kept = fit(session, "prior", objective, codes["train"].batches, run.prior_fit, validate, began)
     if fabric.is_global_zero:
         unigram = UnigramPrior(num_codes=model.num_codes, grid=model.grid)
         unigram.fit(codes["train"].codes)
@@ -341,7 +331,7 @@ def fit_prior(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Met
 
 
 @torch.no_grad()
-def encode_all(fabric: Fabric, model: VQVAE, images: Images, name: str) -> "CodeGrids":
+def encode_all(fabric: Fabric, model: VQVAE, images: Images, name: str) -> CodeGrids:
     """The codes of every image that can be read, in float32 as an evaluation computes them."""
     codes, labels = [], []
     with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
@@ -361,8 +351,9 @@ def check_same_images(model: VQVAE, run: Run) -> None:
             raise ValueError(f"{run.run / 'codebook'} is for {name} {got}, this run's options say {expected}")
 
 
-def evaluate_run(fabric: Fabric, run: Run, data: Mapping[str, Images], metrics: Metrics) -> None:
+def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     """What the run's saved parts are worth on the test images, to `elbo.json`; and the pictures."""
+    fabric, run, metrics, _ = session
     began = time.monotonic()
     model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
     check_same_images(model, run)

@@ -25,7 +25,8 @@ BATCH_SIZE = 64
 
 def blotches(size: int, generator: np.random.Generator) -> Image.Image:
     """A picture that compresses about as a photograph does: blurred noise with a little fine noise."""
-    coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), np.uint8)).resize((size, size), Image.BICUBIC)
+    dots = Image.fromarray(generator.integers(0, 256, (9, 9, 3), np.uint8))
+    coarse = dots.resize((size, size), Image.Resampling.BICUBIC)
     fine = generator.normal(0, 4, (size, size, 3))
     return Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
 

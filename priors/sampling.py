@@ -57,9 +57,8 @@ def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b 
         return logits  # a rounded cumulative sum must not cut the tail
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
+    before = probabilities.cumsum(-1) - probabilities  # exactly 0 for the likeliest, which so stays
     dropped = before >= mass
-    dropped[..., 0] = False
     return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 

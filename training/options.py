@@ -96,7 +96,7 @@ FASHION = Run(
     model=VQVAEConfig(width=64, quantizer=EMAVectorQuantizerConfig(num_codes=512, dim=32), likelihood=ZERO),
     prior=PriorSize(width=128, depth=3, num_heads=4),
     codebook_fit=FitConfig(num_steps=3200, batch_size=32),
-    prior_fit=FitConfig(num_steps=1000, batch_size=64),
+    prior_fit=FitConfig(num_steps=1500),
 )
 COLOUR = dataclasses.replace(
     FASHION,
@@ -116,8 +116,10 @@ PRESETS = {
     "fashion-mnist": dataclasses.replace(
         FASHION,
         data=DataConfig(source="fashion-mnist"),
-        codebook_fit=FitConfig(num_steps=20_000),
-        prior_fit=FitConfig(num_steps=10_000, batch_size=128),
+        model=dataclasses.replace(FASHION.model, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
+        prior=PriorSize(width=192, depth=4, num_heads=6),
+        codebook_fit=FitConfig(num_steps=24_000, batch_size=32),
+        prior_fit=FitConfig(num_steps=4500),
     ),
     "cifar10": COLOUR,
     "folder": dataclasses.replace(COLOUR, data=DataConfig(source="images", num_workers=2)),
@@ -154,7 +156,7 @@ def parse(args: list[str]) -> Run:
     folder = Path(given.run or f"runs/{preset}")
     default = dataclasses.replace(PRESETS[preset], preset=preset, run=folder)
     if given.resume or given.stage in ("prior", "evaluate"):
-        default = dataclasses.replace(load_run(folder), resume=given.resume, stage="all")
+        default = dataclasses.replace(load_run(folder), stage="all")
     if given.quantizer:
         default = _with_part(default, "quantizer", QUANTIZERS[given.quantizer]())
     if given.likelihood:
@@ -189,7 +191,7 @@ def load_run(folder: Path) -> Run:
         root = plain["data"]["root"]
         data = DataConfig(**{**plain["data"], "root": None if root is None else Path(root)})
         model = VQVAEConfig.from_plain(plain["model"])
-        return Run(**{**plain, **nested, "data": data, "model": model, "run": folder, "resume": True})
+        return Run(**{**plain, **nested, "data": data, "model": model, "run": folder, "resume": False})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a run of this version: {error}") from error
 

@@ -17,7 +17,7 @@ import safefolder
 TILE = 64
 
 
-def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "h w 3"]:
+def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
     """Tile images row by row, enlarged by a whole factor, in colour."""
     factor = max(1, TILE // images.shape[-1])
     enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")

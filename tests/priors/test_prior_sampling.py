@@ -100,6 +100,21 @@ def test_codes_of_probability_zero_are_never_drawn() -> None:
     assert (random_chooser(generator=torch.Generator().manual_seed(0))(table) == 1).all()
 
 
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_draws_at_the_ends_of_the_uniform_are_possible_codes(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = 3 * random_logits(7).repeat(200, 4)
+    tables += 0.1 * torch.randn(tables.shape, generator=torch.Generator().manual_seed(8))
+    tables[:, [0, 5, -1]] = -math.inf
+    cdf_ends = tables.softmax(-1).cumsum(-1)[:, -1]
+    assert (cdf_ends < 1).any()  # rounding leaves sums below and above one
+    assert (cdf_ends > 1).any()
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.full(shape, uniform, dtype=dtype))
+    draws = random_chooser()(tables.log_softmax(-1))
+    assert tables.gather(1, draws[:, None]).isfinite().all()
+    if uniform == 0:
+        assert (draws == 1).all()
+
+
 def test_the_filters_leave_their_input_alone() -> None:
     logits = random_logits(4)
     before = logits.clone()

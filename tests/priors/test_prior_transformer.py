@@ -22,6 +22,10 @@ def rms_norm(x: np.ndarray) -> np.ndarray:
     return x / math.sqrt((x**2).mean() + 1e-6)
 
 
+def layer_norm(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / math.sqrt(((x - x.mean()) ** 2).mean() + 1e-6)
+
+
 def rotate(head: np.ndarray, place: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
     """Turn each pair of neighbours of one head's vector by the place's angles, pair by pair."""
     pairs = len(head) // 2
@@ -58,8 +62,10 @@ def reference_tables(prior: TransformerPrior, codes: list[int], label: int | Non
             heads = []
             for h in range(num_heads):
                 part = slice(h * d, (h + 1) * d)
-                query = rotate(qkv[i][0][part], places[i], grid)
-                scores = [query @ rotate(qkv[j][1][part], held[j], grid) / math.sqrt(d) for j in range(i + 1)]
+                query = rotate(layer_norm(qkv[i][0][part]), places[i], grid)
+                scores = [
+                    query @ rotate(layer_norm(qkv[j][1][part]), held[j], grid) / math.sqrt(d) for j in range(i + 1)
+                ]
                 shares = softmax(np.array(scores))
                 heads.append(sum(s * qkv[j][2][part] for j, s in enumerate(shares)))
             mixed.append(out_weight @ np.concatenate(heads))

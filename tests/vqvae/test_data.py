@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae.data import Batch, Images, ImageTensors, batches, image_folder, load_images, num_batches
+from vqvae.data import Batch, Images, ImageTensors, batches, image_folder, index_batches, load_images, num_batches
 from vqvae.data.decode import read
 from vqvae.data.folder import held_out
 
@@ -227,7 +227,7 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int):
 
 def test_damaged_exif_does_not_spoil_sound_pixels(tmp_path: Path):
     pixels = noise(4, 4, 3)
-    save(tmp_path / "a.png", pixels, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    save(tmp_path / "a.png", pixels, exif=b"Exif\0\0no such thing")
     assert load_images(tmp_path, size=4)[0][0].equal(chw(pixels))
 
 
@@ -243,7 +243,8 @@ def test_a_large_jpeg_is_read_reduced_and_looks_the_same(tmp_path: Path):
     smooth = Image.fromarray(noise(6, 8, 3)).resize((800, 600), Image.Resampling.BICUBIC)
     path = save(tmp_path / "a.jpg", np.asarray(smooth), quality=95)
     assert read(path).size == (800, 600)
-    assert read(path, cover=32).size == (100, 75)
+    assert read(path, cover=60).size == (200, 150)
+    assert read(path, cover=300).size == (800, 600)
     expected = smooth.resize((32, 32), Image.Resampling.BICUBIC, box=(100, 0, 700, 600))
     image = load_images(tmp_path, size=32)[0][0]
     assert (image.int() - chw(np.asarray(expected)).int()).abs().float().mean() < 1.5
@@ -276,7 +277,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "text": (lambda path: path.write_text("no image"), "not an image in a known format"),
     # Pillow would hand this to an outside program.
-    "postscript": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), "not an image in a known format"),
+    "postscript": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"),
+        "not an image in a known format",
+    ),
     "dangling": (break_dangling, "No such file or directory"),
     "floats": (break_floats, "floats"),
     "wide": (break_wide, "32 bits"),
@@ -310,6 +314,25 @@ def test_broken_files_are_named_and_skipped(with_broken: Path):
         images[index]
     with pytest.raises(IndexError):
         images[len(images)]
+
+
+def test_labels_stay_with_their_images_where_one_is_skipped(tmp_path: Path):
+    for split in ("train", "test"):
+        for label in "abc":
+            save(tmp_path / split / label / "0.png", noise(4, 4))
+    (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
+    batch = load_images(tmp_path, size=4).__getitems__([2, 1, 0])
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [2, 0]
+    assert batch.skipped == (("b/0.png", "the file is empty"),)
+
+
+def test_the_training_images_decide_on_the_channels_of_both_splits(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.png").write_bytes(b"")
+    save(tmp_path / "train" / "1.png", noise(4, 4))
+    save(tmp_path / "test" / "0.png", noise(4, 4, 3))
+    assert [load_images(tmp_path, split, size=4).shape for split in ("train", "test")] == [(1, 4, 4)] * 2
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tif", ".ppm", ".avif"])
@@ -722,6 +745,12 @@ def test_ranks_share_each_epoch(num: int, batch_size: int, world_size: int, drop
         assert all(share and len(share) <= batch_size + 1 for share in shares)
 
 
+def test_the_order_alone_is_that_of_the_batches():
+    options = {"seed": 4, "start": 3, "rank": 1, "world_size": 2}
+    order = index_batches(23, 4, **options)
+    assert [next(order).tolist() for _ in range(9)] == seen(take(batches(counted(23), 4, **options), 9))
+
+
 def test_a_set_smaller_than_a_batch_is_one():
     assert [sorted(batch) for batch in seen(take(batches(counted(5), 64, seed=0), 3))] == [list(range(5))] * 3
 
@@ -753,6 +782,17 @@ def test_workers_give_what_no_workers_give_and_leave_nothing_behind(folder: Imag
     stream.close()
     assert multiprocessing.active_children() == []
     assert torch.get_rng_state().equal(before)
+
+
+def test_an_error_in_a_worker_ends_all_of_them_at_once(folder: Images, monkeypatch: pytest.MonkeyPatch):
+    def fails(self: Images, indices: list[int]) -> Batch:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(type(folder), "__getitems__", fails)
+    with pytest.raises(RuntimeError, match="no such luck") as caught:
+        next(batches(folder, 4, seed=0, num_workers=2))
+    assert multiprocessing.active_children() == []
+    del caught  # until here its traceback holds whatever the loop held
 
 
 def test_batches_without_a_readable_image_are_stood_in_for(folder: Images):
@@ -796,19 +836,27 @@ def test_numbers_out_of_range_are_refused_at_once(options: dict, message: str):
 
 
 INTERRUPTED = """
-import sys
+import multiprocessing, sys, time
 from vqvae.data import batches, load_images
-for step, _ in enumerate(batches(load_images(sys.argv[1], size=4), 2, seed=0, num_workers=2)):
-    if step == 4:
-        print("ready", flush=True)
+if __name__ == "__mp_main__":  # a spawned worker that is starting
+    print("ready", flush=True)
+    time.sleep(1)
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    for step, _ in enumerate(batches(load_images(sys.argv[1], size=4), 2, seed=0, num_workers=2)):
+        if step == 4:
+            print("ready", flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-def test_ctrl_c_ends_every_process_with_one_traceback(folder: Images):
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_ctrl_c_ends_every_process_with_one_traceback(folder: Images, start_method: str):
+    (folder.folder.parent / "script.py").write_text(INTERRUPTED)
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(folder.folder.parent)],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-W", "ignore", "script.py", str(folder.folder.parent), start_method],
+        cwd=folder.folder.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

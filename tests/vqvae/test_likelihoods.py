@@ -17,6 +17,8 @@ from vqvae.likelihoods import (
     Normal,
     NormalConfig,
 )
+from vqvae.likelihoods.base import _inverse_transform
+from vqvae.likelihoods.logistic_mixture import _sinh
 
 MEMBERS = {
     "categorical, 1 channel": lambda: Categorical(num_channels=1),
@@ -216,6 +218,15 @@ def test_samples_are_the_generators(likelihood):
     draws = likelihood.sample(wide, generator(5)), likelihood.sample(wide, generator(6))
     if getattr(likelihood, "scale", None) != 0.1:  # which has one level for each mean
         assert not torch.equal(*draws)
+
+
+def test_symbols_without_mass_are_never_drawn():
+    masses = torch.zeros(2, 256)
+    masses[0, [3, 200]] = 0.5
+    masses[1, 255] = 1
+    for uniform, expected in ((0.0, [3, 255]), (0.5, [200, 255]), (1 - 2**-53, [200, 255])):
+        numbers = torch.full((2, 1), uniform, dtype=torch.float64)
+        assert _inverse_transform(masses.log(), numbers).tolist() == expected
 
 
 def test_mean_is_the_tables(likelihood):
@@ -490,6 +501,12 @@ def test_mixture_scale_bounds():
     log_prob.sum().backward()
     assert features.grad[0, 2] == 0
     assert features.grad[3, 2] == 0
+
+
+def test_series_of_sinh():
+    """On (0, 1 / (510 e^-7)], which is all that the scale's lower bound allows."""
+    x = torch.logspace(-7, math.log10(math.exp(7) / 510), 5000)
+    torch.testing.assert_close(_sinh(x).double(), x.double().sinh(), atol=0, rtol=5e-7)
 
 
 def test_zero_component_is_a_point():

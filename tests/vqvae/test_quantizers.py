@@ -164,7 +164,9 @@ def test_saved_and_loaded_goes_on_equally(quantizer, tmp_path):
     for each in (quantizer, twin):
         each(features(4, 5, 5, seed=9))
         each.update()
-    assert all(torch.equal(a, b) for a, b in zip(quantizer.state_dict().values(), twin.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(quantizer.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
 
 
 def test_accumulated_forwards_are_one_update(quantizer):

@@ -15,7 +15,7 @@
 Stands alone: it knows nothing of models.
 """
 
-from vqvae.data.batches import batches, num_batches
+from vqvae.data.batches import batches, index_batches, num_batches
 from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist
 from vqvae.data.folder import ImageFiles, image_folder
 from vqvae.data.images import Batch, EncodedImages, Images, ImageTensors
@@ -32,6 +32,7 @@ __all__ = [
     "fashion_mini",
     "fashion_mnist",
     "image_folder",
+    "index_batches",
     "load_images",
     "num_batches",
 ]

@@ -11,6 +11,7 @@ Nothing is carried from one step to the next, so a run that stopped after k step
 """
 
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,15 @@ def batches(
     return _readable(images, schedule, start, stop, num_workers)
 
 
+def index_batches(
+    num_items: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+) -> Iterator[np.ndarray]:
+    """The order of `batches` alone, for things other than images: int64 indices, without end."""
+    return _Schedule(
+        num_images=num_items, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed, drop_last=True
+    ).indices(start, None)
+
+
 def _readable(
     images: Images, schedule: _Schedule, start: int, stop: int | None, num_workers: int
 ) -> Generator[Batch, None, None]:
@@ -187,23 +197,20 @@ def _loaded(images: Images, indices: Iterator[np.ndarray], num_workers: int) -> 
         images,
         batch_sampler=_Lists(indices),
         num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_ignore_interrupt,
+        collate_fn=_arrays,
         # Its own, or starting the workers would draw from the generator that training uses.
         generator=torch.Generator(),
     )
-    with _interrupt_held_back():
-        reader = iter(loader)
+    with _interrupt_ignored():
+        reader: Any = iter(loader)
     try:
-        while True:
-            try:
-                batch = next(reader)
-            except StopIteration:
-                return
-            yield batch
+        for pixels, labels, skipped in reader:
+            labels = None if labels is None else torch.from_numpy(labels)
+            yield Batch(torch.from_numpy(pixels), labels, skipped)
     finally:
-        # The workers end with the last reference to their reader.
-        del reader
+        # Dropping the reader would do, were it not for tracebacks: one that is on its way up, as of
+        # Ctrl-C, keeps the reader and so its workers, whose end then looks to torch like a crash.
+        reader._shutdown_workers()
 
 
 class _Lists:
@@ -216,23 +223,28 @@ class _Lists:
         return (chosen.tolist() for chosen in self.indices)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _arrays(batch: Any) -> tuple[np.ndarray, np.ndarray | None, tuple[tuple[str, str], ...]]:
+    """A `Batch` as it goes from a worker to the main process.
 
-
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Arrays go through a pipe. Tensors would go through shared memory, which containers have little
+    of, and by a handshake that, when Ctrl-C breaks it off, shows a traceback of the worker.
+    """
+    return batch.images.numpy(), None if batch.labels is None else batch.labels.numpy(), batch.skipped
 
 
 @contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C waits until the block ends, so that no worker meets it before it can ignore it."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _interrupt_ignored() -> Iterator[None]:
+    """Processes started in the block never hear Ctrl-C, which goes to every one of a terminal.
+
+    They inherit that it is ignored, so none shows a traceback of its own, even while it is
+    starting; the main process hears it again once the block is left, and ends its workers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Python lets only the main thread set handlers.
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)

@@ -19,7 +19,6 @@ benchmarks/embed_fashion_mnist.py.
 
 import gzip
 import math
-import warnings
 from importlib.resources import files
 from pathlib import Path
 
@@ -118,15 +117,11 @@ def cifar10(split: str = "train", *, root: str | Path | None = None) -> ImageTen
         base_folder = ""
 
     folder = CACHE.expanduser() if root is None else Path(root)
-    bare = (folder / "data_batch_1").is_file()
     try:
-        with warnings.catch_warnings():
-            # The files were pickled by Python 2, whose notation NumPy 2.4 has deprecated.
-            warnings.simplefilter("ignore")
-            if bare:
-                data = Bare(folder, train=split == "train")
-            else:
-                data = CIFAR10(folder, train=split == "train", download=True)
+        if (folder / "data_batch_1").is_file():
+            data = Bare(folder, train=split == "train")
+        else:
+            data = CIFAR10(folder, train=split == "train", download=True)
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"CIFAR-10 is not whole in {folder} and could not be downloaded ({_line(error)}); pass "

@@ -238,8 +238,7 @@ class _ScoreInChunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor, None]:
-        (grad,) = grad_outputs
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor, None]:  # pyrefly: ignore[bad-override]
         # The first call gives the gradient's memory away, which saves another of that size; only
         # a second one through a retained graph computes it anew.
         images, features = ctx.saved_tensors

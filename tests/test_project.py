@@ -1,0 +1,104 @@
+"""Promises about the whole: public names, the import contract, and the README's own words."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import priors
+import safefolder
+import vqvae
+import vqvae.data
+import vqvae.likelihoods
+import vqvae.quantizers
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_public_names():
+    """A name that leaves this list is somebody's broken program."""
+    assert sorted(vqvae.__all__) == ["ELBO", "VQVAE", "VQVAEConfig", "load_images"]
+    assert sorted(priors.__all__) == [
+        *("Prior", "TransformerPrior", "TransformerPriorConfig", "UniformPrior", "UnigramPrior")
+    ]
+    assert sorted(vqvae.quantizers.__all__) == [
+        *("EMAVectorQuantizer", "EMAVectorQuantizerConfig", "MASKED", "Quantized", "Quantizer"),
+        *("VectorQuantizer", "VectorQuantizerConfig", "nearest", "straight_through"),
+    ]
+    assert sorted(vqvae.likelihoods.__all__) == [
+        *("Categorical", "CategoricalConfig", "Chooser", "Likelihood", "LogisticMixture", "LogisticMixtureConfig"),
+        *("Normal", "NormalConfig"),
+    ]
+    assert sorted(safefolder.__all__) == [
+        *("FORMAT", "load", "load_weights", "replacing", "save", "scratch", "write_text")
+    ]
+    for module in (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                assert value.__doc__, f"{module.__name__}.{name} has no docstring"
+
+
+def test_signatures_at_the_seams():
+    names = list(inspect.signature(priors.Prior.sample).parameters)
+    assert names == [*("self", "num", "labels", "temperature", "top_k", "top_p", "guidance", "generator", "prefix")]
+    assert list(inspect.signature(priors.Prior.log_prob).parameters) == ["self", "codes", "labels"]
+    assert list(inspect.signature(vqvae.quantizers.Quantizer.forward).parameters) == ["self", "z_e", "mask"]
+
+
+def test_the_import_contract():
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_python_runs(tmp_path, monkeypatch):
+    """Every Python block, one after the other, on a run folder of untrained parts."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    run = tmp_path / "runs" / "fashion-mini"
+    model = vqvae.VQVAE(vqvae.VQVAEConfig(width=8, num_blocks=1))
+    model.save_pretrained(run / "codebook")
+    config = priors.TransformerPriorConfig(
+        num_codes=model.num_codes, grid=model.grid, num_classes=10, width=16, depth=1, num_heads=2
+    )
+    priors.TransformerPrior(config).save_pretrained(run / "prior")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readme_commands_parse():
+    """Every train.py line of the README is understood; the files it names need not be there."""
+    from training.options import parse
+
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^python train\.py +(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        args = line.split("#")[0].split()
+        if "--resume" not in args and "--stage" not in args:
+            parse(args)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_the_images(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    listed = subprocess.run(
+        [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("vqvae/cli.py", "priors/transformer.py", "safefolder/__init__.py", "assets/fashion-mini/train-00"):
+        assert name in listed
+    assert "tests/" not in listed

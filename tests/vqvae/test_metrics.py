@@ -1,0 +1,83 @@
+"""Metrics against scikit-image and closed forms; pictures as files that can be opened."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from vqvae.metrics import CodeUsage, psnr, ssim
+from vqvae.pictures import grid, save_grid, save_reconstructions, save_usage
+
+
+def pair(channels):
+    generator = torch.Generator().manual_seed(channels)
+    images = torch.randint(0, 256, (3, channels, 20, 17), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(-20, 21, images.shape, generator=generator)
+    return images, (images.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_psnr_and_ssim_are_scikit_images(channels):
+    images, others = pair(channels)
+    for index, (a, b) in enumerate(zip(images.numpy(), others.numpy(), strict=True)):
+        want = peak_signal_noise_ratio(a, b, data_range=255)
+        assert psnr(images, others)[index].item() == pytest.approx(want, rel=1e-5)
+        full = [
+            structural_similarity(
+                a[c], b[c], data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+            )[1][5:-5, 5:-5].mean()
+            for c in range(channels)
+        ]
+        assert ssim(images, others)[index].item() == pytest.approx(np.mean(full), abs=1e-5)
+
+
+def test_equal_images():
+    images, _ = pair(1)
+    assert (psnr(images, images) == math.inf).all()
+    torch.testing.assert_close(ssim(images, images), torch.ones(3))
+
+
+def test_ssim_needs_room_for_its_window():
+    small = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="at least 11x11"):
+        ssim(small, small)
+
+
+def test_code_usage_adds_up():
+    usage = CodeUsage(4)
+    usage.add(torch.tensor([[[0, 1], [1, -1]]]))
+    usage.add(torch.tensor([[[0, 0], [1, -1]]]))
+    assert usage.counts.tolist() == [3, 3, 0, 0]
+    assert usage.usage == 0.5
+    assert usage.perplexity == pytest.approx(2)
+
+
+def test_grids_are_enlarged_by_whole_factors():
+    images, _ = pair(1)
+    tiled = grid(images, 2)
+    factor = 64 // 17
+    assert tiled.shape == (2 * (20 * factor + 2) + 2, 2 * (17 * factor + 2) + 2, 3)
+    assert torch.equal(tiled[2 : 2 + 20 * factor : factor, 2 : 2 + 17 * factor : factor, 0], images[0, 0])
+
+
+def test_pictures_open(tmp_path):
+    images, others = pair(3)
+    save_grid(tmp_path / "grid.png", images, 2)
+    save_reconstructions(tmp_path / "pairs.png", images, others, columns=2)
+    save_usage(tmp_path / "usage.png", torch.tensor([5, 0, 3, 1]))
+    pixels = {}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            pixels[path.name] = np.asarray(picture)
+    assert len(pixels["pairs.png"]) > len(pixels["grid.png"])
+    assert pixels["usage.png"].shape[1] > 500
+    first = pixels["pairs.png"]
+    factor = 64 // 17
+    second_row = 2 + 20 * factor + 2
+    np.testing.assert_array_equal(
+        first[second_row : second_row + 20 * factor : factor, 2 : 2 + 17 * factor : factor].transpose(2, 0, 1),
+        others[0].numpy(),
+    )
