@@ -11,6 +11,7 @@ reads all three and writes `elbo.json` and the pictures. `--stage all`, the defa
 
 import contextlib
 import functools
+import logging
 import math
 import signal
 import sys
@@ -61,7 +62,6 @@ def train(run: Run) -> None:
             raise ValueError(
                 f"{run.run} already holds a {stage}; add --resume to go on with it, or name another folder with --run"
             )
-    torch.manual_seed(run.seed)
     data = {
         split: load_images(
             run.data.source,
@@ -74,6 +74,11 @@ def train(run: Run) -> None:
     }
     fabric = make_fabric(run)
     fabric.launch()
+    fabric.print(
+        f"{run.run}: {len(data['train'])} training and {len(data['test'])} test images from {run.data.source}; "
+        f"{fabric.world_size} x {fabric.device.type}, {fabric.strategy.precision.precision}",
+        file=sys.stderr,
+    )
     if fabric.is_global_zero:
         save_run(run)
     with Stop() as stop:
@@ -108,6 +113,7 @@ def make_fabric(run: Run) -> Fabric:
         devices = 1  # one process uses all cores of a CPU
     elif isinstance(devices, str) and devices.isdecimal():
         devices = int(devices)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # train() says what is used
     try:
         return Fabric(
             accelerator=run.accelerator,
@@ -239,7 +245,7 @@ def fit(
             batch = next(incoming)
             metrics.skip(batch)
             # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
-            torch.manual_seed(step_seed(run.seed, name, step, fabric.global_rank))
+            torch.manual_seed(step_seed(run.seed, name, step + 1, fabric.global_rank))
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step, options)
             try:
@@ -279,6 +285,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     """Images to `codebook/`."""
     fabric, run, *_ = session
     began = time.monotonic()
+    torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
     objective = CodebookObjective(VQVAE(run.model))
     watched = next(batches(data["test"], NUM_WATCHED)).images.to(fabric.device)
 
@@ -308,12 +315,14 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     """Codes of the training images to `prior/` and `unigram/`."""
     fabric, run, *_ = session
     began = time.monotonic()
-    model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
+    model = VQVAE.from_pretrained(run.run / "codebook").to(fabric.device)
     check_same_images(model, run)
     codes = {split: encode_all(fabric, model, images, f"encode {split}") for split, images in data.items()}
     num_classes = data["train"].num_classes if run.prior.labels else None
     size = {name: value for name, value in vars(run.prior).items() if name != "labels"}
     config = TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **size)
+    # The same start whether the codebook was trained just now or in an earlier, interrupted process.
+    torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
     objective = PriorObjective(TransformerPrior(config))
     watched = codes["test"].at(np.arange(min(NUM_WATCHED, len(codes["test"].codes))))
 
@@ -355,7 +364,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     """What the run's saved parts are worth on the test images, to `elbo.json`; and the pictures."""
     fabric, run, metrics, _ = session
     began = time.monotonic()
-    model = fabric.to_device(VQVAE.from_pretrained(run.run / "codebook"))
+    model = VQVAE.from_pretrained(run.run / "codebook").to(fabric.device)
     check_same_images(model, run)
     uniform = UniformPrior(num_codes=model.num_codes, grid=model.grid)
     priors = {
@@ -363,7 +372,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         "unigram": Prior.from_pretrained(run.run / "unigram"),
         "transformer": Prior.from_pretrained(run.run / "prior"),
     }
-    priors = {name: fabric.to_device(prior.eval()) for name, prior in priors.items()}
+    priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
         result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar))
     first = next(batches(data["test"], 32)).images.to(fabric.device)

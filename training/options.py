@@ -161,11 +161,10 @@ def parse(args: list[str]) -> Run:
         default = _with_part(default, "quantizer", QUANTIZERS[given.quantizer]())
     if given.likelihood:
         default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood]())
-    default = dataclasses.replace(
-        default,
-        quantizer=type(default.model.quantizer).__name__.removesuffix("Config"),
-        likelihood=type(default.model.likelihood).__name__.removesuffix("Config"),
-    )
+    kinds: Any = {
+        part: type(getattr(default.model, part)).__name__.removesuffix("Config") for part in ("quantizer", "likelihood")
+    }
+    default = dataclasses.replace(default, **kinds)
     return tyro.cli(
         Run,
         default=default,
@@ -185,13 +184,15 @@ def load_run(folder: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"there is no {path}: {folder} holds no run to go on with")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kinds = get_type_hints(Run)
-        nested = {name: kinds[name](**plain[name]) for name in ("prior", "codebook_fit", "prior_fit")}
-        root = plain["data"]["root"]
-        data = DataConfig(**{**plain["data"], "root": None if root is None else Path(root)})
-        model = VQVAEConfig.from_plain(plain["model"])
-        return Run(**{**plain, **nested, "data": data, "model": model, "run": folder, "resume": False})
+        for name in ("data", "prior", "codebook_fit", "prior_fit"):
+            plain[name] = kinds[name](**plain[name])
+        if plain["data"].root is not None:
+            plain["data"] = dataclasses.replace(plain["data"], root=Path(plain["data"].root))
+        plain["model"] = VQVAEConfig.from_plain(plain["model"])
+        plain.update(run=folder, resume=False)
+        return Run(**plain)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a run of this version: {error}") from error
 

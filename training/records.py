@@ -54,12 +54,7 @@ class Metrics:
         """Keep the figures of other stages, and of this one up to `step`."""
         if not self.fabric.is_global_zero:
             return
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                # A line that a kill cut short is no figure.
-                rows = [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)][1:]
-        kept = [row for row in rows if row[0] != stage or int(row[1]) <= step]
+        kept = [row for row in self._rows() if row[0] != stage or int(row[1]) <= step]
         with (
             safefolder.replacing(self.path) as scratch,
             scratch.open("w", newline="", encoding="utf-8") as file,
@@ -78,12 +73,15 @@ class Metrics:
 
     def seconds(self) -> float:
         """What all stages took to train, over all the times that the run was resumed."""
-        took = {}
-        with self.path.open(newline="", encoding="utf-8") as file:
-            for stage, _, _, name, value in csv.reader(file):
-                if name == "seconds":
-                    took[stage] = float(value)
+        took = {stage: float(value) for stage, _, _, name, value in self._rows() if name == "seconds"}
         return sum(took.values())
+
+    def _rows(self) -> list[list[str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            # A line that a kill cut short is no figure.
+            return [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)][1:]
 
     def skip(self, batch: Batch) -> None:
         """Name each image that cannot be read, once, with the count so far."""
@@ -131,4 +129,6 @@ class Stop:
             return self.signal
         if step % 10:  # asking the others costs a reduction
             return 0
-        return int(fabric.all_reduce(torch.tensor(float(self.signal), device=fabric.device), reduce_op="max"))
+        numbers = fabric.all_gather(torch.tensor(self.signal, device=fabric.device))
+        assert isinstance(numbers, torch.Tensor)
+        return int(numbers.max())

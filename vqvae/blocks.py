@@ -9,7 +9,6 @@ Changes of resolution are space-to-depth: a strided convolution whose kernel is 
 and its transpose is a 1x1 convolution followed by `pixel_shuffle`. Nothing costly ever runs at full resolution.
 """
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,8 +22,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
         self.pointwise = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.pointwise.weight)
-        nn.init.zeros_(self.pointwise.bias)
+        for parameter in self.pointwise.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
         return x + self.pointwise(F.silu(self.spatial(F.silu(x))))
@@ -106,7 +105,3 @@ def level_widths(width: int, downsampling: int) -> list[int]:
     level doubles its channels, up to four times `width`: it has a quarter of the places, so its cost stays bounded.
     """
     return [width * min(4, 2**level) for level in range(max(1, num_levels(downsampling)))]
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    return module.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]

@@ -46,5 +46,5 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, z_q: Float[Tensor, "b h2 w2 d"]) -> Float[Tensor, "b f h w"]:
-        x = z_q.to(self.layers[0].weight.dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        x = z_q.to(next(self.parameters()).dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         return depth_to_space(self.layers(x), self.factor)

@@ -42,6 +42,6 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b h2 w2 d"]:
-        dtype = self.layers[-1].weight.dtype
+        dtype = next(self.parameters()).dtype
         x = (images.to(dtype) * (2 / 255) - 1).contiguous(memory_format=torch.channels_last)
         return self.layers(x).permute(0, 2, 3, 1)

@@ -102,8 +102,8 @@ class _StraightThrough(torch.autograd.Function):
         return z_q.clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def code_counts(codes: Int[Tensor, " n"], num_codes: int) -> Float[Tensor, " k"]:
