@@ -102,21 +102,25 @@ class Session(NamedTuple):
 
 
 def make_fabric(run: Run) -> Fabric:
+    """Fabric for the devices asked for; `auto` is CUDA where there is a GPU, else one process on the CPU.
+
+    Apple's MPS is not chosen by itself: nearest-code search decides near ties in float64, which it lacks.
+    """
+    has_cuda = torch.cuda.is_available()
+    accelerator = ("cuda" if has_cuda else "cpu") if run.accelerator == "auto" else run.accelerator
+    devices: Any = int(run.devices) if run.devices.isdecimal() else run.devices
+    if devices == "auto" and accelerator == "cpu":
+        devices = 1  # one process uses all cores
     precision: Any = run.precision
     if precision == "auto":
-        has_bf16 = (
-            torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-        )
+        # Where a CPU has no bfloat16 instructions, emulating them is slower than float32.
+        cpu_has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        has_bf16 = torch.cuda.is_bf16_supported() if accelerator == "cuda" else cpu_has_bf16()
         precision = "bf16-mixed" if has_bf16 else "32-true"
-    devices: Any = run.devices
-    if devices == "auto" and not torch.cuda.is_available():
-        devices = 1  # one process uses all cores of a CPU
-    elif isinstance(devices, str) and devices.isdecimal():
-        devices = int(devices)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # train() says what is used
     try:
         return Fabric(
-            accelerator=run.accelerator,
+            accelerator=accelerator,
             devices=devices,
             strategy=run.strategy,
             num_nodes=run.num_nodes,

@@ -9,6 +9,7 @@ somebody who stores one image would pay for them.
 import argparse
 import io
 import math
+from typing import Any
 
 from einops import rearrange
 from PIL import Image
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from vqvae import load_images
 from vqvae.data import batches
 
-FORMATS = {
+FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {"format": "png", "optimize": True},
     "WebP": {"format": "webp", "lossless": True, "quality": 100, "method": 6, "exact": True},
 }

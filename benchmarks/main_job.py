@@ -34,14 +34,20 @@ def main() -> None:
     # Linux counts in KiB.
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     rate = result["rate"]
-    print("| test images | rate uniform / unigram / transformer (nats) | distortion (nats) | negative ELBO (bits/dim) ", end="")
-    print("| transformer under unigram | usage | perplexity | PSNR (dB) | time (s) | peak memory (GiB) |")
-    print("|" + "---|" * 10)
-    print(
-        f"| {result['images']} | {rate['uniform']:.1f} / {rate['unigram']:.1f} / {rate['transformer']:.1f} "
-        f"| {result['distortion']:.1f} | {result['bits_per_dim']:.4f} | {1 - rate['transformer'] / rate['unigram']:.1%} "
-        f"| {result['usage']:.1%} | {result['perplexity']:.0f} | {result['psnr']:.2f} | {seconds:.0f} | {memory:.2f} |"
-    )
+    rows = {
+        "test images": result["images"],
+        "rate, uniform / unigram / transformer prior (nats)": " / ".join(f"{nats:.1f}" for nats in rate.values()),
+        "transformer under unigram": f"{1 - rate['transformer'] / rate['unigram']:.1%}",
+        "distortion (nats)": f"{result['distortion']:.1f}",
+        "negative ELBO (bits/dim)": f"{result['bits_per_dim']:.4f}",
+        "usage, perplexity": f"{result['usage']:.1%}, {result['perplexity']:.0f}",
+        "PSNR of the mean (dB)": f"{result['psnr']:.2f}",
+        "time, whole process (s)": f"{seconds:.0f}",
+        "peak memory (GiB)": f"{memory:.2f}",
+    }
+    print("| | |\n|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value} |")
 
 
 if __name__ == "__main__":

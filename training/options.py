@@ -82,8 +82,9 @@ class Run:
     codebook_fit: FitConfig
     prior_fit: FitConfig
     accelerator: str = "auto"
+    """cpu, cuda, ...; auto is cuda where there is a GPU, else cpu"""
     devices: str = "auto"
-    """number of devices (processes, on a CPU), or auto"""
+    """number of devices (processes, on a CPU); auto is all GPUs, or one process on the CPU"""
     strategy: str = "auto"
     """auto, ddp, fsdp, ...: see Lightning Fabric"""
     num_nodes: int = 1

@@ -37,6 +37,13 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
+def finish(process: subprocess.Popen) -> str:
+    """Wait for a run to end well; what it wrote to stderr."""
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    return errors
+
+
 def rows(folder: Path) -> list[list[str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.reader(file))
@@ -111,15 +118,13 @@ def test_resume_after_stops_is_an_uninterrupted_run(run, options, tmp_path, monk
 @pytest.mark.slow
 def test_resume_after_kill_9_is_an_uninterrupted_run(options, tmp_path):
     whole = tmp_path / "whole"
-    done = start(*options, "--run", str(whole))
-    assert done.wait(SECONDS) == 0, done.communicate()
+    finish(start(*options, "--run", str(whole)))
     for marker in ("state/codebook.ckpt", "codebook", "state/prior.ckpt"):
         process = start(*options, *(["--resume"] if marker != "state/codebook.ckpt" else []))
         wait_for(tmp_path / "run" / marker, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start("--resume", "--run", str(tmp_path / "run"))
-    assert process.wait(SECONDS) == 0, process.communicate()
+    finish(start("--resume", "--run", str(tmp_path / "run")))
     assert weights(tmp_path / "run") == weights(whole)
     results = [json.loads((folder / "elbo.json").read_text()) for folder in (tmp_path / "run", whole)]
     for result in results:
@@ -145,9 +150,7 @@ def test_signals_save_and_exit_cleanly(options, tmp_path, number):
 @pytest.mark.slow
 def test_two_processes_agree_and_end(options, tmp_path):
     """Two gloo processes share the batches; the run ends with the same files."""
-    process = start(*options, "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu")
-    _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, errors
+    finish(start(*options, "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu"))
     assert json.loads((tmp_path / "run" / "elbo.json").read_text())["images"] > 0
 
 

@@ -1,0 +1,226 @@
+"""Sets known by name: the embedded one, those that are downloaded, and what is said of what can't be loaded."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from image_files import chw, noise, save
+from PIL import Image
+
+from vqvae.data import ImageTensors, load_images
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+# The embedded set
+
+
+# SHA-256 of the first images and labels in the published files.
+PUBLISHED = {
+    "train": (
+        20_000,
+        "58e4771950337033c6f5665c995cab5743ed89bf7399fd5c583cf4de053257d1",
+        "9096aaf5e84faa7a18c04a6f597e5adc34d95d60b46296a4a1bb09c2e49d9d15",
+    ),
+    "test": (
+        2_000,
+        "09bbac78738f0229a68f7ca74e62665d7fb34f45ea7a3509ab5c4a202c1370de",
+        "a86243d2b2400909bc0a82f5fd5c9df83bf827852a1543e3dc70af890035a9d4",
+    ),
+}
+
+
+@pytest.mark.parametrize("split", PUBLISHED)
+def test_embedded_images_are_the_first_of_fashion_mnist(split: str):
+    num, images_hash, labels_hash = PUBLISHED[split]
+    images = load_images("fashion-mini", split)
+    assert isinstance(images, ImageTensors)
+    assert (len(images), images.shape, images.num_classes) == (num, (1, 28, 28), 10)
+    assert images.images.dtype == torch.uint8
+    assert images.labels is not None
+    assert images.class_names is not None
+    assert images.class_names[images.labels[0]] == "Ankle boot"
+    assert hashlib.sha256(images.images.numpy().tobytes()).hexdigest() == images_hash
+    assert hashlib.sha256(images.labels.byte().numpy().tobytes()).hexdigest() == labels_hash
+
+
+@pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
+def test_embedded_images_equal_the_original_files():
+    mini, whole = load_images("fashion-mini", "test"), load_images("fashion-mnist", "test", root=DEBIAN)
+    assert len(whole) == 10_000
+    first = whole.__getitems__(range(2_000))
+    assert mini.images.equal(first.images)
+    assert mini.labels.equal(first.labels)
+
+
+def test_embedded_files_are_small_and_licensed():
+    folder = Path(str(files("vqvae") / "assets"))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000
+    assert "Zalando" in (folder / "LICENSE-fashion-mnist").read_text()
+
+
+# Sets known by name
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_fashion_mnist_from_a_folder_that_holds_it(tmp_path: Path, place: str, suffix: str):
+    pixels = {"train": noise(5, 28, 28), "t10k": noise(3, 28, 28)}
+    for part, each in pixels.items():
+        write_idx(tmp_path / place / f"{part}-images-idx3-ubyte{suffix}", each)
+        write_idx(tmp_path / place / f"{part}-labels-idx1-ubyte{suffix}", np.arange(len(each), dtype=np.uint8))
+    for split, part in (("train", "train"), ("test", "t10k")):
+        images = load_images("fashion-mnist", split, root=tmp_path)
+        assert images.shape == (1, 28, 28)
+        assert images.num_classes == 10
+        batch = images.__getitems__(range(len(images)))
+        assert (batch.images[:, 0].numpy() == pixels[part]).all()
+        assert batch.labels.tolist() == list(range(len(images)))
+    larger = load_images("fashion-mnist", "train", size=32, channels=3, root=tmp_path)
+    expected = Image.fromarray(pixels["train"][4]).resize((32, 32), Image.Resampling.BICUBIC)
+    assert larger[4][0].equal(chw(np.stack([np.asarray(expected)] * 3, -1)))
+    assert larger[4][1] == 4
+
+
+def test_a_damaged_idx_file_is_refused(tmp_path: Path):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", noise(3, 28, 28))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", noise(3))
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz can't be read"):
+        load_images("fashion-mnist", "test", root=tmp_path)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + bytes(40)))
+    with pytest.raises(ValueError, match="that are no idx file"):
+        load_images("fashion-mnist", "test", root=tmp_path)
+
+
+def write_cifar(folder: Path) -> dict[str, np.ndarray]:
+    """CIFAR-10's python files as Python 2 pickled them, of three images each."""
+
+    def text(word: bytes) -> bytes:  # a Python 2 str
+        return b"U" + bytes([len(word)]) + word
+
+    def array(data: np.ndarray) -> bytes:
+        state = b"(K\3" + text(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\0tb"
+        kind = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R" + state
+        made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
+        shape = b"M" + struct.pack("<H", data.shape[0]) + b"M" + struct.pack("<H", data.shape[1]) + b"\x86"
+        return made + b"(K\1" + shape + kind + b"\x89T" + struct.pack("<i", data.nbytes) + data.tobytes() + b"tb"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = {}
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        pixels[name] = noise(3, 3072)
+        labels = b"](K\0K\1K\2e"
+        content = text(b"data") + array(pixels[name]) + text(b"labels") + labels
+        (folder / name).write_bytes(b"\x80\2}(" + content + b"u.")
+    names = b"](" + b"".join(text(b"class%d" % number) for number in range(10)) + b"e"
+    (folder / "batches.meta").write_bytes(b"\x80\2}" + text(b"label_names") + names + b"s.")
+    return pixels
+
+
+@pytest.mark.parametrize("place", ["", "cifar-10-batches-py"])
+def test_cifar10_from_a_folder_that_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    # The published files have checksums, which these can't have.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    pixels = write_cifar(tmp_path / place)
+    train = load_images("cifar10", "train", root=tmp_path)
+    assert (len(train), train.shape, train.num_classes) == (15, (3, 32, 32), 10)
+    assert train.class_names == tuple(f"class{number}" for number in range(10))
+    assert (train[4][0].numpy().reshape(-1) == pixels["data_batch_2"][1]).all()
+    assert train[4][1] == 1
+    test = load_images("cifar10", "test", root=tmp_path, size=16, channels=1)
+    assert (len(test), test.shape) == (3, (1, 16, 16))
+
+
+class Danger:
+    def __reduce__(self):
+        return os.mkdir, ("danger",)
+
+
+def no_network(*arguments: object, **options: object) -> None:
+    raise URLError("no network")
+
+
+@pytest.mark.parametrize("place", ["", "cifar-10-batches-py"])
+def test_pickles_that_are_not_the_published_ones_stay_shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    monkeypatch.chdir(tmp_path)
+    write_cifar(tmp_path / place)
+    (tmp_path / place / "test_batch").write_bytes(pickle.dumps(Danger()))
+    with pytest.raises(ValueError, match="CIFAR-10 is not whole in"):
+        load_images("cifar10", "test", root=tmp_path)
+    assert not (tmp_path / "danger").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "message"),
+    [
+        ("fashion-mnist", "mnist", "could not be downloaded .*no network.*pass as root a folder that holds"),
+        ("cifar10", "cifar", "could not be downloaded .*no network.*pass as root a folder that holds"),
+    ],
+)
+def test_without_a_network_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, module: str, message: str
+):
+    monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_network)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(source, root=tmp_path / "new")
+    assert "\n" not in str(caught.value)
+
+
+# What cannot be loaded
+
+
+def make_empty(folder: Path) -> None:
+    (folder / "notes.txt").write_text("nothing here")
+
+
+def make_unreadable(folder: Path) -> None:
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(b"broken")
+
+
+def make_one(folder: Path) -> None:
+    save(folder / "0.png", noise(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (None, {"source": "fashion-mimi"}, '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME"'),
+        (None, {"source": "missing"}, "does not exist"),
+        (None, {"source": "fashion-mini", "split": "valid"}, "got split='valid'; expected one of 'train', 'test'"),
+        (None, {"source": "fashion-mini", "channels": 2}, r"got channels=2; expected 1 \(grey\) or 3"),
+        (None, {"source": "fashion-mini", "size": 0}, "got size=0; expected at least 1"),
+        (None, {"source": "fashion-mini", "root": "data"}, 'only for "fashion-mnist" and "cifar10"'),
+        (make_empty, {}, "holds no images; expected files that end in"),
+        (make_empty, {"source": "notes.txt"}, "is a file, but not a .parquet one"),
+        (make_unreadable, {}, r"none of the \d+ images of .* can be read \(\d+.png: not an image"),
+        (make_one, {"split": "test"}, "no image for split='test'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable | None, arguments: dict, message: str
+):
+    monkeypatch.chdir(tmp_path)
+    if make is not None:
+        make(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(**{"source": tmp_path, **arguments})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,272 @@
+"""A folder of images: how files are decoded, what happens to broken ones, and which are held out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import chw, noise, save
+from PIL import Image
+
+from vqvae.data import image_folder, load_images
+from vqvae.data.decode import read
+from vqvae.data.folder import held_out
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def test_folder_keeps_the_levels_of_images_of_the_right_size(tmp_path: Path):
+    pixels = {name: noise(8, 8, 3) for name in ("ant/0.png", "ant/deep/1.PNG", "bee/2.webp", "bee/3.bmp")}
+    for name, each in pixels.items():
+        save(tmp_path / name, each, **({"lossless": True} if name.endswith("webp") else {}))
+    (tmp_path / "ant" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not named like an image")
+    found = {}
+    for split in ("train", "test"):
+        images = load_images(tmp_path, split, size=8)
+        assert (images.shape, images.num_classes, images.class_names) == ((3, 8, 8), 2, ("ant", "bee"))
+        assert len(images) >= 1
+        for image, label in (images[i] for i in range(len(images))):
+            found[image.numpy().tobytes()] = label
+    assert found == {chw(each).numpy().tobytes(): int("bee" in name) for name, each in pixels.items()}
+
+
+def grey16(mode: str) -> Image.Image:
+    levels = np.array([[0, 257, 65535], [128, 129, 32896], [1000, 50000, 65407]], np.uint16)
+    return Image.fromarray(levels if mode == "I;16" else levels.astype(np.int32))
+
+
+def transparent(mode: str) -> Image.Image:
+    image = Image.new("RGBA", (3, 3), (*RED, 0))
+    image.putpixel((1, 1), (*RED, 255))
+    image.putpixel((2, 1), (*RED, 128))
+    return image.convert(mode)
+
+
+def palette(transparency: bytes | int | None) -> Image.Image:
+    image = Image.new("P", (3, 3), 0)
+    image.putpalette([*RED, 0, 0, 255])
+    image.putpixel((1, 1), 1)
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    return image
+
+
+ROUNDED_16 = [[0, 1, 255], [0, 1, 128], [4, 195, 255]]
+RED_WITH_BLUE = [[RED] * 3, [RED, (0, 0, 255), RED], [RED] * 3]
+ON_WHITE = [[WHITE] * 3, [WHITE, RED, (255, 127, 127)], [WHITE] * 3]
+GREY_ON_WHITE = [[255] * 3, [255, 76, 165], [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "image", "expected"),
+    [
+        (".png", Image.fromarray(np.diag([1, 2, 3]).astype(np.uint8)), np.diag([1, 2, 3])),
+        (".png", Image.fromarray(np.eye(3, dtype=bool)), 255 * np.eye(3)),
+        (".png", grey16("I;16"), ROUNDED_16),
+        (".tif", grey16("I"), ROUNDED_16),
+        (".png", transparent("RGBA"), ON_WHITE),
+        (".webp", transparent("RGBA"), ON_WHITE),
+        (".png", transparent("LA"), GREY_ON_WHITE),
+        (".png", palette(None), RED_WITH_BLUE),
+        (".png", palette(0), [[WHITE] * 3, [WHITE, (0, 0, 255), WHITE], [WHITE] * 3]),
+        (".png", palette(b"\xff\x00"), [[RED] * 3, [RED, WHITE, RED], [RED] * 3]),
+        (".gif", palette(None), RED_WITH_BLUE),
+        (".tif", Image.new("CMYK", (3, 3), (0, 255, 255, 0)), [[RED] * 3] * 3),
+    ],
+)
+def test_every_kind_of_pixel_becomes_eight_bit_grey_or_rgb(
+    tmp_path: Path, suffix: str, image: Image.Image, expected: list
+):
+    image.save(tmp_path / f"0{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {}))
+    pixels = np.array(expected, np.uint8)
+    images = load_images(tmp_path, size=3)
+    assert images.num_classes is None
+    assert images.shape == (1 if pixels.ndim == 2 else 3, 3, 3)
+    assert images[0][0].equal(chw(pixels))
+    assert images[0][1] is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_converted_as_asked(tmp_path: Path, channels: int):
+    colour, grey = noise(4, 4, 3), noise(4, 4)
+    save(tmp_path / "0.png", colour)
+    save(tmp_path / "1.png", grey)
+    names = {"train": [], "test": []}
+    for split in names:
+        images = image_folder(tmp_path, split, size=4, channels=channels)
+        names[split] = [image for image, _ in (images[i] for i in range(len(images)))]
+    as_grey = np.round(colour @ np.array([0.299, 0.587, 0.114]))
+    wanted = [colour, np.stack([grey] * 3, -1)] if channels == 3 else [as_grey, grey]
+    images = [*names["train"], *names["test"]]
+    for want in wanted:
+        differences = [(chw(want.astype(np.int64)) - image.long()).abs().max() for image in images]
+        assert min(differences) <= (1 if channels == 1 else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path: Path, orientation: int):
+    upright = np.zeros((16, 16), np.uint8)
+    upright[:8, :8], upright[:8, 8:], upright[8:, :8] = 250, 160, 80
+    # What the tag says: where the picture's row 0 and column 0 lie.
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+        6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(tmp_path / "a.jpg", np.ascontiguousarray(stored), exif=exif, quality=95)
+    image = load_images(tmp_path, size=16)[0][0][0].numpy().astype(int)
+    assert np.abs(image - upright).max() <= 8
+
+
+def test_damaged_exif_does_not_spoil_sound_pixels(tmp_path: Path):
+    pixels = noise(4, 4, 3)
+    save(tmp_path / "a.png", pixels, exif=b"Exif\0\0no such thing")
+    assert load_images(tmp_path, size=4)[0][0].equal(chw(pixels))
+
+
+def test_the_short_side_is_scaled_and_the_centre_cropped(tmp_path: Path):
+    pixels = noise(20, 44, 3)
+    save(tmp_path / "wide.png", pixels)
+    expected = Image.fromarray(pixels).resize((22, 10), Image.Resampling.BICUBIC).crop((6, 0, 16, 10))
+    assert load_images(tmp_path, size=10)[0][0].equal(chw(np.asarray(expected)))
+    assert load_images(tmp_path)[0][0].shape == (3, 64, 64)
+
+
+def test_a_large_jpeg_is_read_reduced_and_looks_the_same(tmp_path: Path):
+    smooth = Image.fromarray(noise(6, 8, 3)).resize((800, 600), Image.Resampling.BICUBIC)
+    path = save(tmp_path / "a.jpg", np.asarray(smooth), quality=95)
+    assert read(path).size == (800, 600)
+    assert read(path, cover=60).size == (200, 150)
+    assert read(path, cover=300).size == (800, 600)
+    expected = smooth.resize((32, 32), Image.Resampling.BICUBIC, box=(100, 0, 700, 600))
+    image = load_images(tmp_path, size=32)[0][0]
+    assert (image.int() - chw(np.asarray(expected)).int()).abs().float().mean() < 1.5
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path):
+    frames = [Image.fromarray(np.full((4, 4), level, np.uint8)) for level in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (load_images(tmp_path, size=4, channels=1)[0][0] == 10).all()
+
+
+def break_truncated(path: Path) -> None:
+    path.write_bytes(save(path, noise(64, 64, 3)).read_bytes()[:6000])
+
+
+def break_dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere.png")
+
+
+def break_floats(path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(path, "TIFF")
+
+
+def break_wide(path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(path, "TIFF")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (break_truncated, "truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "text": (lambda path: path.write_text("no image"), "not an image in a known format"),
+    # Pillow would hand this to an outside program.
+    "postscript": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"),
+        "not an image in a known format",
+    ),
+    "dangling": (break_dangling, "No such file or directory"),
+    "floats": (break_floats, "floats"),
+    "wide": (break_wide, "32 bits"),
+    "huge": (lambda path: save(path, noise(80, 80)), "decompression bomb"),
+}
+
+
+@pytest.fixture
+def with_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    for number in range(6):
+        save(tmp_path / "train" / f"good{number}.png", noise(8, 8, 3))
+    for name, (breaks, _) in BROKEN.items():
+        breaks(tmp_path / "train" / f"{name}.png")
+    save(tmp_path / "test" / "good.png", noise(8, 8, 3))
+    return tmp_path
+
+
+def test_broken_files_are_named_and_skipped(with_broken: Path):
+    images = load_images(with_broken, size=8)
+    assert len(images) == 6 + len(BROKEN)
+    batch = images.__getitems__(range(len(images)))
+    assert batch.images.shape == (6, 3, 8, 8)
+    reasons = dict(batch.skipped)
+    assert set(reasons) == {f"{name}.png" for name in BROKEN}
+    for name, (_, reason) in BROKEN.items():
+        assert reason in reasons[f"{name}.png"]
+        assert "\n" not in reasons[f"{name}.png"]
+    index = next(i for i in range(len(images)) if len(images.__getitems__([i]).skipped))
+    with pytest.raises(ValueError, match=r"dangling.png can't be read as an image: No such file"):
+        images[index]
+    with pytest.raises(IndexError):
+        images[len(images)]
+
+
+def test_labels_stay_with_their_images_where_one_is_skipped(tmp_path: Path):
+    for split in ("train", "test"):
+        for label in "abc":
+            save(tmp_path / split / label / "0.png", noise(4, 4))
+    (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
+    batch = load_images(tmp_path, size=4).__getitems__([2, 1, 0])
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [2, 0]
+    assert batch.skipped == (("b/0.png", "the file is empty"),)
+
+
+def test_the_training_images_decide_on_the_channels_of_both_splits(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.png").write_bytes(b"")
+    save(tmp_path / "train" / "1.png", noise(4, 4))
+    save(tmp_path / "test" / "0.png", noise(4, 4, 3))
+    assert [load_images(tmp_path, split, size=4).shape for split in ("train", "test")] == [(1, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tif", ".ppm", ".avif"])
+def test_a_truncated_file_of_any_format_is_skipped(tmp_path: Path, suffix: str):
+    save(tmp_path / "train" / "good.png", noise(64, 64, 3))
+    save(tmp_path / "test" / "good.png", noise(64, 64, 3))
+    path = save(tmp_path / "train" / f"cut{suffix}", noise(64, 64, 3))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    batch = load_images(tmp_path).__getitems__([0, 1])
+    assert len(batch.images) == 1
+    assert [name for name, _ in batch.skipped] == [path.name]
+
+
+def test_folders_named_for_splits_are_the_splits(tmp_path: Path):
+    for name in ("train/cat/0", "train/cat/1", "train/dog/2", "val/dog/3", "val/emu/4"):
+        save(tmp_path / f"{name}.png", noise(4, 4))
+    train, test = (load_images(tmp_path, split, size=4) for split in ("train", "test"))
+    assert (len(train), len(test)) == (3, 2)
+    assert train.class_names == test.class_names == ("cat", "dog", "emu")
+    assert train.__getitems__(range(3)).labels.tolist() == [0, 0, 1]
+    assert test.__getitems__(range(2)).labels.tolist() == [1, 2]
+    save(tmp_path / "test" / "5.png", noise(4, 4))
+    assert len(load_images(tmp_path, "test", size=4)) == 1
+
+
+def test_about_one_in_ten_is_held_out_by_its_name_alone():
+    keys = [f"{number}.png".encode() for number in range(5000)]
+    held = held_out(keys)
+    assert 430 < held.sum() < 570
+    assert (held_out(keys[::2]) == held[::2]).all()
+    for num in range(2, 12):
+        for first in range(0, 100, 10):
+            assert 0 < held_out(keys[first : first + num]).sum() < num
+    assert not held_out(keys[:1]).any()
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path):
+    save(tmp_path / "elsewhere" / "a" / "0.png", noise(4, 4))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    assert len(load_images(tmp_path / "set", size=4)) == 1
