@@ -321,7 +321,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     began = time.monotonic()
     model = VQVAE.from_pretrained(run.run / "codebook").to(fabric.device)
     check_same_images(model, run)
-    codes = {split: encode_all(fabric, model, images, f"encode {split}") for split, images in data.items()}
+    codes = {split: encode_all(session, model, images, f"encode {split}") for split, images in data.items()}
     num_classes = data["train"].num_classes if run.prior.labels else None
     size = {name: value for name, value in vars(run.prior).items() if name != "labels"}
     config = TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **size)
@@ -344,14 +344,14 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
 
 
 @torch.no_grad()
-def encode_all(fabric: Fabric, model: VQVAE, images: Images, name: str) -> CodeGrids:
+def encode_all(session: Session, model: VQVAE, images: Images, name: str) -> CodeGrids:
     """The codes of every image that can be read, in float32 as an evaluation computes them."""
+    fabric, metrics = session.fabric, session.metrics
     codes, labels = [], []
     with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
-        for batch in batches(images, ENCODE_BATCH):
+        for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
             codes.append(model.encode(batch.images.to(fabric.device)).int().cpu())
             labels.append(batch.labels)
-            bar.update(len(batch.images) + len(batch.skipped))
     known = None if any(part is None for part in labels) else torch.cat(labels)
     return CodeGrids(torch.cat(codes), known)
 
@@ -378,10 +378,10 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     }
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
-        result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar))
+        result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32)).images.to(fabric.device)
     usage = CodeUsage(model.num_codes)
-    usage.add(encode_all(fabric, model, data["test"], "usage").codes)
+    usage.add(encode_all(session, model, data["test"], "usage").codes)
     pictures.save_reconstructions(run.run / "reconstructions.png", first, model.decode(model.encode(first)))
     pictures.save_usage(run.run / "usage.png", usage.counts)
     pictures.save_grid(run.run / "samples.png", draw(model, priors["transformer"], run.seed), 10)
@@ -398,8 +398,10 @@ def draw(model: VQVAE, prior: Prior, seed: int) -> Tensor:
     return model.decode(prior.sample(80, labels=labels, generator=generator))
 
 
-def counted(stream: Iterable[Batch], bar: tqdm) -> Iterator[Batch]:
+def counted(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Iterator[Batch]:
+    """Batches on their way, with the bar moved on and unreadable images named."""
     for batch in stream:
+        metrics.skip(batch)
         yield batch
         bar.update(len(batch.images) + len(batch.skipped))
 

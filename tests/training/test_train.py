@@ -17,7 +17,7 @@ from PIL import Image
 
 from priors import Prior
 from training.options import PRESETS, load_run, parse
-from vqvae import VQVAE
+from vqvae import VQVAE, load_images
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
@@ -179,15 +179,20 @@ def test_stages_one_by_one(run, options, tmp_path, fails):
     assert (tmp_path / "run" / "elbo.json").exists()
 
 
-def test_broken_images_are_named_and_counted(run, options, photos, tmp_path, capsys):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_broken_images_are_named_and_counted(run, options, photos, tmp_path, capsys, split):
     spoiled = tmp_path / "spoiled"
     shutil.copytree(photos, spoiled)
-    broken = spoiled / "left" / "00.png"
-    broken.write_bytes(broken.read_bytes()[:60])
+    images = load_images(spoiled, split, size=8, channels=1)
+    name = images._called(0)
+    (spoiled / name).write_bytes((spoiled / name).read_bytes()[:60])
     run(*options, "--data.source", str(spoiled))
-    errors = capsys.readouterr().err
-    assert "skipped left/00.png: " in errors
+    out, errors = capsys.readouterr()
+    assert f"skipped {name}: " in errors
+    assert errors.count("skipped") == 1
     assert "(1 so far)" in errors
+    if split == "test":
+        assert "1 that could not be read left out" in out
 
 
 @pytest.mark.parametrize(
