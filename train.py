@@ -2,7 +2,7 @@
 
     python train.py                                    # embedded images, a few minutes on two CPU cores
     python train.py --preset cifar10 --run runs/mine   # another preset, another folder
-    python train.py --preset folder --data.source photos --model.image-size 64
+    python train.py --preset folder --data.source photos
     python train.py --resume                           # go on after Ctrl-C or a kill
 
 A run is a folder. Stage `codebook` writes `codebook/`; `prior` reads it and writes `prior/` and `unigram/`; `evaluate`
