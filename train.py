@@ -11,7 +11,6 @@ reads all three and writes `elbo.json` and the pictures. `--stage all`, the defa
 
 import contextlib
 import functools
-import logging
 import math
 import signal
 import sys
@@ -29,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from priors import Prior, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
+from training.devices import make_fabric
 from training.options import FitConfig, Run, parse, save_run
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, load_images, pictures
@@ -99,36 +99,6 @@ class Session(NamedTuple):
     run: Run
     metrics: Metrics
     stop: Stop
-
-
-def make_fabric(run: Run) -> Fabric:
-    """Fabric for the devices asked for; `auto` is CUDA where there is a GPU, else one process on the CPU.
-
-    Apple's MPS is not chosen by itself: nearest-code search decides near ties in float64, which it lacks.
-    """
-    has_cuda = torch.cuda.is_available()
-    accelerator = ("cuda" if has_cuda else "cpu") if run.accelerator == "auto" else run.accelerator
-    devices: Any = int(run.devices) if run.devices.isdecimal() else run.devices
-    if devices == "auto" and accelerator == "cpu":
-        devices = 1  # one process uses all cores
-    precision: Any = run.precision
-    if precision == "auto":
-        # Where a CPU has no bfloat16 instructions, emulating them is slower than float32.
-        cpu_has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        has_bf16 = torch.cuda.is_bf16_supported() if accelerator == "cuda" else cpu_has_bf16()
-        precision = "bf16-mixed" if has_bf16 else "32-true"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # train() says what is used
-    try:
-        return Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=run.strategy,
-            num_nodes=run.num_nodes,
-            precision=precision,
-            loggers=[],
-        )
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise ValueError(f"Fabric refuses these devices, strategy or precision: {error}") from error
 
 
 class CodebookObjective(nn.Module):

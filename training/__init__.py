@@ -1,1 +1,1 @@
-"""What `train.py` stands on: the options of a run, and the records that it keeps."""
+"""What `train.py` stands on: the options of a run, its devices, and the records that it keeps."""

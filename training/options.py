@@ -111,8 +111,8 @@ COLOUR = dataclasses.replace(
         quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32),
         likelihood=LogisticMixtureConfig(num_components=5),
     ),
-    codebook_fit=FitConfig(num_steps=9000, batch_size=32),
-    prior_fit=FitConfig(num_steps=1200),
+    codebook_fit=FitConfig(num_steps=7000, batch_size=32),
+    prior_fit=FitConfig(num_steps=1000),
 )
 PRESETS = {
     "fashion-mini": FASHION,

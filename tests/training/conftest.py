@@ -110,8 +110,3 @@ def run(monkeypatch: pytest.MonkeyPatch):
         train.main()
 
     return call
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    """The bytes of every model of a run."""
-    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("*/model.safetensors"))}

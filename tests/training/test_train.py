@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import weights
 from PIL import Image
+from run_files import weights
 
 from priors import Prior
 from training.options import PRESETS, load_run, parse
