@@ -63,7 +63,7 @@ def reconstruct(
     """
     _at_least_one(num, "--num")
     model = _tokenizer(run_or_model)
-    images = torch.cat([batch.images for batch in _first(_images(run_or_model, data, model), num)])
+    images = torch.cat([batch.images for batch in _first(_images(run_or_model, data, model), num)])[:num]
     others = torch.cat([model.decode(model.encode(part)) for part in images.split(BATCH_SIZE)])
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
@@ -200,7 +200,7 @@ def _images(source: str, data: str | None, model: VQVAE) -> Images:
 
 
 def _first(images: Images, num: int) -> Iterable[Batch]:
-    """Batches of the first `num` images that can be read; unreadable ones are named."""
+    """Batches with at least the first `num` images that can be read; unreadable ones are named."""
     for batch in batches(images, min(num, BATCH_SIZE)):
         for name, reason in batch.skipped:
             print(f"skipped {name}: {reason}", file=sys.stderr)

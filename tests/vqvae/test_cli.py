@@ -62,6 +62,11 @@ def call(monkeypatch, capsys, tmp_path):
     return run_command
 
 
+def test_reconstruct_takes_as_many_as_asked(call, run, monkeypatch):
+    monkeypatch.setattr(cli, "BATCH_SIZE", 2)
+    assert "reconstructions.png: 3 images" in call("reconstruct", run, "--num", "3")
+
+
 def test_reconstruct(call, run, tmp_path):
     out = call("reconstruct", run, "--num", "2")
     assert "reconstructions.png: 2 images" in out
