@@ -350,10 +350,8 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
         result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32)).images.to(fabric.device)
-    usage = CodeUsage(model.num_codes)
-    usage.add(encode_all(session, model, data["test"], "usage").codes)
     pictures.save_reconstructions(run.run / "reconstructions.png", first, model.decode(model.encode(first)))
-    pictures.save_usage(run.run / "usage.png", usage.counts)
+    pictures.save_usage(run.run / "usage.png", result.code_counts)
     pictures.save_grid(run.run / "samples.png", draw(model, priors["transformer"], run.seed), 10)
     seconds = metrics.seconds() + time.monotonic() - began
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed)

@@ -62,7 +62,10 @@ class PriorSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Train a codebook, then a prior over its codes, and state what both are worth in bits."""
+    """Train a codebook, then a prior over its codes, and state what both are worth in bits.
+
+    Examples: python train.py; python train.py --preset cifar10 --run runs/mine; python train.py --resume
+    """
 
     preset: Literal["fashion-mini", "fashion-mnist", "cifar10", "folder"] = "fashion-mini"
     """the values that all other options start from"""
@@ -176,7 +179,6 @@ def parse(args: list[str]) -> Run:
         Run,
         default=default,
         args=args,
-        description=__doc__,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
 

@@ -7,10 +7,12 @@ float32, whatever they were trained in. Priors come by their interface: this pac
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 import safefolder
 from vqvae.data import Batch
@@ -32,6 +34,7 @@ class Evaluation:
         bits_per_dim: negative_elbo / (ln 2 · dims).
         usage, perplexity: of the codes of the test images.
         psnr: of the likelihood's mean against the image, in dB, mean over images that differ.
+        code_counts: how often each code occurred.
     """
 
     images: int
@@ -45,9 +48,12 @@ class Evaluation:
     usage: float
     perplexity: float
     psnr: float
+    code_counts: Int[Tensor, " k"]
 
     def save(self, path: Path, **more: float | int | str) -> None:
-        safefolder.write_text(path, json.dumps({**asdict(self), **more}, indent=2) + "\n")
+        """Write everything but the code counts as JSON, with `more` entries, whole or not at all."""
+        figures = {name: value for name, value in vars(self).items() if name != "code_counts"}
+        safefolder.write_text(path, json.dumps({**figures, **more}, indent=2) + "\n")
 
     def table(self, seconds: float | None = None) -> str:
         """The figures as lines for a terminal."""
@@ -82,7 +88,8 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
     for name, prior in priors.items():
         check_fit(model, prior, name)
     device = next(model.parameters()).device
-    sums = dict.fromkeys([*priors, " distortion", " entropy"], 0.0)
+    rates = dict.fromkeys(priors, 0.0)
+    distortion = entropy = 0.0
     usage = CodeUsage(model.num_codes)
     decibels: list[torch.Tensor] = []
     images = skipped = 0
@@ -91,17 +98,17 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
         labels = None if batch.labels is None else batch.labels.to(device)
         out = model(levels)
         for name, prior in priors.items():
-            sums[name] += rate(prior, out.quantized.codes, labels).double().sum().item()
-        sums[" distortion"] += out.distortion.double().sum().item()
-        sums[" entropy"] += out.quantized.entropy.double().sum().item()
+            rates[name] += rate(prior, out.quantized.codes, labels).double().sum().item()
+        distortion += out.distortion.double().sum().item()
+        entropy += out.quantized.entropy.double().sum().item()
         usage.add(out.quantized.codes)
         decibels.append(psnr(levels, model.reconstruct(out)))
         images += len(levels)
         skipped += len(batch.skipped)
     if not images:
         raise ValueError("there is no test image to evaluate on")
-    rates = {name: sums[name] / images for name in priors}
-    distortion, entropy = sums[" distortion"] / images, sums[" entropy"] / images
+    rates = {name: nats / images for name, nats in rates.items()}
+    distortion, entropy = distortion / images, entropy / images
     negative = list(rates.values())[-1] + distortion - entropy
     finite = torch.cat(decibels)
     finite = finite[torch.isfinite(finite)]
@@ -117,4 +124,5 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
         usage=usage.usage,
         perplexity=usage.perplexity,
         psnr=finite.mean().item() if len(finite) else math.inf,
+        code_counts=usage.counts,
     )
