@@ -16,23 +16,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from priors import Prior, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
 from training.devices import make_fabric
+from training.objectives import CodebookObjective, CodeGrids, PriorObjective, check_listable
 from training.options import FitConfig, Run, parse, save_run
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, load_images, pictures
-from vqvae.data import Batch, Images, batches, index_batches
+from vqvae.data import Batch, Images, batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
 from vqvae.metrics import CodeUsage, psnr
@@ -57,6 +57,8 @@ def main() -> None:
 def train(run: Run) -> None:
     """The three stages."""
     wanted = ("codebook", "prior", "evaluate") if run.stage == "all" else (run.stage,)
+    if "prior" in wanted:
+        check_listable(run.model.quantizer)
     for stage in wanted:
         if stage != "evaluate" and not run.resume and (run.run / "state" / f"{stage}.ckpt").exists():
             raise ValueError(
@@ -99,58 +101,6 @@ class Session(NamedTuple):
     run: Run
     metrics: Metrics
     stop: Stop
-
-
-class CodebookObjective(nn.Module):
-    """Distortion in nats per dimension plus the quantizer's terms, for a batch of images."""
-
-    def __init__(self, model: VQVAE):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        out = self.model(images)
-        terms = {
-            "distortion": out.distortion.mean() / self.model.num_dims,
-            **out.quantized.auxiliary,
-        }
-        state = {"usage": out.quantized.usage, "perplexity": out.quantized.perplexity}
-        return {"objective": torch.stack(list(terms.values())).sum(), **terms, **state}
-
-    def update(self) -> None:
-        self.model.quantizer.update()
-
-
-@dataclass(frozen=True)
-class CodeGrids:
-    """The codes of a set of images in memory, and their labels."""
-
-    codes: Tensor
-    labels: Tensor | None
-
-    def at(self, indices: np.ndarray) -> Batch:
-        chosen = torch.from_numpy(indices)
-        labels = None if self.labels is None else self.labels[chosen]
-        return Batch(self.codes[chosen].long(), labels)
-
-    def batches(self, **order: Any) -> Generator[Batch, None, None]:
-        """Shuffled batches without end, in the order that images would come in."""
-        return (self.at(indices) for indices in index_batches(len(self.codes), **order))
-
-
-class PriorObjective(nn.Module):
-    """Rate in nats per code, for a batch of codes."""
-
-    def __init__(self, prior: TransformerPrior):
-        super().__init__()
-        self.prior = prior
-
-    def forward(self, codes: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        per_code = -self.prior(codes, labels).mean() / self.prior.num_places
-        return {"objective": per_code, "rate": per_code}
-
-    def update(self) -> None:
-        """Nothing moves outside the gradient."""
 
 
 def fit(
@@ -240,7 +190,7 @@ def fit(
             bar.update(options.batch_size * fabric.world_size)
             if step % 20 == 0 or last:
                 figures = {key: value.item() for key, value in terms.items()}
-                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
                 metrics.add(name, step + 1, "train", {**figures, "seconds": time.monotonic() - began})
             if last or (step + 1) % options.validate_every == 0:
                 check()
@@ -264,7 +214,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     watched = next(batches(data["test"], NUM_WATCHED)).images.to(fabric.device)
 
     def validate(kept: CodebookObjective) -> dict[str, float]:
-        usage = CodeUsage(kept.model.num_codes)
+        usage = CodeUsage(kept.model.num_codes, kept.model.quantizer.code_axes)
         distortion, decibels = [], []
         for images in watched.split(64):
             out = kept.model(images)
@@ -351,7 +301,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32)).images.to(fabric.device)
     pictures.save_reconstructions(run.run / "reconstructions.png", first, model.decode(model.encode(first)))
-    pictures.save_usage(run.run / "usage.png", result.code_counts)
+    pictures.save_usage(run.run / "usage.png", result.code_usage)
     pictures.save_grid(run.run / "samples.png", draw(model, priors["transformer"], run.seed), 10)
     seconds = metrics.seconds() + time.monotonic() - began
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed)

@@ -24,10 +24,17 @@ def test_public_names():
     assert sorted(priors.__all__) == [
         *("Prior", "TransformerPrior", "TransformerPriorConfig", "UniformPrior", "UnigramPrior")
     ]
-    assert sorted(vqvae.quantizers.__all__) == [
-        *("EMAVectorQuantizer", "EMAVectorQuantizerConfig", "MASKED", "Quantized", "Quantizer"),
-        *("VectorQuantizer", "VectorQuantizerConfig", "nearest", "straight_through"),
+    kinds = [
+        *("BSQ", "EMAVectorQuantizer", "FSQ", "GroupedQuantizer", "GumbelQuantizer", "IBQ", "LFQ"),
+        *("MultiScaleQuantizer", "ProjectedQuantizer", "ResidualQuantizer", "SimVQ", "VectorQuantizer"),
     ]
+    assert sorted(vqvae.quantizers.__all__) == sorted(
+        [
+            *(name for kind in kinds for name in (kind, f"{kind}Config")),
+            *("MASKED", "Quantized", "Quantizer", "QuantizerConfig"),
+            *("gumbel_softmax", "nearest", "rotation_trick", "straight_through"),
+        ]
+    )
     assert sorted(vqvae.likelihoods.__all__) == [
         *("Categorical", "CategoricalConfig", "Chooser", "Likelihood", "LogisticMixture", "LogisticMixtureConfig"),
         *("Normal", "NormalConfig"),

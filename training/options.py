@@ -10,9 +10,9 @@ from typing import Any, Literal, get_type_hints
 import tyro
 
 import safefolder
-from vqvae import VQVAEConfig
+from vqvae import VQVAEConfig, quantizers
 from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class Run:
     resume: bool = False
     """go on with the run in the folder, with its own options"""
     seed: int = 0
-    quantizer: Literal["EMAVectorQuantizer", "VectorQuantizer"] = "EMAVectorQuantizer"
-    """kind of --model.quantizer"""
+    quantizer: str = "EMAVectorQuantizer"
+    """kind of --model.quantizer; a kind inside another after a slash: FSQ, ResidualQuantizer/FSQ, ..."""
     likelihood: Literal["LogisticMixture", "Categorical", "Normal"] = "LogisticMixture"
     """kind of --model.likelihood"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -134,9 +134,10 @@ PRESETS = {
         model=dataclasses.replace(COLOUR.model, image_size=64, downsampling=4),
     ),
 }
-QUANTIZERS = {
-    "EMAVectorQuantizer": EMAVectorQuantizerConfig,
-    "VectorQuantizer": VectorQuantizerConfig,
+QUANTIZERS: dict[str, type[QuantizerConfig]] = {
+    name.removesuffix("Config"): getattr(quantizers, name)
+    for name in quantizers.__all__
+    if name.endswith("Config") and name != "QuantizerConfig"
 }
 LIKELIHOODS = {
     "LogisticMixture": LogisticMixtureConfig,
@@ -155,11 +156,7 @@ def parse(args: list[str]) -> Run:
         first.add_argument(f"--{name}")
     first.add_argument("--resume", action="store_true")
     given, _ = first.parse_known_args(args)
-    for name, kinds in (
-        ("preset", PRESETS),
-        ("quantizer", QUANTIZERS),
-        ("likelihood", LIKELIHOODS),
-    ):
+    for name, kinds in (("preset", PRESETS), ("likelihood", LIKELIHOODS)):
         if (value := getattr(given, name)) is not None and value not in kinds:
             raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(kinds)}")
     preset = given.preset or "fashion-mini"
@@ -168,11 +165,12 @@ def parse(args: list[str]) -> Run:
     if given.resume or given.stage in ("prior", "evaluate"):
         default = dataclasses.replace(load_run(folder), stage="all")
     if given.quantizer:
-        default = _with_part(default, "quantizer", QUANTIZERS[given.quantizer]())
+        default = _with_part(default, "quantizer", _quantizer(given.quantizer))
     if given.likelihood:
         default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood]())
     kinds: Any = {
-        part: type(getattr(default.model, part)).__name__.removesuffix("Config") for part in ("quantizer", "likelihood")
+        "quantizer": _path(default.model.quantizer),
+        "likelihood": type(default.model.likelihood).__name__.removesuffix("Config"),
     }
     default = dataclasses.replace(default, **kinds)
     return tyro.cli(
@@ -181,6 +179,31 @@ def parse(args: list[str]) -> Run:
         args=args,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _quantizer(path: str) -> QuantizerConfig:
+    """The default options of a kind, and of the kinds inside it: "ResidualQuantizer/FSQ"."""
+    config = None
+    for kind in reversed(path.split("/")):
+        if kind not in QUANTIZERS:
+            raise ValueError(
+                f"unknown quantizer {kind!r}, expected one of {', '.join(QUANTIZERS)}, or two with a slash"
+            )
+        if config is None:
+            config = QUANTIZERS[kind]()
+        elif "quantizer" in {field.name for field in dataclasses.fields(QUANTIZERS[kind])}:
+            options: Any = {"quantizer": config}
+            config = QUANTIZERS[kind](**options)
+        else:
+            raise ValueError(f"{kind} has no quantizer inside, got {path!r}")
+    assert config is not None
+    return config
+
+
+def _path(config: QuantizerConfig) -> str:
+    kind = type(config).__name__.removesuffix("Config")
+    inner = getattr(config, "quantizer", None)
+    return kind if inner is None else f"{kind}/{_path(inner)}"
 
 
 def _with_part(run: Run, name: str, part: Any) -> Run:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 import safefolder
 from vqvae.data import Batch
@@ -32,9 +30,9 @@ class Evaluation:
         rate: cross entropy of the codes under each prior.
         negative_elbo: rate under the last prior + distortion − entropy.
         bits_per_dim: negative_elbo / (ln 2 · dims).
-        usage, perplexity: of the codes of the test images.
+        usage, perplexity: of the codes of the test images, means over the codebooks.
         psnr: of the likelihood's mean against the image, in dB, mean over images that differ.
-        code_counts: how often each code occurred.
+        code_usage: how often each code of each codebook occurred.
     """
 
     images: int
@@ -48,11 +46,14 @@ class Evaluation:
     usage: float
     perplexity: float
     psnr: float
-    code_counts: Int[Tensor, " k"]
+    code_usage: CodeUsage
 
     def save(self, path: Path, **more: float | int | str) -> None:
-        """Write everything but the code counts as JSON, with `more` entries, whole or not at all."""
-        figures = {name: value for name, value in vars(self).items() if name != "code_counts"}
+        """Write the figures as JSON, with `more` entries, whole or not at all; per codebook where there are several."""
+        figures = {name: value for name, value in vars(self).items() if name != "code_usage"}
+        if self.code_usage.axes:
+            figures |= {"usage_by_codebook": self.code_usage.usages}
+            figures |= {"perplexity_by_codebook": self.code_usage.perplexities}
         safefolder.write_text(path, json.dumps({**figures, **more}, indent=2) + "\n")
 
     def table(self, seconds: float | None = None) -> str:
@@ -90,7 +91,7 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
     device = next(model.parameters()).device
     rates = dict.fromkeys(priors, 0.0)
     distortion = entropy = 0.0
-    usage = CodeUsage(model.num_codes)
+    usage = CodeUsage(model.num_codes, model.quantizer.code_axes)
     decibels: list[torch.Tensor] = []
     images = skipped = 0
     for batch in batches:
@@ -124,5 +125,5 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
         usage=usage.usage,
         perplexity=usage.perplexity,
         psnr=finite.mean().item() if len(finite) else math.inf,
-        code_counts=usage.counts,
+        code_usage=usage,
     )

@@ -1,5 +1,8 @@
 """Figures beside the ELBO: how a codebook is used, and how far reconstructions are from their images."""
 
+import math
+from statistics import fmean
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -7,26 +10,54 @@ from torch.nn import functional as F
 
 
 class CodeUsage:
-    """The histogram of codes over any number of batches.
+    """The histogram of codes over any number of batches, for each codebook of a residual or grouped quantizer.
 
-    usage = fraction of codes that occurred; perplexity = exp of the histogram's entropy, at most `num_codes`.
+    usage = fraction of a codebook's codes that occurred; perplexity = exp of its histogram's entropy, at most
+    `num_codes`; both are means over the codebooks. Only codes that occurred are listed, so 2^36 codes can be counted.
+
+    Args:
+        num_codes: codes of each codebook.
+        axes: the last axes of the codes, which tell the codebooks apart: a quantizer's `code_axes`.
     """
 
-    def __init__(self, num_codes: int):
-        self.counts = torch.zeros(num_codes, dtype=torch.int64)
+    def __init__(self, num_codes: int, axes: tuple[int, ...] = ()):
+        self.num_codes = num_codes
+        self.axes = axes
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self._seen = [(nothing, nothing)] * math.prod(axes)
 
-    def add(self, codes: Int[Tensor, "b *grid"]) -> None:
-        flat = codes.reshape(-1).cpu()
-        self.counts += torch.bincount(flat[flat >= 0], minlength=len(self.counts))
+    def add(self, codes: Int[Tensor, "b *places"]) -> None:
+        columns = codes.cpu().reshape(-1, len(self._seen)).unbind(1)
+        self._seen = [self._merged(*seen, column) for seen, column in zip(self._seen, columns, strict=True)]
+
+    def _merged(self, seen: Tensor, counts: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        new, new_counts = new[new >= 0].unique(return_counts=True)
+        merged, where = torch.cat([seen, new]).unique(return_inverse=True)
+        return merged, torch.zeros_like(merged).scatter_add_(0, where, torch.cat([counts, new_counts]))
+
+    @property
+    def counts(self) -> list[Int[Tensor, " n"]]:
+        """How often each code that occurred did, for each codebook."""
+        return [counts for _, counts in self._seen]
+
+    @property
+    def usages(self) -> list[float]:
+        """Of each codebook."""
+        return [len(counts) / self.num_codes for counts in self.counts]
+
+    @property
+    def perplexities(self) -> list[float]:
+        """Of each codebook."""
+        shares = [counts.double() / counts.sum().clamp_min(1) for counts in self.counts]
+        return [torch.special.entr(share).sum().exp().item() for share in shares]
 
     @property
     def usage(self) -> float:
-        return (self.counts > 0).double().mean().item()
+        return fmean(self.usages)
 
     @property
     def perplexity(self) -> float:
-        probs = self.counts.double() / self.counts.sum().clamp_min(1)
-        return torch.special.entr(probs).sum().exp().item()
+        return fmean(self.perplexities)
 
 
 def psnr(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -18,12 +18,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 import safefolder
+from vqvae import quantizers
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
 from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.quantizers import EMAVectorQuantizerConfig, Quantized, VectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizerConfig, Quantized, QuantizerConfig
 
-QuantizerConfig = VectorQuantizerConfig | EMAVectorQuantizerConfig
 LikelihoodConfig = LogisticMixtureConfig | CategoricalConfig | NormalConfig
 
 
@@ -53,11 +53,7 @@ class VQVAEConfig:
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data for JSON; a part's config is told from its siblings by its class."""
-        plain = dataclasses.asdict(self)
-        for name in _PARTS:
-            kind = type(getattr(self, name)).__name__.removesuffix("Config")
-            plain[name] = {"class": kind, **plain[name]}
-        return plain
+        return {f.name: _to_plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "VQVAEConfig":
@@ -66,21 +62,45 @@ class VQVAEConfig:
         Raises:
             ValueError: a field or a class that this version does not know.
         """
-        fields = dict(plain)
         try:
-            for name, union in _PARTS.items():
-                part = dict(fields[name])
-                kinds = {kind.__name__.removesuffix("Config"): kind for kind in get_args(union)}
-                kind = part.pop("class")
-                if kind not in kinds:
-                    raise ValueError(f"unknown {name} {kind!r}, expected one of {', '.join(kinds)}")
-                fields[name] = kinds[kind](**part)
-            return cls(**fields)
+            config = cls(**{name: _from_plain(name, value) for name, value in plain.items()})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a field is missing or unknown: {error}") from error
+        for name, kind in (("quantizer", QuantizerConfig), ("likelihood", LikelihoodConfig)):
+            part = getattr(config, name)
+            if not isinstance(part, kind):
+                raise ValueError(f"{name} is {part!r}, expected the options of a {name}")
+        return config
 
 
-_PARTS = {"quantizer": QuantizerConfig, "likelihood": LikelihoodConfig}
+# Configs that a saved model may name: only these are ever built from a file.
+_KINDS: dict[str, type] = {
+    kind.__name__.removesuffix("Config"): kind
+    for kind in (
+        *get_args(LikelihoodConfig),
+        *(getattr(quantizers, name) for name in quantizers.__all__ if name.endswith("Config")),
+    )
+    if kind is not QuantizerConfig
+}
+
+
+def _to_plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {"class": type(value).__name__.removesuffix("Config"), **fields}
+
+
+def _from_plain(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = dict(value)
+    kind = fields.pop("class")
+    if kind not in _KINDS:
+        raise ValueError(f"unknown {name} {kind!r}, expected one of {', '.join(_KINDS)}")
+    return _KINDS[kind](**{inner: _from_plain(inner, each) for inner, each in fields.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +120,9 @@ class Output:
 
 class VQVAE(nn.Module):
     """A tokenizer of images.
+
+    `grid` holds the axes of the codes of one image: (h, w); (h, w, depth) for residual and grouped quantizers, and
+    (places,) for a multi-scale one.
 
         model = VQVAE(VQVAEConfig(image_size=32, num_channels=3))
         codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"
@@ -133,14 +156,9 @@ class VQVAE(nn.Module):
             "num_blocks": config.num_blocks,
             "attention": config.attention,
         }
+        self.grid = self.quantizer.code_grid((config.image_size // config.downsampling,) * 2)
         self.encoder = Encoder(num_channels=config.num_channels, **sizes)
         self.decoder = Decoder(num_features=self.likelihood.num_features, **sizes)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Places of the codes of one image."""
-        side = self.config.image_size // self.config.downsampling
-        return (side, side)
 
     @property
     def num_codes(self) -> int:

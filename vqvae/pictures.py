@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 import safefolder
+from vqvae.metrics import CodeUsage
 
 # Small images are enlarged by whole factors to about this many pixels a side, so that each pixel can be seen.
 TILE = 64
@@ -48,25 +49,32 @@ def save_reconstructions(
     save_grid(path, torch.cat(full), columns)
 
 
-def save_usage(path: Path, counts: Int[Tensor, " k"]) -> None:
-    """Write the codes' frequencies, most frequent first, beside those of an even use."""
+def save_usage(path: Path, usage: CodeUsage) -> None:
+    """Write the codes' frequencies, most frequent first, beside those of an even use; a line a codebook."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    shares = (counts.double() / counts.sum().clamp_min(1)).sort(descending=True).values.cpu()
-    used = int((counts > 0).sum())
-    perplexity = torch.special.entr(shares).sum().exp().item()
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
-    axes.fill_between(range(len(shares)), shares.numpy(), step="mid", color="#4477aa", linewidth=0)
-    axes.axhline(1 / len(shares), color="#cc6677", linewidth=1, label="even use")
+    shares = [counts.sort(descending=True).values.double() / counts.sum().clamp_min(1) for counts in usage.counts]
+    # The codes that never occurred are a line at zero, of which the picture shows no more than it can.
+    shown = min(usage.num_codes, max(2 * max(len(share) for share in shares), 64))
+    for index, share in enumerate(shares):
+        heights = F.pad(share, (0, shown - len(share)))
+        if len(shares) == 1:
+            axes.fill_between(range(shown), heights.numpy(), step="mid", color="#4477aa", linewidth=0)
+        else:
+            colour = pyplot.get_cmap("viridis")(index / len(shares))
+            axes.plot(range(shown), heights.numpy(), color=colour, linewidth=1, label=f"codebook {index}")
+    axes.axhline(1 / usage.num_codes, color="#cc6677", linewidth=1, label="even use")
+    of = "" if len(shares) == 1 else f", mean of {len(shares)} codebooks"
     axes.set(
         xlabel="code, most frequent first",
         ylabel="share of places",
-        xlim=(0, max(1, len(shares) - 1)),
+        xlim=(0, max(1, shown - 1)),
         ylim=(0, None),
-        title=f"{used} of {len(shares)} codes used, perplexity {perplexity:.0f}",
+        title=f"{usage.usage:.1%} of {usage.num_codes} codes used, perplexity {usage.perplexity:.0f}{of}",
     )
     axes.legend(frameon=False)
     buffer = io.BytesIO()

@@ -50,9 +50,18 @@ def test_code_usage_adds_up():
     usage = CodeUsage(4)
     usage.add(torch.tensor([[[0, 1], [1, -1]]]))
     usage.add(torch.tensor([[[0, 0], [1, -1]]]))
-    assert usage.counts.tolist() == [3, 3, 0, 0]
+    assert [counts.tolist() for counts in usage.counts] == [[3, 3]]
     assert usage.usage == 0.5
     assert usage.perplexity == pytest.approx(2)
+
+
+def test_code_usage_keeps_codebooks_apart():
+    usage = CodeUsage(2**36, (2,))
+    usage.add(torch.tensor([[[0, 5], [2**36 - 1, 5]], [[0, -1], [0, 5]]]))
+    assert [counts.tolist() for counts in usage.counts] == [[3, 1], [3]]
+    assert usage.usages == [2 / 2**36, 1 / 2**36]
+    assert usage.perplexities == pytest.approx([4 / 3**0.75, 1])
+    assert usage.perplexity == pytest.approx((4 / 3**0.75 + 1) / 2)
 
 
 def test_grids_are_enlarged_by_whole_factors():
@@ -67,7 +76,11 @@ def test_pictures_open(tmp_path):
     images, others = pair(3)
     save_grid(tmp_path / "grid.png", images, 2)
     save_reconstructions(tmp_path / "pairs.png", images, others, columns=2)
-    save_usage(tmp_path / "usage.png", torch.tensor([5, 0, 3, 1]))
+    single, double = CodeUsage(4), CodeUsage(2**36, (2,))
+    single.add(torch.tensor([[0, 0, 2, 3]]))
+    double.add(torch.randint(0, 2**36, (3, 5, 2)))
+    save_usage(tmp_path / "usage.png", single)
+    save_usage(tmp_path / "usages.png", double)
     pixels = {}
     for path in tmp_path.iterdir():
         with Image.open(path) as picture:

@@ -1,42 +1,293 @@
 """The search for the nearest code: exact, and the same in every batch."""
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
+from torch import Tensor
 
 from vqvae.quantizers import nearest
 
 
-@pytest.mark.parametrize(("num", "num_codes", "dim"), [(300, 50, 8), (5000, 1024, 64), (7, 1, 3), (0, 4, 2)])
+def brute_force(vectors: Tensor, codebook: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """The first least score in float64; squared, since a square root would make new ties."""
+    codebook = codebook.double()
+    codes = [vectors.new_empty(0, dtype=torch.int64)]
+    for part in vectors.double().split(64):
+        pairs = part[:, None] - codebook if offsets is None else part[:, None] * codebook
+        scores = pairs.square().sum(2) if offsets is None else offsets.double() - pairs.sum(2)
+        codes.append(scores.min(1).indices)
+    return torch.cat(codes)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# One code, whole rows (50, 63), blocks (64 on, 1000 no multiple of them), sections (4096 on, 9001 no multiple of them).
+SIZES = [(300, 50, 8), (5000, 1024, 64), (7, 1, 3), (0, 4, 2), (1, 63, 5), (200, 64, 1), (500, 1000, 7), (300, 9001, 5)]
+
+
+@pytest.mark.parametrize(("num", "num_codes", "dim"), SIZES)
 def test_nearest_is_the_float64_brute_force(num, num_codes, dim):
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(num, dim, generator=generator)
-    codebook = torch.randn(num_codes, dim, generator=generator)
-    want = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    assert torch.equal(nearest(vectors, codebook), want)
+    vectors, codebook = normal(num, dim), normal(num_codes, dim, seed=1)
+    assert torch.equal(nearest(vectors, codebook), brute_force(vectors, codebook))
+
+
+@pytest.mark.parametrize(("num", "num_codes", "dim"), SIZES)
+def test_nearest_with_offsets_is_the_float64_brute_force(num, num_codes, dim):
+    vectors, codebook = normal(min(num, 1000), dim), normal(num_codes, dim, seed=1)
+    for offsets in (torch.zeros(num_codes), 10 * normal(num_codes, seed=2)):
+        assert torch.equal(nearest(vectors, codebook, offsets), brute_force(vectors, codebook, offsets))
+
+
+def test_addmm_finds_what_onednn_finds(monkeypatch):
+    """Processors without AVX-512 take the other product."""
+    monkeypatch.setattr(sys.modules[nearest.__module__], "_has_onednn", lambda vectors: False)
+    test_nearest_is_the_float64_brute_force(500, 1000, 7)
+    test_nearest_is_the_float64_brute_force(300, 9001, 5)
 
 
 def test_nearest_gives_ties_to_the_lowest_index():
     codebook = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert nearest(torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), codebook).tolist() == [
-        1,
-        1,
-        0,
-    ]
+    assert nearest(torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), codebook).tolist() == [1, 1, 0]
+    assert nearest(torch.tensor([[0.0, 1.0]]), codebook, torch.tensor([0.0, -1.0, -1.0, -1.0])).tolist() == [1]
+
+
+@pytest.mark.parametrize("num_codes", [40, 200, 5000])
+def test_copies_of_a_code_give_their_first(num_codes):
+    """The copies lie in one block, in another, and in another section."""
+    codebook = normal(num_codes, 4).repeat(2, 1)
+    codes = nearest(codebook, codebook)
+    assert torch.equal(codes, torch.arange(num_codes).repeat(2))
+    assert torch.equal(nearest(codebook, codebook, codebook.square().sum(1) / 2), codes)
+
+
+def test_copies_of_a_code_with_other_offsets_are_other_codes():
+    codebook = normal(100, 4).repeat(2, 1)
+    offsets = torch.cat([torch.full((100,), 5.0), torch.full((100,), 5 - 1e-6)])
+    assert torch.equal(nearest(codebook, codebook, offsets), brute_force(codebook, codebook, offsets))
+    assert (nearest(codebook, codebook, offsets) >= 100).all()
+
+
+def test_an_infinite_offset_forbids_its_code():
+    codebook = torch.eye(3)
+    vectors = torch.tensor([[3.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+    assert nearest(vectors, codebook, torch.tensor([torch.inf, 0.0, 0.0])).tolist() == [1, 1]
+    assert nearest(vectors, codebook, torch.tensor([torch.inf, torch.inf, 1e30])).tolist() == [2, 2]
+    wide = normal(300, 3)
+    offsets = torch.where(torch.arange(300) < 200, torch.inf, 0.0)
+    assert torch.equal(nearest(wide, wide, offsets), brute_force(wide, wide, offsets))
 
 
 def test_nearest_of_a_collapsed_codebook_is_its_first_code():
     codebook = torch.ones(512, 8)
-    assert (nearest(torch.randn(5000, 8), codebook) == 0).all()
+    assert (nearest(normal(5000, 8), codebook) == 0).all()
 
 
-def test_near_ties_do_not_depend_on_the_batch():
-    """Codes a few units in the last place apart: any float32 product alone would waver between them."""
-    torch.manual_seed(0)
-    base = torch.randn(32, 64)
-    codebook = torch.cat([base * (1 + k * 1e-7) for k in range(4)])
-    vectors = base.repeat(40, 1) + 1e-4 * torch.randn(1280, 64)
+def test_copies_of_a_code_are_never_compared_pair_by_pair(monkeypatch):
+    """512 pairs for every vector would take a hundred times as long."""
+    monkeypatch.delattr(sys.modules[nearest.__module__], "_by_differences")
+    test_nearest_of_a_collapsed_codebook_is_its_first_code()
+
+
+def near_ties(dtype: torch.dtype, spread: float) -> tuple[Tensor, Tensor]:
+    """Codes a few units in the last place apart: any product alone would waver between them."""
+    base = normal(32, 64, dtype=dtype)
+    codebook = torch.cat([base * (1 + k * spread) for k in range(4)])
+    return base.repeat(40, 1) + 1e3 * spread * normal(1280, 64, seed=1, dtype=dtype), codebook
+
+
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 1e-7), (torch.float64, 1e-15)])
+def test_near_ties_do_not_depend_on_the_batch(dtype, spread):
+    vectors, codebook = near_ties(dtype, spread)
     together = nearest(vectors, codebook)
     alone = torch.cat([nearest(vector[None], codebook) for vector in vectors])
     assert torch.equal(together, alone)
-    want = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    assert torch.equal(together, want)
+    assert torch.equal(together, brute_force(vectors, codebook))
+
+
+def test_near_ties_between_sections_are_decided_in_float64():
+    vectors, near = near_ties(torch.float32, 1e-7)
+    far = 100 + normal(5000, 64, seed=2)
+    codebook = torch.cat([part for one in near.split(32) for part in (one, far)])
+    want = brute_force(vectors, near)
+    assert torch.equal(nearest(vectors, codebook), want // 32 * 5032 + want % 32)
+
+
+def test_near_ties_with_offsets_are_decided_in_float64():
+    vectors, codebook = near_ties(torch.float32, 1e-7)
+    offsets = codebook.square().sum(1) / 2
+    together = nearest(vectors, codebook, offsets)
+    assert torch.equal(together, brute_force(vectors, codebook, offsets))
+    assert torch.equal(
+        together[:100], torch.cat([nearest(vector[None], codebook, offsets) for vector in vectors[:100]])
+    )
+
+
+def test_a_vector_has_one_code_in_batches_of_any_size():
+    vectors, codebook = normal(3000, 7), normal(1000, 7, seed=1)
+    together = nearest(vectors, codebook)
+    for size in (1, 2, 17, 1024):
+        assert torch.equal(nearest(vectors[:size], codebook), together[:size])
+        assert torch.equal(nearest(vectors[-size:], codebook), together[-size:])
+
+
+def test_float64_is_compared_in_float64():
+    vectors = normal(200, 6, dtype=torch.float64)
+    codebook = vectors[:100] + 1e-10 * normal(100, 6, seed=1, dtype=torch.float64)
+    codebook = torch.cat([codebook, codebook + 1e-10])  # one code twice in float32
+    want = brute_force(vectors, codebook)
+    assert (want[:100] >= 100).any()
+    assert torch.equal(nearest(vectors, codebook), want)
+    assert torch.equal(nearest(vectors.float(), codebook), brute_force(vectors.float(), codebook))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_compared_in_float32(dtype):
+    vectors, codebook = normal(400, 16).to(dtype), normal(200, 16, seed=1)
+    for other in (codebook, codebook.to(dtype)):
+        with torch.autocast("cpu", torch.bfloat16):
+            codes = nearest(vectors, other)
+        assert torch.equal(codes, brute_force(vectors, other))
+
+
+def test_a_lower_matmul_precision_changes_nothing(monkeypatch):
+    module, seen = sys.modules[nearest.__module__], []
+    scan = module._scan
+    monkeypatch.setattr(
+        module, "_scan", lambda *args: (seen.append(torch.backends.mkldnn.matmul.fp32_precision), scan(*args))[1]
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        test_nearest_is_the_float64_brute_force(1000, 1024, 64)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert set(seen) == {"ieee"}  # not every processor has a faster, lower precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-25, 1e15, 1e20, 1e35])
+def test_sizes_at_which_float32_scores_overflow_or_vanish(size):
+    vectors, codebook = size * normal(200, 8), size * normal(100, 8, seed=1)
+    assert torch.equal(nearest(vectors, codebook), brute_force(vectors, codebook))
+    assert torch.equal(nearest(vectors, normal(100, 8)), brute_force(vectors, normal(100, 8)))
+    assert torch.equal(nearest(normal(200, 8), codebook), brute_force(normal(200, 8), codebook))
+    offsets = size * normal(100, seed=2)
+    assert torch.equal(nearest(vectors, codebook, offsets), brute_force(vectors, codebook, offsets))
+
+
+def test_one_huge_vector_or_code_does_not_disturb_the_others():
+    vectors, codebook = normal(200, 8), normal(100, 8, seed=1)
+    vectors[7], codebook[9] = 1e30, 1e30
+    want = brute_force(vectors, codebook)
+    assert want[7] == 9
+    assert torch.equal(nearest(vectors, codebook), want)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_refused(value):
+    vectors, codebook = normal(70, 3), normal(80, 3)
+    for broken, sentence in ((vectors, "the vectors to quantize hold NaN"), (codebook, "the codebook holds NaN")):
+        kept, broken[5, 1] = broken[5, 1].clone(), value
+        for table in (codebook, codebook.double(), codebook[:40]):
+            with pytest.raises(ValueError, match=sentence):
+                nearest(vectors, table)
+        broken[5, 1] = kept
+    offsets = torch.zeros(80)
+    offsets[0 if value < 0 else slice(None)] = value
+    with pytest.raises(ValueError, match="the offsets hold NaN or −inf, or forbid every code"):
+        nearest(vectors, codebook, offsets)
+
+
+@pytest.mark.parametrize("offsets", [None, torch.zeros(5)])
+def test_nearest_is_a_well_formed_operator(offsets):
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.vqvae.nearest.default, (normal(4, 2), normal(5, 2), offsets), test_utils=checks)
+
+
+def run(program: str, **environment: str) -> str:
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process from Linux")
+def test_memory_is_bounded_for_any_codebook():
+    """The scores of all pairs would be 256 MiB, and the pairs of near ties more."""
+    program = """
+import resource, torch
+from vqvae.quantizers import nearest
+
+torch.manual_seed(0)
+codebook = torch.randn(16384, 8)
+one = torch.ones(16384, 1) * codebook[0]
+nearest(torch.randn(64, 8), codebook)
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+vectors = torch.randn(4096, 8)
+for table in (codebook, one, one + 1e-7 * codebook):
+    nearest(vectors, table)
+# No vector of size one tells these codes apart: all pairs, of many vectors and of wide ones.
+nearest(vectors[:700], one.double())
+nearest(torch.randn(50, 64), torch.ones(16384, 64).double())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+    assert int(run(program)) < 128 * 1024
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton's interpreter")
+def test_the_cuda_kernel_in_triton_s_interpreter():
+    """Rows, codes and widths that are no multiples of a tile; ties, near ties and overflow by way of float64."""
+    program = """
+import sys, torch
+from vqvae.quantizers import nearest
+from vqvae.quantizers.nearest_cuda import scan
+
+module = sys.modules[nearest.__module__]
+on_cpu, calls = module._scan, []
+
+def on_cuda(vectors, table):
+    if vectors.dtype == torch.float64:
+        return on_cpu(vectors, table)
+    calls.append(len(vectors))
+    return scan(vectors, table.weight, table.bias)
+
+module._scan = on_cuda
+torch.manual_seed(0)
+for num, num_codes, dim in ((0, 5, 3), (1, 1, 1), (1, 300, 7), (130, 300, 70), (70, 128, 513), (65, 1000, 32)):
+    vectors, codebook = torch.randn(num, dim), torch.randn(num_codes, dim)
+    table = module._Table(codebook, None)
+    found, best, second = scan(vectors, table.weight, table.bias)
+    order = (table.bias.double() + vectors.double() @ table.weight.double().T).sort(1)
+    assert torch.equal(found, order.indices[:, 0])
+    torch.testing.assert_close(best.double(), order.values[:, 0], rtol=0, atol=1e-3)
+    if num_codes > 1:
+        torch.testing.assert_close(second.double(), order.values[:, 1], rtol=0, atol=1e-3)
+    for scale in (1, 1e25):
+        for offsets in (None, torch.randn(num_codes)):
+            got = nearest(scale * vectors, scale * codebook, offsets)
+            module._scan = on_cpu
+            want = nearest(scale * vectors, scale * codebook, offsets)
+            module._scan = on_cuda
+            assert torch.equal(got, want), (num, num_codes, dim, scale)
+codebook = torch.randn(200, 16)
+assert torch.equal(nearest(codebook, torch.cat([codebook, codebook])), torch.arange(200))
+print(len(calls))
+"""
+    assert run(program, TRITON_INTERPRET="1").strip() == "25"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cuda_finds_what_the_cpu_finds(dtype):
+    for num, num_codes, dim in (*SIZES, (1000, 700, 513)):
+        vectors, codebook = normal(num, dim).to(dtype), normal(num_codes, dim, seed=1).to(dtype)
+        for offsets in (None, normal(num_codes, seed=2)):
+            got = nearest(vectors.cuda(), codebook.cuda(), None if offsets is None else offsets.cuda())
+            assert torch.equal(got.cpu(), nearest(vectors, codebook, offsets))

@@ -9,62 +9,164 @@ A quantizer works on channels-last features `"b *grid d"` of any rank and needs 
 
 The forward pass reads the codebook and never changes it: the codebook that quantised a batch is the one in its loss.
 All change of state that is not a gradient happens in `update`.
+
+How a kind is made. `project` maps features into the space of the codes (a sphere, a box). `quantize` finds codes and
+their vectors there. Where those vectors are a function of `z_e` that can be differentiated (Gumbel softmax, IBQ), that
+is all. Where they are not, the kind names an `estimator`, which is applied once to the whole: a composition of three
+residual steps still passes the gradient to the encoder once, not three times.
+
+    z_e -> check, mask, float32 -> project -> quantize -> codes, vectors -> estimator -> z_q
 """
 
 import abc
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vqvae.quantizers.estimators import Estimator
+
+MASKED = -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
     """The result of a quantizer.
 
+    `*parts` is empty for a single codebook, (depth,) for a residual and (groups,) for a grouped quantizer.
+
     Attributes:
         z_q: code vectors, with the estimator's gradient to the encoder; `"b *grid d"`.
-        codes: int64 `"b *grid"`; masked places hold `MASKED`.
+        codes: int64, a code a place, with further axes for residual and grouped kinds; masked places hold `MASKED`.
         auxiliary: named terms to add to the training objective, each a scalar, already weighted.
         entropy: posterior entropy H(z|y) in nats per image, `"b"`; zero for a deterministic quantizer.
-        usage: fraction of the codebook that this batch used, scalar in [0, 1].
-        perplexity: exp of the entropy of this batch's code histogram, scalar in [1, num_codes].
+        usage: fraction of the codebook that this batch used, in [0, 1].
+        perplexity: exp of the entropy of this batch's code histogram, in [1, num_codes].
+        dead_codes: how many codes this batch did not use.
     """
 
     z_q: Float[Tensor, "b *grid d"]
-    codes: Int[Tensor, "b *grid"]
+    codes: Int[Tensor, "b *places"]
     auxiliary: Mapping[str, Float[Tensor, ""]]
     entropy: Float[Tensor, " b"]
-    usage: Float[Tensor, ""]
-    perplexity: Float[Tensor, ""]
+    usage: Float[Tensor, "*parts"]
+    perplexity: Float[Tensor, "*parts"]
+    dead_codes: Int[Tensor, "*parts"]
+
+    def with_vectors(self, z_q: Tensor) -> "Quantized":
+        """The same result with other vectors."""
+        return dataclasses.replace(self, z_q=z_q)
 
 
-MASKED = -1
+torch.export.register_dataclass(Quantized)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig(abc.ABC):
+    """Abstract: the options of one kind of quantizer, as plain data."""
+
+    @abc.abstractmethod
+    def build(self) -> "Quantizer":
+        """The quantizer, with fresh weights.
+
+        Raises:
+            ValueError: options that cannot work together.
+        """
 
 
 class Quantizer(nn.Module, abc.ABC):
-    """Abstract: `num_codes` codes of width `dim`."""
+    """Abstract: `num_codes` codes for features of width `dim`.
 
-    num_codes: int
-    dim: int
+    Attributes:
+        num_codes: symbols of each entry of `codes`.
+        dim: width of `z_e` and `z_q`.
+        code_axes: axes of `codes` after those of the grid: (depth,), (groups,), or none.
+        estimator: how the gradient reaches `z_e`; None where the vectors of `quantize` have their own.
+        on_sphere: codes are unit vectors, so what is left of a vector is none that a further step could quantise.
+        placewise: each place of the features has codes of its own.
+    """
 
-    @abc.abstractmethod
+    code_axes: tuple[int, ...] = ()
+    estimator: Estimator | None = None
+    on_sphere: bool = False
+    placewise: bool = True
+
+    def __init__(self, *, num_codes: int, dim: int):
+        super().__init__()
+        if num_codes < 1 or dim < 1:
+            raise ValueError(f"expected at least one code of width at least one, got num_codes={num_codes}, dim={dim}")
+        self.num_codes = num_codes
+        self.dim = dim
+        # Says how precise the quantizer is, also for a kind that has no weights.
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of all its work and of `z_q`: float32, or float64 after `.double()`."""
+        return torch.promote_types(self._anchor.dtype, torch.float32)
+
     def forward(self, z_e: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None) -> Quantized:
         """Quantise features. `mask` is True at the places that count; the others get the code `MASKED` and zeros.
 
+        Works in float32 (in float64 after `.double()`), whatever the features' type and the autocast.
+
         Raises:
-            ValueError: the width is not `dim`, or a feature is NaN or infinite.
+            ValueError: the width is not `dim`, or a feature that counts is NaN or infinite.
         """
+        self.check_features(z_e, mask)
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_e = z_e.to(self.dtype)
+            # Masked places may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
+            return self.run(require_finite(z_e if mask is None else torch.where(mask[..., None], z_e, 0.0)), mask)
+
+    def run(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+        """The work of `forward` on checked features, which are zero where masked."""
+        projected = self.project(z_e)
+        q = self.quantize(projected, mask)
+        if self.estimator is None:
+            return q
+        return q.with_vectors(self.estimator(projected, q.z_q))
 
     @abc.abstractmethod
-    def decode(self, codes: Int[Tensor, "b *grid"]) -> Float[Tensor, "b *grid d"]:
-        """The vectors of codes, bit-equal to the `z_q` that came with them (masked places: zeros)."""
+    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+        """Codes and vectors of projected features, which are zero where masked; before the estimator."""
+
+    @abc.abstractmethod
+    def look_up(self, codes: Tensor) -> Tensor:
+        """The work of `decode` on codes that are known to be valid."""
 
     @abc.abstractmethod
     def update(self) -> None:
         """Apply what the forwards in training mode since the last call have gathered; after the optimiser's step."""
+
+    def project(self, z_e: Tensor) -> Tensor:
+        """Features in the space of the codes: on the unit sphere or in a box for kinds whose codes lie there."""
+        return z_e
+
+    def finer(self) -> Tensor | float:
+        """By how much the next step of a residual quantizer should be finer; 1 where codes find their own scale."""
+        return 1.0
+
+    def decode(self, codes: Int[Tensor, "b *places"]) -> Float[Tensor, "b *grid d"]:
+        """The vectors of codes, bit-equal to the `z_q` that came with them (masked places: zeros).
+
+        Raises:
+            ValueError: codes that are no integers, or out of range.
+        """
+        self.check_codes(codes)
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.look_up(codes)
+
+    def code_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes of `codes`, after the batch's, for features of this grid.
+
+        Raises:
+            ValueError: features of such a grid cannot be quantised.
+        """
+        return (*grid, *self.code_axes)
 
     def check_features(self, z_e: Tensor, mask: Tensor | None) -> None:
         if z_e.ndim < 2 or z_e.shape[-1] != self.dim:
@@ -82,41 +184,50 @@ class Quantizer(nn.Module, abc.ABC):
     def check_codes(self, codes: Tensor) -> None:
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be integers, got {codes.dtype}")
-        if codes.numel():
+        axes = len(self.code_axes)
+        if codes.ndim < 1 + axes or (axes and tuple(codes.shape[-axes:]) != self.code_axes):
+            raise ValueError(f"expected codes whose last axes are {self.code_axes}, got shape {tuple(codes.shape)}")
+        # A traced graph cannot branch on values; there, an index out of range is left to the look-up itself.
+        if codes.numel() and not torch.compiler.is_compiling():
             low, high = codes.aminmax()
             if low < MASKED or high >= self.num_codes:
                 raise ValueError(f"codes must lie in [0, {self.num_codes}), got {int(low)} to {int(high)}")
 
 
-def straight_through(z_e: Float[Tensor, "*b d"], z_q: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-    """The value of `z_q` to the bit, the gradient of `z_e` (van den Oord et al. 2017, equation 3).
+def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:
+    """The result of a composition: codes and statistics side by side (codes along a new axis), terms summed."""
+    names = results[0].auxiliary
+    return Quantized(
+        z_q=z_q,
+        codes=torch.stack([q.codes for q in results], dim=axis),
+        auxiliary={name: torch.stack([q.auxiliary[name] for q in results]).sum() for name in names},
+        entropy=torch.stack([q.entropy for q in results]).sum(0),
+        usage=torch.stack([q.usage for q in results]),
+        perplexity=torch.stack([q.perplexity for q in results]),
+        dead_codes=torch.stack([q.dead_codes for q in results]),
+    )
 
-    The usual `z_e + sg(z_q - z_e)` rounds; here the two values that rounding could leave are replaced by `z_q` itself.
+
+def require_finite(z_e: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """The same features.
+
+    Raises:
+        ValueError: one of them is NaN or infinite, which no code stands for.
     """
-    return _StraightThrough.apply(z_e, z_q)
+    return _require_finite(z_e)
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z_e: Tensor, z_q: Tensor) -> Tensor:
-        return z_q.clone()
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+# One operator, so that a check of values does not break a compiled graph; it returns a copy, so that it is not dropped.
+@torch.library.custom_op("vqvae::require_finite", mutates_args=())
+def _require_finite(z_e: Tensor) -> Tensor:
+    if not torch.isfinite(z_e).all():  # waits for the device: an error must come before its consequences
+        raise ValueError("the features to quantize hold NaN or infinity; look for a diverged or broken encoder")
+    return z_e.clone()
 
 
-def code_counts(codes: Int[Tensor, " n"], num_codes: int) -> Float[Tensor, " k"]:
-    """How often each code occurs, in float32 (exact below 2^24); masked places are not counted."""
-    kept = codes >= 0
-    counts = torch.zeros(num_codes, dtype=torch.float32, device=codes.device)
-    return counts.scatter_add_(0, codes.clamp_min(0), kept.float())
+@_require_finite.register_fake
+def _(z_e: Tensor) -> Tensor:
+    return torch.empty_like(z_e)
 
 
-def usage_and_perplexity(
-    counts: Float[Tensor, " k"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Fraction of codes with a count, and exp of the histogram's entropy (1 where nothing was counted)."""
-    probs = counts / counts.sum().clamp_min(1)
-    entropy = -torch.special.xlogy(probs, probs).sum()
-    return (counts > 0).float().mean(), entropy.exp()
+_require_finite.register_autograd(lambda ctx, grad: grad)

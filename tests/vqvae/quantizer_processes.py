@@ -1,0 +1,94 @@
+"""One of several gloo processes that train codebooks on their share of the features; see test_quantizer_processes.py.
+
+python quantizer_processes.py RANK WORLD_SIZE RENDEZVOUS_FILE OUTPUT_FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from vqvae.quantizers import (
+    EMAVectorQuantizerConfig,
+    GroupedQuantizerConfig,
+    MultiScaleQuantizerConfig,
+    ProjectedQuantizerConfig,
+    QuantizerConfig,
+    ResidualQuantizerConfig,
+    VectorQuantizerConfig,
+)
+
+DIM, NUM_CODES, IMAGES, STEPS = 6, 24, 8, 12
+EMA = EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9)
+# Updated from statistics alone, on uneven shares of the images.
+STATISTICS: dict[str, QuantizerConfig] = {
+    "ema": EMA,
+    "ema, normalised": EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9, normalize=True),
+    "ema, clustered": EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9, revival="clustered"),
+    "more codes than vectors": EMAVectorQuantizerConfig(num_codes=300, dim=DIM, decay=0.9),
+    "grouped": GroupedQuantizerConfig(quantizer=EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM // 2)),
+    "residual": ResidualQuantizerConfig(depth=3, quantizer=EMA),
+    "residual, shared": ResidualQuantizerConfig(depth=3, quantizer=EMA, shared=True),
+    "multi-scale": MultiScaleQuantizerConfig(scales=(1, 2, 5), quantizer=EMA),
+}
+# Updated by gradients too, which DistributedDataParallel averages: on even shares.
+GRADIENTS: dict[str, QuantizerConfig] = {
+    "learned": VectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM),
+    "learned, clustered": VectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
+    "projected": ProjectedQuantizerConfig(
+        dim=DIM, quantizer=VectorQuantizerConfig(num_codes=NUM_CODES, dim=4, normalize=True)
+    ),
+}
+
+
+def features(step: int) -> torch.Tensor:
+    """Of all processes; they wander, so that codes die and are revived."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(IMAGES, 5, 5, DIM, generator=generator) + 0.3 * step
+
+
+def share(step: int, rank: int, world_size: int, even: bool) -> slice:
+    if world_size == 1:
+        return slice(None)
+    middle = IMAGES // 2 if even else (1, 5, 0, 8)[step % 4]  # also nothing at all
+    return slice(0, middle) if rank == 0 else slice(middle, None)
+
+
+def train(config: QuantizerConfig, rank: int, world_size: int, even: bool) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    quantizer = config.build()
+    module: torch.nn.Module = quantizer
+    if even and world_size > 1:
+        module = DistributedDataParallel(quantizer)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1) if even else None
+    for step in range(STEPS):
+        mine = features(step)[share(step, rank, world_size, even)]
+        mask = torch.ones(mine.shape[:-1], dtype=torch.bool)
+        mask[:, step % 5] = False
+        # Two forwards an update, as under gradient accumulation.
+        for part, kept in zip(mine.chunk(2), mask.chunk(2), strict=True):
+            q = module(part, kept)
+            if optimizer is not None:
+                ((sum(q.auxiliary.values()) + q.z_q.square().mean()) / 2).backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        quantizer.update()
+    return {name: value.contiguous() for name, value in quantizer.state_dict().items()}
+
+
+def train_all(rank: int, world_size: int, folder: Path) -> None:
+    for even, configs in ((False, STATISTICS), (True, GRADIENTS)):
+        for name, config in configs.items():
+            save_file(train(config, rank, world_size, even), folder / f"{name} {rank} of {world_size}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, world_size = int(sys.argv[1]), int(sys.argv[2])
+    distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world_size)
+    train_all(rank, world_size, Path(sys.argv[4]))
+    distributed.destroy_process_group()

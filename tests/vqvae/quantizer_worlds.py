@@ -1,0 +1,248 @@
+"""Quantizers of every kind and every sensible composition, small, and features for them."""
+
+import copy
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqvae.quantizers import (
+    BSQConfig,
+    EMAVectorQuantizerConfig,
+    FSQConfig,
+    GroupedQuantizerConfig,
+    GumbelQuantizer,
+    GumbelQuantizerConfig,
+    IBQConfig,
+    LFQConfig,
+    MultiScaleQuantizerConfig,
+    ProjectedQuantizerConfig,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    ResidualQuantizerConfig,
+    SimVQConfig,
+    VectorQuantizerConfig,
+)
+from vqvae.quantizers.codebook import CodebookQuantizer
+
+GRIDS = ((), (7,), (4, 5), (2, 3, 4))
+SCALES = (1, 2, 3, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A quantizer under the contract.
+
+    Attributes:
+        config: its options.
+        grids: grids of features that it takes.
+        extra: what others test too, in another composition; left to the slow tests.
+        random: its training forward draws.
+        soft: its training forward gives mixtures of codes.
+    """
+
+    config: QuantizerConfig
+    grids: tuple[tuple[int, ...], ...] = GRIDS
+    extra: bool = False
+    random: bool = False
+    soft: bool = False
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """One that a VQVAE could have."""
+        return (5, 5)
+
+
+def learned(**options) -> VectorQuantizerConfig:
+    return VectorQuantizerConfig(**{"num_codes": 16, "dim": 6, **options})
+
+
+def ema(**options) -> EMAVectorQuantizerConfig:
+    return EMAVectorQuantizerConfig(**{"num_codes": 16, "dim": 6, **options})
+
+
+def residual(quantizer: QuantizerConfig, **options) -> ResidualQuantizerConfig:
+    return ResidualQuantizerConfig(**{"depth": 3, "quantizer": quantizer, **options})
+
+
+def grouped(quantizer: QuantizerConfig) -> GroupedQuantizerConfig:
+    return GroupedQuantizerConfig(num_groups=2, quantizer=quantizer)
+
+
+def projected(quantizer: QuantizerConfig) -> ProjectedQuantizerConfig:
+    return ProjectedQuantizerConfig(dim=6, quantizer=quantizer)
+
+
+def multiscale(quantizer: QuantizerConfig) -> MultiScaleQuantizerConfig:
+    return MultiScaleQuantizerConfig(scales=SCALES, quantizer=quantizer)
+
+
+SIMVQ = SimVQConfig(num_codes=16, dim=6, rotation=False)
+IBQ_SMALL = IBQConfig(num_codes=16, dim=6)
+GUMBEL = GumbelQuantizerConfig(num_codes=16, dim=6)
+FSQ_SMALL = FSQConfig(levels=(5, 4, 3))
+LFQ_SMALL = LFQConfig(num_bits=5)
+BSQ_SMALL = BSQConfig(num_bits=10)
+
+KINDS = {
+    "learned": learned(),
+    "ema": ema(),
+    "simvq": SIMVQ,
+    "ibq": IBQ_SMALL,
+    "gumbel": GUMBEL,
+    "fsq": FSQ_SMALL,
+    "lfq": LFQ_SMALL,
+    "bsq": BSQ_SMALL,
+    "projected learned": projected(learned(dim=3, normalize=True)),
+    "grouped ema": grouped(ema(dim=3)),
+    "residual ema": residual(ema()),
+    "multiscale ema": multiscale(ema()),
+}
+
+_CONFIGS = {
+    **KINDS,
+    "learned, normalised": learned(normalize=True),
+    "learned, rotation": learned(rotation=True),
+    "learned, clustered": learned(revival="clustered"),
+    "learned, no revival": learned(revival="off"),
+    "ema, normalised": ema(normalize=True),
+    "ema, rotation": ema(rotation=True),
+    "ema, normalised, rotation": ema(normalize=True, rotation=True),
+    "ema, clustered": ema(revival="clustered"),
+    "ema, one code": ema(num_codes=1),
+    "simvq, rotation": SimVQConfig(num_codes=16, dim=6, rotation=True),
+    "gumbel, soft": GumbelQuantizerConfig(num_codes=16, dim=6, hard=False),
+    "fsq, even": FSQConfig(levels=(8, 4)),
+    "fsq, odd": FSQConfig(levels=(3, 5, 7)),
+    "fsq, two levels": FSQConfig(levels=(2, 2, 5)),
+    "bsq, 36 bits": BSQConfig(num_bits=36),
+    "projected fsq": projected(FSQ_SMALL),
+    "projected lfq": projected(LFQ_SMALL),
+    "projected bsq": projected(BSQ_SMALL),
+    "projected residual": projected(residual(ema(dim=3), depth=2)),
+    "grouped learned": grouped(learned(dim=3)),
+    "grouped, rotation": grouped(ema(dim=3, rotation=True)),
+    "grouped, normalised": grouped(learned(dim=3, normalize=True)),
+    "grouped fsq": grouped(FSQ_SMALL),
+    "grouped lfq": grouped(LFQ_SMALL),
+    "grouped residual": grouped(residual(ema(dim=3), depth=2)),
+    "residual learned": residual(learned()),
+    "residual, shared": residual(ema(), shared=True),
+    "residual, dropout": residual(ema(), dropout=0.5),
+    "residual, shared, dropout": residual(learned(), shared=True, dropout=0.5),
+    "residual, rotation": residual(ema(rotation=True)),
+    "residual, clustered": residual(ema(revival="clustered")),
+    "residual fsq": residual(FSQ_SMALL),
+    "residual lfq": residual(LFQ_SMALL),
+    "residual bsq": residual(BSQ_SMALL),
+    "residual simvq": residual(SIMVQ),
+    "residual ibq": residual(IBQ_SMALL),
+    "residual gumbel": residual(GUMBEL),
+    "residual grouped": residual(grouped(ema(dim=3)), depth=2),
+    "residual grouped fsq": residual(grouped(FSQ_SMALL), depth=2),
+    "residual residual": residual(residual(ema(), depth=2), depth=2),
+    "residual projected": residual(projected(learned(dim=3, normalize=True)), depth=2),
+    "multiscale learned": multiscale(learned()),
+    "multiscale, rotation": multiscale(ema(rotation=True)),
+    "multiscale fsq": multiscale(FSQ_SMALL),
+    "multiscale lfq": multiscale(LFQ_SMALL),
+    "multiscale gumbel": multiscale(GUMBEL),
+    "multiscale projected": multiscale(projected(learned(dim=3, normalize=True))),
+}
+
+
+EXTRA = {
+    "ema, normalised, rotation",
+    "fsq, two levels",
+    "grouped, rotation",
+    "grouped, normalised",
+    "residual, shared, dropout",
+    "residual, clustered",
+    "residual grouped fsq",
+    "residual residual",
+    "multiscale, rotation",
+    "multiscale lfq",
+    "multiscale gumbel",
+    "multiscale projected",
+}
+
+MEMBERS = {
+    name: Member(
+        config=config,
+        extra=name in EXTRA,
+        grids=((5, 5),) if "multiscale" in name else GRIDS,
+        random="gumbel" in name or "dropout" in name,
+        soft="soft" in name,
+    )
+    for name, config in _CONFIGS.items()
+}
+
+
+PARAMS = [pytest.param(name, marks=pytest.mark.slow if MEMBERS[name].extra else ()) for name in MEMBERS]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def features(dim: int, *shape: int, seed: int = 1) -> Tensor:
+    """Normal features `"*shape dim"`."""
+    return torch.randn(*shape, dim, generator=generator(seed))
+
+
+def objective(q: Quantized) -> Tensor:
+    """Something to train on: a task of the vectors, and the terms."""
+    weights = torch.linspace(-1, 1, q.z_q.shape[-1], dtype=q.z_q.dtype)
+    return (q.z_q * weights).sum(-1).sin().sum() + sum(q.auxiliary.values())
+
+
+def take_step(quantizer: Quantizer, z_e: Tensor) -> Quantized:
+    """A step of training: gradient descent on the parameters that have one, then `update`."""
+    q = quantizer(z_e)
+    parameters = list(quantizer.parameters())
+    if parameters:
+        gradients = torch.autograd.grad(objective(q) / len(z_e), parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter -= 0.02 * gradient
+    quantizer.update()
+    return q
+
+
+@functools.cache
+def _trained(name: str) -> Quantizer:
+    torch.manual_seed(0)
+    quantizer = MEMBERS[name].config.build()
+    for step in range(4):
+        take_step(quantizer, features(quantizer.dim, 4, *MEMBERS[name].grid, seed=100 + step))
+    return quantizer
+
+
+def trained(name: str) -> Quantizer:
+    """The member after a few steps, in training mode; a copy of its own for each caller."""
+    return copy.deepcopy(_trained(name))
+
+
+def state_of(quantizer: Quantizer) -> dict[str, Tensor]:
+    """A copy of all that is saved."""
+    return {name: tensor.detach().clone() for name, tensor in quantizer.state_dict().items()}
+
+
+def unchanged(quantizer: Quantizer, before: dict[str, Tensor]) -> bool:
+    """Whether all that is saved is as before; Gumbel's number of updates is a clock, which goes on."""
+    clocks = {
+        f"{path}.num_updates".lstrip(".")
+        for path, module in quantizer.named_modules()
+        if isinstance(module, GumbelQuantizer)
+    }
+    now = quantizer.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[k], before[k]) for k in now.keys() - clocks)
+
+
+def codebooks(quantizer: Quantizer) -> list[CodebookQuantizer]:
+    """The listed codebooks inside."""
+    return [module for module in quantizer.modules() if isinstance(module, CodebookQuantizer)]

@@ -1,0 +1,278 @@
+"""SimVQ, FSQ and the compositions: values and gradients against closed forms and composition by hand."""
+
+import pytest
+import torch
+from quantizer_worlds import ema, features, learned, multiscale, objective, residual, trained
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from vqvae.quantizers import (
+    FSQ,
+    MASKED,
+    FSQConfig,
+    LFQConfig,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+    SimVQ,
+    nearest,
+)
+
+DIM = 6
+
+
+def test_simvq_trains_its_map_and_never_its_codebook():
+    quantizer = trained("simvq")
+    assert [name for name, _ in quantizer.named_parameters()] == ["map", "offset"]
+    frozen = quantizer.frozen.clone()
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    z_e = features(DIM, 4, 5)
+    q = quantizer(z_e)
+    table = frozen @ quantizer.map.detach().T + quantizer.offset.detach()
+    assert torch.equal(q.codes.flatten(), nearest(z_e.flatten(0, 1), table))
+    chosen = table[q.codes]
+    torch.testing.assert_close(q.auxiliary["codebook"], F.mse_loss(z_e, chosen))
+    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(z_e, chosen))
+    sum(q.auxiliary.values()).backward()
+    to_codes = (2 * (chosen - z_e) / z_e.numel()).flatten(0, 1)
+    torch.testing.assert_close(quantizer.map.grad, to_codes.T @ frozen[q.codes.flatten()])
+    torch.testing.assert_close(quantizer.offset.grad, to_codes.sum(0))
+    optimizer.step()
+    moved = quantizer.table.clone()
+    quantizer.update()
+    assert torch.equal(quantizer.frozen, frozen)
+    assert torch.equal(quantizer.table, moved)  # only the first update places the codes
+    assert (moved != table).all()
+
+
+def test_simvq_starts_with_the_mean_and_covariance_of_the_features():
+    """Of those that count, in however many forwards they came."""
+    mixing = torch.eye(DIM) + 0.5 * features(DIM, DIM)
+    z_e, mask = features(DIM, 40, 5, seed=2) @ mixing + 3, torch.arange(200).reshape(40, 5) % 3 > 0
+    quantizer = SimVQ(num_codes=4096, dim=DIM)
+    quantizer(z_e[:10], mask[:10])
+    quantizer(z_e[10:], mask[10:])
+    quantizer.update()
+    covariance = z_e[mask].T.cov(correction=0)
+    torch.testing.assert_close(quantizer.offset.detach(), z_e[mask].mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((quantizer.map @ quantizer.map.T).detach(), covariance, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(quantizer.table.T.cov().detach(), covariance, rtol=0.1, atol=0.1)
+    assert quantizer.eval()(z_e).usage > SimVQ(num_codes=4096, dim=DIM).eval()(z_e).usage
+
+
+@pytest.mark.parametrize("levels", [(8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (2, 2), (3,)])
+def test_fsq_codes_round_trip(levels):
+    quantizer = FSQ(levels=levels).eval()
+    codes = torch.arange(quantizer.num_codes)
+    vectors = quantizer.decode(codes)
+    assert len(vectors.unique(dim=0)) == quantizer.num_codes
+    assert vectors.min() == -1
+    assert vectors.max() <= 1
+    # The features that the box carries onto the vectors: the inverse of `project`, pulled in a little.
+    sizes = torch.tensor(levels).double()
+    half, offset = (sizes - 1) * 1.001 / 2, (1 - sizes % 2) / 2
+    z_e = torch.atanh((vectors.double() * (sizes // 2) + offset) / half) - torch.atanh(offset / half)
+    assert torch.equal(quantizer(z_e.float()).codes, codes)
+    torch.testing.assert_close(quantizer.project(z_e), vectors.double())
+
+
+def test_fsq_numbers_the_first_channel_fastest():
+    vectors = FSQ(levels=(8, 6, 5)).decode(torch.tensor([0, 1, 8, 48, 239]))
+    want = [[-1, -1, -1], [-0.75, -1, -1], [-1, -2 / 3, -1], [-1, -1, -0.5], [0.75, 2 / 3, 1]]
+    torch.testing.assert_close(vectors, torch.tensor(want))
+
+
+def test_fsq_box_is_differentiable():
+    quantizer = FSQ(levels=(8, 5, 2)).double()
+    z_e = features(3, 7).double().requires_grad_()
+    assert torch.autograd.gradcheck(quantizer.project, z_e)
+
+
+# --- compositions -----------------------------------------------------------------------------------------------------
+
+
+def test_projected_is_map_quantizer_map():
+    quantizer = trained("projected learned")
+    z_e = features(DIM, 4, 5).requires_grad_()
+    same = z_e.detach().clone().requires_grad_()
+    q = quantizer(z_e)
+    inner = quantizer.quantizer(quantizer.to_inner(same))
+    assert torch.equal(q.codes, inner.codes)
+    torch.testing.assert_close(q.z_q, quantizer.to_outer(inner.z_q))
+    torch.testing.assert_close(q.auxiliary, inner.auxiliary)
+    by_hand = objective(inner.with_vectors(quantizer.to_outer(inner.z_q)))
+    parameters = list(quantizer.parameters())
+    got, want = torch.autograd.grad(objective(q), [z_e, *parameters]), torch.autograd.grad(by_hand, [same, *parameters])
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["grouped learned", "grouped ema", "grouped lfq", "grouped residual", "grouped fsq"])
+def test_grouped_is_each_group_alone(name):
+    quantizer = trained(name)
+    z_e = features(quantizer.dim, 4, 5)
+    q = quantizer(z_e)
+    halves = [part(half) for part, half in zip(quantizer.parts, z_e.chunk(2, dim=-1), strict=True)]
+    for index, half in enumerate(halves):
+        assert torch.equal(q.codes[:, :, index], half.codes)
+        assert torch.equal(q.perplexity[index], half.perplexity)
+    assert torch.equal(q.z_q, torch.cat([half.z_q for half in halves], dim=-1))
+    for term, value in q.auxiliary.items():
+        torch.testing.assert_close(value, sum(half.auxiliary[term] for half in halves))
+
+
+@pytest.mark.parametrize("name", ["residual ema", "residual, shared", "residual learned", "residual grouped"])
+def test_residual_commitment_is_that_of_partial_sums(name):
+    """weight·Σ mse(z, sg partial sum), the groups of a depth summed; its gradient reaches z at every depth."""
+    quantizer = trained(name)
+    z_e = features(DIM, 4, 5).requires_grad_()
+    q = quantizer(z_e)
+    groups = 2 if "grouped" in name else 1
+    partial = []
+    for depth in range(1, quantizer.depth + 1):
+        codes = q.codes.clone()
+        codes[:, :, depth:] = MASKED
+        partial.append(quantizer.decode(codes))
+    want = 0.25 * groups * sum(F.mse_loss(z_e, each) for each in partial)
+    torch.testing.assert_close(q.auxiliary["commitment"], want)
+    got = torch.autograd.grad(q.auxiliary["commitment"], z_e)[0]
+    torch.testing.assert_close(got, torch.autograd.grad(want, z_e)[0])
+    errors = [F.mse_loss(z_e, each) for each in partial]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_shared_codebook_is_one_and_gathers_from_all_depths():
+    quantizer = ResidualQuantizer(depth=3, quantizer=ema(), shared=True)
+    assert len(quantizer.steps) == 1
+    q = quantizer(features(DIM, 4, 5))
+    assert quantizer.steps[0].sums_of_step["counts"].sum() == q.codes.numel() == 60
+    quantizer.update()
+    assert quantizer.steps[0].num_updates == 1
+
+
+@pytest.mark.parametrize(("dropout", "full"), [(0.0, 1.0), (0.5, 2 / 3), (1.0, 1 / 3)])
+def test_dropout_keeps_evenly_drawn_depths(dropout, full):
+    quantizer = ResidualQuantizer(depth=3, quantizer=ema(), dropout=dropout)
+    torch.manual_seed(0)
+    q = quantizer(features(DIM, 3000, 2))
+    depths = (q.codes != MASKED).sum(-1)
+    assert (depths[:, 0] == depths[:, 1]).all()
+    assert ((q.codes != MASKED) == (torch.arange(3) < depths[..., None])).all()
+    shares = torch.bincount(depths[:, 0], minlength=4)[1:] / 3000
+    torch.testing.assert_close(shares, torch.tensor([(1 - full) / 2] * 2 + [full]), atol=0.04, rtol=0)
+    assert (quantizer.eval()(features(DIM, 100, 2)).codes != MASKED).all()
+
+
+@pytest.mark.parametrize("levels", [(8, 4), (3, 5, 7), (2, 2, 2)])
+def test_fsq_gets_finer_with_depth_by_its_levels(levels):
+    """A code is off by half a level, and the next depth lays all its levels into one."""
+    sizes = torch.tensor(levels)
+    z_e = 2 * features(len(levels), 500)
+    for depth in (1, 2, 3):
+        quantizer = ResidualQuantizer(depth=depth, quantizer=FSQConfig(levels=levels))
+        error = (quantizer(z_e).z_q - quantizer.project(z_e)).abs().amax(0)
+        bound = 0.5 / (sizes // 2) * (1.0 / (sizes - 1)) ** (depth - 1)
+        assert (error <= bound + 2e-3).all()
+        assert (error > 0.8 * bound - 2e-3).all()
+
+
+def test_signs_get_finer_by_half():
+    z_e = 4 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 2
+    for depth in (1, 2, 3, 4):
+        quantizer = ResidualQuantizer(depth=depth, quantizer=LFQConfig(num_bits=3))
+        assert (quantizer(z_e).z_q - z_e).abs().max() <= 0.5 ** (depth - 1)
+
+
+def test_multiscale_of_one_scale_is_its_quantizer_behind_a_refiner():
+    quantizer = multiscale(learned()).build()
+    quantizer.scales = (5,)
+    z_e = features(DIM, 4, 5, 5)
+    q = quantizer(z_e)
+    inner = quantizer.quantizer(z_e)
+    assert torch.equal(q.codes, inner.codes.flatten(1))
+    refined = (quantizer.refiners[0](inner.z_q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + inner.z_q) / 2
+    torch.testing.assert_close(q.z_q, refined)
+    torch.testing.assert_close(q.auxiliary["refinement"], F.mse_loss(refined, z_e))
+    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(refined, z_e))
+
+
+def test_multiscale_is_the_algorithm_of_var():
+    """Algorithm 1 of the paper, written out with torch's own resizing."""
+    quantizer = trained("multiscale ema").eval()
+    z_e = features(DIM, 4, 5, 5)
+    q = quantizer(z_e)
+    f, total, refinements, codes = z_e.permute(0, 3, 1, 2), 0, [], []
+    for index, scale in enumerate(quantizer.scales):
+        inner = quantizer.quantizer(F.interpolate(f, size=(scale, scale), mode="area").permute(0, 2, 3, 1))
+        codes.append(inner.codes.flatten(1))
+        big = F.interpolate(inner.z_q.permute(0, 3, 1, 2), size=(5, 5), mode="bicubic")
+        found = 0.5 * quantizer.refiners[index](big) + 0.5 * big  # four scales, four refiners
+        f, total = f - found, total + found
+        refinements.append(F.mse_loss(total.permute(0, 2, 3, 1), z_e))
+    assert torch.equal(q.codes, torch.cat(codes, dim=1))
+    torch.testing.assert_close(q.z_q, total.permute(0, 2, 3, 1))
+    torch.testing.assert_close(q.auxiliary["refinement"], torch.stack(refinements).mean())
+
+
+@pytest.mark.parametrize(("num_scales", "want"), [(4, [0, 1, 2, 3]), (10, [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]), (2, [0, 2])])
+def test_neighbouring_scales_share_refiners(num_scales, want):
+    quantizer = multiscale(learned()).build()
+    quantizer.scales = tuple(range(1, num_scales + 1))
+    assert [quantizer._refiner(index) for index in range(num_scales)] == want
+
+
+@pytest.mark.parametrize("parameter", ["refiners.0.weight", "refiners.3.bias", "quantizer.codebook"])
+def test_multiscale_refinement_is_differentiable(parameter):
+    quantizer = multiscale(learned(num_codes=4, dim=2)).build().double()
+    z_e = features(2, 2, 5, 5).double()
+    quantizer(z_e)
+    quantizer.update()
+    value = dict(quantizer.named_parameters())[parameter].detach().clone().requires_grad_()
+    quantizer.eval()
+
+    def refinement(x: torch.Tensor) -> torch.Tensor:
+        return functional_call(quantizer, {parameter: x}, (z_e,)).auxiliary["refinement"]
+
+    assert torch.autograd.gradcheck(refinement, value)
+    assert torch.autograd.grad(refinement(value), value)[0].abs().sum() > 0
+
+
+def test_a_coarse_place_counts_if_any_under_it_does():
+    quantizer = trained("multiscale ema")
+    mask = torch.zeros(1, 5, 5, dtype=torch.bool)
+    mask[0, 0, 0] = True
+    z_e = features(DIM, 1, 5, 5)
+    codes = quantizer(z_e, mask).codes[0].split([1, 4, 9, 25])
+    for part in codes:
+        assert part[0] >= 0
+        assert (part[1:] == MASKED).all()
+    alone = quantizer.quantizer(z_e[:, :1, :1])
+    assert codes[0][0] == alone.codes.item()  # the mean over the one place that counts
+
+
+def test_residual_of_projections_passes_the_chain_rule():
+    """Kinds with a gradient of their own are subtracted with it: that of a sum written out by hand."""
+    quantizer = trained("residual projected")
+    z_e = features(DIM, 4, 5).requires_grad_()
+    same = z_e.detach().clone().requires_grad_()
+    rest, total, terms = same, 0, 0
+    for step in quantizer.steps:
+        q = step(rest)
+        rest, total, terms = rest - q.z_q, total + q.z_q, terms + sum(q.auxiliary.values())
+    parameters = list(quantizer.parameters())
+    weights = features(DIM, 4, 5, seed=3)
+    q = quantizer(z_e)
+    got = torch.autograd.grad((q.z_q * weights).sum() + sum(q.auxiliary.values()), [z_e, *parameters])
+    want = torch.autograd.grad((total * weights).sum() + terms, [same, *parameters])
+    torch.testing.assert_close(got, want)
+
+
+def test_three_lines_in_somebody_elses_model():
+    """The use without a VQVAE around it: channels-first features of a network, over to codes and back."""
+    network = torch.nn.Conv1d(1, 8, 3, padding=1)
+    quantizer = ProjectedQuantizer(dim=8, quantizer=residual(learned(dim=4)))
+    q = quantizer(network(features(20, 2, 1)).movedim(1, -1))
+    z_q = q.z_q.movedim(-1, 1)
+    (z_q.square().mean() + sum(q.auxiliary.values())).backward()
+    quantizer.update()
+    assert z_q.shape == (2, 8, 20)
+    assert q.codes.shape == (2, 20, 3)
+    assert network.weight.grad.abs().sum() > 0

@@ -1,0 +1,303 @@
+"""The contract that every quantizer and every composition keeps."""
+
+import copy
+import math
+
+import pytest
+import torch
+from quantizer_worlds import (
+    MEMBERS,
+    PARAMS,
+    SCALES,
+    codebooks,
+    features,
+    objective,
+    state_of,
+    take_step,
+    trained,
+    unchanged,
+)
+
+import safefolder
+from vqvae import quantizers
+from vqvae.metrics import CodeUsage
+from vqvae.quantizers import MASKED
+
+ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "QuantizerConfig"]
+
+
+@pytest.fixture(params=PARAMS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def member(name):
+    return MEMBERS[name]
+
+
+@pytest.fixture
+def quantizer(name):
+    return trained(name)
+
+
+def some_mask(*shape: int) -> torch.Tensor:
+    """Two places in three count, and the last image has none that does."""
+    mask = (torch.arange(math.prod(shape)) % 3 > 0).reshape(shape)
+    mask[-1] = False
+    return mask
+
+
+def seeded(quantizer, *arguments):
+    torch.manual_seed(5)
+    return quantizer(*arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_and_ranges(member, quantizer, training):
+    quantizer.train(training)
+    for grid in member.grids:
+        q = quantizer(features(quantizer.dim, 3, *grid))
+        assert q.z_q.shape == (3, *grid, quantizer.dim)
+        assert q.z_q.dtype == torch.float32
+        assert q.codes.dtype == torch.int64
+        assert q.codes.shape == (3, *quantizer.code_grid(grid))
+        assert q.codes.min() >= MASKED
+        assert q.codes.max() < quantizer.num_codes
+        assert q.entropy.shape == (3,)
+        places = math.prod(quantizer.code_grid(grid))
+        assert (q.entropy >= 0).all()
+        assert (q.entropy <= places * math.log(quantizer.num_codes) * (1 + 1e-6)).all()
+        if not (training and member.random):
+            assert (q.entropy == 0).all()
+        parts = (len(SCALES),) if not quantizer.placewise else quantizer.code_axes
+        assert q.usage.shape == q.perplexity.shape == q.dead_codes.shape == parts
+        assert ((q.usage >= 0) & (q.usage <= 1)).all()
+        assert ((q.perplexity >= 1 - 1e-5) & (q.perplexity <= quantizer.num_codes * (1 + 1e-5))).all()
+        assert ((q.dead_codes >= 0) & (q.dead_codes <= quantizer.num_codes)).all()
+        assert all(term.ndim == 0 and term >= -1e-6 for term in q.auxiliary.values())
+
+
+def test_posterior_of_gumbel_is_counted_in_training(quantizer, name):
+    """The entropy is that of the posterior exactly where codes are drawn."""
+    q = quantizer(features(quantizer.dim, 3, 5, 5))
+    assert bool((q.entropy > 0).all()) == ("gumbel" in name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_decode_gives_z_q_to_the_bit(member, quantizer, training, masked):
+    if training and member.soft:
+        pytest.skip("a soft sample is a mixture of codes: no code stands for it")
+    quantizer.train(training)
+    q = quantizer(features(quantizer.dim, 4, 5, 5), some_mask(4, 5, 5) if masked else None)
+    assert torch.equal(quantizer.decode(q.codes), q.z_q)
+
+
+def test_forward_changes_nothing_that_is_saved(quantizer):
+    before = state_of(quantizer)
+    objective(quantizer(features(quantizer.dim, 4, 5, 5).requires_grad_())).backward()
+    torch.testing.assert_close(state_of(quantizer), before, rtol=0, atol=0)
+
+
+def test_update_without_a_forward_changes_nothing(quantizer):
+    before = state_of(quantizer)
+    quantizer.update()
+    assert unchanged(quantizer, before)
+
+
+def test_evaluation_gathers_no_statistics(quantizer):
+    quantizer.eval()
+    before = state_of(quantizer)
+    quantizer(features(quantizer.dim, 4, 5, 5))
+    quantizer.update()
+    assert unchanged(quantizer, before)
+
+
+def test_one_code_for_a_vector_alone_or_in_a_batch(quantizer):
+    quantizer.eval()
+    z_e = features(quantizer.dim, 64, 5, 5)
+    together = quantizer(z_e)
+    for index in (0, 17, 63):
+        alone = quantizer(z_e[index : index + 1])
+        assert torch.equal(alone.codes[0], together.codes[index])
+        assert torch.equal(alone.z_q[0], together.z_q[index])
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_masked_does_not_matter(quantizer):
+    """Codes, vectors, terms, gradients and the state after an update are those with anything else at these places."""
+    twin = copy.deepcopy(quantizer)
+    z_e, mask = features(quantizer.dim, 4, 5, 5), some_mask(4, 5, 5)
+    spoiled = torch.where(mask[..., None], z_e, torch.nan).requires_grad_()
+    other = torch.where(mask[..., None], z_e, features(quantizer.dim, 4, 5, 5, seed=2)).requires_grad_()
+    q, same = seeded(quantizer, spoiled, mask), seeded(twin, other, mask)
+    fine = q.codes[~mask] if quantizer.placewise else q.codes.split([s**2 for s in SCALES], 1)[-1][~mask.flatten(1)]
+    assert (fine == MASKED).all()
+    assert (q.codes[-1] == MASKED).all()
+    assert (q.z_q[~mask] == 0).all()
+    assert q.entropy[-1] == 0
+    for field in ("codes", "z_q", "entropy", "usage", "perplexity", "dead_codes", "auxiliary"):
+        torch.testing.assert_close(getattr(q, field), getattr(same, field), rtol=0, atol=0)
+    gradient, expected = (torch.autograd.grad(objective(each), x)[0] for each, x in ((q, spoiled), (same, other)))
+    assert (gradient[~mask] == 0).all()
+    assert (gradient[mask] != 0).any()
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+    quantizer.update()
+    twin.update()
+    torch.testing.assert_close(state_of(quantizer), state_of(twin), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_kept_is_all_that_there_is(member, quantizer, training):
+    """With a mask, a quantizer sees what one sees that is given the kept vectors alone."""
+    if not quantizer.placewise:
+        pytest.skip("places of a picture depend on each other")
+    if training and member.random:
+        pytest.skip("draws depend on the number of vectors; the evaluation is compared")
+    quantizer.train(training)
+    twin = copy.deepcopy(quantizer)
+    z_e, mask = features(quantizer.dim, 6, 8), some_mask(6, 8)
+    q, kept = quantizer(z_e, mask), twin(z_e[mask])
+    assert torch.equal(q.codes[mask], kept.codes)
+    assert torch.equal(q.z_q[mask], kept.z_q)
+    assert torch.equal(q.dead_codes, kept.dead_codes)
+    for field in ("auxiliary", "usage", "perplexity"):
+        torch.testing.assert_close(getattr(q, field), getattr(kept, field))
+    for ours, theirs in zip(codebooks(quantizer), codebooks(twin), strict=True):
+        assert torch.equal(ours.pool.joint(), theirs.pool.joint())
+        assert torch.equal(ours.sums_of_step["counts"], theirs.sums_of_step["counts"])
+    quantizer.update()
+    twin.update()
+    torch.testing.assert_close(state_of(quantizer), state_of(twin))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_all_masked_is_nothing(quantizer, training):
+    quantizer.train(training)
+    before = state_of(quantizer)
+    z_e = torch.full((2, 5, 5, quantizer.dim), torch.nan, requires_grad=True)
+    q = quantizer(z_e, torch.zeros(2, 5, 5, dtype=torch.bool))
+    assert (q.codes == MASKED).all()
+    assert (q.z_q == 0).all()
+    assert (q.entropy == 0).all()
+    assert all(term == 0 for term in q.auxiliary.values()), q.auxiliary
+    gradient = torch.autograd.grad(objective(q), z_e, allow_unused=True)[0]
+    assert gradient is None or (gradient == 0).all()
+    quantizer.update()
+    assert unchanged(quantizer, before)
+
+
+def test_a_mask_of_all_places_is_none(member, quantizer):
+    z_e = features(quantizer.dim, 4, 5, 5)
+    plain, masked = seeded(quantizer, z_e), seeded(quantizer, z_e, torch.ones(4, 5, 5, dtype=torch.bool))
+    assert torch.equal(plain.codes, masked.codes)
+    torch.testing.assert_close(plain.z_q, masked.z_q)
+    torch.testing.assert_close(plain.auxiliary, masked.auxiliary)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_changes_nothing(quantizer, dtype, training):
+    quantizer.train(training)
+    z_e = features(quantizer.dim, 4, 5, 5)
+    plain = seeded(quantizer, z_e)
+    with torch.autocast("cpu", dtype):
+        cast = seeded(quantizer, z_e)
+        assert torch.equal(quantizer.decode(cast.codes), quantizer.decode(plain.codes))
+    assert torch.equal(plain.codes, cast.codes)
+    assert torch.equal(plain.z_q, cast.z_q)
+    torch.testing.assert_close(plain.auxiliary, cast.auxiliary, rtol=0, atol=0)
+    half = seeded(quantizer, z_e.to(dtype))
+    single = seeded(quantizer, z_e.to(dtype).float())
+    assert half.z_q.dtype == torch.float32
+    assert torch.equal(half.codes, single.codes)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e15, -1e15])
+def test_extreme_features_are_finite(quantizer, value):
+    z_e = torch.full((2, 5, 5, quantizer.dim), value, requires_grad=True)
+    q = quantizer(z_e)
+    gradient = torch.autograd.grad(q.z_q.sum() + sum(q.auxiliary.values()), z_e)[0]
+    assert torch.isfinite(q.z_q).all()
+    assert all(torch.isfinite(term) for term in q.auxiliary.values())
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_is_an_error_and_no_code(quantizer, value):
+    z_e = features(quantizer.dim, 2, 5, 5)
+    z_e[1, 2, 3, -1] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        quantizer(z_e)
+
+
+def test_an_empty_batch_is_quantised(quantizer):
+    q = quantizer(features(quantizer.dim, 0, 5, 5))
+    assert q.z_q.shape == (0, 5, 5, quantizer.dim)
+    assert all(term == 0 for term in q.auxiliary.values())
+
+
+def test_work_is_as_precise_as_the_quantizer(quantizer):
+    """Not as its features: those of another precision are rounded first."""
+    quantizer.eval()
+    z_e = features(quantizer.dim, 4, 5, 5).double()
+    q = quantizer(z_e)
+    assert q.z_q.dtype == torch.float32
+    assert torch.equal(q.codes, quantizer(z_e.float()).codes)
+    double = copy.deepcopy(quantizer).double()
+    precise = double(z_e)
+    assert precise.z_q.dtype == torch.float64
+    assert torch.equal(double.decode(precise.codes), precise.z_q)
+    assert all(term.dtype == torch.float64 for term in precise.auxiliary.values())
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_goes_on_equally(quantizer, tmp_path):
+    safefolder.save(tmp_path / "q", {"class": "q"}, quantizer.state_dict())
+    twin = copy.deepcopy(quantizer)
+    with torch.no_grad():
+        for tensor in twin.state_dict().values():
+            tensor.fill_(7)
+    safefolder.load_weights(twin, safefolder.load(tmp_path / "q")[1], "q")
+    for each in (quantizer, twin):
+        torch.manual_seed(3)
+        take_step(each, features(quantizer.dim, 4, 5, 5, seed=9))
+    torch.testing.assert_close(state_of(quantizer), state_of(twin), rtol=0, atol=0)
+
+
+def test_accumulated_forwards_are_one_update(member, quantizer):
+    """Two halves of a batch before one update leave the codebook as the whole batch would, revival included."""
+    if member.random or not codebooks(quantizer):
+        pytest.skip("draws depend on the batch" if member.random else "nothing is gathered")
+    twin = copy.deepcopy(quantizer)
+    for step in range(3):
+        z_e = features(quantizer.dim, 8, 5, 5, seed=20 + step) + 3 * step  # away from the codes, so that some die
+        quantizer(z_e)
+        twin(z_e[:4])
+        twin(z_e[4:])
+        quantizer.update()
+        twin.update()
+        torch.testing.assert_close(state_of(quantizer), state_of(twin), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_are_those_of_the_codes(member, quantizer):
+    quantizer.eval()
+    q = quantizer(features(quantizer.dim, 6, 5, 5), some_mask(6, 5, 5))
+    # A multi-scale quantizer has a row of codes, which its statistics tell apart by scale.
+    parts = [q.codes] if quantizer.placewise else q.codes.split([scale**2 for scale in SCALES], 1)
+    metrics = [CodeUsage(quantizer.num_codes, quantizer.code_axes) for _ in parts]
+    for metric, codes in zip(metrics, parts, strict=True):
+        metric.add(codes)
+    used = [len(counts) for metric in metrics for counts in metric.counts]
+    assert (quantizer.num_codes - q.dead_codes).flatten().tolist() == used
+    assert q.usage.flatten().tolist() == pytest.approx([usage for metric in metrics for usage in metric.usages])
+    perplexities = [perplexity for metric in metrics for perplexity in metric.perplexities]
+    assert q.perplexity.flatten().tolist() == pytest.approx(perplexities, rel=1e-5)

@@ -1,0 +1,275 @@
+"""Signs (LFQ, BSQ) and soft assignments (IBQ, Gumbel softmax): entropies by enumeration, gradients by dense references.
+
+Straight-through gradients are no derivatives of what they stand for, so `gradcheck` gets the smooth terms alone.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from quantizer_worlds import features, generator, trained
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from vqvae.quantizers import BSQ, IBQ, LFQ, GumbelQuantizer, soft
+from vqvae.quantizers.binary import average_codes, entropy_of, pack_bits, per_sample_entropy, unpack_signs
+
+DIM = 6
+
+
+# --- signs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_bits", [1, 10, 31, 32, 36, 53, 62])
+def test_bits_are_packed_and_unpacked(num_bits):
+    bits = torch.rand(200, num_bits, generator=generator()) < 0.5
+    bits[0], bits[1] = False, True
+    codes = pack_bits(bits)
+    assert codes[0] == 0
+    assert codes[1] == 2**num_bits - 1
+    assert codes[2] == sum(int(bit) << place for place, bit in enumerate(bits[2].tolist()))  # the lowest bit first
+    assert torch.equal(unpack_signs(codes, num_bits, torch.float32) > 0, bits)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(LFQ, 1.0), (BSQ, 4**-0.5)])
+def test_codes_are_signs_the_first_channel_lowest(kind, scale):
+    quantizer = kind(num_bits=4)
+    z_e = torch.tensor([[-1.0, -2.0, -1.0, 0.0], [3.0, -1.0, -1.0, -1.0], [-1.0, -1.0, -0.1, 5.0]])
+    q = quantizer(z_e)
+    assert q.codes.tolist() == [0, 1, 8]
+    signs = torch.tensor([[-1.0, -1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, 1]])
+    assert torch.equal(q.z_q, signs * scale)
+    everything = quantizer.decode(torch.arange(16))
+    assert torch.equal(quantizer(everything).codes, torch.arange(16))
+
+
+def enumerated(vectors: torch.Tensor, side: float, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(-distance²/τ) over all corners ±side: the mean entropy of a vector's, and their mean, in float64."""
+    corners = side * torch.tensor(list(itertools.product([-1.0, 1.0], repeat=vectors.shape[1]))).flip(1).double()
+    probs = F.softmax(-torch.cdist(vectors.double(), corners).square() / tau, dim=1)
+    return torch.special.entr(probs).sum(1).mean(), probs.mean(0)
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 5, 6])
+def test_lfq_entropies_are_those_of_all_codes(num_bits):
+    z_e = 0.02 * features(num_bits, 50)  # small against τ = 0.01, so that no bit is certain
+    per_sample, average = enumerated(z_e, 1.0, 0.01)
+    logits = 4 * z_e.double() / 0.01
+    torch.testing.assert_close(average_codes(logits, None), average)
+    torch.testing.assert_close(per_sample_entropy(logits, None), per_sample)
+    kept = torch.arange(50) % 3 > 0
+    torch.testing.assert_close(average_codes(logits, kept), enumerated(z_e[kept], 1.0, 0.01)[1])
+    q = LFQ(num_bits=num_bits)(z_e)
+    deficit = num_bits * math.log(2) - torch.special.entr(average).sum()
+    torch.testing.assert_close(q.auxiliary["per_sample_entropy"].double(), 0.1 * per_sample, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(q.auxiliary["codebook_entropy_deficit"].double(), 0.1 * deficit, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(z_e, z_e.sign()))
+
+
+@pytest.mark.parametrize(("num_bits", "groups"), [(1, [1]), (6, [6]), (12, [12]), (14, [7, 7]), (25, [9, 9, 7])])
+def test_bsq_entropies_are_those_of_groups_of_bits(num_bits, groups):
+    """Exact for up to twelve bits; of more, those of groups as even as can be are added up."""
+    z_e, tau = features(num_bits, 20), 0.7
+    parts = F.normalize(z_e.double(), dim=-1).split(groups, dim=-1)
+    per_sample, averages = zip(*(enumerated(part, num_bits**-0.5, tau) for part in parts), strict=True)
+    deficit = num_bits * math.log(2) - sum(torch.special.entr(average).sum() for average in averages)
+    quantizer = BSQ(num_bits=num_bits, temperature=tau).double()
+    terms = quantizer(z_e.double()).auxiliary
+    torch.testing.assert_close(terms["per_sample_entropy"], 0.1 * sum(per_sample))
+    torch.testing.assert_close(terms["codebook_entropy_deficit"], 0.1 * deficit)
+    torch.testing.assert_close(quantizer(z_e).z_q.norm(dim=-1), torch.ones(20))
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(LFQ, 0.02), (BSQ, 1.0)])
+def test_terms_of_signs_are_differentiable(kind, scale):
+    quantizer = kind(num_bits=5).double()
+    z_e = scale * features(5, 6).double()
+    z_e = torch.where(z_e.abs() < 1e-3, 1e-3, z_e).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sum(quantizer(x).auxiliary.values()), z_e)
+    mask = torch.tensor([True, True, False, True, False, True])
+    assert torch.autograd.gradcheck(lambda x: sum(quantizer(x, mask).auxiliary.values()), z_e)
+
+
+@pytest.mark.parametrize("kind", [LFQ, BSQ])
+def test_entropy_terms_are_zero_at_their_best(kind):
+    """Every code as often as any other, each vector far from the others."""
+    quantizer = kind(num_bits=4) if kind is LFQ else kind(num_bits=4, temperature=0.01)
+    q = quantizer(quantizer.decode(torch.arange(16)))
+    assert all(abs(term.item()) < 1e-5 for term in q.auxiliary.values())
+    worst = quantizer(quantizer.decode(torch.zeros(16, dtype=torch.int64)))
+    assert worst.auxiliary["codebook_entropy_deficit"].item() == pytest.approx(0.1 * 4 * math.log(2), rel=1e-4)
+
+
+def test_entropy_of_a_certain_distribution_is_zero_with_a_finite_gradient():
+    probs = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
+    entropy = entropy_of(probs)
+    assert entropy == 0
+    assert torch.isfinite(torch.autograd.grad(entropy, probs)[0]).all()
+
+
+# --- index backpropagation --------------------------------------------------------------------------------------------
+
+
+def dense_ibq(z: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The paper's formulas on whole matrices."""
+    probs = F.softmax(z @ table.T, dim=-1)
+    one_hot = F.one_hot(probs.argmax(-1), len(table)).to(z.dtype)
+    chosen = (one_hot + probs - probs.detach()) @ table
+    hard = one_hot @ table
+    sharp = F.softmax(z @ table.T / 0.01, dim=-1)
+    average = sharp.mean(0)
+    return chosen, {
+        "alignment": F.mse_loss(chosen, z),
+        "commitment": F.mse_loss(hard.detach(), z),
+        "codebook": 0.25 * F.mse_loss(hard, z.detach()),
+        "per_sample_entropy": 0.05 * torch.special.entr(sharp).sum(-1).mean(),
+        "codebook_entropy_deficit": 0.05 * (math.log(len(table)) - torch.special.entr(average).sum()),
+    }
+
+
+@pytest.mark.parametrize("chunk", [None, 40])
+def test_ibq_is_its_dense_reference(chunk, monkeypatch):
+    """In values and in gradients to features and to every code, however the vectors are cut into chunks."""
+    if chunk:
+        monkeypatch.setattr(soft, "CHUNK_ELEMENTS", chunk)
+    quantizer = trained("ibq").double()
+    z, weights = 0.1 * features(DIM, 30).double().requires_grad_(), features(DIM, 30, seed=3).double()
+    q, (chosen, terms) = quantizer(z), dense_ibq(z, quantizer.codebook)
+    torch.testing.assert_close(q.z_q, chosen)
+    torch.testing.assert_close(dict(q.auxiliary), terms)
+    for name, (ours, theirs) in {
+        "z_q": ((q.z_q * weights).sum(), (chosen * weights).sum()),
+        **{name: (q.auxiliary[name], terms[name]) for name in terms},
+    }.items():
+        inputs = {"codebook": [quantizer.codebook], "commitment": [z]}.get(name, [z, quantizer.codebook])
+        got, want = (torch.autograd.grad(each, inputs, retain_graph=True) for each in (ours, theirs))
+        torch.testing.assert_close(got, want, msg=lambda message, name=name: f"{name}: {message}")
+        assert all((gradient != 0).any(-1).all() for gradient in got[1:]), name  # each code has one
+
+
+@pytest.mark.parametrize("term", ["per_sample_entropy", "codebook_entropy_deficit"])
+def test_ibq_entropies_are_differentiable(term):
+    quantizer = IBQ(num_codes=5, dim=3).double()
+    z, table = (0.05 * features(3, num, seed=num).double().requires_grad_() for num in (4, 5))
+
+    def value(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+        return functional_call(quantizer, {"codebook": codebook}, (x,)).auxiliary[term]
+
+    assert torch.autograd.gradcheck(value, (z, table))
+
+
+def test_ibq_codes_are_the_largest_inner_products():
+    quantizer = trained("ibq")
+    z_e = features(DIM, 100)
+    assert torch.equal(quantizer(z_e).codes, (z_e.double() @ quantizer.codebook.double().T).argmax(-1))
+
+
+# --- Gumbel softmax ---------------------------------------------------------------------------------------------------
+
+
+def gumbel_logits(quantizer, z_e: torch.Tensor) -> torch.Tensor:
+    return F.linear(z_e, quantizer.to_logits.weight, quantizer.to_logits.bias)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_gumbel_is_a_relaxed_sample(hard):
+    """Values and gradients of a sample with the same noise, written out."""
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(num_codes=8, dim=DIM, hard=hard, temperature=0.7).double()
+    z_e, weights = features(DIM, 20).double().requires_grad_(), features(DIM, 20, seed=3).double()
+    torch.manual_seed(1)
+    q = quantizer(z_e)
+    torch.manual_seed(1)
+    logits = gumbel_logits(quantizer, z_e)
+    sample = F.softmax((logits - torch.empty_like(logits).exponential_().log()) / 0.7, dim=-1)
+    if hard:
+        codes = sample.argmax(-1)
+        chosen = (F.one_hot(codes, 8).double() + sample - sample.detach()) @ quantizer.codebook
+    else:
+        codes, chosen = logits.argmax(-1), sample @ quantizer.codebook
+    assert torch.equal(q.codes, codes)
+    torch.testing.assert_close(q.z_q, chosen)
+    posterior = F.softmax(logits, dim=-1)
+    torch.testing.assert_close(q.entropy, torch.special.entr(posterior).sum(-1))
+    kl = (posterior * (posterior * 8).log()).sum(-1).mean()
+    torch.testing.assert_close(q.auxiliary["kl"], 5e-4 * kl)
+    inputs = [z_e, *quantizer.to_logits.parameters(), *([] if hard else [quantizer.codebook])]
+    got, want = (torch.autograd.grad((x * weights).sum(), inputs, retain_graph=True) for x in (q.z_q, chosen))
+    torch.testing.assert_close(got, want)
+    if hard:  # a code that was not drawn has none
+        gradient = torch.autograd.grad((q.z_q * weights).sum(), quantizer.codebook)[0]
+        torch.testing.assert_close(gradient, F.one_hot(codes, 8).double().T @ weights)
+
+
+def test_gumbel_codes_are_drawn_from_the_posterior():
+    """Pearson's χ² of 40,000 draws, 7 degrees of freedom: 24.3 is passed once in a thousand."""
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(num_codes=8, dim=DIM)
+    z_e = 2 * features(DIM, 1)
+    expected = 40_000 * F.softmax(gumbel_logits(quantizer, z_e), dim=-1)[0]
+    counts = torch.bincount(quantizer(z_e.expand(40_000, DIM)).codes, minlength=8)
+    assert ((counts - expected).square() / expected).sum() < 24.3
+    assert expected.max() > 2 * expected.min()
+
+
+def test_gumbel_evaluates_the_most_probable_code():
+    quantizer = trained("gumbel").eval()
+    z_e = features(DIM, 200)
+    q = quantizer(z_e)
+    codes = gumbel_logits(quantizer, z_e).double().argmax(-1)
+    assert torch.equal(q.codes, codes)
+    assert torch.equal(q.z_q, quantizer.codebook[codes])
+    assert (q.entropy == 0).all()
+
+
+def test_gumbel_temperature_falls_along_half_a_cosine():
+    quantizer = GumbelQuantizer(num_codes=4, dim=2, temperature=2.0, final_temperature=0.5, anneal_steps=8)
+    taus = []
+    for _ in range(11):
+        taus.append(quantizer.current_temperature.item())
+        quantizer.update()
+    want = [0.5 + 1.5 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)] + [0.5, 0.5]
+    assert taus == pytest.approx(want)
+    assert (taus[0], taus[4], taus[8]) == pytest.approx((2.0, 1.25, 0.5))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gumbel_kl_does_not_depend_on_chunks(training, monkeypatch):
+    """The noise is drawn chunk by chunk, so samples may differ; the posterior's entropy and its gradient may not."""
+    results = []
+    for chunk in (2**22, 40):
+        monkeypatch.setattr(soft, "CHUNK_ELEMENTS", chunk)
+        quantizer = trained("gumbel").train(training)
+        z_e = features(DIM, 30).requires_grad_()
+        q = quantizer(z_e)
+        gradients = torch.autograd.grad(q.auxiliary["kl"], [z_e, *quantizer.to_logits.parameters()])
+        results.append((q.auxiliary["kl"], q.entropy, *gradients))
+    torch.testing.assert_close(*results)
+
+
+def test_a_sample_and_its_gradient_are_one_draw_in_every_chunk(monkeypatch):
+    """What is computed again in the backward pass draws the same noise."""
+    monkeypatch.setattr(soft, "CHUNK_ELEMENTS", 40)
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(num_codes=8, dim=DIM, hard=False).double()
+    z_e = features(DIM, 30).double().requires_grad_()
+
+    def seeded(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(4)
+        return quantizer(x).z_q
+
+    assert torch.autograd.gradcheck(seeded, z_e, fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gumbel_kl_is_differentiable(training):
+    quantizer = GumbelQuantizer(num_codes=5, dim=3, kl_weight=1.0).double().train(training)
+    z_e = features(3, 4).double().requires_grad_()
+    weight, bias = (each.detach().clone().requires_grad_() for each in quantizer.to_logits.parameters())
+
+    def value(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        parameters = {"to_logits.weight": weight, "to_logits.bias": bias}
+        return functional_call(quantizer, parameters, (x,)).auxiliary["kl"]
+
+    assert torch.autograd.gradcheck(value, (z_e, weight, bias))

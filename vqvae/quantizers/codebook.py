@@ -1,0 +1,179 @@
+"""Codebooks that are listed: search, traffic, start and revival, for the learned and the moving-average codebook.
+
+The codebook starts as the k-means centres of the first step's vectors (Łańcucki et al. 2020, "Robust Training of Vector
+Quantized Bottleneck Models"). From then on codes without traffic are revived, by one of two policies:
+
+- "dead" (Dhariwal et al. 2020, "Jukebox"): a code whose share of the traffic stays under a tenth of an even share
+  becomes a vector of the current step, and its statistics with it.
+- "clustered" (Zheng & Vedaldi 2023, "Online Clustered Codebook", CVQ): every code moves to a vector of the current step
+  by as much as it is idle, with p its moving share of the traffic and γ = 0.99:
+
+      p ← γ p + (1 − γ) n / Σn          a = exp(−10 · K · p / (1 − γ) − 1e-3)          e ← (1 − a) e + a · anchor
+
+  Anchors are random vectors, the first of the paper's choices.
+
+Both happen in `update`, never in the forward pass. Over several processes one reduction a step sums counts and sums,
+and all draw from the same pool (`vqvae.quantizers.gathered`), so every process ends with the same codebook to the bit,
+and with that of one process which saw all their vectors.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqvae.quantizers.estimators import rotation_trick, straight_through
+from vqvae.quantizers.gathered import Pool, Sums
+from vqvae.quantizers.nearest import nearest
+from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, code_counts, masked_mean
+
+Revival = Literal["dead", "clustered", "off"]
+# "dead": traffic is averaged over about ten updates. An encoder that moves fast, as at the start, leaves codes behind
+# fast. A revived code starts with an even share and has 22 updates (0.9^22 = 0.1) to earn a tenth of it.
+DEAD_DECAY = 0.9
+DEAD_SHARE = 0.1
+CLUSTERED_DECAY = 0.99
+KMEANS_STEPS = 10
+
+
+class CodebookQuantizer(PlacewiseQuantizer):
+    """Abstract: nearest code of a table whose rows move one by one."""
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        dim: int,
+        commitment_weight: float,
+        normalize: bool,
+        rotation: bool,
+        revival: Revival,
+    ):
+        super().__init__(num_codes=num_codes, dim=dim)
+        if revival not in get_args(Revival):
+            raise ValueError(f"unknown revival {revival!r}, expected one of {', '.join(get_args(Revival))}")
+        self.commitment_weight = commitment_weight
+        self.normalize = normalize
+        self.on_sphere = normalize
+        self.estimator = rotation_trick if rotation else straight_through
+        self.revival = revival
+        self.remedy = (
+            "lower the encoder's learning rate, or quantise in fewer dimensions (ProjectedQuantizer with a width of 8)"
+            if revival != "off"
+            else 'turn revival on (revival="dead")'
+        )
+        # A moving average of counts (dead) or of shares (clustered; from zero, so that codes move until they are used).
+        self.register_buffer("traffic", torch.zeros(num_codes))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        # Gathered by forwards and consumed by `update`.
+        self.sums_of_step = Sums(torch.float32, counts=(num_codes,), vectors=(num_codes, dim))
+        self.pool = Pool(min(8 * num_codes, max(num_codes, 2**15)), dim)
+
+    @property
+    @abc.abstractmethod
+    def table(self) -> Float[Tensor, "k d"]:
+        """The codes as `decode` gives them: float32 or better, unit vectors where normalised."""
+
+    @abc.abstractmethod
+    def overwrite(self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]) -> None:
+        """Move each code k to `vectors[k]` by `weights[k]` in [0, 1], its statistics to those of `share` vectors."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodebookQuantizer":
+        super()._apply(fn, recurse)
+        self.sums_of_step.apply(fn)
+        self.pool.apply(fn)
+        return self
+
+    def project(self, z_e: Tensor) -> Tensor:
+        return F.normalize(z_e, dim=-1) if self.normalize else z_e
+
+    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+        table = self.table
+        codes = nearest(vectors, table)
+        chosen = table[codes]
+        if self.training:
+            self._gather(vectors.detach(), codes, kept)
+        return Assignment(chosen, codes, self.terms(vectors, chosen, kept))
+
+    def terms(self, vectors: Tensor, chosen: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
+        return {"commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), kept)}
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        return self.table[codes]
+
+    @torch.no_grad()
+    def _gather(self, vectors: Tensor, codes: Tensor, kept: Tensor | None) -> None:
+        weights = torch.ones_like(codes) if kept is None else kept
+        counts, sums = self.sums_of_step["counts"], self.sums_of_step["vectors"]
+        counts.scatter_add_(0, codes, weights.to(counts.dtype))
+        sums.index_add_(0, codes, (vectors * weights[:, None]).to(sums.dtype))
+        self.pool.add(vectors, kept, self.num_updates)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.sums_of_step.reduce()
+        counts, sums = self.sums_of_step["counts"], self.sums_of_step["vectors"]
+        total = counts.sum()
+        if total == 0:  # nothing was quantised in training mode since the last update, by any process
+            return
+        if self.num_updates == 0:
+            self._start(total)
+        else:
+            self.learn(counts, sums)
+            if self.revival == "dead":
+                self._revive_dead(counts, total)
+            elif self.revival == "clustered":
+                self._revive_clustered(counts, total)
+        self.num_updates += 1
+        self.sums_of_step.clear()
+        self.pool.clear()
+        super().update()
+
+    def learn(self, counts: Tensor, sums: Tensor) -> None:
+        """Move the codebook to the step's statistics; a learned codebook has its gradient instead."""
+
+    def _start(self, total: Tensor) -> None:
+        """k-means (Lloyd's algorithm) on the first step's vectors."""
+        vectors, centres = self.pool.joint(), self.pool.draw(self.num_codes)
+        # Copies of one vector would never part: shake all but the first round of draws by a thousandth of the spread.
+        # A full set of draws has no copies, since the pool gives distinct vectors first.
+        num_distinct = len(torch.unique(centres, dim=0))
+        if num_distinct < self.num_codes:
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(centres.shape, generator=generator).to(centres)
+            noise[:num_distinct] = 0
+            centres = centres + 1e-3 * vectors.std().nan_to_num(0.0).clamp_min(1e-6) * noise
+        for _ in range(KMEANS_STEPS):
+            codes = nearest(vectors, centres)
+            counts = code_counts(codes, self.num_codes)[:, None]
+            sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
+            centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+            if self.normalize:
+                centres = F.normalize(centres, dim=-1)
+        share = total / self.num_codes
+        if self.revival == "dead":
+            self.traffic.fill_(share)
+        self.overwrite(torch.ones_like(self.traffic), centres, share)
+
+    def _revive_dead(self, counts: Tensor, total: Tensor) -> None:
+        self.traffic.lerp_(counts.to(self.traffic), 1 - DEAD_DECAY)
+        dead = self.traffic < DEAD_SHARE * self.traffic.mean()
+        num_dead = int(dead.sum())  # waits for the device
+        if num_dead:
+            share = total / self.num_codes
+            vectors = torch.zeros_like(self.table)
+            vectors[dead] = self.pool.draw(num_dead)
+            self.traffic[dead] = share.to(self.traffic.dtype)
+            self.overwrite(dead.to(vectors.dtype), vectors, share)
+
+    def _revive_clustered(self, counts: Tensor, total: Tensor) -> None:
+        self.traffic.lerp_((counts / total).to(self.traffic), 1 - CLUSTERED_DECAY)
+        weights = torch.exp(-10 * self.num_codes * self.traffic / (1 - CLUSTERED_DECAY) - 1e-3)
+        self.overwrite(weights, self.pool.draw(self.num_codes), total / self.num_codes)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, normalize={self.normalize}, revival={self.revival}"

@@ -1,0 +1,82 @@
+"""Grouped (product) quantisation: channels are split into groups, each with a quantizer of its own.
+
+Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search". G groups of K codes each make K^G vectors from
+G·K rows. Codes have a last axis of G; terms are summed over groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, stacked
+from vqvae.quantizers.ema import EMAVectorQuantizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedQuantizerConfig(QuantizerConfig):
+    """Options of `GroupedQuantizer`."""
+
+    num_groups: int = 2
+    quantizer: QuantizerConfig = field(default_factory=lambda: EMAVectorQuantizerConfig(dim=32))
+
+    def build(self) -> "GroupedQuantizer":
+        return GroupedQuantizer(num_groups=self.num_groups, quantizer=self.quantizer)
+
+
+class GroupedQuantizer(Quantizer):
+    """One quantizer for each group of channels.
+
+        GroupedQuantizer(num_groups=4, quantizer=FSQConfig(levels=(8, 6, 5)))     # z_e: "b *grid 12", codes "b *grid 4"
+
+    Args:
+        num_groups: how many; the features' width is so many times the quantizer's.
+        quantizer: of each group, each with codes of its own.
+    """
+
+    def __init__(self, *, num_groups: int = 2, quantizer: QuantizerConfig | None = None):
+        if num_groups < 1:
+            raise ValueError(f"expected at least one group, got {num_groups}")
+        config = quantizer or GroupedQuantizerConfig().quantizer
+        parts = [config.build() for _ in range(num_groups)]
+        first = parts[0]
+        if not first.placewise:
+            raise ValueError(
+                f"{type(first).__name__} cannot stand inside a GroupedQuantizer: it has no code of its own at each "
+                "place; put a GroupedQuantizer inside it instead"
+            )
+        super().__init__(num_codes=first.num_codes, dim=num_groups * first.dim)
+        self.parts = cast(Sequence[Quantizer], nn.ModuleList(parts))
+        self.code_axes = (num_groups, *first.code_axes)
+        self.estimator = None if first.estimator is None else self._estimate
+        self.on_sphere = first.on_sphere
+
+    def project(self, z_e: Tensor) -> Tensor:
+        return torch.cat([part.project(x) for part, x in zip(self.parts, self._split(z_e), strict=True)], dim=-1)
+
+    def finer(self) -> Tensor | float:
+        factors = [torch.as_tensor(part.finer()).expand(part.dim) for part in self.parts]
+        return torch.cat(factors)
+
+    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+        results = [part.quantize(x, mask) for part, x in zip(self.parts, self._split(z_e), strict=True)]
+        return stacked(results, torch.cat([q.z_q for q in results], dim=-1), z_e.ndim - 1)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        columns = codes.unbind(codes.ndim - len(self.code_axes))
+        return torch.cat([part.look_up(x) for part, x in zip(self.parts, columns, strict=True)], dim=-1)
+
+    def update(self) -> None:
+        for part in self.parts:
+            part.update()
+
+    def _split(self, z_e: Tensor) -> tuple[Tensor, ...]:
+        return z_e.split(self.dim // len(self.parts), dim=-1)
+
+    def _estimate(self, z_e: Tensor, z_q: Tensor) -> Tensor:
+        estimator = self.parts[0].estimator
+        assert estimator is not None
+        pairs = zip(self._split(z_e), self._split(z_q), strict=True)
+        return torch.cat([estimator(*pair) for pair in pairs], dim=-1)

@@ -1,0 +1,110 @@
+"""SimVQ: a frozen codebook seen through one learned linear map.
+
+Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer". With C drawn
+once from a Gaussian and never trained, and a learned map W, b of width d, the codes are e_k = W c_k + b. The gradient
+of one chosen code moves the map, and with it every code, so none is left behind:
+
+    code       k = argmin_k ‖z_e − e_k‖²
+    terms      mse(sg z_e, e_k)  +  commitment_weight · mse(z_e, sg e_k)
+
+Departures: at the first `update` the map is set so that the codes have the mean and the covariance of that step's
+features (the frozen ones have none and the identity), as k-means places a codebook that is not frozen; and the gradient
+to the encoder is the rotation trick's unless told otherwise. On the embedded images, 1,024 codes and 1,600 steps, 91 %
+of the codes were used with both, 78 % with the rotation alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vqvae.quantizers.base import QuantizerConfig
+from vqvae.quantizers.estimators import rotation_trick, straight_through
+from vqvae.quantizers.gathered import Sums
+from vqvae.quantizers.nearest import nearest
+from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimVQConfig(QuantizerConfig):
+    """Options of `SimVQ`."""
+
+    num_codes: int = 512
+    dim: int = 64
+    commitment_weight: float = 0.25
+    rotation: bool = True
+
+    def build(self) -> "SimVQ":
+        return SimVQ(**vars(self))
+
+
+class SimVQ(PlacewiseQuantizer):
+    """Vector quantisation with the codes `W c_k + b`, c_k frozen.
+
+    Args:
+        commitment_weight: of `mse(z_e, sg e)`; 0.25 in the paper.
+        rotation: the rotation trick's gradient to the encoder, instead of straight through.
+    """
+
+    remedy = "lower the learning rate, or quantise in fewer dimensions (ProjectedQuantizer with a width of 8)"
+
+    def __init__(self, *, num_codes: int = 512, dim: int = 64, commitment_weight: float = 0.25, rotation: bool = True):
+        super().__init__(num_codes=num_codes, dim=dim)
+        self.commitment_weight = commitment_weight
+        self.estimator = rotation_trick if rotation else straight_through
+        self.register_buffer("frozen", torch.randn(num_codes, dim))
+        self.map = nn.Parameter(torch.eye(dim) * dim**-0.5)
+        self.offset = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        # In float64: a covariance is a difference of large sums.
+        self.sums_of_step = Sums(torch.float64, count=(1,), vectors=(dim,), products=(dim, dim))
+
+    @property
+    def table(self) -> Tensor:
+        # Always the whole product: the rows of a smaller one could be rounded otherwise.
+        return self.frozen.to(self.dtype) @ self.map.to(self.dtype).T + self.offset.to(self.dtype)
+
+    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+        table = self.table
+        codes = nearest(vectors, table)
+        chosen = table[codes]
+        if self.training:
+            self._gather(vectors.detach(), kept)
+        terms = {
+            "codebook": masked_mean((vectors.detach() - chosen).square(), kept),
+            "commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), kept),
+        }
+        return Assignment(chosen, codes, terms)
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        return self.table[codes]
+
+    @torch.no_grad()
+    def _gather(self, vectors: Tensor, kept: Tensor | None) -> None:
+        sums = self.sums_of_step
+        sums["count"].add_(len(vectors) if kept is None else kept.sum())
+        vectors = vectors.double()
+        sums["vectors"].add_(vectors.sum(0))  # masked vectors are zeros
+        sums["products"].add_(vectors.T @ vectors)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.started:
+            self.sums_of_step.reduce()
+            count = self.sums_of_step["count"]
+            if count == 0:  # nothing was quantised in training mode yet, by any process
+                return
+            mean = self.sums_of_step["vectors"] / count
+            covariance = self.sums_of_step["products"] / count - torch.outer(mean, mean)
+            variances, axes = torch.linalg.eigh(covariance)
+            self.map.copy_(axes * variances.clamp_min(0).sqrt() @ axes.T)
+            self.offset.copy_(mean)
+            self.started.fill_(True)
+        self.sums_of_step.clear()
+        super().update()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SimVQ":
+        super()._apply(fn, recurse)
+        self.sums_of_step.apply(fn)
+        return self
