@@ -2,7 +2,7 @@
 
     python benchmarks/quantizers.py                                   # all kinds at 1,024 and 16,384 codes
     python benchmarks/quantizers.py --kinds FSQ LFQ --num-codes 1024
-    python benchmarks/quantizers.py --output usage.png
+    python benchmarks/quantizers.py --num-codes 16384 --steps 500     # goes on from what quantizers.json holds
 
 Each kind has its defaults but for the number of codes. Encoder, decoder, likelihood, seed, batches and learning rate
 are the same for all. Usage and perplexity are those of the codes of the 2,000 test images (98,000 places), means over
@@ -11,6 +11,7 @@ what the codes of an image cost at even odds, so that kinds with more codes a pl
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from vqvae import VQVAE, VQVAEConfig, load_images
-from vqvae.data import batches
+from vqvae.data import Images, batches
 from vqvae.likelihoods import LogisticMixtureConfig
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import (
@@ -69,17 +70,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--num-codes", nargs="+", type=int, choices=FSQ_LEVELS, default=list(FSQ_LEVELS))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--results", type=Path, default=Path("quantizers.json"), help="kept, and not measured again")
     parser.add_argument("--output", type=Path, default=Path("quantizers.png"))
     args = parser.parse_args()
     train, test = load_images("fashion-mini", "train"), load_images("fashion-mini", "test")
-    results = {}
+    results: dict[str, list[float]] = json.loads(args.results.read_text()) if args.results.exists() else {}
     print(f"| {'kind':20} | codes | code bits | usage | least used | perplexity | bits/dim | s |\n|{'---|' * 8}")
     for num_codes in args.num_codes:
         for kind in args.kinds:
-            figures = measure(KINDS[kind](num_codes), train, test, args.steps, f"{kind} {num_codes}")
-            results[kind, num_codes] = figures
-            bits, usage, least, perplexity, distortion, seconds = figures
+            key = f"{kind} | {num_codes} | {args.steps}"
+            if key not in results:
+                results[key] = measure(KINDS[kind](num_codes), train, test, args.steps, f"{kind} {num_codes}")
+                args.results.write_text(json.dumps(results, indent=1))
+            bits, usage, least, perplexity, distortion, seconds = results[key]
             print(
                 f"| {kind:20} | {num_codes} | {bits:.0f} | {usage:.1%} | {least:.1%} | {perplexity:.0f} "
                 f"| {distortion:.3f} | {seconds:.0f} |",
@@ -89,7 +93,7 @@ def main() -> None:
     print(args.output)
 
 
-def measure(config: QuantizerConfig, train, test, num_steps: int, name: str) -> tuple[float, ...]:
+def measure(config: QuantizerConfig, train: Images, test: Images, num_steps: int, name: str) -> list[float]:
     torch.manual_seed(0)
     likelihood = LogisticMixtureConfig(num_components=5, zero_component=True)
     model = VQVAE(VQVAEConfig(width=32, num_blocks=1, quantizer=config, likelihood=likelihood))
@@ -115,17 +119,17 @@ def measure(config: QuantizerConfig, train, test, num_steps: int, name: str) -> 
             out = model(batch.images)
             usage.add(out.quantized.codes)
             nats += out.distortion.double().sum().item()
-    return (
+    return [
         math.prod(model.grid) * math.log2(model.num_codes),
         usage.usage,
         min(usage.usages),
         usage.perplexity,
         nats / len(test) / model.num_dims / math.log(2),
         seconds,
-    )
+    ]
 
 
-def draw(results: dict[tuple[str, int], tuple[float, ...]], args: argparse.Namespace) -> None:
+def draw(results: dict[str, list[float]], args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -136,7 +140,7 @@ def draw(results: dict[tuple[str, int], tuple[float, ...]], args: argparse.Names
     height = 0.8 / len(args.num_codes)
     for position, num_codes in enumerate(args.num_codes):
         rows = [index + position * height for index in range(len(args.kinds))]
-        figures = [results[kind, num_codes] for kind in args.kinds]
+        figures = [results[f"{kind} | {num_codes} | {args.steps}"] for kind in args.kinds]
         columns = ([f[1] for f in figures], [f[3] / num_codes for f in figures], [f[4] for f in figures])
         colour = ("#4477aa", "#ddaa33")[position % 2]
         for axis, values in zip(axes, columns, strict=True):

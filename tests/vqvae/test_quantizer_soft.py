@@ -78,7 +78,7 @@ def test_bsq_entropies_are_those_of_groups_of_bits(num_bits, groups):
     terms = quantizer(z_e.double()).auxiliary
     torch.testing.assert_close(terms["per_sample_entropy"], 0.1 * sum(per_sample))
     torch.testing.assert_close(terms["codebook_entropy_deficit"], 0.1 * deficit)
-    torch.testing.assert_close(quantizer(z_e).z_q.norm(dim=-1), torch.ones(20))
+    torch.testing.assert_close(quantizer(z_e).z_q.norm(dim=-1), torch.ones(20).double())
 
 
 @pytest.mark.parametrize(("kind", "scale"), [(LFQ, 0.02), (BSQ, 1.0)])

@@ -208,6 +208,15 @@ def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:
     )
 
 
+def check_leaves_remainder(step: Quantizer) -> None:
+    """Raise ValueError for a quantizer that cannot be a step of a residual or multi-scale one."""
+    if step.on_sphere:
+        raise ValueError(
+            "unit vectors cannot be quantised residually, since what is left of one is no unit vector: set "
+            "normalize=False, or put the normalised quantizer into a ProjectedQuantizer"
+        )
+
+
 def require_finite(z_e: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     """The same features.
 

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import MASKED, Quantized, Quantizer, QuantizerConfig
+from vqvae.quantizers.base import MASKED, Quantized, Quantizer, QuantizerConfig, check_leaves_remainder
 from vqvae.quantizers.ema import EMAVectorQuantizerConfig
 from vqvae.quantizers.placewise import masked_mean
 
@@ -74,11 +74,7 @@ class MultiScaleQuantizer(Quantizer):
                 f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a place; "
                 "take a single codebook, FSQ, LFQ, BSQ or a projection of one"
             )
-        if inner.on_sphere:
-            raise ValueError(
-                "a multi-scale quantizer of unit vectors cannot work, since what is left of a vector is no unit "
-                "vector: set normalize=False, or put the normalised quantizer into a ProjectedQuantizer"
-            )
+        check_leaves_remainder(inner)
         super().__init__(num_codes=inner.num_codes, dim=inner.dim)
         self.scales = scales
         self.commitment_weight = commitment_weight

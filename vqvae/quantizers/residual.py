@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, stacked
+from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, check_leaves_remainder, stacked
 from vqvae.quantizers.ema import EMAVectorQuantizerConfig
 
 
@@ -72,11 +72,7 @@ class ResidualQuantizer(Quantizer):
                 f"{type(first).__name__} cannot stand inside a ResidualQuantizer: it has no code of its own at each "
                 "place; put a ResidualQuantizer inside it instead"
             )
-        if first.on_sphere:
-            raise ValueError(
-                "a residual quantizer of unit vectors cannot work, since what is left of a vector is no unit vector: "
-                "set normalize=False, or put the normalised quantizer into a ProjectedQuantizer"
-            )
+        check_leaves_remainder(first)
         super().__init__(num_codes=first.num_codes, dim=first.dim)
         self.depth = depth
         self.shared = shared
