@@ -268,9 +268,13 @@ def encode_all(session: Session, model: VQVAE, images: Images, name: str) -> Cod
     """The codes of every image that can be read, in float32 as an evaluation computes them."""
     fabric, metrics = session.fabric, session.metrics
     codes, labels = [], []
+    # A prior of a stochastic encoder is for the codes that its posterior gives, not only for the likeliest.
+    generator = torch.Generator(fabric.device).manual_seed(step_seed(session.run.seed, name, 0, 0) % 2**63)
     with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
         for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
-            codes.append(model.encode(batch.images.to(fabric.device)).int().cpu())
+            levels = batch.images.to(fabric.device)
+            found = model.draw(levels, generator).quantized.codes if model.stochastic else model.encode(levels)
+            codes.append(found.int().cpu())
             labels.append(batch.labels)
     known = None if any(part is None for part in labels) else torch.cat(labels)
     return CodeGrids(torch.cat(codes), known)

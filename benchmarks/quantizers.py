@@ -37,6 +37,7 @@ from vqvae.quantizers import (
     QuantizerConfig,
     ResidualQuantizerConfig,
     SimVQConfig,
+    StochasticVectorQuantizerConfig,
     VectorQuantizerConfig,
 )
 
@@ -55,6 +56,7 @@ KINDS: dict[str, Callable[[int], QuantizerConfig]] = {
     "SimVQ": lambda k: SimVQConfig(num_codes=k),
     "IBQ": lambda k: IBQConfig(num_codes=k),
     "Gumbel": lambda k: GumbelQuantizerConfig(num_codes=k),
+    "SQ-VAE": lambda k: StochasticVectorQuantizerConfig(num_codes=k),
     "FSQ": lambda k: FSQConfig(levels=FSQ_LEVELS[k]),
     "LFQ": lambda k: LFQConfig(num_bits=k.bit_length() - 1),
     "BSQ": lambda k: BSQConfig(num_bits=k.bit_length() - 1),

@@ -26,7 +26,8 @@ def test_public_names():
     ]
     kinds = [
         *("BSQ", "EMAVectorQuantizer", "FSQ", "GroupedQuantizer", "GumbelQuantizer", "IBQ", "LFQ"),
-        *("MultiScaleQuantizer", "ProjectedQuantizer", "ResidualQuantizer", "SimVQ", "VectorQuantizer"),
+        *("MultiScaleQuantizer", "ProjectedQuantizer", "ResidualQuantizer", "SimVQ", "StochasticVectorQuantizer"),
+        "VectorQuantizer",
     ]
     assert sorted(vqvae.quantizers.__all__) == sorted(
         [

@@ -15,14 +15,20 @@ Averaged over images y of a population Pop, the slack of the bound is a divergen
 
     mean negative  =  H(Pop)  +  KL(Pop(y) P_enc(z | y)  ||  P_pri(z) P_dec(y | z))
 
-For a stochastic quantizer rate and distortion are those of one draw of the codes, an unbiased
-estimate of the expectation.
+For a stochastic quantizer the expectation is over codes that are drawn, and `sampled_elbo` estimates it with its
+standard error. Its most probable codes alone make a deterministic encoder with a bound of its own (`elbo` in evaluation
+mode), which is another number and never mixed with it. With k draws there is a tighter bound (Burda et al. 2015,
+"Importance Weighted Autoencoders"),
+
+    -ln P(y)  <=  -E ln (1/k) sum_i P_dec(y | z_i) P_pri(z_i) / P_enc(z_i | y)  <=  negative
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -122,6 +128,83 @@ def rate(
     if labels is None or prior.num_classes is None:
         return -prior.log_prob(codes, None)
     return math.log(prior.num_classes) - prior.log_prob(codes, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledELBO(ELBO):
+    """The terms of the bound as means over codes drawn from the posterior, in nats per image, "b" each.
+
+    Attributes:
+        rates: of each draw, "s b"; `rate` is their mean.
+        log_weights: ln P_dec(y | z) + ln P_pri(z) - ln P_enc(z | y) of each draw, "s b".
+    """
+
+    rates: Float[Tensor, "s b"]
+    log_weights: Float[Tensor, "s b"]
+
+    @property
+    def rate_error(self) -> Float[Tensor, " b"]:
+        """The standard error of `rate` as a mean over draws; NaN for a single one."""
+        return self.rates.std(0) / len(self.rates) ** 0.5
+
+    @property
+    def importance_weighted(self) -> Float[Tensor, " b"]:
+        """The importance-weighted bound of all draws together, in nats per image: at most `negative`, on average."""
+        return math.log(len(self.log_weights)) - self.log_weights.logsumexp(0)
+
+
+def sampled_elbo(
+    model: Any,
+    prior: PriorLike,
+    images: UInt8[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"] | None = None,
+    *,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> SampledELBO:
+    """The terms of the bound for some images, estimated on codes drawn from the posterior.
+
+    Args:
+        model: `model.draw(images, generator)` gives `distortion` "b" and `quantized` with `codes`, `entropy` and
+            `log_posterior` of codes drawn from the posterior; has `num_codes` and `grid`.
+        num_samples: draws an image.
+
+    Raises:
+        ValueError: a prior for other codes, or no draw.
+    """
+    options: dict[str, Any] = {"num_samples": num_samples, "generator": generator}
+    return sampled_elbos(model, {"prior": prior}, images, labels, **options)["prior"]
+
+
+def sampled_elbos(
+    model: Any,
+    priors: Mapping[str, PriorLike],
+    images: UInt8[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"] | None = None,
+    *,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> dict[str, SampledELBO]:
+    """`sampled_elbo` under several priors, on the same draws."""
+    for name, prior in priors.items():
+        check_fit(model, prior, name)
+    if num_samples < 1:
+        raise ValueError(f"expected at least one draw an image, got num_samples={num_samples}")
+    draws = [model.draw(images, generator) for _ in range(num_samples)]
+    distortions = torch.stack([out.distortion for out in draws])
+    entropies = torch.stack([out.quantized.entropy for out in draws])
+    log_posteriors = torch.stack([out.quantized.log_posterior for out in draws])
+    terms = {}
+    for name, prior in priors.items():
+        rates = torch.stack([rate(prior, out.quantized.codes, labels) for out in draws])
+        terms[name] = SampledELBO(
+            rate=rates.mean(0),
+            distortion=distortions.mean(0),
+            entropy=entropies.mean(0),
+            rates=rates,
+            log_weights=-distortions - rates - log_posteriors,
+        )
+    return terms
 
 
 def elbo(

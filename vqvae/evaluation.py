@@ -9,77 +9,146 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import safefolder
 from vqvae.data import Batch
-from vqvae.elbo import PriorLike, check_fit, rate
+from vqvae.elbo import PriorLike, check_fit, rate, sampled_elbos
 from vqvae.metrics import CodeUsage, psnr
 from vqvae.model import VQVAE
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The negative ELBO of a test set in nats per image: rate under the last prior + distortion − entropy.
+
+    Attributes:
+        rate: cross entropy of the codes under each prior.
+        entropy: of the encoder's posterior; 0 where codes are not drawn.
+    """
+
+    rate: dict[str, float]
+    distortion: float
+    entropy: float
+
+    @property
+    def negative_elbo(self) -> float:
+        return list(self.rate.values())[-1] + self.distortion - self.entropy
+
+    def rows(self) -> list[tuple[str, float]]:
+        rows = [(f"rate, {name} prior", value) for name, value in self.rate.items()]
+        rows += [("distortion", self.distortion), ("posterior entropy", self.entropy)]
+        return [*rows, ("negative ELBO", self.negative_elbo)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over the test images; `rate`, `distortion`, `entropy`, `negative_elbo` in nats per image.
+    """Means over the test images, in nats per image where nothing else is said.
 
     Attributes:
         images: how many images were read and counted.
         skipped: how many could not be read.
-        dims: C·H·W, what `bits_per_dim` divides by.
-        rate: cross entropy of the codes under each prior.
-        negative_elbo: rate under the last prior + distortion − entropy.
-        bits_per_dim: negative_elbo / (ln 2 · dims).
-        usage, perplexity: of the codes of the test images, means over the codebooks.
-        psnr: of the likelihood's mean against the image, in dB, mean over images that differ.
-        code_usage: how often each code of each codebook occurred.
+        dims: C·H·W, what bits per dimension divide by.
+        bound: of the system itself: on drawn codes, where there is a posterior to draw from.
+        deterministic: of its most probable codes instead; None where those are the system's codes.
+        draws: codes drawn an image, for the bound; 0 where none are.
+        rate_error: standard error of the bound's rate, as an estimate on so many draws.
+        importance_weighted: the importance-weighted bound of all draws together; None where none are.
+        code_usage: how often each code of each codebook occurred, without draws.
+        psnr: of the likelihood's mean against the image without draws, in dB, mean over images that differ.
     """
 
     images: int
     skipped: int
     dims: int
-    rate: dict[str, float]
-    distortion: float
-    entropy: float
-    negative_elbo: float
-    bits_per_dim: float
-    usage: float
-    perplexity: float
-    psnr: float
+    bound: Bound
+    deterministic: Bound | None
+    draws: int
+    rate_error: float
+    importance_weighted: float | None
     code_usage: CodeUsage
+    psnr: float
+
+    @property
+    def bits_per_dim(self) -> float:
+        return self.bits(self.bound.negative_elbo)
+
+    def bits(self, nats: float) -> float:
+        """Nats per image as bits per dimension."""
+        return nats / (math.log(2) * self.dims)
 
     def save(self, path: Path, **more: float | int | str) -> None:
         """Write the figures as JSON, with `more` entries, whole or not at all; per codebook where there are several."""
-        figures = {name: value for name, value in vars(self).items() if name != "code_usage"}
+        figures: dict[str, Any] = {"images": self.images, "skipped": self.skipped, "dims": self.dims}
+        figures |= self._plain(self.bound)
+        if self.deterministic is not None:
+            figures |= {"draws": self.draws, "rate_error": self.rate_error}
+            figures |= {"importance_weighted": self.importance_weighted}
+            figures |= {"deterministic": self._plain(self.deterministic)}
+        figures |= {"usage": self.code_usage.usage, "perplexity": self.code_usage.perplexity, "psnr": self.psnr}
         if self.code_usage.axes:
             figures |= {"usage_by_codebook": self.code_usage.usages}
             figures |= {"perplexity_by_codebook": self.code_usage.perplexities}
         safefolder.write_text(path, json.dumps({**figures, **more}, indent=2) + "\n")
 
+    def _plain(self, bound: Bound) -> dict[str, Any]:
+        negative = bound.negative_elbo
+        return {**vars(bound), "negative_elbo": negative, "bits_per_dim": self.bits(negative)}
+
     def table(self, seconds: float | None = None) -> str:
         """The figures as lines for a terminal."""
-        bits = 1 / (math.log(2) * self.dims)
-        rows = [(f"rate, {name} prior", value) for name, value in self.rate.items()]
-        rows += [("distortion", self.distortion), ("posterior entropy", self.entropy)]
         lines = [f"{'':24}{'nats/image':>12}{'bits/dim':>10}"]
-        lines += [f"{name:24}{nats:12.2f}{nats * bits:10.4f}" for name, nats in rows]
-        lines += [f"{'negative ELBO':24}{self.negative_elbo:12.2f}{self.bits_per_dim:10.4f}"]
-        lines += [f"{'usage':24}{self.usage:12.1%}", f"{'perplexity':24}{self.perplexity:12.1f}"]
+        lines += [self._row(*row) for row in self.bound.rows()]
+        if self.deterministic is not None:
+            assert self.importance_weighted is not None
+            lines += [self._row(f"  on {self.draws} draws together", self.importance_weighted)]
+            lines += [f"rates are means over {self.draws} draws an image, standard error {self.rate_error:.2g} nats"]
+            lines += ["with the most probable codes instead:"]
+            lines += [self._row(*row) for row in self.deterministic.rows()]
+        lines += [f"{'usage':24}{self.code_usage.usage:12.1%}", f"{'perplexity':24}{self.code_usage.perplexity:12.1f}"]
         lines += [f"{'PSNR of the mean':24}{self.psnr:9.2f} dB"]
         if seconds is not None:
             lines += [f"{'time':24}{seconds:10.0f} s"]
         skipped = f", {self.skipped} that could not be read left out" if self.skipped else ""
         return "\n".join([*lines, f"{self.images} test images of {self.dims} dimensions{skipped}"])
 
+    def _row(self, name: str, nats: float) -> str:
+        return f"{name:24}{nats:12.2f}{self.bits(nats):10.4f}"
+
+
+class _Sums:
+    """Sums over images of the terms of a bound."""
+
+    def __init__(self, names: Iterable[str]):
+        self.rates = dict.fromkeys(names, 0.0)
+        self.distortion = self.entropy = 0.0
+
+    def add(self, rates: Mapping[str, Tensor], distortion: Tensor, entropy: Tensor) -> None:
+        for name, nats in rates.items():
+            self.rates[name] += nats.double().sum().item()
+        self.distortion += distortion.double().sum().item()
+        self.entropy += entropy.double().sum().item()
+
+    def mean(self, images: int) -> Bound:
+        rates = {name: nats / images for name, nats in self.rates.items()}
+        return Bound(rate=rates, distortion=self.distortion / images, entropy=self.entropy / images)
+
 
 @torch.no_grad()
-def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Batch]) -> Evaluation:
+def evaluate(
+    model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Batch], *, num_draws: int = 4, seed: int = 0
+) -> Evaluation:
     """Run a tokenizer and its priors over test images.
 
     Args:
         model: in eval mode.
         priors: by name; the negative ELBO is that of the last.
         batches: of images and labels, read once. Where a prior takes labels, it is given those of the images.
+        num_draws: codes drawn an image, for a tokenizer with a posterior over codes.
+        seed: of the draws.
 
     Raises:
         ValueError: a prior does not fit the tokenizer's codes, no prior was given, or there is no image.
@@ -89,41 +158,43 @@ def evaluate(model: VQVAE, priors: Mapping[str, PriorLike], batches: Iterable[Ba
     for name, prior in priors.items():
         check_fit(model, prior, name)
     device = next(model.parameters()).device
-    rates = dict.fromkeys(priors, 0.0)
-    distortion = entropy = 0.0
+    generator = torch.Generator(device).manual_seed(seed)
+    plain, drawn = _Sums(priors), _Sums(priors)
     usage = CodeUsage(model.num_codes, model.quantizer.code_axes)
-    decibels: list[torch.Tensor] = []
+    decibels: list[Tensor] = []
     images = skipped = 0
+    weighted = variance = 0.0
     for batch in batches:
         levels = batch.images.to(device)
         labels = None if batch.labels is None else batch.labels.to(device)
         out = model(levels)
-        for name, prior in priors.items():
-            rates[name] += rate(prior, out.quantized.codes, labels).double().sum().item()
-        distortion += out.distortion.double().sum().item()
-        entropy += out.quantized.entropy.double().sum().item()
-        usage.add(out.quantized.codes)
+        codes = out.quantized.codes
+        plain.add(
+            {name: rate(prior, codes, labels) for name, prior in priors.items()}, out.distortion, out.quantized.entropy
+        )
+        usage.add(codes)
         decibels.append(psnr(levels, model.reconstruct(out)))
         images += len(levels)
         skipped += len(batch.skipped)
+        if model.stochastic:
+            terms = sampled_elbos(model, priors, levels, labels, num_samples=num_draws, generator=generator)
+            last = list(terms.values())[-1]
+            drawn.add({name: term.rate for name, term in terms.items()}, last.distortion, last.entropy)
+            weighted += last.importance_weighted.double().sum().item()
+            variance += last.rate_error.double().square().sum().item()
     if not images:
         raise ValueError("there is no test image to evaluate on")
-    rates = {name: nats / images for name, nats in rates.items()}
-    distortion, entropy = distortion / images, entropy / images
-    negative = list(rates.values())[-1] + distortion - entropy
     finite = torch.cat(decibels)
     finite = finite[torch.isfinite(finite)]
     return Evaluation(
         images=images,
         skipped=skipped,
         dims=model.num_dims,
-        rate=rates,
-        distortion=distortion,
-        entropy=entropy,
-        negative_elbo=negative,
-        bits_per_dim=negative / (math.log(2) * model.num_dims),
-        usage=usage.usage,
-        perplexity=usage.perplexity,
-        psnr=finite.mean().item() if len(finite) else math.inf,
+        bound=(drawn if model.stochastic else plain).mean(images),
+        deterministic=plain.mean(images) if model.stochastic else None,
+        draws=num_draws if model.stochastic else 0,
+        rate_error=variance**0.5 / images,
+        importance_weighted=weighted / images if model.stochastic else None,
         code_usage=usage,
+        psnr=finite.mean().item() if len(finite) else math.inf,
     )

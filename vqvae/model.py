@@ -181,6 +181,25 @@ class VQVAE(nn.Module):
         distortion = -self.likelihood.log_prob(levels, features)
         return Output(distortion=distortion, quantized=quantized, features=features)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is a posterior over codes to draw from."""
+        return self.quantizer.stochastic
+
+    @torch.no_grad()
+    def draw(
+        self,
+        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        generator: torch.Generator | None = None,
+    ) -> Output:
+        """`forward` in evaluation, with codes drawn from the posterior P_enc(z|y). Errors as `forward`."""
+        with _Evaluating(self):
+            levels = self.to_levels(images)
+            quantized = self.quantizer.draw(self.encoder(levels), generator=generator)
+            features = self.decoder(quantized.z_q)
+            distortion = -self.likelihood.log_prob(levels, features)
+            return Output(distortion=distortion, quantized=quantized, features=features)
+
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Int[Tensor, "b *grid"]:
         """Images to their codes, int64. Errors as `forward`."""

@@ -13,7 +13,6 @@ from vqvae.quantizers import (
     EMAVectorQuantizerConfig,
     FSQConfig,
     GroupedQuantizerConfig,
-    GumbelQuantizer,
     GumbelQuantizerConfig,
     IBQConfig,
     LFQConfig,
@@ -24,8 +23,10 @@ from vqvae.quantizers import (
     QuantizerConfig,
     ResidualQuantizerConfig,
     SimVQConfig,
+    StochasticVectorQuantizerConfig,
     VectorQuantizerConfig,
 )
+from vqvae.quantizers.categorical import CategoricalQuantizer
 from vqvae.quantizers.codebook import CodebookQuantizer
 
 GRIDS = ((), (7,), (4, 5), (2, 3, 4))
@@ -83,6 +84,7 @@ def multiscale(quantizer: QuantizerConfig) -> MultiScaleQuantizerConfig:
 SIMVQ = SimVQConfig(num_codes=16, dim=6, rotation=False)
 IBQ_SMALL = IBQConfig(num_codes=16, dim=6)
 GUMBEL = GumbelQuantizerConfig(num_codes=16, dim=6)
+SQVAE = StochasticVectorQuantizerConfig(num_codes=16, dim=6, hard=True)
 FSQ_SMALL = FSQConfig(levels=(5, 4, 3))
 LFQ_SMALL = LFQConfig(num_bits=5)
 BSQ_SMALL = BSQConfig(num_bits=10)
@@ -93,6 +95,7 @@ KINDS = {
     "simvq": SIMVQ,
     "ibq": IBQ_SMALL,
     "gumbel": GUMBEL,
+    "sqvae": SQVAE,
     "fsq": FSQ_SMALL,
     "lfq": LFQ_SMALL,
     "bsq": BSQ_SMALL,
@@ -115,6 +118,7 @@ _CONFIGS = {
     "ema, one code": ema(num_codes=1),
     "simvq, rotation": SimVQConfig(num_codes=16, dim=6, rotation=True),
     "gumbel, soft": GumbelQuantizerConfig(num_codes=16, dim=6, hard=False),
+    "sqvae, soft": StochasticVectorQuantizerConfig(num_codes=16, dim=6),
     "fsq, even": FSQConfig(levels=(8, 4)),
     "fsq, odd": FSQConfig(levels=(3, 5, 7)),
     "fsq, two levels": FSQConfig(levels=(2, 2, 5)),
@@ -141,6 +145,8 @@ _CONFIGS = {
     "residual simvq": residual(SIMVQ),
     "residual ibq": residual(IBQ_SMALL),
     "residual gumbel": residual(GUMBEL),
+    "residual sqvae": residual(SQVAE),
+    "grouped sqvae": grouped(StochasticVectorQuantizerConfig(num_codes=16, dim=3, hard=True)),
     "residual grouped": residual(grouped(ema(dim=3)), depth=2),
     "residual grouped fsq": residual(grouped(FSQ_SMALL), depth=2),
     "residual residual": residual(residual(ema(), depth=2), depth=2),
@@ -174,7 +180,7 @@ MEMBERS = {
         config=config,
         extra=name in EXTRA,
         grids=((5, 5),) if "multiscale" in name else GRIDS,
-        random="gumbel" in name or "dropout" in name,
+        random="gumbel" in name or "sqvae" in name or "dropout" in name,
         soft="soft" in name,
     )
     for name, config in _CONFIGS.items()
@@ -233,11 +239,11 @@ def state_of(quantizer: Quantizer) -> dict[str, Tensor]:
 
 
 def unchanged(quantizer: Quantizer, before: dict[str, Tensor]) -> bool:
-    """Whether all that is saved is as before; Gumbel's number of updates is a clock, which goes on."""
+    """Whether all that is saved is as before; a posterior's number of updates is a clock, which goes on."""
     clocks = {
         f"{path}.num_updates".lstrip(".")
         for path, module in quantizer.named_modules()
-        if isinstance(module, GumbelQuantizer)
+        if isinstance(module, CategoricalQuantizer)
     }
     now = quantizer.state_dict()
     return now.keys() == before.keys() and all(torch.equal(now[k], before[k]) for k in now.keys() - clocks)

@@ -78,10 +78,34 @@ def test_shapes_and_ranges(member, quantizer, training):
         assert all(term.ndim == 0 and term >= -1e-6 for term in q.auxiliary.values())
 
 
-def test_posterior_of_gumbel_is_counted_in_training(quantizer, name):
-    """The entropy is that of the posterior exactly where codes are drawn."""
+def test_a_posterior_is_counted_where_codes_are_drawn(quantizer):
+    """In training, where there is one."""
     q = quantizer(features(quantizer.dim, 3, 5, 5))
-    assert bool((q.entropy > 0).all()) == ("gumbel" in name)
+    assert bool((q.entropy > 0).all()) == quantizer.stochastic
+    assert bool((q.log_posterior < 0).all()) == quantizer.stochastic
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_draws_are_of_the_posterior_or_the_code_itself(quantizer, masked):
+    quantizer.eval()
+    z_e, mask = features(quantizer.dim, 4, 5, 5), some_mask(4, 5, 5) if masked else None
+    plain = quantizer(z_e, mask)
+    drawn, again = (quantizer.draw(z_e, mask, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(quantizer.decode(drawn.codes), drawn.z_q)
+    assert torch.equal(drawn.codes, again.codes)
+    assert torch.equal(drawn.codes < 0, plain.codes < 0)
+    assert not drawn.z_q.requires_grad
+    if quantizer.stochastic:
+        kept = slice(0, 3)  # of the last image, no place counts
+        assert (drawn.entropy[kept] > 0).all()
+        assert (drawn.log_posterior[kept] < 0).all()
+        if masked:
+            assert drawn.entropy[3] == drawn.log_posterior[3] == 0
+    else:
+        assert torch.equal(drawn.codes, plain.codes)
+        assert torch.equal(drawn.z_q, plain.z_q)
+        assert (drawn.entropy == 0).all()
+        assert (drawn.log_posterior == 0).all()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -42,7 +42,8 @@ class Quantized:
         z_q: code vectors, with the estimator's gradient to the encoder; `"b *grid d"`.
         codes: int64, a code a place, with further axes for residual and grouped kinds; masked places hold `MASKED`.
         auxiliary: named terms to add to the training objective, each a scalar, already weighted.
-        entropy: posterior entropy H(z|y) in nats per image, `"b"`; zero for a deterministic quantizer.
+        entropy: posterior entropy H(z|y) in nats per image, `"b"`; zero where the codes were not drawn.
+        log_posterior: ln P_enc(z|y) of these codes in nats per image, `"b"`; zero where they were not drawn.
         usage: fraction of the codebook that this batch used, in [0, 1].
         perplexity: exp of the entropy of this batch's code histogram, in [1, num_codes].
         dead_codes: how many codes this batch did not use.
@@ -52,6 +53,7 @@ class Quantized:
     codes: Int[Tensor, "b *places"]
     auxiliary: Mapping[str, Float[Tensor, ""]]
     entropy: Float[Tensor, " b"]
+    log_posterior: Float[Tensor, " b"]
     usage: Float[Tensor, "*parts"]
     perplexity: Float[Tensor, "*parts"]
     dead_codes: Int[Tensor, "*parts"]
@@ -87,12 +89,14 @@ class Quantizer(nn.Module, abc.ABC):
         estimator: how the gradient reaches `z_e`; None where the vectors of `quantize` have their own.
         on_sphere: codes are unit vectors, so what is left of a vector is none that a further step could quantise.
         placewise: each place of the features has codes of its own.
+        stochastic: there is a posterior over codes to `draw` from.
     """
 
     code_axes: tuple[int, ...] = ()
     estimator: Estimator | None = None
     on_sphere: bool = False
     placewise: bool = True
+    stochastic: bool = False
 
     def __init__(self, *, num_codes: int, dim: int):
         super().__init__()
@@ -122,17 +126,42 @@ class Quantizer(nn.Module, abc.ABC):
             # Masked places may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
             return self.run(require_finite(z_e if mask is None else torch.where(mask[..., None], z_e, 0.0)), mask)
 
-    def run(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
-        """The work of `forward` on checked features, which are zero where masked."""
+    @torch.no_grad()
+    def draw(
+        self,
+        z_e: Float[Tensor, "b *grid d"],
+        mask: Bool[Tensor, "b *grid"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Like `forward`, with codes drawn from the exact posterior P_enc(z|y); without gradients.
+
+        A deterministic quantizer gives the result of `forward`. Errors as `forward`.
+
+        Args:
+            generator: of the features' device; seeded from torch's global one unless given.
+        """
+        self.check_features(z_e, mask)
+        if generator is None:
+            generator = torch.Generator(z_e.device).manual_seed(int(torch.randint(2**62, ())))
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_e = z_e.to(self.dtype)
+            z_e = require_finite(z_e if mask is None else torch.where(mask[..., None], z_e, 0.0))
+            return self.run(z_e, mask, generator)
+
+    def run(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None = None) -> Quantized:
+        """The work of `forward` on checked features, which are zero where masked; with a generator, that of `draw`."""
         projected = self.project(z_e)
-        q = self.quantize(projected, mask)
+        q = self.quantize(projected, mask, generator)
         if self.estimator is None:
             return q
         return q.with_vectors(self.estimator(projected, q.z_q))
 
     @abc.abstractmethod
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
-        """Codes and vectors of projected features, which are zero where masked; before the estimator."""
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
+        """Codes and vectors of projected features, which are zero where masked; before the estimator.
+
+        With a generator, codes of a stochastic kind are drawn.
+        """
 
     @abc.abstractmethod
     def look_up(self, codes: Tensor) -> Tensor:
@@ -202,6 +231,7 @@ def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:
         codes=torch.stack([q.codes for q in results], dim=axis),
         auxiliary={name: torch.stack([q.auxiliary[name] for q in results]).sum() for name in names},
         entropy=torch.stack([q.entropy for q in results]).sum(0),
+        log_posterior=torch.stack([q.log_posterior for q in results]).sum(0),
         usage=torch.stack([q.usage for q in results]),
         perplexity=torch.stack([q.perplexity for q in results]),
         dead_codes=torch.stack([q.dead_codes for q in results]),

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqvae.quantizers.estimators import rotation_trick, straight_through
-from vqvae.quantizers.gathered import Pool, Sums
+from vqvae.quantizers.gathered import Pool, Sums, pool_size
+from vqvae.quantizers.kmeans import kmeans
 from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, code_counts, masked_mean
+from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean
 
 Revival = Literal["dead", "clustered", "off"]
 # "dead": traffic is averaged over about ten updates. An encoder that moves fast, as at the start, leaves codes behind
@@ -37,7 +38,6 @@ Revival = Literal["dead", "clustered", "off"]
 DEAD_DECAY = 0.9
 DEAD_SHARE = 0.1
 CLUSTERED_DECAY = 0.99
-KMEANS_STEPS = 10
 
 
 class CodebookQuantizer(PlacewiseQuantizer):
@@ -71,7 +71,7 @@ class CodebookQuantizer(PlacewiseQuantizer):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         # Gathered by forwards and consumed by `update`.
         self.sums_of_step = Sums(torch.float32, counts=(num_codes,), vectors=(num_codes, dim))
-        self.pool = Pool(min(8 * num_codes, max(num_codes, 2**15)), dim)
+        self.pool = Pool(pool_size(num_codes), dim)
 
     @property
     @abc.abstractmethod
@@ -137,23 +137,8 @@ class CodebookQuantizer(PlacewiseQuantizer):
         """Move the codebook to the step's statistics; a learned codebook has its gradient instead."""
 
     def _start(self, total: Tensor) -> None:
-        """k-means (Lloyd's algorithm) on the first step's vectors."""
-        vectors, centres = self.pool.joint(), self.pool.draw(self.num_codes)
-        # Copies of one vector would never part: shake all but the first round of draws by a thousandth of the spread.
-        # A full set of draws has no copies, since the pool gives distinct vectors first.
-        num_distinct = len(torch.unique(centres, dim=0))
-        if num_distinct < self.num_codes:
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(centres.shape, generator=generator).to(centres)
-            noise[:num_distinct] = 0
-            centres = centres + 1e-3 * vectors.std().nan_to_num(0.0).clamp_min(1e-6) * noise
-        for _ in range(KMEANS_STEPS):
-            codes = nearest(vectors, centres)
-            counts = code_counts(codes, self.num_codes)[:, None]
-            sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
-            centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-            if self.normalize:
-                centres = F.normalize(centres, dim=-1)
+        """The k-means centres of the first step's vectors."""
+        centres = kmeans(self.pool.joint(), self.pool.draw(self.num_codes), self.normalize)
         share = total / self.num_codes
         if self.revival == "dead":
             self.traffic.fill_(share)

@@ -111,6 +111,11 @@ class Pool:
         return vectors[keys != EMPTY][:num]
 
 
+def pool_size(num_codes: int) -> int:
+    """Vectors to keep for the k-means start of so many codes: eight a code, within reason."""
+    return min(max(8 * num_codes, 1024), max(num_codes, 2**15))
+
+
 def several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 

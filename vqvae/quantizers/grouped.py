@@ -52,6 +52,7 @@ class GroupedQuantizer(Quantizer):
         self.code_axes = (num_groups, *first.code_axes)
         self.estimator = None if first.estimator is None else self._estimate
         self.on_sphere = first.on_sphere
+        self.stochastic = first.stochastic
 
     def project(self, z_e: Tensor) -> Tensor:
         return torch.cat([part.project(x) for part, x in zip(self.parts, self._split(z_e), strict=True)], dim=-1)
@@ -60,8 +61,8 @@ class GroupedQuantizer(Quantizer):
         factors = [torch.as_tensor(part.finer()).expand(part.dim) for part in self.parts]
         return torch.cat(factors)
 
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
-        results = [part.quantize(x, mask) for part, x in zip(self.parts, self._split(z_e), strict=True)]
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
+        results = [part.quantize(x, mask, generator) for part, x in zip(self.parts, self._split(z_e), strict=True)]
         return stacked(results, torch.cat([q.z_q for q in results], dim=-1), z_e.ndim - 1)
 
     def look_up(self, codes: Tensor) -> Tensor:

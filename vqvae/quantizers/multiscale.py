@@ -80,6 +80,7 @@ class MultiScaleQuantizer(Quantizer):
         self.commitment_weight = commitment_weight
         self.quantizer = inner
         self.estimator = inner.estimator
+        self.stochastic = inner.stochastic
         convolutions = (nn.Conv2d(inner.dim, inner.dim, 3, padding=1) for _ in range(NUM_REFINERS))
         self.refiners = cast(Sequence[nn.Conv2d], nn.ModuleList(convolutions))
 
@@ -106,13 +107,13 @@ class MultiScaleQuantizer(Quantizer):
     def project(self, z_e: Tensor) -> Tensor:
         return self.quantizer.project(z_e)
 
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         rest, total = z_e, torch.zeros_like(z_e)
         kept = None if mask is None else mask.reshape(-1)
         results, refinements, commitments = [], [], []
         for index, scale in enumerate(self.scales):
             coarse, coarse_mask = _shrunk(rest, mask, scale)
-            q = self.quantizer.quantize(coarse, coarse_mask)
+            q = self.quantizer.quantize(coarse, coarse_mask, generator)
             found = self._enlarged(q.z_q, index, mask)
             total = total + found
             rest = rest - (found if self.estimator is None else found.detach())
@@ -130,6 +131,7 @@ class MultiScaleQuantizer(Quantizer):
                 **{name: torch.stack([q.auxiliary[name] for q in results]).mean() for name in sorted(own)},
             },
             entropy=torch.stack([q.entropy for q in results]).sum(0),
+            log_posterior=torch.stack([q.log_posterior for q in results]).sum(0),
             usage=torch.stack([q.usage for q in results]),
             perplexity=torch.stack([q.perplexity for q in results]),
             dead_codes=torch.stack([q.dead_codes for q in results]),

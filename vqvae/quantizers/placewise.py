@@ -21,12 +21,16 @@ COLLAPSED = 0.1
 
 
 class Assignment(NamedTuple):
-    """What a kind finds for vectors "n d": their code vectors "n d", codes "n", terms, and entropies in nats, "n"."""
+    """What a kind finds for vectors "n d": their code vectors "n d", codes "n", and terms.
+
+    Of drawn codes also the entropies of the posteriors and the codes' log-probabilities, in nats, "n".
+    """
 
     chosen: Tensor
     codes: Tensor
     auxiliary: Mapping[str, Tensor]
     entropy: Tensor | None = None
+    log_posterior: Tensor | None = None
 
 
 class PlacewiseQuantizer(Quantizer):
@@ -50,30 +54,37 @@ class PlacewiseQuantizer(Quantizer):
     def vectors_of(self, codes: Tensor) -> Tensor:
         """The vectors "n d" of valid codes "n"."""
 
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+    def draw_codes(self, vectors: Tensor, kept: Tensor | None, generator: torch.Generator) -> Assignment:
+        """The same, with codes drawn from the posterior; for a stochastic kind."""
+        return self.assign(vectors, kept)
+
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         vectors, shape = pack([z_e], "* d")
         kept = None if mask is None else mask.reshape(-1)
-        chosen, codes, auxiliary, entropy = self.assign(vectors, kept)
+        found = self.assign(vectors, kept) if generator is None else self.draw_codes(vectors, kept, generator)
+        chosen, codes, auxiliary, entropy, log_posterior = found
         if kept is not None:
             codes = torch.where(kept, codes, MASKED)
             chosen = torch.where(kept[:, None], chosen, 0.0)
         usage, perplexity, dead_codes = statistics(codes, self.num_codes)
         if self.training:
             self._watch(dead_codes, len(codes) if kept is None else kept.sum())
-        if entropy is None:
-            per_image = vectors.new_zeros(len(z_e))
-        else:
-            entropy = entropy if kept is None else torch.where(kept, entropy, 0.0)
-            per_image = entropy.reshape(len(z_e), len(codes) // max(len(z_e), 1)).sum(1)
         return Quantized(
             z_q=unpack(chosen, shape, "* d")[0],
             codes=unpack(codes, shape, "*")[0],
             auxiliary=auxiliary,
-            entropy=per_image,
+            entropy=self._per_image(entropy, kept, z_e),
+            log_posterior=self._per_image(log_posterior, kept, z_e),
             usage=usage,
             perplexity=perplexity,
             dead_codes=dead_codes,
         )
+
+    def _per_image(self, nats: Tensor | None, kept: Tensor | None, z_e: Tensor) -> Tensor:
+        if nats is None:
+            return z_e.new_zeros(len(z_e))
+        nats = nats if kept is None else torch.where(kept, nats, 0.0)
+        return nats.reshape(len(z_e), len(nats) // max(len(z_e), 1)).sum(1)
 
     def look_up(self, codes: Tensor) -> Tensor:
         chosen = self.vectors_of(codes.reshape(-1).clamp_min(0)).reshape(*codes.shape, self.dim)

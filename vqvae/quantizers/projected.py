@@ -12,6 +12,7 @@ depends on the batch's size, and the code of a vector must not.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig
@@ -44,12 +45,13 @@ class ProjectedQuantizer(Quantizer):
         super().__init__(num_codes=inner.num_codes, dim=dim)
         self.quantizer = inner
         self.code_axes = inner.code_axes
+        self.stochastic = inner.stochastic
         # Without biases: what is masked is zero on both sides.
         self.to_inner = nn.Linear(dim, inner.dim, bias=False)
         self.to_outer = nn.Linear(inner.dim, dim, bias=False)
 
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
-        q = self.quantizer.run(_exact_linear(z_e, self.to_inner.weight), mask)
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
+        q = self.quantizer.run(_exact_linear(z_e, self.to_inner.weight), mask, generator)
         return q.with_vectors(_exact_linear(q.z_q, self.to_outer.weight))
 
     def look_up(self, codes: Tensor) -> Tensor:

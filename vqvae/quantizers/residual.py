@@ -80,6 +80,7 @@ class ResidualQuantizer(Quantizer):
         self.steps = cast(Sequence[Quantizer], nn.ModuleList(steps))
         self.code_axes = (depth, *first.code_axes)
         self.estimator = first.estimator
+        self.stochastic = first.stochastic
 
     def project(self, z_e: Tensor) -> Tensor:
         return self.steps[0].project(z_e)
@@ -87,7 +88,7 @@ class ResidualQuantizer(Quantizer):
     def finer(self) -> Tensor | float:
         return self.steps[0].finer() ** self.depth
 
-    def quantize(self, z_e: Tensor, mask: Tensor | None) -> Quantized:
+    def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         depths = self._depths(z_e) if self.training and self.dropout else None
         rest, total = z_e, torch.zeros_like(z_e)
         results = []
@@ -97,7 +98,7 @@ class ResidualQuantizer(Quantizer):
                 mask = alive if mask is None else mask & alive
                 rest = torch.where(mask[..., None], rest, 0.0)
             scale = self._scale(index)
-            q = self.steps[0 if self.shared else index].quantize(rest / scale, mask)
+            q = self.steps[0 if self.shared else index].quantize(rest / scale, mask, generator)
             found = q.z_q * scale
             total = total + found
             rest = rest - (found if self.estimator is None else found.detach())

@@ -1,0 +1,240 @@
+"""Posteriors over codes: draws against enumeration, SQ-VAE's equations, and bounds that are estimated on draws."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from quantizer_worlds import features
+from torch.nn import functional as F
+
+from priors import UnigramPrior
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.data import Batch
+from vqvae.elbo import elbo, sampled_elbo
+from vqvae.evaluation import evaluate
+from vqvae.likelihoods import CategoricalConfig
+from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer, StochasticVectorQuantizerConfig
+
+DIM, NUM_CODES = 3, 5
+
+
+def sqvae(**options) -> StochasticVectorQuantizer:
+    torch.manual_seed(0)
+    return StochasticVectorQuantizer(**{"num_codes": NUM_CODES, "dim": DIM, **options})
+
+
+def gumbel(**options) -> GumbelQuantizer:
+    torch.manual_seed(0)
+    return GumbelQuantizer(**{"num_codes": NUM_CODES, "dim": DIM, **options})
+
+
+def posterior(quantizer, z_e: torch.Tensor) -> torch.Tensor:
+    """P_enc(k|y) of each vector, written out, in float64."""
+    if isinstance(quantizer, StochasticVectorQuantizer):
+        distances = torch.cdist(z_e.double(), quantizer.codebook.detach().double()).square()
+        return F.softmax(-distances / (2 * quantizer.variance.detach().double()), dim=-1)
+    return F.softmax(F.linear(z_e.double(), *(p.detach().double() for p in quantizer.logits())), dim=-1)
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [sqvae, gumbel])
+def test_draws_follow_the_posterior(kind):
+    quantizer = kind().eval()
+    z_e = features(DIM, 1).expand(40_000, DIM)
+    q = quantizer.draw(z_e, generator=torch.Generator().manual_seed(0))
+    expected = 40_000 * posterior(quantizer, z_e[:1])[0]
+    chi_square = ((torch.bincount(q.codes, minlength=NUM_CODES) - expected).square() / expected).sum()
+    assert chi_square < 18.5  # 99.9 % of draws with four degrees of freedom
+
+
+@pytest.mark.parametrize("kind", [sqvae, gumbel])
+@pytest.mark.parametrize("training", [True, False])
+def test_entropy_and_log_posterior_are_those_of_the_table(kind, training):
+    quantizer = kind(hard=True).train(training)
+    z_e = features(DIM, 4, 6)
+    q = quantizer(z_e) if training else quantizer.draw(z_e)
+    probs = posterior(quantizer, z_e.reshape(-1, DIM)).reshape(4, 6, NUM_CODES)
+    torch.testing.assert_close(q.entropy.double(), torch.special.entr(probs).sum((1, 2)), rtol=1e-5, atol=1e-6)
+    chosen = probs.gather(-1, q.codes[..., None])[..., 0]
+    torch.testing.assert_close(q.log_posterior.double(), chosen.log().sum(1), rtol=1e-5, atol=1e-5)
+
+
+# --- SQ-VAE -----------------------------------------------------------------------------------------------------------
+
+
+def test_sqvae_terms_are_the_papers():
+    quantizer = sqvae(weight=0.3, temperature=0.7).double()
+    z_e = features(DIM, 4, 6).double()
+    torch.manual_seed(1)
+    q = quantizer(z_e)
+    probs = posterior(quantizer, z_e.reshape(-1, DIM))
+    kl = math.log(NUM_CODES) - torch.special.entr(probs).sum(-1).mean()
+    distance = (z_e - q.z_q).square().sum(-1).mean() / (2 * quantizer.variance)
+    torch.testing.assert_close(q.auxiliary["kl"], 0.3 * kl)
+    torch.testing.assert_close(q.auxiliary["distance"], 0.3 * distance)
+
+
+def test_sqvae_kl_is_differentiable():
+    quantizer = sqvae(weight=1.0).double()
+
+    def kl(z_e, codebook, log_variance):
+        parameters = {"codebook": codebook, "log_variance": log_variance}
+        return torch.func.functional_call(quantizer, parameters, (z_e,)).auxiliary["kl"]
+
+    inputs = (features(DIM, 7).double(), quantizer.codebook.detach().clone(), quantizer.log_variance.detach().clone())
+    assert torch.autograd.gradcheck(kl, [x.requires_grad_() for x in inputs])
+
+
+def test_sqvae_starts_at_clusters_with_their_spread():
+    torch.manual_seed(0)
+    centres = 20 * torch.randn(4, DIM)
+    z_e = centres[torch.arange(400) % 4] + 0.1 * torch.randn(400, DIM)
+    quantizer = sqvae(num_codes=32)
+    quantizer(z_e)
+    quantizer.update()
+    assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.2
+    # Clusters of spread 0.1 in so many codes: the floor of a thousandth of the whole variance lies above what is left.
+    torch.testing.assert_close(quantizer.variance.detach(), 1e-3 * z_e.var(0, unbiased=False).mean())
+    quantizer = sqvae(num_codes=1)
+    quantizer(z_e)
+    quantizer.update()
+    torch.testing.assert_close(quantizer.variance.detach(), z_e.var(0, unbiased=False).mean())
+
+
+@pytest.mark.parametrize("kind", [sqvae, gumbel])
+def test_relaxed_gradients_near_the_enumerated_one_as_the_temperature_falls(kind):
+    """d/dz E_{k ~ P_enc}[f(e_k)]: the relaxation is biased at τ = 2, and next to exact at τ = 0.1."""
+    z = features(DIM, 1).double()
+    bias = []
+    for tau in (2.0, 0.1):
+        quantizer = kind(hard=False, temperature=tau, final_temperature=tau).double()
+
+        def task(z_q):
+            return z_q.square().sum(-1) + z_q[..., 0].sin()
+
+        exact_at = z.clone().requires_grad_()
+        weight, bias_of = quantizer.logits()
+        probs = F.softmax(exact_at @ weight.T + bias_of, dim=-1)
+        exact = torch.autograd.grad((probs * task(quantizer.table.detach())).sum(), exact_at)[0]
+        many = z.expand(200_000, DIM).clone().requires_grad_()
+        torch.manual_seed(0)
+        estimates = torch.autograd.grad(task(quantizer(many).z_q).sum(), many)[0]
+        bias.append((estimates.mean(0) - exact[0]).norm() / exact.norm())
+    assert bias[0] > 2 * bias[1]
+    assert bias[1] < 0.15
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+
+
+class World:
+    """One place a picture: all codes of a real model can be listed, with their probabilities."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        config = StochasticVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM)
+        self.model = VQVAE(
+            VQVAEConfig(
+                image_size=4, width=8, num_blocks=1, downsampling=4, quantizer=config, likelihood=CategoricalConfig()
+            )
+        )
+        with torch.no_grad():
+            self.model.quantizer.log_variance.fill_(-1.0)
+            for parameter in self.model.decoder.parameters():
+                parameter.mul_(3)
+        self.model.double().eval()
+        self.prior = UnigramPrior(num_codes=NUM_CODES, grid=(1, 1)).double()
+        self.prior.fit(torch.tensor([0, 0, 0, 1, 1, 2, 3, 4]).reshape(8, 1, 1))
+        codes = torch.arange(NUM_CODES)
+        with torch.no_grad():
+            z_e = self.model.encoder(IMAGES).reshape(-1, DIM)
+            self.posterior = posterior(self.model.quantizer, z_e)
+            features = self.model.decoder(self.model.quantizer.decode(codes.reshape(-1, 1, 1)))
+            self.log_decoder = torch.stack(
+                [self.model.likelihood.log_prob(y.expand(NUM_CODES, 1, 4, 4), features).double() for y in IMAGES]
+            )
+            self.log_prior = self.prior.log_prob(codes.reshape(-1, 1, 1)).double()
+
+    def negative(self) -> torch.Tensor:
+        """The exact negative ELBO of each image."""
+        return -(self.posterior * (self.log_prior + self.log_decoder - self.posterior.log())).sum(1)
+
+    def importance_weighted(self, k: int) -> torch.Tensor:
+        """The exact importance-weighted bound of k draws: the mean over all K^k of them."""
+        total = torch.zeros(len(IMAGES), dtype=torch.float64)
+        log_weights = self.log_prior + self.log_decoder - self.posterior.log()
+        for draws in itertools.product(range(NUM_CODES), repeat=k):
+            chosen = list(draws)
+            probability = self.posterior[:, chosen].prod(1)
+            total -= probability * (log_weights[:, chosen].logsumexp(1) - math.log(k))
+        return total
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def test_the_mean_bound_is_entropy_plus_divergence(world):
+    """mean negative = H(Pop) + KL(Pop · P_enc ‖ P_pri · P_dec), for a real model, to 1e-10."""
+    population = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    joint = population[:, None] * world.posterior
+    log_model = world.log_prior + world.log_decoder
+    entropy = torch.special.entr(population).sum()
+    divergence = (joint * (joint.log() - log_model)).sum()
+    mean = (population * world.negative()).sum()
+    torch.testing.assert_close(mean, entropy + divergence, rtol=0, atol=1e-10)
+    evidence = -log_model.logsumexp(1)
+    assert (world.negative() >= evidence).all()
+
+
+def test_draws_estimate_the_bound_within_their_error(world):
+    bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=2000, generator=torch.Generator().manual_seed(0))
+    exact_rate = -(world.posterior * world.log_prior).sum(1)
+    assert ((bound.rate - exact_rate).abs() <= 4 * bound.rate_error + 1e-9).all()
+    negatives = -bound.log_weights
+    error = negatives.std(0) / len(negatives) ** 0.5
+    assert ((negatives.mean(0) - world.negative()).abs() <= 4 * error + 1e-4).all()
+    torch.testing.assert_close(bound.entropy, torch.special.entr(world.posterior).sum(1), rtol=1e-6, atol=1e-9)
+
+
+def test_the_importance_weighted_bound_tightens(world):
+    bounds = [world.importance_weighted(k) for k in (1, 2, 3, 5)]
+    torch.testing.assert_close(bounds[0], world.negative(), rtol=0, atol=1e-10)
+    evidence = -(world.log_prior + world.log_decoder).logsumexp(1)
+    for looser, tighter in itertools.pairwise([*bounds, evidence]):
+        assert (tighter <= looser + 1e-12).all()
+    generator = torch.Generator().manual_seed(0)
+    estimates = torch.stack(
+        [
+            sampled_elbo(world.model, world.prior, IMAGES, num_samples=3, generator=generator).importance_weighted
+            for _ in range(500)
+        ]
+    )
+    error = estimates.std(0) / 500**0.5
+    assert ((estimates.mean(0) - bounds[2]).abs() <= 4 * error + 1e-4).all()
+
+
+def test_likeliest_codes_are_another_figure(world):
+    result = evaluate(world.model, {"unigram": world.prior}, [Batch(IMAGES, None)], num_draws=3000)
+    assert result.deterministic is not None
+    plain = elbo(world.model, world.prior, IMAGES)
+    assert result.deterministic.entropy == 0
+    assert result.deterministic.negative_elbo == pytest.approx(plain.negative.mean().item())
+    assert result.bound.entropy == pytest.approx(torch.special.entr(world.posterior).sum(1).mean().item())
+    assert result.bound.negative_elbo == pytest.approx(world.negative().mean().item(), rel=1e-3)
+    assert result.importance_weighted is not None
+    assert result.importance_weighted <= result.bound.negative_elbo
+    text = result.table()
+    assert "on 3000 draws together" in text
+    assert "with the most probable codes instead:" in text
+
+
+def test_no_draw_is_refused(world):
+    with pytest.raises(ValueError, match="at least one draw"):
+        sampled_elbo(world.model, world.prior, IMAGES, num_samples=0)

@@ -1,0 +1,147 @@
+"""Posteriors over codes: what Gumbel softmax and SQ-VAE have in common.
+
+Each place has a categorical posterior p = softmax(l) with logits that are affine in the vector, l_k = w_k·z + b_k. With
+Gumbel noise g and embeddings e_k:
+
+    training      y = softmax((l + g)/τ);   hard: z_q = e_k for k = argmax y, gradient that of y;   soft: z_q = Σ y_k
+    e_k evaluation    k = argmax l, z_q = e_k:  deterministic, so its entropy is zero
+    `draw`        k from p, exactly:        `entropy` is H(p), `log_posterior` is ln p_k
+
+τ falls from `temperature` to `final_temperature` along a half cosine of `anneal_steps` updates (Ramesh et al. 2021). In
+training with hard samples `codes` are the sampled ones, which are those that `z_q` is made of. A soft sample is no
+code's vector; its `codes` are the most probable ones. Distributions over all codes are held chunk by chunk
+(`vqvae.quantizers.soft`).
+"""
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqvae.quantizers.binary import entropy_of
+from vqvae.quantizers.estimators import gumbel_softmax
+from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer
+from vqvae.quantizers.soft import CHUNK_ELEMENTS, in_chunks
+
+
+class CategoricalQuantizer(PlacewiseQuantizer):
+    """Abstract: codes drawn from a posterior with affine logits."""
+
+    stochastic = True
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        dim: int,
+        hard: bool,
+        temperature: float,
+        final_temperature: float,
+        anneal_steps: int,
+    ):
+        super().__init__(num_codes=num_codes, dim=dim)
+        if not 0 < final_temperature <= temperature or anneal_steps < 1:
+            raise ValueError(
+                f"expected 0 < final_temperature <= temperature and anneal_steps >= 1, got {final_temperature}, "
+                f"{temperature} and {anneal_steps}"
+            )
+        self.hard = hard
+        self.temperature = temperature
+        self.final_temperature = final_temperature
+        self.anneal_steps = anneal_steps
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    @abc.abstractmethod
+    def table(self) -> Tensor:
+        """The embeddings, "k d"."""
+
+    @abc.abstractmethod
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """The weights "k d" and biases "k" of the posterior's logits."""
+
+    @abc.abstractmethod
+    def most_probable(self, vectors: Tensor) -> Tensor:
+        """The code of the largest logit for each vector, the lowest of several, the same in every batch."""
+
+    @abc.abstractmethod
+    def terms(
+        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Auxiliary terms, given each place's posterior entropy "n" and the mean posterior "k"."""
+
+    @property
+    def current_temperature(self) -> Tensor:
+        """τ at this update, scalar."""
+        done = (self.num_updates / self.anneal_steps).clamp_max(1)
+        return (
+            self.final_temperature + (self.temperature - self.final_temperature) * (1 + torch.cos(math.pi * done)) / 2
+        )
+
+    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+        table, (weight, bias) = self.table, self.logits()
+        counted = torch.ones_like(vectors[:, 0]) if kept is None else kept.to(vectors.dtype)
+        shared = (weight, bias, table.detach() if self.hard else table, self.current_temperature.to(self.dtype))
+        parts = in_chunks(_sample if self.training else _score, (vectors, counted), shared, self.num_codes)
+        entropies = torch.cat([part[0] for part in parts])
+        average = torch.stack([part[1] for part in parts]).sum(0) / counted.sum().clamp_min(1)
+        drawn_entropies, log_posterior = None, None
+        if not self.training:
+            codes = self.most_probable(vectors)
+            chosen = table[codes]
+        else:
+            sampled, most, soft, codes = (
+                torch.cat(column) for column in zip(*(part[2:] for part in parts), strict=True)
+            )
+            drawn_entropies = entropies
+            if self.hard:
+                chosen, log_posterior = table[codes] + (soft - soft.detach()), sampled
+            else:
+                codes, chosen, log_posterior = self.most_probable(vectors), soft, most
+        terms = self.terms(vectors, chosen, entropies, average, kept)
+        return Assignment(chosen, codes, terms, drawn_entropies, log_posterior)
+
+    def draw_codes(self, vectors: Tensor, kept: Tensor | None, generator: torch.Generator) -> Assignment:
+        weight, bias = self.logits()
+        parts = []
+        average = torch.zeros_like(bias)
+        for chunk in vectors.split(max(1, CHUNK_ELEMENTS // self.num_codes)):
+            log_probs = F.log_softmax(chunk @ weight.T + bias, dim=-1)
+            # The largest of ln p + Gumbel noise is a draw from p (Gumbel 1954; Maddison et al. 2014).
+            noise = -torch.empty_like(log_probs).exponential_(generator=generator).log()
+            codes = (log_probs + noise).argmax(-1)
+            parts.append((codes, entropy_of(log_probs.exp()), log_probs.gather(-1, codes[:, None])[:, 0]))
+            average += log_probs.exp().sum(0)
+        codes, entropies, log_posterior = (torch.cat(column) for column in zip(*parts, strict=True))
+        chosen = self.table[codes]
+        terms = self.terms(vectors, chosen, entropies, average / max(len(vectors), 1), kept)
+        return Assignment(chosen, codes, terms, entropies, log_posterior)
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        return self.table[codes]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.num_updates += 1
+        super().update()
+
+
+def _score(vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a chunk: the entropies of the posteriors, and the sum of those that count."""
+    posteriors = F.softmax(vectors @ weight.T + bias, dim=-1)
+    return entropy_of(posteriors), counted @ posteriors
+
+
+def _sample(
+    vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, table: Tensor, temperature: Tensor
+) -> tuple[Tensor, ...]:
+    """Of a chunk: what `_score` gives; ln p of the sampled and of the likeliest codes; relaxed vectors; their codes."""
+    log_probs = F.log_softmax(vectors @ weight.T + bias, dim=-1)
+    relaxed = gumbel_softmax(log_probs, temperature)
+    codes = relaxed.argmax(-1)
+    log_posterior = log_probs.gather(-1, codes[:, None])[:, 0]
+    posteriors = log_probs.exp()
+    most = log_probs.amax(-1)
+    return entropy_of(posteriors), counted @ posteriors, log_posterior, most, relaxed @ table, codes

@@ -1,0 +1,136 @@
+"""Stochastic vector quantisation: the posterior of a code falls with its distance, by a spread that is learned.
+
+Takida et al. 2022, "SQ-VAE: Variational Bayes on Discrete Representation with Self-annealed Stochastic Quantization"
+(Gaussian SQ-VAE with one variance for all). With σ² learned,
+
+    P_enc(k|y) = softmax_k(−‖z − e_k‖²/2σ²)           sampled as `vqvae.quantizers.categorical` says
+    terms      weight · ( [ln K − H(P_enc)]  +  ‖z − z_q‖²/2σ² ),     nats a place
+
+σ² falls by itself as the codes fit the features: stochastic quantisation turns into deterministic quantisation, and no
+straight-through gradient, commitment or moving average is needed. The terms are those of the paper's bound under an
+even prior; `weight` = places / dimensions makes the objective that bound in nats per dimension (1/16 for a code per 4x4
+grey pixels).
+
+Departures: at the first `update` the codes are the k-means centres of that step's features and σ² their mean squared
+distance per dimension, as for the codebooks of `vqvae.quantizers.codebook`; τ follows the half cosine of
+`CategoricalQuantizer` where the paper has exp(−10⁻⁵ t).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vqvae.quantizers.base import QuantizerConfig
+from vqvae.quantizers.categorical import CategoricalQuantizer
+from vqvae.quantizers.gathered import Pool, pool_size
+from vqvae.quantizers.kmeans import kmeans
+from vqvae.quantizers.nearest import nearest
+from vqvae.quantizers.placewise import Assignment, masked_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticVectorQuantizerConfig(QuantizerConfig):
+    """Options of `StochasticVectorQuantizer`."""
+
+    num_codes: int = 512
+    dim: int = 64
+    hard: bool = False
+    weight: float = 1 / 16
+    temperature: float = 1.0
+    final_temperature: float = 1 / 16
+    anneal_steps: int = 150_000
+
+    def build(self) -> "StochasticVectorQuantizer":
+        return StochasticVectorQuantizer(**vars(self))
+
+
+class StochasticVectorQuantizer(CategoricalQuantizer):
+    """The quantizer of SQ-VAE.
+
+    Args:
+        hard: training passes on a code's vector, with the gradient of the relaxed sample; else the relaxed sample.
+        weight: of both terms, in nats a place.
+        temperature, final_temperature, anneal_steps: the schedule of τ, in calls of `update`.
+    """
+
+    remedy = "raise weight, or look at the scale of the features"
+
+    def __init__(
+        self,
+        *,
+        num_codes: int = 512,
+        dim: int = 64,
+        hard: bool = False,
+        weight: float = 1 / 16,
+        temperature: float = 1.0,
+        final_temperature: float = 1 / 16,
+        anneal_steps: int = 150_000,
+    ):
+        super().__init__(
+            num_codes=num_codes,
+            dim=dim,
+            hard=hard,
+            temperature=temperature,
+            final_temperature=final_temperature,
+            anneal_steps=anneal_steps,
+        )
+        self.weight = weight
+        self.codebook = nn.Parameter(torch.randn(num_codes, dim) * dim**-0.5)
+        self.log_variance = nn.Parameter(torch.zeros(()))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.pool = Pool(pool_size(num_codes), dim)
+
+    @property
+    def table(self) -> Tensor:
+        return self.codebook.to(self.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """σ², scalar."""
+        return self.log_variance.to(self.dtype).exp()
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        # Of −‖z − e‖²/2σ² the part −‖z‖²/2σ² is the same for all codes.
+        table = self.table
+        return table / self.variance, -table.square().sum(1) / (2 * self.variance)
+
+    def most_probable(self, vectors: Tensor) -> Tensor:
+        return nearest(vectors, self.table)
+
+    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+        if self.training:
+            self.pool.add(vectors.detach(), kept, self.num_updates)
+        return super().assign(vectors, kept)
+
+    def terms(
+        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
+    ) -> dict[str, Tensor]:
+        distances = (vectors - chosen).square().sum(-1) / (2 * self.variance)
+        return {
+            "kl": self.weight * masked_mean(math.log(self.num_codes) - entropies, kept),
+            "distance": self.weight * masked_mean(distances, kept),
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.started:
+            vectors = self.pool.joint()
+            if not len(vectors):  # nothing was quantised in training mode yet, by any process
+                return
+            centres = kmeans(vectors, self.pool.draw(self.num_codes))
+            errors = (vectors - centres[nearest(vectors, centres)]).square().mean()
+            # Not under a thousandth of the features' own spread, where there are as many codes as vectors.
+            floor = 1e-3 * vectors.var(0, unbiased=False).mean()
+            self.codebook.copy_(centres)
+            self.log_variance.copy_(errors.maximum(floor).clamp_min(1e-12).log())
+            self.started.fill_(True)
+        self.pool.clear()
+        super().update()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StochasticVectorQuantizer":
+        super()._apply(fn, recurse)
+        self.pool.apply(fn)
+        return self
