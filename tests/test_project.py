@@ -12,6 +12,7 @@ import priors
 import safefolder
 import vqvae
 import vqvae.data
+import vqvae.em
 import vqvae.likelihoods
 import vqvae.quantizers
 
@@ -40,10 +41,13 @@ def test_public_names():
         *("Categorical", "CategoricalConfig", "Chooser", "Likelihood", "LogisticMixture", "LogisticMixtureConfig"),
         *("Normal", "NormalConfig"),
     ]
+    assert sorted(vqvae.em.__all__) == [
+        *("BernoulliPixels", "CategoricalPixels", "Fit", "GaussianPixels", "Mixture", "MixtureConfig")
+    ]
     assert sorted(safefolder.__all__) == [
         *("FORMAT", "load", "load_weights", "replacing", "save", "scratch", "write_text")
     ]
-    for module in (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data):
+    for module in (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

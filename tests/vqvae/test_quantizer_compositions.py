@@ -30,10 +30,10 @@ def test_simvq_trains_its_map_and_never_its_codebook():
     table = frozen @ quantizer.map.detach().T + quantizer.offset.detach()
     assert torch.equal(q.codes.flatten(), nearest(z_e.flatten(0, 1), table))
     chosen = table[q.codes]
-    torch.testing.assert_close(q.auxiliary["codebook"], F.mse_loss(z_e, chosen))
-    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(z_e, chosen))
+    torch.testing.assert_close(q.auxiliary["codebook"], 0.25 * F.mse_loss(z_e, chosen))
+    torch.testing.assert_close(q.auxiliary["commitment"], F.mse_loss(z_e, chosen))
     sum(q.auxiliary.values()).backward()
-    to_codes = (2 * (chosen - z_e) / z_e.numel()).flatten(0, 1)
+    to_codes = (0.25 * 2 * (chosen - z_e) / z_e.numel()).flatten(0, 1)
     torch.testing.assert_close(quantizer.map.grad, to_codes.T @ frozen[q.codes.flatten()])
     torch.testing.assert_close(quantizer.offset.grad, to_codes.sum(0))
     optimizer.step()
@@ -54,7 +54,7 @@ def test_simvq_starts_with_the_mean_and_covariance_of_the_features():
     quantizer.update()
     covariance = z_e[mask].T.cov(correction=0)
     torch.testing.assert_close(quantizer.offset.detach(), z_e[mask].mean(0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close((quantizer.map @ quantizer.map.T).detach(), covariance, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close((quantizer.map @ quantizer.map.T).detach() / DIM, covariance, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(quantizer.table.T.cov().detach(), covariance, rtol=0.1, atol=0.1)
     assert quantizer.eval()(z_e).usage > SimVQ(num_codes=4096, dim=DIM).eval()(z_e).usage
 

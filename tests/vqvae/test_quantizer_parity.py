@@ -218,7 +218,7 @@ def test_grouped_residual():
 def test_simvq(rotation):
     torch.manual_seed(0)
     theirs = other.SimVQ(dim=D, codebook_size=K, rotation_trick=rotation)
-    ours = SimVQ(num_codes=K, dim=D, rotation=rotation)
+    ours = SimVQ(num_codes=K, dim=D, codebook_weight=1.0, commitment_weight=0.25, rotation=rotation)
     with torch.no_grad():
         ours.frozen.copy_(theirs.frozen_codebook)
         ours.map.copy_(theirs.code_transform.weight)
