@@ -15,7 +15,7 @@ Departures. `weight` = places / dimensions (1/16 for a code per 4x4 grey pixels)
 nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves. With that weight
 and a narrow first σ² all but 0.5 % of 1,024 codes went unused on the embedded images after 2,000 steps; with a smaller
 weight, the last term, which LFQ and IBQ have too, and a wide first σ², 98 % were used. At the first `update` the codes
-are the k-means centres of that step's features, and σ² is four times their mean squared distance. τ follows the half
+are the k-means centres of that step's features, and σ² is a quarter of their variance per dimension. τ follows the half
 cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t).
 """
 
@@ -131,12 +131,10 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
             if not len(vectors):  # nothing was quantised in training mode yet, by any process
                 return
             centres = kmeans(vectors, self.pool.draw(self.num_codes))
-            # A posterior that takes in a few codes around: each has a gradient until σ² has shrunk.
-            errors = 4 * (vectors - centres[nearest(vectors, centres)]).square().sum(1).mean()
-            # Not under a thousandth of the features' own spread, where there are as many codes as vectors.
-            floor = 1e-3 * vectors.var(0, unbiased=False).mean()
+            # A posterior that takes in codes around: each has a gradient until σ² has found its size.
+            variance = vectors.var(0, unbiased=False).mean() / 4
             self.codebook.copy_(centres)
-            self.log_variance.copy_(errors.maximum(floor).clamp_min(1e-12).log())
+            self.log_variance.copy_(variance.clamp_min(1e-12).log())
             self.started.fill_(True)
         self.pool.clear()
         super().update()
