@@ -1,5 +1,6 @@
 """Tensors of images, and batches: their order, ranks, and the workers that read ahead."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -218,25 +219,43 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_every_process_with_one_traceback(folder: Images, start_method: str):
     (folder.folder.parent / "script.py").write_text(INTERRUPTED)
+    # Python drops an exception that a signal raises inside a destructor ("Exception ignored in"), and with it the Ctrl-C:
+    # that happened once on a loaded machine. Such a try says nothing about the loader.
+    for _ in range(3):
+        errors = interrupted(folder.folder.parent, start_method)
+        if errors is not None:
+            break
+    assert errors is not None
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def interrupted(folder: Path, start_method: str) -> str | None:
+    """What the script writes to stderr after Ctrl-C, all its processes having ended; None where it goes on."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "script.py", str(folder.folder.parent), start_method],
-        cwd=folder.folder.parent,
+        [sys.executable, "-W", "ignore", "script.py", str(folder), start_method],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert errors.count("Traceback") == 1
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    for _ in range(100):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("processes are left after Ctrl-C")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+        for _ in range(100):
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                return errors
+            time.sleep(0.1)
+        pytest.fail("processes are left after Ctrl-C")
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

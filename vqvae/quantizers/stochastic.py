@@ -14,7 +14,7 @@ bound under an even prior.
 Departures. `weight` = places / dimensions (1/16 for a code per 4x4 grey pixels) would make the objective that bound in
 nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves. With that weight
 and a narrow first σ² all but 0.5 % of 1,024 codes went unused on the embedded images after 2,000 steps; with a smaller
-weight, the last term, which LFQ and IBQ have too, and a wide first σ², 98 % were used. At the first `update` the codes
+weight, the last term, which LFQ and IBQ have too, and a wide first σ², 99 % were used. At the first `update` the codes
 are the k-means centres of that step's features, and σ² is a quarter of their variance per dimension. τ follows the half
 cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t).
 """
