@@ -219,8 +219,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_every_process_with_one_traceback(folder: Images, start_method: str):
     (folder.folder.parent / "script.py").write_text(INTERRUPTED)
-    # Python drops what a signal raises inside a destructor ("Exception ignored in"), and with it the Ctrl-C. It seems to
-    # have happened once, on a loaded machine, where the script went on. Such a try says nothing about the loader.
+    # Python drops what a signal raises inside a destructor ("Exception ignored in"), and with it the Ctrl-C. It seems
+    # to have happened once, on a loaded machine, where the script went on. Such a try says nothing about the loader.
     for _ in range(3):
         errors = interrupted(folder.folder.parent, start_method)
         if errors is not None:
