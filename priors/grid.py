@@ -37,13 +37,13 @@ class GridModel(nn.Module, ABC):
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
 
     @abstractmethod
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         """What config.json needs, as JSON values, to build this model anew."""
 
     @classmethod
     @abstractmethod
     def _from_config_fields(cls: type[AnyModel], fields: dict[str, Any]) -> AnyModel:
-        """The model that `_config_fields` describes, with fresh weights."""
+        """The model that `config_fields` describes, with fresh weights."""
 
     @property
     def num_places(self) -> int:
@@ -74,7 +74,7 @@ class GridModel(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; a folder already there is replaced whole."""
-        config = {"class": type(self).__name__, "format": 1, **self._config_fields()}
+        config = {"class": type(self).__name__, "format": 1, **self.config_fields()}
         safefolder.save(Path(folder), config, dict(self.state_dict()))
 
     @classmethod

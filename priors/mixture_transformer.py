@@ -148,7 +148,7 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
         means, log_stds = (rearrange(each, "... (m d) -> ... m d", m=m) for each in (means, log_stds))
         return _Mixture(logits.log_softmax(-1), means, log_stds)
 
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {**asdict(self.config), "grid": list(self.grid)}
 
     @classmethod

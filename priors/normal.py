@@ -25,7 +25,7 @@ class NormalPrior(ContinuousPrior):
         noise = draw_noise((num, self.num_places, self.dim), self.dtype, self.device, generator)
         return temperature * noise
 
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {"dim": self.dim, "grid": list(self.grid)}
 
     @classmethod

@@ -100,7 +100,7 @@ class TransformerPrior(Prior, TrunkModel):
 
         return step
 
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {**asdict(self.config), "grid": list(self.grid)}
 
     @classmethod

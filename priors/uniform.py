@@ -33,7 +33,7 @@ class UniformPrior(Prior):
         table = torch.full((num, self.num_codes), nats, dtype=self.dtype, device=self.device)
         return lambda fixed: table
 
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {"num_codes": self.num_codes, "grid": list(self.grid)}
 
     @classmethod

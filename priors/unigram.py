@@ -52,7 +52,7 @@ class UnigramPrior(Prior):
         table = self._code_log_probs().expand(num, -1)
         return lambda fixed: table
 
-    def _config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {"num_codes": self.num_codes, "grid": list(self.grid)}
 
     @classmethod

@@ -41,8 +41,8 @@ def test_public_names():
         ]
     )
     assert sorted(vqvae.likelihoods.__all__) == [
-        *("Categorical", "CategoricalConfig", "Chooser", "Likelihood", "LogisticMixture", "LogisticMixtureConfig"),
-        *("Normal", "NormalConfig"),
+        *("Categorical", "CategoricalConfig", "Chooser", "Likelihood", "LocalContext", "LocalContextConfig"),
+        *("LogisticMixture", "LogisticMixtureConfig", "Normal", "NormalConfig", "SymbolChooser", "Symbols"),
     ]
     assert sorted(vqvae.em.__all__) == [
         *("BernoulliPixels", "CategoricalPixels", "Fit", "GaussianPixels", "Mixture", "MixtureConfig")
@@ -118,6 +118,7 @@ def test_the_wheel_holds_the_packages_and_the_images(tmp_path):
     listed = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True, check=True
     ).stdout
-    for name in ("vqvae/cli.py", "priors/transformer.py", "safefolder/__init__.py", "assets/fashion-mini/train-00"):
+    inside = ("vqvae/cli/look.py", "vqvae/codec/codec.py", "priors/transformer.py", "safefolder/__init__.py")
+    for name in (*inside, "assets/fashion-mini/train-00"):
         assert name in listed
     assert "tests/" not in listed

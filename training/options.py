@@ -12,7 +12,7 @@ import tyro
 import safefolder
 from vqvae import GaussianVAEConfig, VQVAEConfig, quantizers
 from vqvae.autoencoder import AutoencoderConfig
-from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
 
 Schedule = Literal["joint", "alternating"]
@@ -82,7 +82,7 @@ class Run:
     """codes of a quantizer (VQ-VAE), or real vectors by the reparameterisation trick (VAE)"""
     quantizer: str = "EMAVectorQuantizer"
     """kind of --model.quantizer; a kind inside another after a slash: FSQ, ResidualQuantizer/FSQ, ..."""
-    likelihood: Literal["LogisticMixture", "Categorical", "Normal"] = "LogisticMixture"
+    likelihood: Literal["LogisticMixture", "LocalContext", "Categorical", "Normal"] = "LogisticMixture"
     """kind of --model.likelihood"""
     schedule: Schedule = "joint"
     """how model and prior learn where --model.beta puts a prior in the loop of codes: at once, or in turns"""
@@ -150,6 +150,7 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
 LATENTS: dict[str, type[AutoencoderConfig]] = {"codes": VQVAEConfig, "gaussian": GaussianVAEConfig}
 LIKELIHOODS = {
     "LogisticMixture": LogisticMixtureConfig,
+    "LocalContext": LocalContextConfig,
     "Categorical": CategoricalConfig,
     "Normal": NormalConfig,
 }

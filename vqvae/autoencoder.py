@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import safefolder
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
-from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.metrics import ChannelUsage, CodeUsage
 
-LikelihoodConfig = LogisticMixtureConfig | CategoricalConfig | NormalConfig
+LikelihoodConfig = LogisticMixtureConfig | LocalContextConfig | CategoricalConfig | NormalConfig
 AnyAutoencoder = TypeVar("AnyAutoencoder", bound="Autoencoder")
 AnyConfig = TypeVar("AnyConfig", bound="AutoencoderConfig")
 

@@ -163,13 +163,34 @@ class VQVAE(Autoencoder[VQVAEConfig]):
         check_fit(self, prior)
         return ThroughPrior(model=self, prior=prior, labels=labels, beta=self.config.beta, num_sweeps=num_sweeps)
 
+    def posterior_scores(
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b *grid k"], bool]:
+        """Scores whose log-softmax is the posterior over codes, and whether the prior's table is added to them first.
+
+        In evaluation; see `vqvae.quantizers.Quantizer.posterior_scores`.
+
+        Raises:
+            ValueError: as `forward`, or a model without a posterior.
+        """
+        with torch.no_grad(), self.evaluating():
+            return self.quantizer.posterior_scores(self.encoder(self.to_levels(images)), self.config.beta)
+
+    def check_has_posterior(self) -> None:
+        """Raise ValueError for a model without a posterior over codes."""
+        if not self.stochastic and self.config.beta is None:
+            raise ValueError(
+                f"{type(self.quantizer).__name__} has no posterior over codes, so there are no bits to get back; "
+                "compress losslessly without"
+            )
+
     def _output(self, levels: Tensor, quantized: Quantized, rate: Tensor | None = None) -> VQVAEOutput:
         features = self.decoder(quantized.z_q)
         return VQVAEOutput(
             distortion=-self.likelihood.log_prob(levels, features),
             features=features,
             latents=quantized.codes,
-            auxiliary=quantized.auxiliary,
+            auxiliary={**quantized.auxiliary, **self.likelihood.auxiliary(levels, features)},
             entropy=quantized.entropy,
             log_posterior=quantized.log_posterior,
             quantized=quantized,

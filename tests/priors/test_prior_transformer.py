@@ -136,7 +136,7 @@ def test_the_names_of_weights_stay_so_that_saved_priors_load() -> None:
     layer = ["attention.qkv", "attention.out", "mlp.gate_and_value", "mlp.out"]
     blocks = [f"blocks.{i}.{part}.weight" for i in range(2) for part in layer]
     assert list(prior.state_dict()) == ["target", "code.weight", "start.weight", *blocks, "logits.weight"]
-    assert sorted(prior._config_fields()) == sorted(
+    assert sorted(prior.config_fields()) == sorted(
         [
             *("num_codes", "grid", "num_classes", "width", "depth", "num_heads"),
             *("dropout", "label_dropout"),

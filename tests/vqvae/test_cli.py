@@ -93,7 +93,7 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 def test_reconstruct_takes_as_many_as_asked(call, run, monkeypatch):
-    monkeypatch.setattr(cli, "BATCH_SIZE", 2)
+    monkeypatch.setattr(cli.look, "BATCH_SIZE", 2)
     assert "reconstructions.png: 3 images" in call("reconstruct", run, "--num", "3")
 
 

@@ -1,11 +1,14 @@
 """The families' formulas, from the modules' documentation, against plain loops in float64."""
 
+import itertools
 import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from likelihood_worlds import generator, pixels, some_features, some_images
+from likelihood_worlds import cdf_table, generator, pixels, some_features, some_images
 
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
 from vqvae.likelihoods.logistic_mixture import _sinh
@@ -71,6 +74,35 @@ def test_mixture_against_loops(num_channels, zero, spread):
     torch.testing.assert_close(narrow[exact], expected[exact], atol=1e-4, rtol=0)
 
 
+def exact_mixture_cdf(log_weights: list[float], means: list[float], log_scales: list[float], level: int) -> Decimal:
+    """To 40 digits; a further weight is the point's."""
+    with localcontext() as context:
+        context.prec = 40
+        weights = [Decimal(each).exp() for each in log_weights]
+        edge = Decimal(2 * level - 254) / 255
+        masses = [
+            weight / (1 + (-(edge - Decimal(mean)) / Decimal(scale).exp()).exp())
+            for weight, mean, scale in zip(weights, means, log_scales, strict=False)
+        ]
+        return (sum(masses) + sum(weights[len(means) :])) / sum(weights)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_mixture_cdf_to_the_last_digits(zero):
+    """The narrowest components, at whose means the distribution rises by a fourth of it in a fraction of a level."""
+    likelihood = LogisticMixture(num_channels=1, num_components=5, zero_component=zero)
+    parameters = torch.randn(150, 15 + zero, generator=generator(), dtype=torch.float64)
+    parameters[:, -5:] = parameters[:, -5:] - 6
+    parameters[:50, -5:] = -7
+    near = (parameters[:, -10:-5] * 127.5 + 127.5).round().long().clamp(0, 254)
+    parameters[:100, -10:-5] = ((2 * near - 254) / 255 + parameters[:, :5] * 1e-3)[:100]
+    actual = likelihood.cdf(parameters, near)
+    for row, levels, values in zip(parameters.tolist(), near.tolist(), actual.tolist(), strict=True):
+        for level, value in zip(levels, values, strict=True):
+            expected = exact_mixture_cdf(row[:-10], row[-10:-5], row[-5:], level)
+            assert abs(Decimal(value) - expected) < Decimal("1e-15")
+
+
 def test_mixture_scale_bounds():
     """Log-scales beyond their bounds count as the bounds, and get no gradient."""
     likelihood = LogisticMixture(num_channels=1, num_components=1)
@@ -116,7 +148,7 @@ def test_mixture_mean_of_later_channels():
     features[:, 14:] *= 0.3
     images = torch.zeros(256, 3, 1, 1, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(256)
-    table = likelihood.cdf_table(features.expand(256, -1, 1, 1), images)[..., 0, 0, :]
+    table = cdf_table(likelihood, features.expand(256, -1, 1, 1), images)[..., 0, 0, :]
     red = table[0, 0].diff(prepend=torch.zeros(1, dtype=torch.float64))
     green = (red * (1 - table[:, 1]).sum(-1)).sum()
     mean = likelihood.mean(features)[0, :, 0, 0]
@@ -151,6 +183,17 @@ def test_normal_against_loops(scale, mean):
     torch.testing.assert_close(narrow.double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_normal_cdf_to_the_last_digits():
+    likelihood = Normal(num_channels=1)
+    numbers = torch.randn(2000, 2, generator=generator(), dtype=torch.float64)
+    parameters = numbers * torch.tensor([100, 1.5]) + torch.tensor([128, 1])
+    levels = (parameters[:, :1] + torch.randn(2000, 3, generator=generator(1))).round().long().clamp(0, 254)
+    actual = likelihood.cdf(parameters, levels)
+    for (mean, log_scale), row, values in zip(parameters.tolist(), levels.tolist(), actual.tolist(), strict=True):
+        expected = [0.5 * math.erfc(-(level + 0.5 - mean) / math.exp(log_scale) * math.sqrt(0.5)) for level in row]
+        assert values == pytest.approx(expected, abs=1e-15, rel=0)
+
+
 def test_normal_is_a_squared_error():
     """Away from the ends: (y - mu)^2 / 2 s^2 + ln s + ln(2 pi) / 2, and its gradient."""
     likelihood = Normal(num_channels=1, scale=10.0)
@@ -174,3 +217,16 @@ def test_categorical_against_loops():
         own = logits[256 * channel : 256 * (channel + 1)]
         expected += own[level] - math.log(sum(math.exp(logit) for logit in own))
     assert likelihood.log_prob(images, features).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_categorical_cdf_to_the_last_digits():
+    likelihood = Categorical(num_channels=1)
+    for spread in (0.3, 3.0):
+        logits = torch.randn(40, 256, generator=generator(), dtype=torch.float64) * spread
+        actual = likelihood.cdf(logits, torch.arange(256).expand(40, 256))
+        for row, values in zip(logits.tolist(), actual.tolist(), strict=True):
+            # Each exponential to half a unit of its last digit, and nothing else rounded.
+            masses = [Fraction(math.exp(logit)) for logit in row]
+            total = sum(masses)
+            sums = list(itertools.accumulate(masses))
+            assert max(abs(Fraction(value) - each / total) for value, each in zip(values, sums, strict=True)) < 1e-15

@@ -7,10 +7,13 @@ coupled in their order (red, then green given red, ...):
 
     P(y | features) = prod_pixels prod_c P(y_c | y_1..y_{c-1}, features)
 
+A *symbol* is one channel of one pixel. A few real numbers determine its distribution, its parameters
+(which they are, each family says): a coder rounds them to a grid, so that writer and reader agree on
+them, and asks for the cumulative probabilities of only the levels that it looks at.
+
 Scoring, sampling and coding share one walk. It has one step for each channel where channels are
-coupled, else a single step for everything. A step offers a table of log-probabilities over the 256
-levels for the symbols it is about to fix, and a chooser answers with them: random draws, known
-values, or the bits of a file.
+coupled, else a single step for everything. A step offers the symbols that it is about to fix, and a
+chooser answers with their levels: random draws, known values, or the bits of a file.
 
 `score_in_chunks` is how the trained-on families compute `log_prob`. Each image's log-probability
 depends on its own features alone, so the gradient can be written down together with the value, a
@@ -18,7 +21,8 @@ cache-sized group of images at a time; the backward pass is then one product.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,21 +43,52 @@ Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """
 
 
+@dataclass(frozen=True)
+class Symbols:
+    """The symbols that a step of the walk is about to fix.
+
+    Attributes:
+        parameters: what determines their distributions, a row each.
+        likelihood: what the parameters are of.
+    """
+
+    parameters: Float[Tensor, "n p"]
+    likelihood: "Likelihood"
+
+    def log_probs(self) -> Float[Tensor, "n 256"]:
+        """Normalised log-probabilities in nats of all levels."""
+        return self.likelihood._log_probs(self.parameters)
+
+    def cdf(self, levels: Int[Tensor, "n e"], parameters: Float[Tensor, "n p"] | None = None) -> Float64[Tensor, "n e"]:
+        """P(level <= v) for e levels v of each symbol, see `Likelihood.cdf`.
+
+        Args:
+            parameters: instead of the symbols' own, such as these rounded.
+        """
+        return self.likelihood.cdf(self.parameters if parameters is None else parameters, levels)
+
+
+SymbolChooser = Callable[[Symbols], Int[Tensor, " n"]]
+"""Answers symbols with one level (0..255) each."""
+
+
 class Likelihood(nn.Module, ABC):
     """A distribution over uint8 images "b c h w", given features "b f h w" of the same size.
 
     Attributes:
         num_channels: image channels c.
         num_features: feature channels f that a decoder must give for each pixel.
+        num_parameters: the real numbers p that determine a symbol's distribution.
         coupled: whether a channel's distribution depends on the channels before it.
     """
 
-    def __init__(self, *, num_channels: int, num_features: int, coupled: bool) -> None:
+    def __init__(self, *, num_channels: int, num_features: int, num_parameters: int, coupled: bool) -> None:
         super().__init__()
         if num_channels < 1:
             raise ValueError(f"got num_channels={num_channels}, expected at least 1")
         self.num_channels = num_channels
         self.num_features = num_features
+        self.num_parameters = num_parameters
         self.coupled = coupled
 
     @abstractmethod
@@ -69,13 +104,31 @@ class Likelihood(nn.Module, ABC):
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level, 0..255 (see the families for coupled channels)."""
 
-    @abstractmethod
-    def _log_pmf(self, features: Tensor, images: Tensor, channels: slice) -> Float[Tensor, "b c h w 256"]:
-        """Normalised log-probabilities of the given channels, given the images' earlier ones."""
+    def auxiliary(
+        self, images: UInt8[Tensor, "b c h w"], features: Float[Tensor, "b f h w"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Named terms to add to the training objective, weighted, in nats per dimension; here none."""
+        return {}
 
     @abstractmethod
-    def _cdf(self, features: Tensor, images: Tensor, channels: slice) -> Float64[Tensor, "b c h w 256"]:
-        """Cumulative probabilities of the given channels, up to rounding."""
+    def _pixel_parameters(
+        self, features: Float[Tensor, "n f"], earlier: UInt8[Tensor, "n c"], channels: slice
+    ) -> Float[Tensor, "n d p"]:
+        """The parameters of d of the channels of n pixels.
+
+        Args:
+            features: the pixels' own, in the computing dtype, which is the answer's too.
+            earlier: the pixels' levels; a channel's parameters depend on those before it alone.
+            channels: which channels: one where they are coupled, otherwise all.
+        """
+
+    @abstractmethod
+    def _log_pmf(self, parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n 256"]:
+        """Log-probabilities, normalised where the parameters are as `_pixel_parameters` gives them."""
+
+    @abstractmethod
+    def _cdf(self, parameters: Float[Tensor, "n p"], levels: Int[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+        """P(level <= v) up to rounding, for v in 0..254, also where the parameters were rounded."""
 
     def sample(
         self, features: Float[Tensor, "b f h w"], generator: torch.Generator | None = None
@@ -86,20 +139,28 @@ class Likelihood(nn.Module, ABC):
         images.
         """
 
-        def choose(log_probs: Tensor) -> Tensor:
-            uniform = torch.rand(len(log_probs), 1, generator=generator, dtype=torch.float64, device=log_probs.device)
-            rows = zip(log_probs.split(16_384), uniform.split(16_384), strict=True)
-            return torch.cat([_inverse_transform(table, numbers) for table, numbers in rows])
+        def choose(symbols: Symbols) -> Tensor:
+            parameters = symbols.parameters
+            uniform = torch.rand(len(parameters), 1, generator=generator, dtype=torch.float64, device=parameters.device)
+            # A group of rows at a time, so that there never is a table of all symbols.
+            size = _rows_per_group(parameters, NUM_LEVELS)
+            rows = zip(parameters.split(size), uniform.split(size), strict=True)
+            return torch.cat([_inverse_transform(self._log_pmf(row), numbers) for row, numbers in rows])
 
-        return self.walk(features, choose)
+        return self.visit(features, choose)
+
+    def walk(self, features: Float[Tensor, "b f h w"], chooser: Chooser) -> UInt8[Tensor, "b c h w"]:
+        """As `visit`, with a chooser that is handed the symbols' log-probabilities "n 256"."""
+        return self.visit(features, lambda symbols: chooser(symbols.log_probs()))
 
     @torch.no_grad()
-    def walk(self, features: Float[Tensor, "b f h w"], chooser: Chooser) -> UInt8[Tensor, "b c h w"]:
-        """Fix an image step by step; returns what the chooser chose.
+    def visit(self, features: Float[Tensor, "b f h w"], chooser: SymbolChooser) -> UInt8[Tensor, "b c h w"]:
+        """Fix images step by step; returns what the chooser chose.
 
-        A step hands the chooser log-probabilities "n 256" (float32, or float64 for float64
-        features) and receives n levels. Its rows are in the order "(b c h w)": all channels in the
-        one step of a factorised likelihood, one channel a step where channels are coupled.
+        A step hands the chooser n symbols, whose parameters are in float32, or in float64 for
+        float64 features, and receives n levels. Its rows are in the order "(b m)": image by image,
+        and within an image as in `order`. That is "(b c h w)": all channels in the one step of a
+        factorised likelihood, one channel a step where channels are coupled.
 
         Raises:
             ValueError: a chooser that answers with another shape or with levels outside 0..255.
@@ -107,60 +168,108 @@ class Likelihood(nn.Module, ABC):
         features = self._checked_features(features)
         batch, _, height, width = features.shape
         images = torch.zeros(batch, self.num_channels, height, width, dtype=torch.uint8, device=features.device)
-        for channels in self._steps():
-            table = self._log_pmf(features, images, channels)
-            levels = chooser(rearrange(table, "b c h w l -> (b c h w) l"))
-            rows = table.shape[:-1].numel()
-            if levels.shape != (rows,):
-                raise ValueError(
-                    f"a chooser answered a table of {rows} rows with shape {tuple(levels.shape)}, expected ({rows},)"
-                )
-            if rows and not 0 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS:
-                raise ValueError(
-                    f"a chooser answered levels from {int(levels.min())} to {int(levels.max())}, "
-                    f"expected 0..{NUM_LEVELS - 1}"
-                )
-            images[:, channels] = levels.view(table.shape[:-1]).to(torch.uint8)
+        flat = images.flatten(2)  # a view
+        for pixels, rows in self._pixel_steps(features, images):
+            for channels in self._channel_steps():
+                parameters = self._step_parameters(rows, flat[:, :, pixels], channels)
+                levels = chooser(Symbols(parameters.flatten(0, 2), self))
+                _check_answer(levels, parameters.shape[:-1].numel())
+                flat[:, channels, pixels] = levels.view(parameters.shape[:-1]).to(torch.uint8)
         return images
 
     @torch.no_grad()
-    def cdf_table(
-        self,
-        features: Float[Tensor, "b f h w"],
-        images: UInt8[Tensor, "b c h w"] | None = None,
-    ) -> Float64[Tensor, "b c h w 256"]:
-        """P(level <= v | earlier channels) for v = 0..255, in float64, for coding.
+    def symbol_parameters(
+        self, images: UInt8[Tensor, "b c h w"], features: Float[Tensor, "b f h w"]
+    ) -> Float[Tensor, "b c h w p"]:
+        """The parameters of all symbols, given the images' own earlier ones.
 
-        Never decreasing, never below 0, and exactly 1 at v = 255, so that the differences are a
-        distribution to the last bit. Takes 2 KiB for each pixel and channel.
-
-        Args:
-            images: the images to be coded; needed only where channels are coupled.
+        In float32, or in float64 for float64 features: what `visit` offers to a chooser that
+        answers with these images. Where channels are independent their content has no say.
 
         Raises:
-            ValueError: coupled channels and no images; images or features of a wrong shape.
+            ValueError: as for `log_prob`.
         """
-        features = self._checked_features(features).double()
-        if images is not None:
-            self._check_images(images, features)
-        elif self.coupled:
-            raise ValueError(
-                f"{type(self).__name__} with {self.num_channels} coupled channels got no images, "
-                "expected the images whose earlier channels condition the later ones; pass images="
-            )
-        else:
-            images = torch.zeros(0, dtype=torch.uint8)
-        parts = [self._cdf(features, images, channels) for channels in self._steps()]
-        table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        # Vectorised exponentials are monotone only to the last bit; a coder needs all of them.
-        table = table.clamp_(0, 1).cummax(-1).values
-        table[..., -1] = 1
-        return table
+        self._check(images, features)
+        features, flat = self._checked_features(features), images.flatten(2)
+        parameters = features.new_empty(*flat.shape, self.num_parameters)
+        for pixels, rows in self._pixel_steps(features, images):
+            for channels in self._channel_steps():
+                parameters[:, channels, pixels] = self._step_parameters(rows, flat[:, :, pixels], channels)
+        return parameters.view(*images.shape, self.num_parameters)
 
-    def _steps(self) -> list[slice]:
+    @torch.no_grad()
+    def cdf(self, parameters: Float[Tensor, "*n p"], levels: Int[Tensor, "*n e"]) -> Float64[Tensor, "*n e"]:
+        """P(level <= v) of symbols with these parameters, for e levels v of each: for coding.
+
+        Exactly 0 at v = -1 and 1 at v = 255, and within [0, 1]. It is computed in float64 and
+        accurate absolutely, to 1e-15, not relatively: tails below 1e-16 vanish, and between levels
+        it may decrease by as much. Parameters may be rounded ones: whatever they are, what they
+        determine is a distribution. Time grows with the parameters and the levels asked for, and no
+        more memory than a group of rows takes is used on the way.
+
+        Raises:
+            ValueError: parameters or levels of a wrong shape or type, levels outside -1..255.
+        """
+        self._check_levels(parameters, levels)
+        num, wanted = levels.shape[:-1].numel(), levels.shape[-1]
+        rows = parameters.reshape(num, self.num_parameters), levels.reshape(num, wanted)
+        cdf = torch.empty(num, wanted, dtype=torch.float64, device=parameters.device)
+        size = _rows_per_group(parameters, max(wanted, self.num_parameters))
+        for part, row, chosen in zip(cdf.split(size), *(each.split(size) for each in rows), strict=True):
+            part.copy_(self._cdf(row.double(), chosen.long().clamp(0, NUM_LEVELS - 2))).clamp_(0, 1)
+            part.masked_fill_(chosen < 0, 0).masked_fill_(chosen == NUM_LEVELS - 1, 1)
+        return cdf.view(levels.shape)
+
+    def order(self, height: int, width: int) -> list[Int[Tensor, " m"]]:
+        """For each step of the walk, the symbols that it fixes in an image of this size.
+
+        They are flat indices into "(c h w)", in the order of the step's rows.
+        """
+        symbols = torch.arange(self.num_channels * height * width).view(self.num_channels, height * width)
+        return [
+            symbols[channels, pixels].flatten()
+            for pixels in self._pixel_groups(height, width)
+            for channels in self._channel_steps()
+        ]
+
+    def _pixel_groups(self, height: int, width: int) -> list[Int[Tensor, " m"]]:
+        """The pixels of each of the `_pixel_steps`, as flat indices into "(h w)"."""
+        return [torch.arange(height * width)]
+
+    def _pixel_steps(
+        self, features: Float[Tensor, "b f h w"], images: UInt8[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "b m f"]]]:
+        """The pixels to fix next and their features, step by step; here all pixels at once.
+
+        Args:
+            images: being filled in: when the generator is resumed they hold the pixels of the steps
+                before, and nothing else of theirs may be looked at.
+        """
+        [pixels] = self._pixel_groups(*features.shape[2:])
+        yield pixels.to(features.device), rearrange(features, "b f h w -> b (h w) f")
+
+    def _channel_steps(self) -> list[slice]:
+        """The channels that are fixed at once."""
         if self.coupled:
             return [slice(channel, channel + 1) for channel in range(self.num_channels)]
         return [slice(0, self.num_channels)]
+
+    def _step_parameters(
+        self, rows: Float[Tensor, "b m f"], earlier: UInt8[Tensor, "b c m"], channels: slice
+    ) -> Float[Tensor, "b d m p"]:
+        """The parameters of the symbols of a step."""
+        pixels = rearrange(earlier, "b c m -> (b m) c")
+        parameters = self._pixel_parameters(rows.flatten(0, 1), pixels, channels)
+        return rearrange(parameters.unflatten(0, rows.shape[:2]), "b m d p -> b d m p")
+
+    @torch.no_grad()
+    def _log_probs(self, parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n 256"]:
+        """`_log_pmf`, a group of rows at a time."""
+        table = parameters.new_empty(len(parameters), NUM_LEVELS)
+        size = _rows_per_group(parameters, NUM_LEVELS)
+        for part, row in zip(table.split(size), parameters.split(size), strict=True):
+            part.copy_(self._log_pmf(row))
+        return table
 
     def _checked_features(self, features: Tensor) -> Tensor:
         """The features in the computing dtype, contiguous."""
@@ -176,6 +285,25 @@ class Likelihood(nn.Module, ABC):
         if not features.is_floating_point():
             raise ValueError(f"got features of dtype {features.dtype}, expected floating point")
 
+    def _check_levels(self, parameters: Tensor, levels: Tensor) -> None:
+        p = self.num_parameters
+        if not parameters.is_floating_point() or parameters.shape[-1:] != (p,):
+            raise ValueError(
+                f"got parameters of shape {tuple(parameters.shape)} and dtype {parameters.dtype}, expected floating "
+                f"point of shape (..., {p}) for {type(self).__name__}"
+            )
+        if levels.ndim != parameters.ndim or levels.shape[:-1] != parameters.shape[:-1]:
+            raise ValueError(
+                f"got levels of shape {tuple(levels.shape)} for parameters of shape {tuple(parameters.shape)}, "
+                "expected the same shape but for the last axis, which holds the levels of a symbol"
+            )
+        if levels.is_floating_point() or levels.dtype == torch.bool:
+            raise ValueError(f"got levels of dtype {levels.dtype}, expected integers such as torch.int64")
+        if levels.numel() and not -1 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS:
+            raise ValueError(
+                f"got levels from {int(levels.min())} to {int(levels.max())}, expected -1 (none) to {NUM_LEVELS - 1}"
+            )
+
     def _check_images(self, images: Tensor, features: Tensor) -> None:
         if images.dtype != torch.uint8:
             raise ValueError(f"got images of dtype {images.dtype}, expected torch.uint8 with levels 0..255")
@@ -189,6 +317,15 @@ class Likelihood(nn.Module, ABC):
     def _check(self, images: Tensor, features: Tensor) -> None:
         self._check_features(features)
         self._check_images(images, features)
+
+
+def _check_answer(levels: Tensor, num: int) -> None:
+    if levels.shape != (num,):
+        raise ValueError(f"a chooser answered {num} symbols with shape {tuple(levels.shape)}, expected ({num},)")
+    if num and not 0 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS:
+        raise ValueError(
+            f"a chooser answered levels from {int(levels.min())} to {int(levels.max())}, expected 0..{NUM_LEVELS - 1}"
+        )
 
 
 def _inverse_transform(log_probs: Tensor, uniform: Tensor) -> Int[Tensor, " n"]:
@@ -215,6 +352,15 @@ def images_per_group(features: Tensor, elements_per_image: int) -> int:
     if features.device.type != "cpu" or torch.compiler.is_compiling():
         return max(1, len(features))
     return max(1, torch.get_num_threads() * 131_072 // max(1, elements_per_image))
+
+
+def _rows_per_group(rows: Tensor, elements_per_row: int) -> int:
+    """How many rows to work on at once, where a row needs tensors of so many elements.
+
+    As in `images_per_group`; not on a CPU, intermediates of 2^24 elements, 64 or 128 MiB.
+    """
+    elements = torch.get_num_threads() * 131_072 if rows.device.type == "cpu" else 2**24
+    return max(1, elements // max(1, elements_per_row))
 
 
 def score_in_chunks(score: Score, images: Tensor, features: Tensor, elements_per_image: int) -> Float[Tensor, " b"]:

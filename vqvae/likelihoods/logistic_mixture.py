@@ -31,10 +31,13 @@ Feature layout, k components and c channels, in this order: mixture logits "k" (
 component: "k + 1", the point's last), means "(c k)", log-scales "(c k)", and for three channels the
 coefficients alpha, beta, gamma "(3 k)". At features of 0 the components stand in the middles of k
 equal parts of the range, with s = 1 / (2 k): means and log-scales count from there.
+
+A symbol's parameters are those of the mixture that it has given the channels before it: log-weights
+"k" ("k + 1": the point's last, -inf where an earlier channel is not 0), means "k" with their offset
+and coupling, and log-scales "k" with their offset and bounds.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,7 +45,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, images_per_group, score_in_chunks
 
@@ -123,6 +125,7 @@ class LogisticMixture(Likelihood):
         super().__init__(
             num_channels=num_channels,
             num_features=num_components * per_component + int(zero_component),
+            num_parameters=num_components * 3 + int(zero_component),
             coupled=num_channels > 1,
         )
         self.num_components = num_components
@@ -217,7 +220,7 @@ class LogisticMixture(Likelihood):
     def _mean_of_group(self, features: Tensor) -> Float[Tensor, "n c p"]:
         parameters = self._split(features)
         mixture = parameters.logits.softmax(1)[:, : self.num_components]
-        inverse = self._inverse_scales(parameters)
+        inverse = self._log_scales(parameters).neg_().exp_()
         x = torch.zeros_like(parameters.means)
         levels = []
         for channel in range(self.num_channels):
@@ -231,78 +234,62 @@ class LogisticMixture(Likelihood):
             levels.append((mixture * level).sum(1))
         return torch.stack(levels, dim=1)
 
-    def _log_pmf(self, features: Tensor, images: Tensor, channels: slice) -> Tensor:
-        return self._table_by_image(self._log_pmf_of_image, features, images, channels)
+    def _pixel_parameters(self, features: Tensor, earlier: Tensor, channels: slice) -> Tensor:
+        # As one image of n pixels, so that long rows are what the operations run along.
+        parts = self._split(rearrange(features, "n f -> 1 f n").contiguous())
+        bins = _bins(rearrange(earlier, "n c -> 1 c 1 n"), features.dtype)
+        log_scales, means = self._log_scales(parts), self._means(parts, bins.x)[0]
+        log_weights = [parts.logits.log_softmax(1)]
+        log_probs = torch.zeros_like(parts.logits)
+        for channel in range(channels.stop - 1):
+            one = slice(channel, channel + 1)
+            own = _Bins(*(each[:, one] for each in bins))
+            term = _component(own, means[:, one], log_scales[:, one].neg().exp_())
+            log_probs[:, : self.num_components] += term.ratio.log_().sub_(term.decay)[:, 0]
+            if self.zero_component:
+                log_probs[:, -1].masked_fill_(earlier[:, channel] != 0, -torch.inf)
+            log_weights.append(log_weights[0].add(log_probs).log_softmax(1))
+        weights = torch.stack(log_weights[channels], dim=1)
+        parameters = torch.cat([weights, means[:, channels], log_scales[:, channels]], dim=2)
+        return rearrange(parameters, "1 d p n -> n d p")
 
-    def _cdf(self, features: Tensor, images: Tensor, channels: slice) -> Tensor:
-        return self._table_by_image(self._cdf_of_image, features, images, channels)
-
-    def _table_by_image(
-        self,
-        table_of_image: Callable[[Tensor, Tensor, int], Tensor],
-        features: Tensor,
-        images: Tensor,
-        channels: slice,
-    ) -> Tensor:
-        batch, _, height, width = features.shape
-        table = features.new_empty(batch, 1, height, width, NUM_LEVELS)
-        for i in range(batch):
-            image = table_of_image(features[i : i + 1], images[i : i + 1], channels.start)
-            table[i, 0] = image.view(height, width, NUM_LEVELS)
-        return table
-
-    def _log_pmf_of_image(self, features: Tensor, images: Tensor, channel: int) -> Tensor:
-        log_weights, means, inverse = self._given_earlier(features, images, channel)
-        bins = _bins(torch.arange(NUM_LEVELS, device=features.device), features.dtype)
-        top = means.new_full((means.shape[-1], NUM_LEVELS), -torch.inf)
+    def _log_pmf(self, parameters: Tensor) -> Tensor:
+        log_weights, means, log_scales = self._split_parameters(parameters)
+        inverse = log_scales.neg().exp_()
+        bins = _bins(torch.arange(NUM_LEVELS, device=parameters.device), parameters.dtype)
+        top = parameters.new_full((len(parameters), NUM_LEVELS), -torch.inf)
         if self.zero_component:
-            top[:, 0] = log_weights[self.num_components]
+            top[:, 0] = log_weights[:, -1]
         total = top.isfinite().to(top.dtype)
         for k in range(self.num_components):
-            term = _component(bins, means[k, :, None], inverse[k, :, None])
-            exponent = log_weights[k, :, None] - term.decay
+            term = _component(bins, means[:, k, None], inverse[:, k, None])
+            exponent = log_weights[:, k, None] - term.decay
             shift = torch.maximum(top, exponent)
             total.mul_(top.sub_(shift).exp_())
             total.addcmul_(exponent.sub_(shift).exp_(), term.ratio)
             top = shift
         return total.log_().add_(top)
 
-    def _cdf_of_image(self, features: Tensor, images: Tensor, channel: int) -> Tensor:
-        log_weights, means, inverse = self._given_earlier(features, images, channel)
-        weights = log_weights.exp()
-        table = means.new_zeros(means.shape[-1], NUM_LEVELS)
-        edges = _edges(features.dtype, features.device)
+    def _cdf(self, parameters: Tensor, levels: Tensor) -> Tensor:
+        log_weights, means, log_scales = self._split_parameters(parameters)
+        weights, inverse = log_weights.softmax(-1), log_scales.neg().exp_()
+        # Upper edges in two parts, as one float's rounding, 1e-16, grows a thousandfold in the narrowest component.
+        parts = levels.mul(2).sub_(NUM_LEVELS - 2).to(parameters.dtype)
+        edges = parts / (NUM_LEVELS - 1)
+        rests = parts.sub_(edges, alpha=NUM_LEVELS).add_(edges).div_(NUM_LEVELS - 1)  # both sums are exact
+        cdf = torch.zeros_like(edges)
+        if self.zero_component:
+            cdf += weights[:, -1:]
         for k in range(self.num_components):
-            z = (edges - means[k, :, None]).mul_(inverse[k, :, None])
-            table[:, :-1].addcmul_(z.sigmoid_(), weights[k, :, None])
-        if self.zero_component:
-            table += weights[self.num_components, :, None]
-        table[:, -1] = 1
-        return table
+            z = (edges - means[:, k, None]).add_(rests).mul_(inverse[:, k, None])
+            cdf.addcmul_(z.sigmoid_(), weights[:, k, None])
+        return cdf
 
-    def _given_earlier(self, features: Tensor, images: Tensor, channel: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One image's mixture for a channel, given the channels before it.
-
-        Returns log-weights "k p" (the mixture's, reweighted by each component's probability of the
-        earlier channels; "k+1 p" with the zero component), means "k p", inverse scales "k p".
-        """
-        parameters = self._split(features)
-        log_weights = parameters.logits[0].log_softmax(0)
-        inverse = self._inverse_scales(parameters)[0]
-        if channel == 0:
-            # No image is looked at: there may be none.
-            return log_weights, parameters.means[0, 0] + self._offsets(features), inverse[0]
-        earlier = rearrange(images[:, :channel], "1 c h w -> c 1 (h w)")
-        bins = _bins(earlier, features.dtype)
-        x = F.pad(bins.x, (0, 0, 0, 0, 0, self.num_channels - channel))
-        means = self._means(parameters, x[None])[0][0]
-        term = _component(bins, means[:channel], inverse[:channel])
-        log_probs = (term.ratio.log() - term.decay).sum(0)
-        if self.zero_component:
-            black = (earlier == 0).all(0)
-            point = torch.zeros_like(black, dtype=log_probs.dtype).masked_fill(~black, -torch.inf)
-            log_probs = torch.cat([log_probs, point])
-        return (log_weights + log_probs).log_softmax(0), means[channel], inverse[channel]
+    def _split_parameters(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means, log-scales "n k" ("n k+1" log-weights with the zero component)."""
+        k = self.num_components
+        log_weights, means, log_scales = parameters.split([k + int(self.zero_component), k, k], dim=-1)
+        return log_weights, means, log_scales
 
     def _split(self, features: Tensor) -> _Parameters:
         k, c = self.num_components, self.num_channels
@@ -317,9 +304,8 @@ class LogisticMixture(Likelihood):
             coefficients=coefficients.unflatten(1, (3, k)) if c == 3 else None,
         )
 
-    def _inverse_scales(self, parameters: _Parameters) -> Float[Tensor, "n c k p"]:
-        log_scales = parameters.log_scales + self.log_scale_offset
-        return log_scales.clamp(_MIN_LOG_SCALE, _MAX_LOG_SCALE).neg().exp()
+    def _log_scales(self, parameters: _Parameters) -> Float[Tensor, "n c k p"]:
+        return (parameters.log_scales + self.log_scale_offset).clamp_(_MIN_LOG_SCALE, _MAX_LOG_SCALE)
 
     def _means(self, parameters: _Parameters, x: Tensor) -> tuple[Float[Tensor, "n c k p"], Tensor | None]:
         """Means given the channels x ("n c 1 p" or "n c k p"), and the coefficients' tanh."""

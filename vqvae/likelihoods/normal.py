@@ -14,7 +14,8 @@ sqrt(pi / 2) erfcx(t / sqrt 2), a bin within the range has, without overflow at 
 
     ln P = -t^2 / 2 - ln(2 pi) / 2 + ln(M(t) - exp(-2 c h) M(c + h)),      t = c - h.
 
-Feature layout: means "c", with mu = 127.5 (1 + feature). Features of 0 give mid-grey.
+Feature layout: means "c", with mu = 127.5 (1 + feature). Features of 0 give mid-grey. A symbol's
+parameters are its mu and ln s, both in levels.
 """
 
 import math
@@ -58,7 +59,7 @@ class Normal(Likelihood):
     """
 
     def __init__(self, *, num_channels: int, scale: float | None = None) -> None:
-        super().__init__(num_channels=num_channels, num_features=num_channels, coupled=False)
+        super().__init__(num_channels=num_channels, num_features=num_channels, num_parameters=2, coupled=False)
         if scale is not None and not _MIN_SCALE <= scale <= _MAX_SCALE:
             raise ValueError(
                 f"got scale={scale}, expected a standard deviation in levels from {_MIN_SCALE} to "
@@ -88,21 +89,18 @@ class Normal(Likelihood):
                 image += torch.special.ndtr(scaled - (level + 0.5) * inverse)
         return means
 
-    def _log_pmf(self, features: Tensor, images: Tensor, channels: slice) -> Tensor:
-        levels = torch.arange(NUM_LEVELS, device=features.device)
-        scale = self._scale(features)[:, None, None, None]
-        table = features.new_empty(*features.shape, NUM_LEVELS)
-        for row, image in zip(table, features, strict=True):
-            row.copy_(_log_prob(levels, (image[..., None] + 1) * _MIDDLE, scale))
-        return table
+    def _pixel_parameters(self, features: Tensor, earlier: Tensor, channels: slice) -> Tensor:
+        means = (features[:, channels] + 1) * _MIDDLE
+        log_scales = self._scale(features).log()[channels].expand_as(means)
+        return torch.stack([means, log_scales], dim=-1)
 
-    def _cdf(self, features: Tensor, images: Tensor, channels: slice) -> Tensor:
-        edges = torch.arange(NUM_LEVELS, dtype=features.dtype, device=features.device) + 0.5
-        scale = self._scale(features)[:, None, None, None]
-        table = (edges - (features[..., None] + 1) * _MIDDLE).div_(scale)
-        table = torch.special.ndtr(table)
-        table[..., -1] = 1
-        return table
+    def _log_pmf(self, parameters: Tensor) -> Tensor:
+        means, log_scales = parameters.split(1, dim=-1)
+        return _log_prob(torch.arange(NUM_LEVELS, device=parameters.device), means, log_scales.exp())
+
+    def _cdf(self, parameters: Tensor, levels: Tensor) -> Tensor:
+        means, log_scales = parameters.split(1, dim=-1)
+        return torch.special.ndtr((levels + 0.5 - means) / log_scales.exp())
 
     def _scale(self, features: Tensor) -> Float[Tensor, " c"]:
         if self.scale is not None:

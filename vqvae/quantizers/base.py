@@ -181,6 +181,25 @@ class Quantizer(nn.Module, abc.ABC):
             "GumbelQuantizer or StochasticVectorQuantizer"
         )
 
+    def posterior_scores(
+        self, z_e: Float[Tensor, "b *grid d"], beta: float | None
+    ) -> tuple[Float[Tensor, "b *grid k"], bool]:
+        """Scores s of all codes, and whether a prior weighs in, for the posterior as a table.
+
+        ln P_enc(k | y, codes before) is the log-softmax of s_k, or of s_k + ln P_pri(k | codes before) where it does.
+        Gradients are not kept.
+
+        Args:
+            beta: weight of the prior in the loop, or None without one.
+
+        Raises:
+            ValueError: a kind without a posterior.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no posterior over codes; GumbelQuantizer and StochasticVectorQuantizer have, "
+            "and codebooks with a prior in their loop"
+        )
+
     def run(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None = None) -> Quantized:
         """The work of `forward` on checked features, which are zero where masked; with a generator, that of `draw`."""
         projected = self.project(z_e)

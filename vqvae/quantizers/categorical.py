@@ -144,6 +144,13 @@ class CategoricalQuantizer(PlacewiseQuantizer):
         with torch.autocast(z_e.device.type, enabled=False):
             return self.run(z_e, None, generator).codes
 
+    @torch.no_grad()
+    def posterior_scores(self, z_e: Tensor, beta: float | None) -> tuple[Tensor, bool]:
+        """As the base says. The posterior is the quantizer's own, whatever the prior."""
+        with torch.autocast(z_e.device.type, enabled=False):
+            weight, bias = self.logits()
+            return self.project(self.prepared(z_e)) @ weight.T + bias, False
+
     def watch(self, vectors: Tensor, kept: Tensor | None) -> None:
         """Look at what is quantised in training, for `update`."""
 

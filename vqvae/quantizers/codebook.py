@@ -168,6 +168,14 @@ class CodebookQuantizer(PlacewiseQuantizer):
             codes, costs = self._costs(self.project(z_e))
         return self._choose(codes, costs, loop, generator).codes
 
+    @torch.no_grad()
+    def posterior_scores(self, z_e: Tensor, beta: float | None) -> tuple[Tensor, bool]:
+        if beta is None:
+            return super().posterior_scores(z_e, beta)
+        self.check_weighs_prior()
+        with torch.autocast(z_e.device.type, enabled=False):
+            return -self._costs(self.project(self.prepared(z_e)))[1] / beta, True
+
     def _costs(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest codes "b *grid", and c of `vqvae.quantizers.prior_in_loop` "b *grid k", with its gradient."""
         vectors, shape = pack([projected], "* d")

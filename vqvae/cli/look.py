@@ -1,47 +1,22 @@
-"""The `vqvae` command: look at what a run made, from its folder or from its parts.
+"""Look at what a run made, from its folder or from its parts: reconstruct, sample, evaluate."""
 
-vqvae reconstruct runs/fashion-mini
-vqvae sample runs/fashion-mini --label 7
-vqvae evaluate runs/fashion-mini
-"""
-
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from tqdm import tqdm
 
-from priors import ContinuousPrior, GridModel, NormalPrior, Prior, UniformPrior
-from vqvae import Autoencoder, GaussianVAE, pictures
-from vqvae.data import Batch, Images, batches, load_images
+from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
+from vqvae import GaussianVAE, pictures
+from vqvae.cli.common import Model, at_least_one, load_prior, load_test_images, load_tokenizer
+from vqvae.data import Batch, Images, batches
 from vqvae.elbo import check_fit
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
 
 BATCH_SIZE = 100
-
-Model = Annotated[str, tyro.conf.Positional]
-
-
-def main() -> None:
-    """Entry point: a user's mistake is one line and exit status 2."""
-    commands = {"reconstruct": reconstruct, "sample": sample, "evaluate": evaluate}
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="vqvae",
-            description="Look at what a run made. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def reconstruct(
@@ -62,11 +37,11 @@ def reconstruct(
         num: how many images.
         output: the PNG file to write.
     """
-    _at_least_one(num, "--num")
-    model = _tokenizer(run_or_model)
-    images = torch.cat([batch.images for batch in _first(_images(run_or_model, data, model), num)])[:num]
+    at_least_one(num, "--num")
+    model = load_tokenizer(run_or_model)
+    images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
     has_prior = (Path(run_or_model) / "prior").is_dir()
-    encoder = model.through(_prior(run_or_model, None)) if has_prior else model
+    encoder = model.through(load_prior(run_or_model, None)) if has_prior else model
     others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
@@ -105,9 +80,9 @@ def sample(
         pixels: draw each pixel from the likelihood too, instead of its mean.
         output: the PNG file to write.
     """
-    _at_least_one(num, "--num")
-    model = _tokenizer(run_or_model)
-    known = _prior(run_or_model, prior)
+    at_least_one(num, "--num")
+    model = load_tokenizer(run_or_model)
+    known = load_prior(run_or_model, prior)
     check_fit(model, known, "prior")
     options: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "guidance": guidance}
     if isinstance(known, ContinuousPrior):
@@ -150,7 +125,7 @@ def evaluate(
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
         output: a JSON file to write the figures to.
     """
-    model = _tokenizer(run_or_model)
+    model = load_tokenizer(run_or_model)
     folder = Path(run_or_model)
     priors: dict[str, Prior | ContinuousPrior]
     if isinstance(model, GaussianVAE):
@@ -160,55 +135,15 @@ def evaluate(
     if (folder / "unigram").is_dir():
         priors["unigram"] = Prior.from_pretrained(folder / "unigram")
     if prior is not None or (folder / "prior").is_dir():
-        last = _prior(run_or_model, prior)
+        last = load_prior(run_or_model, prior)
         priors[type(last).__name__.removesuffix("Prior").removeprefix("Mixture").lower()] = last
-    images = _images(run_or_model, data, model)
+    images = load_test_images(run_or_model, data, model)
     bar = tqdm(total=len(images), desc="evaluate", unit="img", disable=None)
     with bar:
         result = evaluate_images(model, priors, _watched(batches(images, BATCH_SIZE), bar))
     if output is not None:
         result.save(output)
     print(result.table())
-
-
-def _at_least_one(value: int, name: str) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _tokenizer(source: str) -> Any:
-    codebook = Path(source) / "codebook"
-    return Autoencoder.from_pretrained(codebook if codebook.is_dir() else source)
-
-
-def _prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
-    if prior is None:
-        folder = Path(source) / "prior"
-        if not folder.is_dir():
-            raise ValueError(
-                f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior"
-            )
-        prior = str(folder)
-    found = GridModel.from_pretrained(prior).eval()
-    assert isinstance(found, Prior | ContinuousPrior)
-    return found
-
-
-def _images(source: str, data: str | None, model: Autoencoder) -> Images:
-    options: dict[str, Any] = {
-        "size": model.config.image_size,
-        "channels": model.config.num_channels,
-    }
-    if data is not None:
-        return load_images(data, "test", **options)
-    path = Path(source) / "state" / "run.json"
-    if not path.is_file():
-        raise ValueError(f"{source} does not say which images it is for; name some with --data")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))["data"]
-        return load_images(run["source"], "test", root=run["root"], **options)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
 
 
 def _first(images: Images, num: int) -> Iterable[Batch]:
@@ -240,7 +175,3 @@ def _labels(prior: Prior | ContinuousPrior, num: int, label: int | None) -> torc
     if not 0 <= label < prior.num_classes:
         raise ValueError(f"--label must lie in [0, {prior.num_classes}), got {label}")
     return torch.full((num,), label)
-
-
-if __name__ == "__main__":
-    main()

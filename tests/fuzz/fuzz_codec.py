@@ -1,0 +1,228 @@
+r"""Coverage-guided fuzzing of the codec's decoder, with atheris (libFuzzer).
+
+    python tests/fuzz/fuzz_codec.py -runs=20000
+
+An input is a byte, which names the mode, and the body of a block for a model of 8x8 grey images with 2x2 codes of four,
+whose weights are random. Bodies are valid ones, mutated: bytes by libFuzzer, or whole parts (other shapes, kinds,
+flags, streams, stored pixels, names), with a check of pixels that no decoder has seen, or sometimes the right one.
+
+What must hold for any bytes at all:
+    only DamagedFile is raised, and soon;
+    what comes out are images of the shapes, labels and names that the body claims, and their check is the body's;
+    no more memory is asked for than the input's pixels and names take, times a constant.
+"""
+
+import atexit
+import random
+import sys
+import tempfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import atheris
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+PARTS = ("bits_back", "body", "codec", "coder", "container", "tables", "unit_coder", "units")
+# With only these instrumented, the rest may be imported here as well.
+with atheris.instrument_imports(include=[f"vqvae.codec.{part}" for part in PARTS]):
+    from priors import UniformPrior
+    from vqvae import VQVAEConfig
+    from vqvae.codec import body as bodies
+    from vqvae.codec.body import STORED, Body, units_of
+    from vqvae.codec.codec import Codec
+    from vqvae.codec.container import DamagedFile, Mode
+    from vqvae.codec.units import Cut
+    from vqvae.likelihoods import LogisticMixtureConfig
+    from vqvae.quantizers import StochasticVectorQuantizerConfig
+
+SIZE = 8
+MAX_SIZE = 2048
+# So that a body cannot ask for more work than a moment's.
+bodies.MAX_UNITS = 24
+bodies.MAX_PIXELS = 1 << 12
+CONSTANT = 8 << 20
+TELL_EVERY = 5000
+seen = {"inputs": 0, "unpacked": 0, "decoded": 0, "largest memory": 0}
+seen |= {f"decoded, {mode.name}": 0 for mode in Mode} | {f"unpacked, then refused, {mode.name}": 0 for mode in Mode}
+seen |= {"decoded, with labels": 0, "decoded, with names": 0, "decoded, some stored": 0, "decoded, mutated": 0}
+valid: set[bytes] = set()
+
+
+class Labelled(UniformPrior):
+    """A uniform prior that knows of classes."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.num_classes = 3
+
+
+def make_codec() -> Codec:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = VQVAEConfig(
+        image_size=SIZE,
+        width=2,
+        num_blocks=0,
+        likelihood=LogisticMixtureConfig(num_components=1, zero_component=True),
+        quantizer=StochasticVectorQuantizerConfig(num_codes=4, dim=2),
+    )
+    model = config.build()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Codec(model, Labelled(num_codes=4, grid=(2, 2)))
+
+
+codec = make_codec()
+
+
+def check(data: bytes) -> None:
+    seen["inputs"] += 1
+    mode, body_bytes = Mode(data[0] % 3 if data else 0), data[1:]
+    try:
+        body = Body.unpack(body_bytes, 1, SIZE)
+    except DamagedFile as error:
+        str(error)
+        body = None
+    try:
+        decoded = list(codec.decode_bodies([(0, body_bytes)], mode))
+    except DamagedFile as error:
+        str(error)
+        seen["unpacked"] += body is not None
+        seen[f"unpacked, then refused, {mode.name}"] += body is not None
+        return
+    assert body is not None
+    [block] = decoded
+    assert Body.unpack(body.pack(), 1, SIZE) == body
+    assert [tuple(image.shape) for image in block.images] == [cut.shape for cut in body.cuts]
+    assert all(image.dtype == torch.uint8 for image in block.images)
+    assert block.names == body.names
+    assert (block.labels is not None) == body.has_labels
+    if block.labels is not None:
+        assert block.labels.shape == (len(body.cuts),)
+        assert 0 <= int(block.labels.min()) <= int(block.labels.max()) < 3
+        seen["decoded, with labels"] += 1
+    if mode != Mode.LOSSY:
+        assert zlib.crc32(b"".join(image.numpy().tobytes() for image in block.images)) == body.check
+    seen["unpacked"] += 1
+    seen["decoded"] += 1
+    seen[f"decoded, {mode.name}"] += 1
+    seen["decoded, with names"] += body.names is not None
+    seen["decoded, some stored"] += STORED in body.kinds
+    seen["decoded, mutated"] += data not in valid
+
+
+def tell() -> None:
+    print(*(f"{name}: {number:,}" for name, number in seen.items()), sep="\n", flush=True)
+
+
+def test_one_input(data: bytes) -> None:
+    # Started once: starting and stopping for each input leaks. Tensors' own memory is bounded by MAX_PIXELS.
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    check(data)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    seen["largest memory"] = max(seen["largest memory"], peak)
+    if seen["inputs"] % TELL_EVERY == 0:
+        tell()
+    assert peak <= CONSTANT, f"{peak} bytes of memory for an input of {len(data)}"
+
+
+def mended(mode: Mode, body: Body) -> Body:
+    """With the check of what really comes out, if anything does."""
+    try:
+        list(codec.decode_bodies([(0, body.pack())], mode))
+    except DamagedFile as error:
+        _, found, rest = error.args[0].partition("CRC-32 ")
+        return replaced(body, check=int(rest[:8], 16)) if found else body
+    return body
+
+
+def replaced(body: Body, **changes) -> Body:
+    names = ("cuts", "kinds", "has_labels", "check", "stream", "stored", "names")
+    return Body(**{name: changes.get(name, getattr(body, name)) for name in names})
+
+
+def reparted(mode: Mode, body: Body, chance: random.Random) -> Body:
+    """Another body that has the form of one."""
+    cuts, kinds = list(body.cuts), list(body.kinds)
+    stream, names, has_labels = bytearray(body.stream), body.names, body.has_labels
+    match chance.randrange(8):
+        case 0:
+            at = chance.randrange(len(stream) + 1)
+            stream[at:] = chance.randbytes(chance.randrange(20))
+        case 1:
+            at = chance.randrange(len(kinds))
+            kinds[at : at + chance.randrange(1, 4)] = [chance.choice((0, 1, 15, STORED))]
+        case 2:
+            shape = (chance.choice((1, 1, 2, 3)), chance.randrange(1, 2 * SIZE + 2), chance.randrange(1, 2 * SIZE + 2))
+            cuts.insert(chance.randrange(len(cuts) + 1), Cut(shape=shape, num_channels=1, size=SIZE))
+        case 3:
+            del cuts[chance.randrange(len(cuts)) :]
+        case 4:
+            names = None if names else [chance.choice(("", "a", "ü.png")) for _ in cuts]
+        case 5:
+            has_labels = not has_labels
+        case 6 if stream:
+            stream[chance.randrange(len(stream))] ^= 1 << chance.randrange(8)
+        case 7:
+            stream[chance.randrange(len(stream) + 1) :] = b"" if chance.random() < 0.5 else bytes(chance.randrange(9))
+    cuts = cuts or list(body.cuts)
+    units = units_of(cuts)
+    kinds = (kinds + [0] * len(units))[: len(units)]
+    num = sum(cut.inside_bytes(unit) for (cut, unit), kind in zip(units, kinds, strict=True) if kind == STORED)
+    stored = (body.stored + chance.randbytes(64) + bytes(num))[:num]
+    if names is not None:
+        names = (list(names) + [""] * len(cuts))[: len(cuts)]
+    return replaced(
+        body, cuts=cuts, kinds=kinds, stream=bytes(stream), stored=stored, names=names, has_labels=has_labels
+    )
+
+
+def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    chance = random.Random(seed)
+    if not data or chance.random() < 0.3:
+        data = atheris.Mutate(data, max_size) or b"\0"
+    try:
+        body = Body.unpack(data[1:], 1, SIZE)
+    except DamagedFile:
+        return bytes(data)[:max_size]
+    mode = Mode(data[0] % 3) if chance.random() < 0.9 else chance.choice(list(Mode))
+    while chance.random() < 0.5:
+        body = reparted(mode, body, chance)
+    if chance.random() < 0.3:
+        body = mended(mode, body)
+    return (bytes([mode]) + body.pack())[:max_size]
+
+
+def seeds(folder: Path) -> None:
+    """Valid bodies of images of all kinds in all modes, for libFuzzer to begin with."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [[(1, 8, 8)], [(1, 8, 8)] * 3, [(1, 3, 11), (3, 8, 8)], [(2, 17, 1)]]
+    for number, some in enumerate(shapes):
+        images = [torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8) for shape in some]
+        smooth = [image // 64 for image in images]
+        labels = torch.arange(len(some)) % 3
+        for mode in Mode:
+            for kind, (pixels, known, names) in enumerate(
+                [(images, None, None), (smooth, None, None), (smooth, labels, None), (smooth, None, ["n"] * len(some))]
+            ):
+                [(_, body)] = codec.blocks(pixels, known, names=names, mode=mode)
+                valid.add(bytes([mode]) + body)
+                (folder / f"{number}-{mode.name}-{kind}").write_bytes(bytes([mode]) + body)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        seeds(Path(folder))
+        # At its end libFuzzer leaves at once, and runs no more of Python: this is for an error.
+        atexit.register(tell)
+        arguments = [sys.argv[0], f"-max_len={MAX_SIZE}", "-timeout=20", *sys.argv[1:], folder]
+        atheris.Setup(arguments, test_one_input, custom_mutator=mutate)
+        tracemalloc.start()
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

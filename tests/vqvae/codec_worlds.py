@@ -1,0 +1,96 @@
+"""Tiny models whose images are worth compressing: they are drawn from the models themselves."""
+
+import torch
+
+from priors import TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.quantizers import (
+    FSQConfig,
+    GumbelQuantizerConfig,
+    ResidualQuantizerConfig,
+    StochasticVectorQuantizerConfig,
+    VectorQuantizerConfig,
+)
+
+LIKELIHOODS = {
+    "mixture": (1, LogisticMixtureConfig(num_components=2)),
+    "mixture with zero": (1, LogisticMixtureConfig(num_components=2, zero_component=True)),
+    "colour mixture": (3, LogisticMixtureConfig(num_components=2)),
+    "colour mixture with zero": (3, LogisticMixtureConfig(num_components=2, zero_component=True)),
+    "categorical": (1, CategoricalConfig()),
+    "normal": (1, NormalConfig(scale=30.0)),
+    "colour normal": (3, NormalConfig(scale=30.0)),
+    "local context": (1, LocalContextConfig(num_components=2, zero_component=True, width=8, num_blocks=2)),
+    "colour local context": (3, LocalContextConfig(num_components=2, width=8, num_blocks=1)),
+}
+VQ = VectorQuantizerConfig(num_codes=8, dim=4)
+QUANTIZERS = {
+    "vq": VQ,
+    "two codes": VectorQuantizerConfig(num_codes=2, dim=4),
+    "fsq": FSQConfig(levels=(3, 3)),
+    "residual": ResidualQuantizerConfig(quantizer=VQ, depth=2),
+}
+POSTERIORS = {
+    "gumbel": (GumbelQuantizerConfig(num_codes=8, dim=4), None),
+    "stochastic": (StochasticVectorQuantizerConfig(num_codes=8, dim=4), None),
+    "prior in the loop": (VQ, 1.0),
+}
+
+
+def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> VQVAE:
+    """A model with random weights, large enough that its pixels depend on its codes."""
+    torch.manual_seed(seed)
+    channels, config = LIKELIHOODS[likelihood]
+    model = VQVAE(
+        VQVAEConfig(
+            image_size=size,
+            num_channels=channels,
+            width=8,
+            num_blocks=1,
+            likelihood=config,
+            quantizer=quantizer,
+            beta=beta,
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.startswith(("decoder", "likelihood")) and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.4 / parameter[0].numel() ** 0.5)
+    # Each pixel's distribution is narrow, and depends on the codes a little: an encoder with random weights does not
+    # find the codes that an image was drawn from.
+    bias = model.decoder.layers[-1].bias
+    with torch.no_grad():
+        torch.nn.init.normal_(bias, std=5.0 if isinstance(config, CategoricalConfig) else 0.5)
+        if isinstance(config, LogisticMixtureConfig | LocalContextConfig):
+            k = config.num_components
+            start = k + int(config.zero_component) + channels * k
+            bias.view(-1, model.likelihood.num_features)[:, start : start + channels * k] -= 3
+    return model.eval()
+
+
+def transformer_of(model, num_classes=None, seed=1) -> TransformerPrior:
+    torch.manual_seed(seed)
+    config = TransformerPriorConfig(
+        num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, width=24, depth=2, num_heads=2
+    )
+    prior = TransformerPrior(config).eval()
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return prior
+
+
+def unigram_of(model) -> UnigramPrior:
+    torch.manual_seed(2)
+    codes = torch.randint(0, model.num_codes, (50, *model.grid)) % max(2, model.num_codes // 2)
+    return UnigramPrior(num_codes=model.num_codes, grid=model.grid).fit(codes)
+
+
+def uniform_of(model) -> UniformPrior:
+    return UniformPrior(num_codes=model.num_codes, grid=model.grid)
+
+
+def images_of(model, num, seed=3):
+    """Images that the model would make: some pixels drawn, some not."""
+    torch.manual_seed(seed)
+    codes = torch.randint(0, model.num_codes, (num, *model.grid))
+    return model.decode(codes, sample=True, generator=torch.Generator().manual_seed(seed))

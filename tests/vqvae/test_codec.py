@@ -1,0 +1,450 @@
+"""The codec: what goes in comes out, in as many bits as the integer tables say, on every machine."""
+
+import math
+
+import pytest
+import torch
+from codec_worlds import (
+    LIKELIHOODS,
+    POSTERIORS,
+    QUANTIZERS,
+    images_of,
+    model_of,
+    transformer_of,
+    uniform_of,
+    unigram_of,
+)
+
+from priors import TransformerPrior
+from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig
+from vqvae.codec import Archive, Codec, DamagedFile, Mode
+from vqvae.codec.bits_back import BitsBack
+from vqvae.codec.body import STORED, Body
+from vqvae.codec.container import pack
+from vqvae.elbo import elbo, sampled_elbo
+
+PRIORS = {"uniform": uniform_of, "unigram": unigram_of, "transformer": transformer_of}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A codec and six images for it."""
+    model = model_of()
+    return Codec(model, transformer_of(model, num_classes=3)), images_of(model, 6)
+
+
+def bodies_of(codec, data):
+    with Archive.from_bytes(data) as archive:
+        return [
+            Body.unpack(archive.body(i), codec.coder.num_channels, codec.coder.size) for i in range(len(archive.blocks))
+        ]
+
+
+def flipped(data, offset):
+    return data[:offset] + bytes([data[offset] ^ 4]) + data[offset + 1 :]
+
+
+# ---- the contract: every likelihood, every prior, every kind of codes
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_pixels_come_back(likelihood, prior):
+    model = model_of(likelihood)
+    codec, y = Codec(model, PRIORS[prior](model)), images_of(model, 3)
+    data = codec.compress(y, verify=False)
+    assert torch.equal(codec.decompress(data), y)
+    assert STORED not in bodies_of(codec, data)[0].kinds  # they were coded, not kept
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_kind_of_codes(quantizer):
+    model = model_of(quantizer=QUANTIZERS[quantizer])
+    codec, y = Codec(model, transformer_of(model)), images_of(model, 3)
+    data = codec.compress(y, verify=False)
+    assert torch.equal(codec.decompress(data), y)
+    assert STORED not in bodies_of(codec, data)[0].kinds
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_integer_tables_cost_the_negative_elbo(likelihood):
+    model = model_of(likelihood)
+    prior, y = transformer_of(model), images_of(model, 8)
+    cost = Codec(model, prior).measure(y)
+    with torch.no_grad():
+        terms = elbo(model.double(), prior.double(), y)
+    # A grid's rounding and the least widths: what they cost is far below a bit an image of this size.
+    torch.testing.assert_close(cost.rate, terms.rate / math.log(2), rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(cost.distortion, terms.distortion / math.log(2), rtol=1e-3, atol=0.1)
+    assert not cost.stored.any()
+
+
+def test_a_stream_is_as_long_as_its_tables_say(plain):
+    codec, y = plain
+    for images in (y[:1], y[:4], y):
+        [body] = bodies_of(codec, codec.compress(images))
+        extra = 8 * len(body.stream) - float(codec.measure(images).total.sum())
+        assert -16 <= extra <= 16  # a message that ends in zeros needs no bytes for them
+
+
+def test_an_image_alone_is_within_24_bits_and_a_stated_header(plain):
+    codec, y = plain
+    for image in y:
+        file = codec.compress(image[None])
+        [body] = bodies_of(codec, file)
+        assert 8 * len(body.stream) <= float(codec.measure(image[None]).total) + 24
+        # 41 or 42 of the container, 14 or 15 of the body: counts, flags, shape, kinds, check, length.
+        assert len(file) - len(body.stream) <= 57
+
+
+# ---- the same on every machine
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["mixture with zero", "colour mixture with zero", "categorical", "local context"]
+)
+def test_a_machine_that_computes_slightly_differently_decodes(likelihood, monkeypatch):
+    """All that the networks give is off by 1e-12 of itself, a hundred times what float64 leaves open."""
+    model = model_of(likelihood)
+    prior, y = transformer_of(model), images_of(model, 8)
+    data = Codec(model, prior).compress(y, verify=False)
+    other = Codec(model, prior)
+
+    def disturbed(values):
+        return values * (1 + 1e-12 * torch.randn(values.shape, dtype=values.dtype))
+
+    decoder, walk = other.coder.model.decoder.forward, other.coder.prior.walk
+    monkeypatch.setattr(other.coder.model.decoder, "forward", lambda z: disturbed(decoder(z)))
+    monkeypatch.setattr(
+        other.coder.prior, "walk", lambda num, choose, labels: walk(num, lambda t: choose(disturbed(t)), labels)
+    )
+    assert torch.equal(other.decompress(data), y)
+
+
+def test_a_machine_that_computes_very_differently_is_found_out(plain, monkeypatch):
+    codec, y = plain
+    data = codec.compress(y)
+    decoder = codec.coder.model.decoder.forward
+    monkeypatch.setattr(codec.coder.model.decoder, "forward", lambda z: decoder(z) * 1.001)
+    with pytest.raises(DamagedFile, match="block 0"):
+        codec.decompress(data)
+
+
+def test_any_batch_and_any_number_of_threads(plain):
+    codec, y = plain
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = codec.compress(y)
+        alone = [codec.compress(image[None]) for image in y]
+        torch.set_num_threads(2)
+        assert codec.compress(y) == together
+        assert torch.equal(codec.decompress(together), y)
+        for image, file in zip(y, alone, strict=True):
+            assert torch.equal(codec.decompress(file)[0], image)
+    finally:
+        torch.set_num_threads(threads)
+    single = codec.compress(y, images_per_block=1)
+    assert [body.stream for body in bodies_of(codec, single)] == [bodies_of(codec, file)[0].stream for file in alone]
+    with Archive.from_bytes(single) as archive:
+        [third] = codec.decode(archive, [2])
+    assert torch.equal(third.images[0], y[2])
+    assert torch.equal(codec.decompress(single), y)
+
+
+def test_more_units_than_a_group_holds(plain, monkeypatch):
+    codec, y = plain
+    data = codec.compress(y.repeat(3, 1, 1, 1))
+    monkeypatch.setattr(codec.coder, "group_size", 4)
+    small = codec.compress(y.repeat(3, 1, 1, 1))
+    assert small != data
+    assert torch.equal(codec.decompress(small), y.repeat(3, 1, 1, 1))
+
+
+def test_after_saving_and_loading(plain, tmp_path):
+    model = model_of("local context")
+    prior, y = transformer_of(model, num_classes=3), images_of(model, 4)
+    data = Codec(model, prior).compress(y)
+    model.save_pretrained(tmp_path / "model")
+    prior.save_pretrained(tmp_path / "prior")
+    again = Codec(VQVAE.from_pretrained(tmp_path / "model"), TransformerPrior.from_pretrained(tmp_path / "prior"))
+    assert torch.equal(again.decompress(data), y)
+    assert again.compress(y) == data
+
+
+def test_the_models_given_are_left_as_they_were():
+    model = model_of()
+    prior = transformer_of(model)
+    model.train()
+    Codec(model, prior).compress(images_of(model.eval(), 2))
+    model.train()
+    assert next(model.parameters()).dtype == torch.float32
+    assert next(prior.parameters()).dtype == torch.float32
+    assert model.training
+
+
+# ---- modes
+
+
+def test_lossy_gives_the_decoders_mean(plain):
+    codec, y = plain
+    data = codec.compress(y, mode=Mode.LOSSY)
+    back, model = codec.decompress(data), codec.coder.model
+    assert torch.equal(back, model.decode(model.encode(y)))
+    [body] = bodies_of(codec, data)
+    bits = codec.measure(y).rate.sum()
+    assert bits - 16 <= 8 * len(body.stream) <= bits + 16
+
+
+@pytest.mark.parametrize("kind", POSTERIORS)
+def test_bits_back(kind):
+    quantizer, beta = POSTERIORS[kind]
+    model = model_of(quantizer=quantizer, beta=beta)
+    if beta is not None:
+        model.quantizer.error.fill_(1.0)
+    prior, y = transformer_of(model), images_of(model, 40)
+    codec = Codec(model, prior)
+    data = codec.compress(y, mode=Mode.BITS_BACK)
+    assert torch.equal(codec.decompress(data), y)
+    [body] = bodies_of(codec, data)
+    assert STORED not in body.kinds
+    net = 8 * len(body.stream) - BitsBack(codec.coder).initial_bits(body.stream)
+    generator = torch.Generator().manual_seed(0)
+    encoder = model.through(prior)
+    with torch.no_grad():
+        terms = sampled_elbo(encoder, prior, y, num_samples=32, generator=generator)
+    expected = float(terms.negative.sum()) / math.log(2)
+    assert float(terms.entropy.mean()) > 0.1  # there is something to get back
+    assert abs(net / expected - 1) < 0.01
+    assert net < float(codec.measure(y).total.sum()) * 1.05
+
+
+def test_bits_that_do_not_come_back_are_found_out():
+    quantizer, _ = POSTERIORS["gumbel"]
+    model = model_of(quantizer=quantizer)
+    codec = Codec(model, transformer_of(model))
+    y = images_of(model, 3)
+    [body] = bodies_of(codec, codec.compress(y, mode=Mode.BITS_BACK))
+    back = BitsBack(codec.coder)
+    for at in range(2, len(body.stream), 7):
+        with pytest.raises(ValueError, match=r"did not come back|stream|word"):
+            back.decode(back.open(flipped(body.stream, at)), body.kinds, None)
+
+
+def test_bits_back_needs_a_posterior(plain):
+    codec, y = plain
+    with pytest.raises(ValueError, match="no posterior"):
+        codec.compress(y, mode=Mode.BITS_BACK)
+
+
+@pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY, Mode.BITS_BACK])
+def test_labels(mode):
+    quantizer, _ = POSTERIORS["gumbel"]
+    model = model_of(quantizer=quantizer)
+    codec, y = Codec(model, transformer_of(model, num_classes=3)), images_of(model, 9)
+    labels = torch.tensor([2, 0, 1, 1, 2, 0, 0, 2, 1])
+    noise = torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = [noise, *y[1:]]  # a stored image keeps its label
+    data = codec.compress(images, labels, mode=mode, images_per_block=4)
+    with Archive.from_bytes(data) as archive:
+        decoded = list(codec.decode(archive))
+    assert torch.equal(torch.cat([block.labels for block in decoded]), labels)
+    if mode != Mode.LOSSY:
+        assert all(
+            torch.equal(*pair)
+            for pair in zip((image for block in decoded for image in block.images), images, strict=True)
+        )
+    assert float(codec.measure(y, labels).rate.min()) > math.log2(3)
+
+
+def test_labels_that_the_prior_cannot_take(plain):
+    codec, y = plain
+    with pytest.raises(ValueError, match="expected 0 to 2"):
+        codec.compress(y, torch.full((6,), 3))
+    unlabelled = Codec(model_of(), uniform_of(model_of()))
+    with pytest.raises(ValueError, match="without num_classes"):
+        unlabelled.compress(y, torch.zeros(6).long())
+
+
+# ---- what the model finds hopeless
+
+
+@pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.BITS_BACK])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 1, 1), (3, 50, 37), (1, 200, 300)])
+def test_noise_is_stored(mode, shape):
+    quantizer, _ = POSTERIORS["gumbel"]
+    model = model_of(quantizer=quantizer)
+    codec = Codec(model, uniform_of(model))
+    noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    data = codec.compress([noise], mode=mode)
+    assert torch.equal(codec.decompress(data)[0], noise)
+    assert len(data) <= 1.002 * noise.numel() + 64
+
+
+def test_a_model_of_nan_stores_everything():
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.layers[-1].bias.fill_(torch.nan)
+    codec, y = Codec(model, uniform_of(model)), images_of(model_of(), 3)
+    data = codec.compress(y)
+    assert torch.equal(codec.decompress(data), y)
+    assert bodies_of(codec, data)[0].kinds == [STORED] * 3
+
+
+def test_images_of_any_size_and_number_of_channels(plain):
+    codec, y = plain
+    images = [y[0], torch.cat([y[1], y[2]], 1), torch.cat([y[3], y[4][:, :, :3]], 2), y[0][:, :5, :2].repeat(3, 1, 1)]
+    back = codec.decompress(codec.compress(images))
+    assert isinstance(back, list)
+    assert all(torch.equal(*pair) for pair in zip(back, images, strict=True))
+    colour = model_of("colour mixture")
+    codec = Codec(colour, uniform_of(colour))
+    grey = images_of(colour, 1)[0, :1]
+    assert torch.equal(codec.decompress(codec.compress([grey]))[0], grey)
+
+
+def test_a_unit_that_is_clear_on_no_grid_is_stored(plain, monkeypatch):
+    codec, y = plain
+    plan = codec.coder.plan
+
+    def never_clear(*args, **options):
+        found = plan(*args, **options)
+        found.clear[:1] = False
+        return found
+
+    monkeypatch.setattr(codec.coder, "plan", never_clear)
+    data = codec.compress(y)
+    assert bodies_of(codec, data)[0].kinds[0] == STORED
+    assert torch.equal(codec.decompress(data), y)
+
+
+def test_a_block_that_does_not_verify_is_stored(plain, monkeypatch):
+    codec, y = plain
+    monkeypatch.setattr(codec.coder, "means", None)
+    original = codec.coder.decode_units
+    calls = []
+
+    def wrong_once(*args):
+        calls.append(1)
+        units = original(*args)
+        if len(units):
+            units[0, 0, 0, 0] ^= 1
+        return units
+
+    monkeypatch.setattr(codec.coder, "decode_units", wrong_once)
+    with pytest.warns(UserWarning, match="stored as they are"):
+        data = codec.compress(y)
+    assert bodies_of(codec, data)[0].kinds == [STORED] * 6
+    assert torch.equal(codec.decompress(data), y)
+    calls.clear()
+    codec.compress(y, verify=False)
+    assert not calls
+
+
+# ---- errors
+
+
+def test_another_model_or_prior_is_named(plain):
+    codec, y = plain
+    data = codec.compress(y)
+    other = Codec(model_of(seed=9), transformer_of(model_of(), num_classes=3))
+    with pytest.raises(ValueError, match=f"{codec.fingerprint.hex()}.*{other.fingerprint.hex()}"):
+        other.decompress(data)
+    assert Codec(model_of(), transformer_of(model_of(), num_classes=3, seed=5)).fingerprint != codec.fingerprint
+    assert Codec(model_of(), transformer_of(model_of(), num_classes=3)).fingerprint == codec.fingerprint
+
+
+def test_every_flipped_byte_is_found_and_the_rest_is_rescued(plain):
+    codec, y = plain
+    data = codec.compress(y, images_per_block=2)
+    with Archive.from_bytes(data) as archive:
+        second = archive.blocks[1]
+    broken = flipped(data, second.offset + second.length // 2)
+    with pytest.raises(DamagedFile, match="block 1"):
+        codec.decompress(broken)
+    blocks, damage = codec.rescue(broken)
+    images = [image for block in blocks for image in block.images]
+    assert torch.equal(torch.stack(images), torch.cat([y[:2], y[4:]]))
+    assert len(damage) == 1
+    headless = b"\0" * 16 + data[16:]
+    blocks, damage = codec.rescue(headless)
+    assert torch.equal(torch.stack([image for block in blocks for image in block.images]), y)
+    assert damage
+
+
+def test_a_stream_that_was_changed_with_its_check_is_found_out(plain):
+    """The container's check is right, so only the pixels' is left."""
+    codec, y = plain
+    with Archive.from_bytes(codec.compress(y)) as archive:
+        body = archive.body(0)
+    for at in range(30, len(body), 11):
+        data = pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, at))])
+        with pytest.raises(DamagedFile, match="block 0"):
+            codec.decompress(data)
+    blocks, damage = codec.rescue(pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, 40)), (6, body)]))
+    assert len(blocks) == 1
+    assert len(damage) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ([torch.zeros(1, 8, 8)], "uint8"),
+        ([torch.zeros(8, 8, dtype=torch.uint8)], "c h w"),
+        ([torch.zeros(5, 8, 8, dtype=torch.uint8)], "channels"),
+        ([torch.zeros(1, 0, 8, dtype=torch.uint8)], "sides"),
+    ],
+)
+def test_what_is_no_image_is_refused(plain, images, expected):
+    with pytest.raises(ValueError, match=expected):
+        plain[0].compress(images)
+
+
+def test_two_channels_for_a_model_of_colour():
+    model = model_of("colour mixture")
+    with pytest.raises(ValueError, match="grey"):
+        Codec(model, uniform_of(model)).compress([torch.zeros(2, 8, 8, dtype=torch.uint8)])
+
+
+def test_models_that_cannot_code():
+    model = model_of()
+    with pytest.raises(ValueError, match="expected both equal"):
+        Codec(model, uniform_of(model_of(quantizer=QUANTIZERS["two codes"])))
+    vae = GaussianVAE(GaussianVAEConfig(image_size=8, width=8))
+    with pytest.raises(ValueError, match="real vectors"):
+        Codec(vae, uniform_of(model))
+
+
+def test_images_per_block_out_of_range(plain):
+    with pytest.raises(ValueError, match="images_per_block=0"):
+        plain[0].compress(plain[1], images_per_block=0)
+
+
+def test_as_many_labels_and_names_as_images(plain):
+    codec, y = plain
+    for given in ({"labels": torch.zeros(7).long()}, {"labels": torch.zeros(5).long()}, {"names": ["a"] * 7}):
+        with pytest.raises(ValueError, match=r"for 6 images"):
+            list(codec.blocks(y, **given, images_per_block=2))
+
+
+def test_a_block_that_no_reader_would_take(plain):
+    huge = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, 9000, 9000)
+    with pytest.raises(ValueError, match="units"):
+        plain[0].compress([huge])
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_mode_that_is_lost_is_found(mode):
+    quantizer, _ = POSTERIORS["gumbel"]
+    model = model_of(quantizer=quantizer)
+    codec = Codec(model, uniform_of(model))
+    y = images_of(model, 4)
+    data = codec.compress(y, mode=mode)
+    [block], damage = codec.rescue(b"?" * 16 + data[16:])
+    assert torch.equal(torch.stack(block.images), codec.decompress(data))
+    assert damage
+
+
+def test_no_images(plain):
+    codec, _ = plain
+    assert codec.decompress(codec.compress([])) == []

@@ -1,0 +1,140 @@
+"""A compressed file as a dataset, and bits as images."""
+
+import pickle
+import random
+
+import pytest
+import torch
+from codec_worlds import images_of, model_of, transformer_of, uniform_of
+from torch.utils.data import DataLoader
+
+from vqvae.codec import Codec, CompressedImages, DamagedFile, awake, dream, write
+from vqvae.codec.container import Mode
+
+
+@pytest.fixture(scope="module")
+def codec():
+    model = model_of()
+    return Codec(model, transformer_of(model, num_classes=3))
+
+
+@pytest.fixture(scope="module")
+def images(codec):
+    return images_of(model_of(), 10)
+
+
+def file_of(codec, path, images, labels=None, **options):
+    write(path, codec.header(Mode.LOSSLESS), codec.blocks(images, labels, verify=False, **options))
+    return path
+
+
+# ---- the dataset
+
+
+@pytest.mark.parametrize("images_per_block", [1, 3, 100])
+def test_items_are_the_images(codec, images, tmp_path, images_per_block):
+    path = file_of(codec, tmp_path / "images.vqz", images, images_per_block=images_per_block)
+    dataset = CompressedImages(path, codec)
+    assert len(dataset) == 10
+    for i in (7, 0, 9, -1, 3):
+        assert torch.equal(dataset[i], images[i])
+    assert torch.equal(torch.stack(dataset.__getitems__([5, 1, 5, 8])), images[[5, 1, 5, 8]])
+    for i in (10, -11):
+        with pytest.raises(IndexError, match="of a file of 10"):
+            dataset[i]
+
+
+def test_labels_come_with_the_images(codec, images, tmp_path):
+    labels = torch.arange(10) % 3
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, labels, images_per_block=4), codec)
+    image, label = dataset[8]
+    assert torch.equal(image, images[8])
+    assert label == 2
+
+
+def test_a_block_is_decoded_once(codec, images, tmp_path, monkeypatch):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, images_per_block=2), codec)
+    decoded = []
+    original = codec.decode
+
+    def counted(archive, blocks):
+        decoded.append(list(blocks))
+        return original(archive, decoded[-1])
+
+    monkeypatch.setattr(codec, "decode", counted)
+    for i in (0, 1, 2, 3, 0):
+        dataset[i]
+    assert decoded == [[0], [], [1], [], []]
+    dataset.__getitems__([9, 4, 5, 8])
+    assert decoded[-1] == [2, 4]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_through_it(codec, images, tmp_path, num_workers):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, images_per_block=2), codec)
+    options = {"multiprocessing_context": "spawn"} if num_workers else {}
+    loader = DataLoader(dataset, batch_size=4, num_workers=num_workers, **options)
+    assert torch.equal(torch.cat(list(loader)), images)
+
+
+def test_a_copy_in_another_process_reads_for_itself(codec, images, tmp_path):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images), codec)
+    first = dataset[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[0], first)
+    assert len(copy) == 10
+
+
+def test_files_that_are_none_of_this_codec(codec, images, tmp_path):
+    path = file_of(codec, tmp_path / "images.vqz", images)
+    other = model_of(seed=4)
+    with pytest.raises(ValueError, match="written with the model"):
+        CompressedImages(path, Codec(other, uniform_of(other)))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DamagedFile):
+        CompressedImages(path, codec)
+
+
+# ---- dreams
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["mixture", "colour mixture with zero", "local context", "categorical", "normal"]
+)
+def test_bytes_come_back(likelihood):
+    model = model_of(likelihood)
+    codec = Codec(model, transformer_of(model))
+    chance = random.Random(0)
+    for data in (chance.randbytes(1501), b"\0" * 1200, b"\xff" * 1203, b"", b"\0", chance.randbytes(3)):
+        dreamt = dream(codec, data)
+        assert awake(codec, dreamt) == data
+        assert len(dreamt.images) == len(dreamt.codes)
+        assert dreamt.images.shape[1:] == images_of(model, 1).shape[1:]
+
+
+def test_images_take_as_many_bits_as_they_cost(codec):
+    data = random.Random(1).randbytes(4000)
+    dreamt = dream(codec, data)
+    assert len(dreamt.images) > 20
+    plan, _ = codec.coder.settle(dreamt.images, dreamt.codes, None)
+    bits = float((plan.rate() + plan.distortion()).sum())
+    assert abs(8 * (len(data) - len(dreamt.left)) - bits) < 100
+
+
+def test_random_bits_are_samples():
+    """Pixels of dreams are as often at each level as the models say: by their mean and spread."""
+    model = model_of()
+    codec = Codec(model, uniform_of(model))
+    dreamt = dream(codec, random.Random(2).randbytes(60_000))
+    drawn = images_of(model, len(dreamt.images), seed=5).double()
+    found = dreamt.images.double()
+    error = (found.std() ** 2 + drawn.std() ** 2) ** 0.5 / len(found) ** 0.5
+    assert (found.mean(0) - drawn.mean(0)).abs().max() < 6 * error
+    assert abs(found.std() / drawn.std() - 1) < 0.1
+
+
+def test_no_more_than_asked_for(codec):
+    data = random.Random(3).randbytes(3000)
+    dreamt = dream(codec, data, most=2)
+    assert len(dreamt.images) == 2
+    assert awake(codec, dreamt) == data

@@ -1,0 +1,107 @@
+"""Pixels that look at pixels before them: what the contract of likelihoods does not say."""
+
+import math
+
+import pytest
+import torch
+from likelihood_worlds import local_context, some_features, some_images
+
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.likelihoods import LocalContext, LocalContextConfig, LogisticMixtureConfig, Symbols
+
+
+@pytest.fixture(params=[1, 3])
+def likelihood(request):
+    return local_context(num_channels=request.param, num_components=2, zero_component=True).double()
+
+
+def test_it_starts_as_the_mixture_of_its_features():
+    likelihood = LocalContext(num_channels=3, num_components=2)
+    images, features = some_images(likelihood, size=9), some_features(likelihood, size=9, dtype=torch.float32)
+    assert torch.equal(likelihood.log_prob(images, features), likelihood.mixture.log_prob(images, features))
+
+
+def test_a_pixel_has_a_say_in_later_wavefronts_alone(likelihood):
+    """And in all that are near: of the same row to the right, and of the next row up to one to the left."""
+    features, size = some_features(likelihood, batch=1, size=12), 12
+    images = some_images(likelihood, batch=1, size=size)
+    before = likelihood.symbol_parameters(images, features)
+    for row, column in ((0, 0), (3, 5), (6, 11), (11, 0), (11, 11)):
+        changed = images.clone()
+        changed[0, 0, row, column] ^= 255
+        after = likelihood.symbol_parameters(changed, features)
+        differs = (after - before).nan_to_num().abs().sum((0, 1, 4)) > 1e-12
+        # The other channels of the pixel itself come after its first one.
+        differs[row, column] = False
+        rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+        later = columns + 2 * rows > column + 2 * row
+        assert not differs[~later].any()
+        near = later & (rows - row <= 1) & ((columns - column).abs() <= 3) & (rows >= row)
+        assert differs[near].all()
+
+
+def test_far_fewer_steps_than_pixels():
+    likelihood = LocalContext(num_channels=1, width=4, num_blocks=1)
+    assert len(likelihood.order(28, 28)) == 28 + 2 * 27
+    assert len(likelihood.order(1, 1)) == 1
+    calls = []
+    features = torch.zeros(2, likelihood.num_features, 28, 28)
+    likelihood.visit(features, lambda symbols: calls.append(1) or torch.zeros(len(symbols.parameters)).long())
+    assert len(calls) == 82
+
+
+def test_the_mean_is_that_of_the_features_alone(likelihood):
+    features = some_features(likelihood)
+    assert torch.equal(likelihood.mean(features), likelihood.mixture.mean(features))
+
+
+def test_the_features_alone_are_trained_too(likelihood):
+    images, features = some_images(likelihood), some_features(likelihood)
+    [(name, term)] = likelihood.auxiliary(images, features).items()
+    alone = -likelihood.mixture.log_prob(images, features)
+    assert name == "features"
+    torch.testing.assert_close(term, 0.1 * alone.mean() / images[0].numel())
+    without = LocalContext(num_channels=1, width=4, features_weight=0.0)
+    assert without.auxiliary(images[:, :1], some_features(without)) == {}
+
+
+def test_a_model_takes_the_term_into_its_objective():
+    config = LocalContextConfig(num_components=2, width=4, num_blocks=1)
+    model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1, likelihood=config))
+    images = torch.randint(0, 256, (2, 1, 8, 8)).to(torch.uint8)
+    out = model(images)
+    assert set(out.auxiliary) == {"commitment", "features"}
+    (out.distortion.mean() + sum(out.auxiliary.values())).backward()
+    assert all(parameter.grad is not None for parameter in model.likelihood.parameters())
+    plain = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1, likelihood=LogisticMixtureConfig()))
+    assert set(plain(images).auxiliary) == {"commitment"}
+
+
+def test_it_learns_what_features_cannot_say():
+    """Rows that are dark or bright, with noise: the pixel to the left tells which, ln 2 nats, but for the first one."""
+    torch.manual_seed(0)
+    likelihood = LocalContext(num_channels=1, num_components=2, width=16, num_blocks=1)
+    optimizer = torch.optim.Adam(likelihood.parameters(), lr=3e-3)
+    features = torch.zeros(16, likelihood.num_features, 6, 6)
+    for _ in range(300):
+        rows = torch.randint(0, 2, (16, 1, 6, 1)) * 150 + 20
+        images = (rows + torch.randint(0, 21, (16, 1, 6, 6))).to(torch.uint8)
+        loss = -likelihood.log_prob(images, features).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(likelihood.parameters(), 10.0)
+        optimizer.step()
+    parameters = likelihood.symbol_parameters(images, features).flatten(0, -2)
+    log_probs = Symbols(parameters, likelihood).log_probs().gather(1, images.flatten()[:, None].long())
+    nats = -log_probs.view(16, 6, 6).mean((0, 1))
+    assert nats[0] - nats[1:].mean() == pytest.approx(math.log(2), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"width": 0}, {"num_blocks": -1}, {"features_weight": -0.1}, {"features_weight": float("nan")}]
+)
+def test_bad_options(options):
+    with pytest.raises(ValueError, match="expected width >= 1"):
+        LocalContext(num_channels=1, **options)
+    with pytest.raises(ValueError, match="num_channels=2"):
+        LocalContextConfig().build(2)

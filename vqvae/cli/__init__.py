@@ -1,0 +1,68 @@
+"""The `vqvae` command: look at what a run made, and write images as files of bits.
+
+    vqvae reconstruct runs/fashion-mini
+    vqvae sample runs/fashion-mini --label 7
+    vqvae evaluate runs/fashion-mini
+    vqvae compress runs/fashion-mini photos -o album.vq
+    vqvae decompress runs/fashion-mini album.vq -o again
+    vqvae info album.vq runs/fashion-mini
+    vqvae dream runs/fashion-mini --seed 1
+
+    look.py         reconstruct, sample, evaluate
+    packing.py      compress
+    unpacking.py    decompress
+    figures.py      info
+    dreaming.py     dream
+    reading.py      the pixels of image files, exactly
+    naming.py       names out of a file, which nobody vouches for, as places in a folder
+    common.py       what commands share
+
+Exit status: 0; 1 where some of what was asked for could not be had, which is named on stderr; 2 for a mistake, in one
+line; 130 after Ctrl-C.
+"""
+
+import sys
+
+import tyro
+
+from vqvae.cli.dreaming import dream
+from vqvae.cli.figures import info
+from vqvae.cli.look import evaluate, reconstruct, sample
+from vqvae.cli.packing import compress
+from vqvae.cli.unpacking import decompress
+from vqvae.codec import DamagedFile
+from vqvae.codec.container import RECOVER
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 2."""
+    commands = {
+        "reconstruct": reconstruct,
+        "sample": sample,
+        "evaluate": evaluate,
+        "compress": compress,
+        "decompress": decompress,
+        "info": info,
+        "dream": dream,
+    }
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="vqvae",
+            description="Look at what a run made, and write images as files of bits with it. RUN_OR_MODEL is a run's "
+            "folder, a saved model's folder, or a hub id.",
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(_told(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    if status:
+        sys.exit(status)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, DamagedFile) and error.args[1] == RECOVER:
+        return f"{error.args[0]}; `vqvae decompress --recover` gets what is whole"
+    return str(error)

@@ -1,0 +1,87 @@
+"""What commands share: models, priors and codecs from what the user names, and lines for the user."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from priors import ContinuousPrior, GridModel, Prior
+from vqvae import Autoencoder
+from vqvae.codec import Codec, Mode
+from vqvae.data import Images, load_images
+
+MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
+
+Model = Annotated[str, tyro.conf.Positional]
+File = Annotated[Path, tyro.conf.Positional]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+def at_least_one(value: int, name: str) -> None:
+    """ValueError unless an option's value is positive."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def load_tokenizer(source: str) -> Any:
+    """The model of a run, or of its own folder or hub id."""
+    codebook = Path(source) / "codebook"
+    return Autoencoder.from_pretrained(codebook if codebook.is_dir() else source)
+
+
+def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
+    """The prior that is named, or else the run's own."""
+    if prior is None:
+        folder = Path(source) / "prior"
+        if not folder.is_dir():
+            raise ValueError(
+                f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior"
+            )
+        prior = str(folder)
+    found = GridModel.from_pretrained(prior).eval()
+    assert isinstance(found, Prior | ContinuousPrior)
+    return found
+
+
+def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
+    """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
+    # The kinds are checked by Codec, which names what does not fit.
+    model, known = load_tokenizer(source), load_prior(source, prior)
+    tensors = [*model.state_dict().values(), *known.state_dict().values()]
+    return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
+
+
+def load_test_images(source: str, data: str | None, model: Autoencoder, split: str = "test") -> Images:
+    """The images that are named, or else the run's own, at the model's size."""
+    options: dict[str, Any] = {
+        "size": model.config.image_size,
+        "channels": model.config.num_channels,
+    }
+    if data is not None:
+        return load_images(data, split, **options)
+    path = Path(source) / "state" / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{source} does not say which images it is for; name some with --data")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))["data"]
+        return load_images(run["source"], split, root=run["root"], **options)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
+
+
+def printable(name: str) -> str:
+    """A name as it may be shown on a terminal: one line, no commands to it."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, clear of a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def speed(num: int, seconds: float) -> str:
+    """How long so many images took."""
+    return f"{seconds:.1f} s, {num / max(seconds, 1e-9):.1f} img/s"

@@ -1,0 +1,170 @@
+"""Images out of a file of bits: decompress."""
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import vqvae.codec
+from safefolder import replacing
+from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
+from vqvae.cli.naming import Places, check_place
+from vqvae.codec import Archive, Codec, DamagedFile, Decoded
+from vqvae.codec.body import Body
+
+
+def decompress(
+    run_or_model: Model,
+    file: File,
+    *,
+    output: Output,
+    prior: str | None = None,
+    images: tuple[int, ...] | None = None,
+    recover: bool = False,
+    force: bool = False,
+) -> int:
+    """Write the images of a file as PNGs, under their names, or as 000000.png, 000001.png, ... where it has none.
+
+    Names are not trusted: whatever they are, nothing is written outside of the folder, through a link, or over another
+    image of the file, which gets a number at its name's end instead. Each PNG is written whole or not at all.
+
+    Example: vqvae decompress runs/fashion-mini album.vq -o again --images 0 5 7
+
+    Args:
+        run_or_model: what the file was written with: a run's folder; or a tokenizer's folder or hub id, with --prior.
+        file: a file that `vqvae compress` wrote.
+        output: the folder to write to.
+        prior: folder or hub id of the prior; the run's own unless given.
+        images: numbers of the images to write, from 0; their blocks alone are read. All unless given.
+        recover: write what is whole of a damaged file, name on stderr what is not, and exit with 1 if anything is
+            lost. If the file's index is lost too, images without names are numbered in the order of what is left.
+        force: replace files that are there.
+    """
+    if images is not None and recover:
+        raise ValueError("--images needs a file that is whole and --recover is for one that is not; give one of them")
+    codec, _ = load_codec(run_or_model, prior)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is no folder; give the name of a folder")
+    start = time.perf_counter()
+    with contextlib.closing(_Bodies(codec, file, recover=recover)) as bodies:
+        plan = _plan(bodies, images)
+        every = [place for mine in plan.values() for place in mine.values()]
+        for place in every:
+            check_place(output, place, replace=force)
+        num_done = 0
+        with tqdm(total=len(every), desc="decompress", unit="img", disable=None) as bar:
+            for number, decoded in bodies.decoded(list(plan)):
+                for i, place in plan[number].items():
+                    _save(check_place(output, place, replace=force), decoded.images[i])
+                    num_done += 1
+                    bar.update()
+        for line in bodies.damage:
+            tell(f"lost: {printable(line)}")
+    print(f"{output}: {num_done:,} images of {file}; {speed(num_done, time.perf_counter() - start)}")
+    return 1 if bodies.damage else 0
+
+
+class _Bodies:
+    """The blocks of a file, or what is left of them.
+
+    Attributes:
+        mode: that of the file; None where its header is lost.
+        counts: how many images each block has.
+        damage: what is lost, a sentence each; known in full once the blocks were decoded.
+
+    Raises:
+        DamagedFile: the file cannot be read, and is not to be recovered.
+        ValueError: no such file, or one of another model.
+    """
+
+    def __init__(self, codec: Codec, file: Path, *, recover: bool):
+        self.codec, self.recover = codec, recover
+        self.damage: list[str] = []
+        self._archive: Archive | None = None
+        self._rescued: list[bytes] = []
+        try:
+            self._archive = Archive.open(file)
+            header = self._archive.header
+            self.counts = [block.num_images for block in self._archive.blocks]
+        except DamagedFile:
+            if not recover:
+                raise
+            found = vqvae.codec.recover(file)
+            header, self.damage = found.header, list(found.damage)
+            # A block that does not say its number of images is no body, and says so when it is unpacked.
+            self.counts = [count or 0 for count, _ in found.blocks]
+            self._rescued = [body for _, body in found.blocks]
+        if header is not None:
+            codec.check_header(header)
+        self.mode = None if header is None else header.mode
+
+    def close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+
+    def wanted(self, images: Sequence[int] | None) -> dict[int, Sequence[int]]:
+        """The blocks that hold these images, all unless given, and which of theirs."""
+        if images is None or self._archive is None:
+            return {number: range(count) for number, count in enumerate(self.counts)}
+        blocks: dict[int, list[int]] = {}
+        for number, within in sorted({self._archive.locate(image) for image in images}):
+            blocks.setdefault(number, []).append(within)
+        return dict(blocks)
+
+    def names(self, number: int) -> Sequence[str] | None:
+        """The names in a block. Raises DamagedFile."""
+        coder = self.codec.coder
+        return Body.unpack(self._body(number), coder.num_channels, coder.size).names
+
+    def lose(self, error: DamagedFile) -> None:
+        """Note what is lost, or raise it where nothing may be."""
+        if not self.recover:
+            raise error
+        self.damage.append(error.args[0])
+
+    def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
+        """Blocks, several at once; or one by one where some may be damaged."""
+        if not self.recover:
+            bodies = ((number, self._body(number)) for number in numbers)
+            assert self.mode is not None  # only what is recovered may lack a header
+            yield from zip(numbers, self.codec.decode_bodies(bodies, self.mode), strict=True)
+            return
+        for number in numbers:
+            try:
+                yield number, self.codec.decode_alone(number, self._body(number), self.mode)
+            except DamagedFile as error:
+                self.lose(error)
+
+    def _body(self, number: int) -> bytes:
+        return self._rescued[number] if self._archive is None else self._archive.body(number)
+
+
+def _plan(bodies: _Bodies, images: Sequence[int] | None) -> dict[int, dict[int, PurePosixPath]]:
+    """Where each image goes: its place by block and number within the block."""
+    places = Places()
+    firsts = list(accumulate(bodies.counts, initial=0))
+    plan = {}
+    for number, wanted in bodies.wanted(images).items():
+        try:
+            names = bodies.names(number)
+        except DamagedFile as error:
+            prefix = "" if "block" in error.args[0] else f"block {number}: "
+            bodies.lose(DamagedFile(f"{prefix}{error.args[0]}", error.args[1]))
+            continue
+        plan[number] = {i: places.place(None if names is None else names[i], firsts[number] + i) for i in wanted}
+    return plan
+
+
+def _save(path: Path, image: Tensor) -> None:
+    pixels = rearrange(image, "c h w -> h w c").numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(buffer, format="png")
+    with replacing(path) as scratch:
+        scratch.write_bytes(buffer.getvalue())

@@ -1,0 +1,143 @@
+"""Integer intervals to bytes and back, by the range coder and the ANS coder of `constriction` (Bamler 2022).
+
+Each symbol is an interval of [0, 2^24). constriction takes probabilities as floats and makes integers of them; given
+`width - 1` for each symbol it makes exactly these widths (it adds the 1 and finds nothing to rescale), so the integers
+here are those in the stream. To encode a symbol that is known, a table of three does: what lies left of it, the symbol,
+what lies right of it.
+
+A range coder's stream is a queue; its end is cut to whole bytes, the fewest that no other stream could be taken for,
+where constriction's own ends after a word of 32 bits. An ANS coder's is a stack.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from vqvae.codec.tables import TOTAL, Intervals
+
+_WORD = 4
+
+
+def _constriction() -> ModuleType:
+    try:
+        import constriction
+    except ImportError as error:
+        raise ValueError("files of bits need the package constriction: pip install 'vqvae-priors[codec]'") from error
+    return constriction
+
+
+def _family() -> Any:
+    return _constriction().stream.model.Categorical(perfect=False)
+
+
+def _threes(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
+    """For each interval a table of three widths, less 1, and the place of the interval in it."""
+    left, width = (part.flatten().cpu().numpy() for part in intervals)
+    right = TOTAL - left - width
+    assert len(left) == 0 or (left.min() >= 0 and width.min() >= 1 and right.min() >= 0), "not an interval of the total"
+    table = np.stack([left, width, right], -1)
+    place = np.ones(len(left), np.int32)
+    # At an end there is nothing on one side, and no width may be 0: what is on the other side is two symbols.
+    first, last = left == 0, right == 0
+    table[first] = np.stack([width[first], np.ones_like(width[first]), right[first] - 1], -1)
+    place[first] = 0
+    table[last] = np.stack([left[last] - 1, np.ones_like(width[last]), width[last]], -1)
+    place[last] = 2
+    return place, table.astype(np.float64) - 1
+
+
+def _tables(widths: Int[Tensor, "n k"]) -> np.ndarray:
+    # constriction reads a table whose rows do not follow each other in memory wrongly, without saying so.
+    return np.ascontiguousarray(widths.cpu().numpy(), np.float64) - 1
+
+
+class RangeWriter:
+    """Encodes symbols in the order in which they will be decoded."""
+
+    def __init__(self) -> None:
+        self._family = _family()
+        self._encoder = _constriction().stream.queue.RangeEncoder()
+
+    def put(self, intervals: Intervals) -> None:
+        """Append symbols that are neither the whole of [0, 2^24) nor within one unit of it."""
+        place, table = _threes(intervals)
+        if len(place):
+            self._encoder.encode(place, self._family, table)
+
+    def finish(self) -> bytes:
+        """All of it, as few bytes as decode whatever follows is zeros."""
+        if self._encoder.is_empty():
+            return b""
+        position, (lower, span) = self._encoder.pos()
+        words = self._encoder.get_compressed()
+        whole = int.from_bytes(words.astype(">u4").tobytes(), "big") << 32 * (position + 2 - len(words))
+        # Any number from `start` to `start + span` is this message; this is the one with the most zeros at its end.
+        start = whole - (whole - lower) % (1 << 64)
+        for size in range(9):
+            unit = 8 * (8 - size)
+            shortest = -(-start >> unit)
+            if shortest << unit < start + span:
+                break
+        return shortest.to_bytes(position * _WORD + size, "big").rstrip(b"\0")
+
+
+class RangeReader:
+    """Decodes what a `RangeWriter` wrote; a damaged stream gives other symbols, or a ValueError."""
+
+    def __init__(self, data: bytes):
+        self._family = _family()
+        padded = data + bytes(2 * _WORD + -len(data) % _WORD)
+        words = np.frombuffer(padded, ">u4").astype(np.uint32)
+        self._decoder = _constriction().stream.queue.RangeDecoder(words)
+
+    def get(self, widths: Int[Tensor, "n k"]) -> np.ndarray:
+        """The next n symbols, int32, each under its own widths, which add up to 2^24."""
+        if not len(widths):
+            return np.zeros(0, np.int32)
+        try:
+            return self._decoder.decode(self._family, _tables(widths))
+        except AssertionError as error:
+            raise ValueError("the stream is no message of this model") from error
+
+
+class Stack:
+    """A stack of symbols by ANS: what was pushed last is popped first."""
+
+    def __init__(self, words: np.ndarray | None = None, *, any_bits: bool = False):
+        """With words "n" uint32: what `words()` gave; with `any_bits`, anything."""
+        self._family = _family()
+        coder = _constriction().stream.stack.AnsCoder
+        self._coder = coder() if words is None else coder(words, seal=any_bits)
+
+    def push(self, intervals: Intervals) -> None:
+        """Push symbols, the last one first, so that they are popped in their order."""
+        place, table = _threes(intervals)
+        if len(place):
+            self._coder.encode_reverse(place, self._family, table)
+
+    def get(self, widths: Int[Tensor, "n k"]) -> np.ndarray:
+        """The top n symbols, int32, under widths that add up to 2^24."""
+        if not len(widths):
+            return np.zeros(0, np.int32)
+        return self._coder.decode(self._family, _tables(widths))
+
+    @property
+    def depth(self) -> int:
+        """How many words of 32 bits lie under those that the next symbol may change."""
+        return self._coder.pos()[0]
+
+    def clone(self) -> "Stack":
+        other = Stack.__new__(Stack)
+        other._family, other._coder = self._family, self._coder.clone()
+        return other
+
+    def words(self) -> np.ndarray:
+        """The stack, "n" uint32."""
+        return self._coder.get_compressed()
+
+    def any_bits(self) -> np.ndarray:
+        """The words that a stack of any bits began with, once all that was popped is pushed again."""
+        return self._coder.get_compressed(unseal=True)

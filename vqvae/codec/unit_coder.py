@@ -1,0 +1,345 @@
+"""Units to intervals and back: codes under the prior, then pixels under the decoder's likelihood.
+
+An encoder knows all symbols, so it computes all tables at once, as in evaluation. A decoder walks: place by place
+through the prior, then step by step through the likelihood, and asks the stream for each step's symbols. Its tables
+are the encoder's (see `vqvae.codec.tables`).
+
+A stream begins with the labels of its images, at even odds, if it has any. Then come its units, a group at a time, each
+in the order of the decoder:
+
+    for each place of the grid:     the codes of all units
+    for each step of the likelihood: of all units, the sixteens of its symbols; then their places in the sixteens
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from vqvae.autoencoder import Autoencoder
+from vqvae.codec import tables
+from vqvae.codec.tables import Intervals
+from vqvae.elbo import PriorLike, check_fit, is_continuous
+from vqvae.likelihoods import Symbols
+
+# Numbers in the largest tensor of one chunk of work.
+_CHUNK = 1 << 22
+# Units of one group are coded together: enough to make work for the networks, few enough to hold.
+_UNITS_PER_GROUP = 128
+_DIMS_PER_GROUP = 1 << 19
+
+
+@runtime_checkable
+class WalkingPrior(PriorLike, Protocol):
+    """A prior over codes that can be walked through."""
+
+    def tables(self, codes: Tensor, labels: Tensor | None, /) -> Tensor: ...
+
+    def walk(self, num: int, chooser: Any, labels: Tensor | None, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a decoder's symbols come from: a stream, or a stack of bits."""
+
+    def get(self, widths: Int[Tensor, "n k"], /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How units would be coded, u of them with n codes and d symbols each, in the order of the stream.
+
+    Attributes:
+        units: "u c s s".
+        codes: "u *grid".
+        labels: "u", or None.
+        code_intervals: "u n".
+        high, low: the two steps of each symbol's level, "u d"; with d = 0 where codes alone are coded.
+        clear: whether every number is far enough from the border between two grid points, "u".
+    """
+
+    units: UInt8[Tensor, "u c s s"]
+    codes: Int[Tensor, "u *grid"]
+    labels: Int[Tensor, " u"] | None
+    code_intervals: Intervals
+    high: Intervals
+    low: Intervals
+    clear: Bool[Tensor, " u"]
+
+    def rate(self) -> Float[Tensor, " u"]:
+        """Bits of the codes."""
+        return self.code_intervals.bits().sum(1)
+
+    def distortion(self) -> Float[Tensor, " u"]:
+        """Bits of the pixels."""
+        return (self.high.bits() + self.low.bits()).sum(1)
+
+    def rows(self, kept: Tensor) -> "Plan":
+        """Some of the units."""
+        return self._each(lambda mine: mine[kept])
+
+    def with_rows(self, where: Tensor, other: "Plan") -> "Plan":
+        """This plan with the units at the indices `where` planned as in another."""
+        return self._each(lambda mine, theirs: mine.index_copy(0, where.to(mine.device), theirs), other)
+
+    def _each(self, change: Callable[..., Tensor], *others: "Plan") -> "Plan":
+        def of(name: str) -> Any:
+            mine, *theirs = (getattr(plan, name) for plan in (self, *others))
+            if mine is None:
+                return None
+            if isinstance(mine, Intervals):
+                return Intervals(*(change(*parts) for parts in zip(mine, *theirs, strict=True)))
+            return change(mine, *theirs)
+
+        return Plan(**{field.name: of(field.name) for field in dataclasses.fields(self)})
+
+
+class UnitCoder:
+    """A model and a prior as a coder of units. Both are copied, in float64 and for evaluation.
+
+    Raises:
+        ValueError: a prior for other codes, a model whose latents are no codes, or one of more than 2^20 codes.
+    """
+
+    def __init__(self, model: Autoencoder, prior: WalkingPrior):
+        if is_continuous(model):
+            raise ValueError(
+                f"the latents of {type(model).__name__} are real vectors, which have no code length; "
+                "a codec needs a model with codes (VQVAE)"
+            )
+        check_fit(model, prior)
+        self.model: Any = copy.deepcopy(model).double().eval()
+        self.prior: Any = copy.deepcopy(prior).double().eval()  # pyrefly: ignore[missing-attribute]
+        self.size: int = model.config.image_size
+        self.num_channels: int = model.config.num_channels
+        num_codes: Any = self.model.num_codes
+        self.num_codes: int = num_codes
+        if num_codes > tables.MAX_CODES:
+            raise ValueError(f"got a model of {num_codes:,} codes, expected at most {tables.MAX_CODES:,} for a codec")
+        self.device = next(self.model.parameters()).device
+        self.likelihood = self.model.likelihood
+        self.order = [step.to(self.device) for step in self.likelihood.order(self.size, self.size)]
+        self.group_size = max(1, min(_UNITS_PER_GROUP, _DIMS_PER_GROUP // model.num_dims))
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.prior.num_classes
+
+    @property
+    def label_bits(self) -> float:
+        """What a label costs at most."""
+        num = self.num_classes or 1
+        return float((tables.PRECISION - tables.even_widths(num)[:num].log2()).max())
+
+    @torch.no_grad()
+    def encode(self, units: UInt8[Tensor, "u c s s"], labels: Int[Tensor, " u"] | None) -> Int[Tensor, "u *grid"]:
+        """The codes of units, weighing the prior where the model does."""
+        known = None if self.num_classes is None else labels
+        return self.model.through(self.prior, known).encode(units.to(self.device))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        units: UInt8[Tensor, "u c s s"],
+        codes: Int[Tensor, "u *grid"],
+        labels: Int[Tensor, " u"] | None,
+        offsets: Int[Tensor, " u"],
+        *,
+        pixels: bool = True,
+    ) -> Plan:
+        """How units with these codes are coded on grids shifted by these offsets, with or without their pixels."""
+        units, codes, offsets = (each.to(self.device) for each in (units, codes, offsets))
+        code_intervals, clear = self.code_intervals(codes, labels, offsets)
+        none = code_intervals.left[:, :0]
+        high = low = Intervals(none, none)
+        if pixels:
+            high, low, levels_clear = self.level_intervals(units, codes, offsets)
+            clear = clear & levels_clear
+        return Plan(
+            units=units, codes=codes, labels=labels, code_intervals=code_intervals, high=high, low=low, clear=clear
+        )
+
+    def settle(
+        self,
+        units: UInt8[Tensor, "u c s s"],
+        codes: Int[Tensor, "u *grid"],
+        labels: Int[Tensor, " u"] | None,
+        *,
+        pixels: bool = True,
+    ) -> tuple[Plan, Int[Tensor, " u"]]:
+        """`plan` on the first grid on which each unit is clear, and that grid's offset. Some may be clear on none."""
+        offsets = torch.zeros(len(units), dtype=torch.int64)
+        plan = self.plan(units, codes, labels, offsets, pixels=pixels)
+        for offset in range(1, tables.NUM_OFFSETS):
+            unclear = (~plan.clear).nonzero()[:, 0].cpu()
+            if not len(unclear):
+                break
+            offsets[unclear] = offset
+            some = plan.rows(unclear)
+            again = self.plan(some.units, some.codes, some.labels, offsets[unclear], pixels=pixels)
+            plan = plan.with_rows(unclear, again)
+        return plan, offsets
+
+    def code_intervals(
+        self, codes: Int[Tensor, "u *grid"], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
+    ) -> tuple[Intervals, Bool[Tensor, " u"]]:
+        """Of codes under the prior, "u n", and whether all of a unit's tables are clear."""
+        parts = []
+        for rows in self._chunks(len(codes), self.num_codes * codes[0].numel() if len(codes) else 1):
+            known = labels[rows] if labels is not None and self.num_classes is not None else None
+            log_probs = self.prior.tables(codes[rows], known).flatten(1, -2)
+            found = tables.code_tables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
+            parts.append((*found.intervals(codes[rows].flatten(1)), found.clear.all(1)))
+        left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Intervals(left, width), clear
+
+    def level_intervals(
+        self, units: UInt8[Tensor, "u c s s"], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
+    ) -> tuple[Intervals, Intervals, Bool[Tensor, " u"]]:
+        """Of the pixels under the likelihood, both steps "u d", and whether all of a unit's are clear."""
+        order = torch.cat(self.order)
+        parts = []
+        for rows in self._chunks(len(units), self.likelihood.num_features * self.size**2):
+            features = self.model.decoder(self.model.vectors(codes[rows]))
+            parameters = self.likelihood.symbol_parameters(units[rows], features).flatten(1, 3)[:, order]
+            levels = units[rows].flatten(1)[:, order].long()
+            found = tables.level_intervals(
+                self.likelihood.cdf,
+                parameters.flatten(0, 1),
+                levels.flatten(),
+                _spread(offsets[rows], len(order)).flatten(),
+            )
+            parts.append([part.view(levels.shape) for part in (*found.high, *found.low, found.clear)])
+        first, wide, left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Intervals(first, wide), Intervals(left, width), clear.all(1)
+
+    def in_order(self, plan: Plan) -> Intervals:
+        """The symbols of a group of units, in the order of its stream, "n"; pixels if the plan has them."""
+        parts = [Intervals(*(part.T.flatten() for part in plan.code_intervals))]
+        start = 0
+        for step in self.order if plan.high.left.shape[1] else []:
+            here = slice(start, start + len(step))
+            parts += [
+                Intervals(*(part[:, here].flatten() for part in intervals)) for intervals in (plan.high, plan.low)
+            ]
+            start = here.stop
+        return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
+
+    def labels_as_intervals(self, labels: Int[Tensor, " b"]) -> Intervals:
+        """Labels at even odds.
+
+        Raises:
+            ValueError: a prior without classes, or labels that it does not know.
+        """
+        widths, labels = self._label_widths(), labels.cpu()
+        known = torch.arange(self.num_classes or 0)
+        if labels.is_floating_point() or not torch.isin(labels, known).all():
+            raise ValueError(f"got labels of {labels.dtype} {labels.tolist()[:8]}, expected 0 to {len(known) - 1}")
+        return Intervals((widths.cumsum(0) - widths)[labels], widths[labels])
+
+    def decode_labels(self, source: Source, num: int) -> Int[Tensor, " b"]:
+        """The labels of so many images. Errors as `decode_codes`."""
+        widths = self._label_widths().expand(num, -1)
+        return self._ask([(source, num)], widths, num, self.num_classes or 0, "labels").cpu()
+
+    def _label_widths(self) -> Int[Tensor, " k"]:
+        if self.num_classes is None:
+            raise ValueError("there are labels, and this prior was made without num_classes")
+        return tables.even_widths(self.num_classes)
+
+    @torch.no_grad()
+    def decode_codes(
+        self, sources: Sequence[tuple[Source, int]], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
+    ) -> Int[Tensor, "u *grid"]:
+        """Codes of units with these labels, from one stream or several at once, so many units of each.
+
+        Raises:
+            ValueError: a stream that cannot be one of this model's.
+        """
+        num = len(offsets)
+
+        def choose(log_probs: Tensor) -> Tensor:
+            widths = tables.code_tables(log_probs, offsets).widths()
+            return self._ask(sources, widths, num, self.num_codes, "codes")
+
+        return self.prior.walk(num, choose, labels)
+
+    @torch.no_grad()
+    def decode_units(
+        self, sources: Sequence[tuple[Source, int]], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
+    ) -> UInt8[Tensor, "u c s s"]:
+        """Pixels of units whose codes are known. Errors as `decode_codes`."""
+        num = len(codes)
+
+        def choose(symbols: Symbols) -> Tensor:
+            rows = len(symbols.parameters) // max(num, 1)
+            found = tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, _spread(offsets, rows).flatten())
+            high = self._ask(sources, found.high(), num, tables.STEP, "pixels")
+            return high * tables.STEP + self._ask(sources, found.low(high), num, tables.STEP, "pixels")
+
+        return self.likelihood.visit(self.model.decoder(self.model.vectors(codes)), choose)
+
+    @torch.no_grad()
+    def walked(
+        self, units: UInt8[Tensor, "u c s s"], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
+    ) -> Intervals:
+        """`in_order` of known units and codes by the decoder's own walk, for bits that no encoder chose.
+
+        The grid's guard cannot be kept there. What makes the tables agree is that the steps and their shapes are those
+        of the decoder.
+        """
+        parts: list[Intervals] = []
+        flat, place, step = codes.flatten(1), 0, 0
+
+        def choose_code(log_probs: Tensor) -> Tensor:
+            nonlocal place
+            known = flat[:, place]
+            place += 1
+            parts.append(tables.code_tables(log_probs, offsets).intervals(known))
+            return known
+
+        def choose_level(symbols: Symbols) -> Tensor:
+            nonlocal step
+            levels = units.flatten(1)[:, self.order[step]].flatten().long()
+            spread = _spread(offsets, len(self.order[step])).flatten()
+            found = tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, spread)
+            parts.extend(found.intervals(levels))
+            step += 1
+            return levels
+
+        codes = self.prior.walk(len(codes), choose_code, None)
+        self.likelihood.visit(self.model.decoder(self.model.vectors(codes)), choose_level)
+        return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
+
+    def means(self, codes: Int[Tensor, "u *grid"]) -> UInt8[Tensor, "u c s s"]:
+        """What the decoder expects, rounded: what codes alone give back."""
+        parts = [self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))]
+        return torch.cat(parts) if parts else torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8)
+
+    def _ask(
+        self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str
+    ) -> Tensor:
+        """Symbols "n" for n rows of widths, units by units, from the source of each unit."""
+        rows = len(widths) // max(num, 1)
+        parts = widths.split([count * rows for _, count in sources])
+        found = [source.get(part) for (source, _), part in zip(sources, parts, strict=True)]
+        symbols = torch.from_numpy(np.concatenate(found)).long() if found else torch.zeros(0, dtype=torch.int64)
+        if len(symbols) and int(symbols.max()) >= num_symbols:
+            raise ValueError(f"the stream has {what} that the model does not know")
+        return symbols.to(self.device)
+
+    @staticmethod
+    def _chunks(num: int, size: int) -> list[slice]:
+        length = max(1, _CHUNK // max(size, 1))
+        return [slice(start, start + length) for start in range(0, max(num, 1), length)]
+
+
+def _spread(offsets: Tensor, rows: int) -> Int[Tensor, "u m"]:
+    return rearrange(offsets, "u -> u 1").expand(-1, rows)

@@ -1,0 +1,97 @@
+"""Images of any size as units: what a model of one size and one number of channels can code.
+
+An image is cut into squares of the model's size from its upper left corner on; where the last ones reach beyond it, its
+border is repeated. Units come row by row, and are cropped back. A model of grey images takes the channels of a colour
+image one after another, each cut into units; a model of colour takes a grey image three times over and gives it back
+once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+# An image of more sides or channels than this is none.
+MAX_SIDE = 65_535
+MAX_CHANNELS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How an image "c h w" is cut for a model of `num_channels` and `size`.
+
+    Raises:
+        ValueError: no size of an image, or channels that the model cannot take.
+    """
+
+    shape: tuple[int, int, int]
+    num_channels: int
+    size: int
+
+    def __post_init__(self) -> None:
+        c, h, w = self.shape
+        if not (1 <= h <= MAX_SIDE and 1 <= w <= MAX_SIDE and 1 <= c <= MAX_CHANNELS):
+            raise ValueError(
+                f"got an image of {c} channels and {h} x {w} pixels, expected 1 to {MAX_CHANNELS} channels and sides "
+                f"from 1 to {MAX_SIDE}"
+            )
+        if self.num_channels != 1 and c not in (1, self.num_channels):
+            raise ValueError(
+                f"got an image of {c} channels for a model of {self.num_channels}, expected {self.num_channels} or 1; "
+                "convert it, or take a model of grey images"
+            )
+
+    @property
+    def planes(self) -> int:
+        """How many times the model goes over the image."""
+        return self.shape[0] if self.num_channels == 1 else 1
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return math.ceil(self.shape[1] / self.size), math.ceil(self.shape[2] / self.size)
+
+    @property
+    def num_units(self) -> int:
+        return self.planes * math.prod(self.tiles)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels."""
+        return math.prod(self.shape)
+
+    def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "u cm s s"]:
+        """The image's units."""
+        _, h, w = self.shape
+        rows, columns = self.tiles
+        tall, wide = rows * self.size - h, columns * self.size - w
+        # Padding of integers is not implemented for repeated borders, and float32 holds them exactly.
+        padded = F.pad(image[None].float(), (0, wide, 0, tall), mode="replicate")[0].to(torch.uint8)
+        if self.num_channels != 1 and self.shape[0] == 1:
+            padded = padded.expand(self.num_channels, -1, -1)
+        return rearrange(
+            padded, "(p c) (r s) (q t) -> (p r q) c s t", c=self.num_channels, s=self.size, t=self.size
+        ).contiguous()
+
+    def join(self, units: UInt8[Tensor, "u cm s s"]) -> UInt8[Tensor, "c h w"]:
+        """The image that these are the units of."""
+        c, h, w = self.shape
+        rows, columns = self.tiles
+        image = rearrange(units, "(p r q) c s t -> (p c) (r s) (q t)", r=rows, q=columns)
+        return image[:c, :h, :w].contiguous()
+
+    def inside(self, unit: int) -> tuple[slice, slice, slice]:
+        """Which part of a unit "cm s s" is of the image: what is stored of it where the model finds it hopeless."""
+        row, column = divmod(unit % math.prod(self.tiles), self.tiles[1])
+        height = min(self.size, self.shape[1] - row * self.size)
+        width = min(self.size, self.shape[2] - column * self.size)
+        channels = 1 if self.shape[0] == 1 else self.num_channels
+        return slice(0, channels), slice(0, height), slice(0, width)
+
+    def inside_bytes(self, unit: int) -> int:
+        """How many pixels, over channels, that is."""
+        return math.prod(part.stop for part in self.inside(unit))
