@@ -17,6 +17,8 @@ from vqvae import cli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELBO_PAGE = ROOT / "docs" / "elbo.md"
+CODEC_PAGE = ROOT / "docs" / "codec.md"
+WITH_EXAMPLES = pytest.mark.parametrize("page", [ELBO_PAGE, CODEC_PAGE], ids=lambda page: page.name)
 
 
 def prose(page: Path) -> str:
@@ -74,10 +76,11 @@ def test_figures_are_small_and_shown():
         assert f"figures/{path.name}" in shown, path.name
 
 
-def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+@WITH_EXAMPLES
+def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
     """Every block by itself, on run folders of untrained parts."""
-    blocks = re.findall(r"^```python\n(.*?)^```", ELBO_PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 5
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 2
     sizes = {"width": 8, "num_blocks": 1}
     configs = {
         "sqvae": vqvae.VQVAEConfig(
@@ -87,6 +90,9 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
             quantizer=vqvae.quantizers.EMAVectorQuantizerConfig(num_codes=16, dim=4), beta=1.0, **sizes
         ),
         "vae": vqvae.GaussianVAEConfig(dim=2, **sizes),
+        "fashion-mini": vqvae.VQVAEConfig(
+            quantizer=vqvae.quantizers.EMAVectorQuantizerConfig(num_codes=16, dim=4), **sizes
+        ),
     }
     torch.manual_seed(0)
     for name, config in configs.items():
@@ -99,21 +105,22 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
             priors.TransformerPrior(prior).save_pretrained(tmp_path / "runs" / name / "prior")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        exec(compile(block, "docs/elbo.md", "exec"), {})
+        exec(compile(block, page.name, "exec"), {})
 
 
-def test_the_commands_of_the_page_parse(monkeypatch):
+@WITH_EXAMPLES
+def test_the_commands_of_the_page_parse(page, monkeypatch):
     """Every line of train.py and of vqvae is understood; the files it names need not be there."""
     from training.options import parse
 
-    text = ELBO_PAGE.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
     lines = re.findall(r"^python train\.py +(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 8
+    assert lines
     runs = [parse(line.split("#")[0].split()).run for line in lines]
     assert len(set(runs)) == len(runs)
 
     called = []
-    for name in ("reconstruct", "sample", "evaluate"):
+    for name in ("reconstruct", "sample", "evaluate", "compress", "decompress", "info", "dream"):
 
         def note(*args, name=name, **options):
             called.append(name)

@@ -11,6 +11,7 @@ import pytest
 import priors
 import safefolder
 import vqvae
+import vqvae.codec
 import vqvae.data
 import vqvae.em
 import vqvae.likelihoods
@@ -50,7 +51,12 @@ def test_public_names():
     assert sorted(safefolder.__all__) == [
         *("FORMAT", "load", "load_weights", "replacing", "save", "scratch", "write_text")
     ]
-    for module in (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em):
+    assert sorted(vqvae.codec.__all__) == [
+        *("Archive", "Codec", "CompressedImages", "Cost", "DamagedFile", "Decoded", "Dream", "Header", "Mode"),
+        *("Recovered", "append", "awake", "bytes_for_an_image", "dream", "recover", "write"),
+    ]
+    modules = (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em, vqvae.codec)
+    for module in modules:
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

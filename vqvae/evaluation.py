@@ -18,6 +18,7 @@ import safefolder
 from vqvae.autoencoder import Autoencoder
 from vqvae.data import Batch
 from vqvae.elbo import PriorLike, check_fit, is_continuous, rate, sampled_elbos
+from vqvae.likelihoods import LocalContext
 from vqvae.metrics import ChannelUsage, CodeUsage, psnr
 
 
@@ -60,6 +61,8 @@ class Evaluation:
         importance_weighted: the importance-weighted bound of all draws together; None where none are.
         code_usage: how often each code of each codebook occurred, without draws; for real vectors, the KL of each
             channel to N(0, 1).
+        features_distortion: of the pixels given the latents alone, where the likelihood also looks at pixels nearby:
+            what the codes know of an image by themselves; None elsewhere.
         psnr: of the likelihood's mean against the image without draws, in dB, mean over images that differ.
     """
 
@@ -72,6 +75,7 @@ class Evaluation:
     rate_error: float
     importance_weighted: float | None
     code_usage: CodeUsage | ChannelUsage
+    features_distortion: float | None
     psnr: float
 
     @property
@@ -91,6 +95,8 @@ class Evaluation:
             figures |= {"importance_weighted": self.importance_weighted}
         if self.deterministic is not None:
             figures |= {"deterministic": self._plain(self.deterministic)}
+        if self.features_distortion is not None:
+            figures |= {"features_distortion": self.features_distortion}
         usage = self.code_usage
         figures |= {"usage": usage.usage, "perplexity": usage.perplexity, "psnr": self.psnr}
         if isinstance(usage, ChannelUsage):
@@ -113,6 +119,8 @@ class Evaluation:
         if self.deterministic is not None:
             lines += ["with the most probable codes instead:"]
             lines += [self._row(*row) for row in self.deterministic.rows()]
+        if self.features_distortion is not None:
+            lines += [self._row("distortion, no context", self.features_distortion)]
         usage = self.code_usage
         if isinstance(usage, ChannelUsage):
             lines += [self._row("KL to N(0, I)", usage.kl), f"{'active channels':24}{usage.usage:12.1%}"]
@@ -175,7 +183,8 @@ def evaluate(
     has_codes = not is_continuous(model)
     decibels: list[Tensor] = []
     images = skipped = 0
-    weighted = variance = 0.0
+    weighted = variance = without = 0.0
+    context = model.likelihood if isinstance(model.likelihood, LocalContext) else None
     for batch in batches:
         levels = batch.images.to(device)
         labels = None if batch.labels is None else batch.labels.to(device)
@@ -184,6 +193,8 @@ def evaluate(
         if has_codes:
             rates = {name: rate(prior, out.latents, labels) for name, prior in priors.items()}
             plain.add(rates, out.distortion, out.entropy)
+        if context is not None:
+            without -= context.features_log_prob(levels, out.features).double().sum().item()
         usage.add(out.counted)
         decibels.append(psnr(levels, model.reconstruct(out)))
         images += len(levels)
@@ -208,5 +219,6 @@ def evaluate(
         rate_error=variance**0.5 / images,
         importance_weighted=weighted / images if stochastic else None,
         code_usage=usage,
+        features_distortion=None if context is None else without / images,
         psnr=finite.mean().item() if len(finite) else math.inf,
     )

@@ -86,7 +86,7 @@ def check(data: bytes) -> None:
         str(error)
         body = None
     try:
-        decoded = list(codec.decode_bodies([(0, body_bytes)], mode))
+        decoded = list(codec.decoder.decode([(0, body_bytes)], mode))
     except DamagedFile as error:
         str(error)
         seen["unpacked"] += body is not None
@@ -132,7 +132,7 @@ def test_one_input(data: bytes) -> None:
 def mended(mode: Mode, body: Body) -> Body:
     """With the check of what really comes out, if anything does."""
     try:
-        list(codec.decode_bodies([(0, body.pack())], mode))
+        list(codec.decoder.decode([(0, body.pack())], mode))
     except DamagedFile as error:
         _, found, rest = error.args[0].partition("CRC-32 ")
         return replaced(body, check=int(rest[:8], 16)) if found else body

@@ -476,7 +476,7 @@ def test_a_stream_that_decodes_to_other_pixels_is_lost(call, run, tmp_path, code
     """Its CRC is right, so that only the check of the pixels tells."""
     images = [torch.full((1, SIZE, SIZE), i, dtype=torch.uint8) for i in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr("vqvae.codec.codec._check_pixels", lambda images: 12345)
+        patch.setattr("vqvae.codec.codec.check_pixels", lambda images: 12345)
         wrong = list(codec.blocks(images[:1], verify=False))
     write(Path("x.vq"), codec.header(Mode.LOSSLESS), [*wrong, *codec.blocks(images[1:])])
     assert "other pixels come out" in call("decompress", run, "x.vq", "-o", "x", code=2)[1]

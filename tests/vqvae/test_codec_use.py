@@ -69,6 +69,7 @@ def test_a_block_is_decoded_once(codec, images, tmp_path, monkeypatch):
     assert decoded[-1] == [2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_goes_through_it(codec, images, tmp_path, num_workers):
     dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, images_per_block=2), codec)

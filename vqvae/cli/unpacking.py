@@ -134,11 +134,11 @@ class _Bodies:
         if not self.recover:
             bodies = ((number, self._body(number)) for number in numbers)
             assert self.mode is not None  # only what is recovered may lack a header
-            yield from zip(numbers, self.codec.decode_bodies(bodies, self.mode), strict=True)
+            yield from zip(numbers, self.codec.decoder.decode(bodies, self.mode), strict=True)
             return
         for number in numbers:
             try:
-                yield number, self.codec.decode_alone(number, self._body(number), self.mode)
+                yield number, self.codec.decoder.decode_alone(number, self._body(number), self.mode)
             except DamagedFile as error:
                 self.lose(error)
 

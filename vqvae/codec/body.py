@@ -25,7 +25,7 @@ from vqvae.codec.units import Cut
 
 STORED = 255
 # A block that claims more is refused before anything is allocated for it.
-MAX_UNITS = 1 << 20
+MAX_UNITS = 1 << 16
 MAX_PIXELS = 1 << 30
 _MAX_NAME = 4096
 

@@ -17,15 +17,11 @@ block. An image that the model finds hopeless is stored as it is. The tables tha
 same on every machine, with any number of threads and in any batch: see `vqvae.codec.tables`.
 """
 
-import contextlib
-import functools
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -34,13 +30,14 @@ from torch import Tensor
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
 from vqvae.codec.bits_back import BitsBack
+from vqvae.codec.block_decoder import BlockDecoder, Decoded, bytes_of, check_codes, check_pixels, labels_of_units
 from vqvae.codec.body import STORED, Body, check_size, units_of
-from vqvae.codec.coder import RangeReader, RangeWriter
+from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
 from vqvae.codec.fingerprint import fingerprint
 from vqvae.codec.recovery import recover
 from vqvae.codec.tables import Intervals
-from vqvae.codec.unit_coder import Plan, Source, UnitCoder, WalkingPrior
+from vqvae.codec.unit_coder import Plan, UnitCoder, WalkingPrior
 from vqvae.codec.units import Cut
 
 IMAGES_PER_BLOCK = 128
@@ -66,15 +63,6 @@ class Cost:
         return self.rate + self.distortion
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """The images of one block: uint8 "c h w" each, their labels "b" and their names, where it has any."""
-
-    images: list[Tensor]
-    labels: Int[Tensor, " b"] | None
-    names: Sequence[str] | None
-
-
 class Codec:
     """A model and a prior as a codec of images.
 
@@ -89,6 +77,7 @@ class Codec:
     def __init__(self, model: Autoencoder, prior: WalkingPrior):
         self.fingerprint = fingerprint(model, prior)
         self.coder = UnitCoder(model, prior)
+        self.decoder = BlockDecoder(self.coder)
 
     def compress(
         self,
@@ -173,7 +162,7 @@ class Codec:
         """Blocks of an archive, all unless named, in their order. Errors as `decompress`."""
         self.check_header(archive.header)
         wanted = range(len(archive.blocks)) if blocks is None else blocks
-        yield from self.decode_bodies(((i, archive.body(i)) for i in wanted), archive.header.mode)
+        yield from self.decoder.decode(((i, archive.body(i)) for i in wanted), archive.header.mode)
 
     def rescue(self, source: bytes | str | Path) -> tuple[list[Decoded], list[str]]:
         """What can be had of a damaged file: the blocks that are whole and decode to what went in, and what is damaged.
@@ -184,27 +173,14 @@ class Codec:
         found = recover(source)
         if found.header is not None:
             self.check_header(found.header)
+        mode = None if found.header is None else found.header.mode
         blocks, damage = [], list(found.damage)
         for number, (_, body) in enumerate(found.blocks):
             try:
-                blocks.append(self.decode_alone(number, body, None if found.header is None else found.header.mode))
+                blocks.append(self.decoder.decode_alone(number, body, mode))
             except DamagedFile as error:
                 damage.append(error.args[0])
         return blocks, damage
-
-    def decode_alone(self, number: int, body: bytes, mode: Mode | None) -> Decoded:
-        """One block. A mode that is lost is found: under another one the block's check does not hold.
-
-        Raises:
-            DamagedFile: it cannot be decoded.
-        """
-        if mode is not None:
-            [decoded] = self.decode_bodies([(number, body)], mode)
-            return decoded
-        for mode in (Mode.LOSSY, Mode.BITS_BACK):
-            with contextlib.suppress(ValueError):
-                return self.decode_alone(number, body, mode)
-        return self.decode_alone(number, body, Mode.LOSSLESS)
 
     def check_header(self, header: Header) -> None:
         """ValueError unless a file is of this model and prior."""
@@ -213,23 +189,6 @@ class Codec:
                 f"the file was written with the model and prior {header.fingerprint.hex()}, these are "
                 f"{self.fingerprint.hex()}; decompress it with those that wrote it"
             )
-
-    def decode_bodies(self, bodies: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[Decoded]:
-        """Numbered bodies, as many at once as make a full group of units."""
-        waiting: list[tuple[int, Body]] = []
-        for number, data in bodies:
-            try:
-                body = Body.unpack(data, self.coder.num_channels, self.coder.size)
-            except DamagedFile as error:
-                raise DamagedFile(f"block {number}: {error.args[0]}", error.args[1]) from error
-            num_waiting = sum(len(other.kinds) for _, other in waiting)
-            fits = num_waiting + len(body.kinds) <= self.coder.group_size
-            if waiting and not (fits and waiting[0][1].has_labels == body.has_labels and mode != Mode.BITS_BACK):
-                yield from self._decode_together(waiting, mode)
-                waiting = []
-            waiting.append((number, body))
-        if waiting:
-            yield from self._decode_together(waiting, mode)
 
     @torch.no_grad()
     def measure(
@@ -262,16 +221,11 @@ class Codec:
         none = torch.zeros(0, self.coder.num_channels, self.coder.size, self.coder.size, dtype=torch.uint8)
         return torch.cat([none, *(cut.split(image.cpu()) for cut, image in zip(cuts, images, strict=True))])
 
-    def _unit_labels(self, cuts: Sequence[Cut], labels: Tensor | None) -> Tensor | None:
-        if labels is None:
-            return None
-        return labels.cpu().repeat_interleave(torch.tensor([cut.num_units for cut in cuts]))
-
     def _groups(
         self, cuts: Sequence[Cut], images: Iterable[Tensor], labels: Tensor | None, pixels: bool = True
     ) -> Iterator[tuple[Plan, Int[Tensor, " u"]]]:
         """Group by group of the units, how each is coded: its plan, and its kind."""
-        units, labels = self._units(cuts, images), self._unit_labels(cuts, labels)
+        units, labels = self._units(cuts, images), labels_of_units(cuts, labels)
         limits = torch.tensor([8.0 * cut.inside_bytes(unit) for cut, unit in units_of(cuts)], dtype=torch.float64)
         for rows in torch.arange(len(units)).split(self.coder.group_size):
             known = None if labels is None else labels[rows]
@@ -296,9 +250,9 @@ class Codec:
         check_size(cuts)
         first = None if labels is None else self.coder.labels_as_intervals(labels)
         if mode == Mode.BITS_BACK:
-            units, known = self._units(cuts, images), self._unit_labels(cuts, labels)
+            units, known = self._units(cuts, images), labels_of_units(cuts, labels)
             stream, kinds = BitsBack(self.coder).encode(units, known, first)
-            check = _check_pixels(images)
+            check = check_pixels(images)
         else:
             writer, kinds, codes = _writer(first), [], []
             for plan, mine in self._groups(cuts, images, labels, pixels=mode == Mode.LOSSLESS):
@@ -306,7 +260,7 @@ class Codec:
                 kinds += mine.tolist()
                 codes.append(plan.codes)
             stream = writer.finish()
-            check = _check_codes(torch.cat(codes)) if mode == Mode.LOSSY else _check_pixels(images)
+            check = check_codes(torch.cat(codes)) if mode == Mode.LOSSY else check_pixels(images)
         body = self._with_stored(cuts, images, kinds, labels is not None, check, stream, names)
         if verify and not self._comes_back(body, images, mode):
             if mode == Mode.LOSSY:
@@ -334,7 +288,9 @@ class Codec:
             mine = kinds[unit : unit + cut.num_units]
             unit += cut.num_units
             if STORED in mine:
-                stored += [_bytes(each[cut.inside(i)]) for i, each in enumerate(cut.split(image)) if mine[i] == STORED]
+                stored += [
+                    bytes_of(each[cut.inside(i)]) for i, each in enumerate(cut.split(image)) if mine[i] == STORED
+                ]
         return Body(
             cuts=cuts,
             kinds=kinds,
@@ -347,82 +303,12 @@ class Codec:
 
     def _comes_back(self, body: Body, images: Sequence[Tensor], mode: Mode) -> bool:
         try:
-            [decoded] = self._decode_together([(0, body)], mode)
+            [decoded] = self.decoder.decode_together([(0, body)], mode)
         except ValueError:
             return False
         return mode == Mode.LOSSY or all(
             torch.equal(mine, theirs.cpu()) for mine, theirs in zip(decoded.images, images, strict=True)
         )
-
-    def _decode_together(self, numbered: Sequence[tuple[int, Body]], mode: Mode) -> Iterator[Decoded]:
-        """The images of bodies that are alike in having labels, group by group of their units."""
-        bodies = [body for _, body in numbered]
-        try:
-            back = BitsBack(self.coder) if mode == Mode.BITS_BACK else None
-            sources: list[Any] = [back.open(body.stream) if back else RangeReader(body.stream) for body in bodies]
-            labels = [
-                self.coder.decode_labels(source, len(body.cuts)) if body.has_labels else None
-                for source, body in zip(sources, bodies, strict=True)
-            ]
-            of_units = [self._unit_labels(body.cuts, mine) for body, mine in zip(bodies, labels, strict=True)]
-            if back:
-                parts = zip(sources, bodies, of_units, strict=True)
-                results = [back.decode(source, body.kinds, mine) for source, body, mine in parts]
-            else:
-                results = self._decode_streams(sources, bodies, of_units, lossy=mode == Mode.LOSSY)
-        except ValueError as error:
-            numbers = f"{numbered[0][0]} to {numbered[-1][0]}" if len(numbered) > 1 else str(numbered[0][0])
-            raise DamagedFile(f"block {numbers}: {error}") from error
-        for (number, body), mine, (units, codes) in zip(numbered, labels, results, strict=True):
-            yield self._assemble(number, body, units, codes, mine, mode)
-
-    def _decode_streams(
-        self, sources: Sequence[Source], bodies: Sequence[Body], labels: Sequence[Tensor | None], *, lossy: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Coded units, and codes, of each body."""
-        size = self.coder.group_size
-        coded = [torch.tensor([kind != STORED for kind in body.kinds]).nonzero()[:, 0] for body in bodies]
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in bodies]
-        for start in range(0, max(len(body.kinds) for body in bodies), size):
-            here = [rows[(rows >= start) & (rows < start + size)] for rows in coded]
-            counted = [(source, len(rows)) for source, rows in zip(sources, here, strict=True)]
-            kinds = [torch.tensor(body.kinds)[rows] for body, rows in zip(bodies, here, strict=True)]
-            offsets = torch.cat(kinds).to(self.coder.device)
-            known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
-            codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
-            units = self.coder.means(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
-            begin = 0
-            for mine, rows in zip(found, here, strict=True):
-                mine.append((units[begin : begin + len(rows)], codes[begin : begin + len(rows)]))
-                begin += len(rows)
-        return [(torch.cat([unit for unit, _ in parts]), torch.cat([code for _, code in parts])) for parts in found]
-
-    def _assemble(
-        self, number: int, body: Body, coded: Tensor, codes: Tensor, labels: Tensor | None, mode: Mode
-    ) -> Decoded:
-        """Images of units, coded and stored ones, with their check."""
-        stored = torch.tensor(body.kinds) == STORED
-        size, channels = self.coder.size, self.coder.num_channels
-        units = torch.zeros(len(body.kinds), channels, size, size, dtype=torch.uint8)
-        units[~stored] = coded.cpu()
-        position = 0
-        for i, (cut, unit) in enumerate(units_of(body.cuts)):
-            if stored[i]:
-                length = cut.inside_bytes(unit)
-                pixels = torch.frombuffer(bytearray(body.stored[position : position + length]), dtype=torch.uint8)
-                inside = cut.inside(unit)
-                units[i][inside] = pixels.view(units[i][inside].shape)
-                position += length
-        counts = [cut.num_units for cut in body.cuts]
-        images = [cut.join(mine) for cut, mine in zip(body.cuts, units.split(counts), strict=True)]
-        check = _check_codes(codes) if mode == Mode.LOSSY else _check_pixels(images)
-        if check != body.check:
-            raise DamagedFile(
-                f"block {number}: other {'codes' if mode == Mode.LOSSY else 'pixels'} come out than went in: CRC-32 "
-                f"{check:08x}, expected {body.check:08x}",
-                "the stream was changed, or this machine computes the model differently",
-            )
-        return Decoded(images=images, labels=labels, names=body.names)
 
 
 def _writer(first: Intervals | None) -> RangeWriter:
@@ -430,15 +316,3 @@ def _writer(first: Intervals | None) -> RangeWriter:
     if first is not None:
         writer.put(first)
     return writer
-
-
-def _bytes(pixels: Tensor) -> bytes:
-    return pixels.cpu().contiguous().numpy().tobytes()
-
-
-def _check_pixels(images: Iterable[Tensor]) -> int:
-    return functools.reduce(lambda crc, image: zlib.crc32(_bytes(image), crc), images, 0)
-
-
-def _check_codes(codes: Tensor) -> int:
-    return zlib.crc32(codes.cpu().numpy().astype("<u4").tobytes())

@@ -199,14 +199,14 @@ def pack(header: Header, blocks: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join(_spell(header, blocks))
 
 
-def _target(path: Path) -> Path:
+def _target(path: str | Path) -> Path:
     path = Path(path).resolve()  # a link stays a link to what is written
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is there and is no plain file; give the name of a file")
     return path
 
 
-def write(path: Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
+def write(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
     """Write a file of `blocks` whole or not at all; one body and the index are in memory. One writer at a time.
 
     Raises:
@@ -216,7 +216,7 @@ def write(path: Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> No
         file.writelines(_spell(header, blocks))
 
 
-def append(path: Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
+def append(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
     """Add blocks to a file of the same header, whole or not at all; one body and the index are in memory.
 
     The new file is written beside the old one and takes its place: it is byte for byte what `write` of all blocks
@@ -226,19 +226,19 @@ def append(path: Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> N
     Raises:
         ValueError: the file is missing, damaged or of another header; and as `write`.
     """
-    path = _target(path)
-    with Archive.open(path) as old:
+    target = _target(path)
+    with Archive.open(target) as old:
         if old.header != header:
             raise ValueError(
-                f"{path} is of {_describe(old.header)}, got blocks of {_describe(header)}; "
+                f"{target} is of {_describe(old.header)}, got blocks of {_describe(header)}; "
                 "write them to a file of their own"
             )
-        with replacing(path) as scratch, open(scratch, "wb") as file:
+        with replacing(target) as scratch, open(scratch, "wb") as file:
             for offset in range(0, old._index_offset, CHUNK):
                 file.write(old._source.read(offset, min(CHUNK, old._index_offset - offset)))
             index = old._source.read(old._index_offset, old.size - TRAILER.size - old._index_offset)
             file.writelines(_spell_rest(_spell_header(header), bytearray(index), blocks))
-            shutil.copymode(path, scratch)
+            shutil.copymode(target, scratch)
 
 
 def _describe(header: Header) -> str:

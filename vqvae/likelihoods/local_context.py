@@ -43,7 +43,14 @@ _ROWS, _COLUMNS = 4, 5
 
 @dataclass(frozen=True, kw_only=True)
 class LocalContextConfig:
-    """What a `LocalContext` is, images' channels aside."""
+    """What a `LocalContext` is, images' channels aside.
+
+    Attributes:
+        num_components, zero_component: of the mixture.
+        width: channels of the causal network.
+        num_blocks: its residual blocks; each sees one row and one column further.
+        features_weight: weight of the distortion of the decoder's features alone in training.
+    """
 
     num_components: int = 5
     zero_component: bool = False
@@ -172,8 +179,14 @@ class LocalContext(Likelihood):
     ) -> dict[str, Float[Tensor, ""]]:
         if not self.features_weight:
             return {}
-        alone = -self.mixture.log_prob(images, features).mean() / images[0].numel()
+        alone = -self.features_log_prob(images, features).mean() / images[0].numel()
         return {"features": self.features_weight * alone}
+
+    def features_log_prob(
+        self, images: UInt8[Tensor, "b c h w"], features: Float[Tensor, "b f h w"]
+    ) -> Float[Tensor, " b"]:
+        """ln of the images' probability under the features alone, without a look at other pixels; nats."""
+        return self.mixture.log_prob(images, features)
 
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level of the mixture that the features alone are, 0..255."""

@@ -1,0 +1,161 @@
+"""Blocks to images: streams, walked through by the models, and pixels that were stored.
+
+Blocks that fit into one group of units are decoded together, each from its own stream.
+"""
+
+import contextlib
+import functools
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from vqvae.codec.bits_back import BitsBack
+from vqvae.codec.body import STORED, Body, units_of
+from vqvae.codec.coder import RangeReader
+from vqvae.codec.container import DamagedFile, Mode
+from vqvae.codec.unit_coder import Source, UnitCoder
+from vqvae.codec.units import Cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The images of one block: uint8 "c h w" each, their labels "b" and their names, where it has any."""
+
+    images: list[Tensor]
+    labels: Int[Tensor, " b"] | None
+    names: Sequence[str] | None
+
+
+class BlockDecoder:
+    """Decodes what a `Codec` with the same models wrote."""
+
+    def __init__(self, coder: UnitCoder):
+        self.coder = coder
+
+    def decode(self, bodies: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[Decoded]:
+        """Numbered bodies, as many at once as make a full group of units."""
+        waiting: list[tuple[int, Body]] = []
+        for number, data in bodies:
+            try:
+                body = Body.unpack(data, self.coder.num_channels, self.coder.size)
+            except DamagedFile as error:
+                raise DamagedFile(f"block {number}: {error.args[0]}", error.args[1]) from error
+            num_waiting = sum(len(other.kinds) for _, other in waiting)
+            fits = num_waiting + len(body.kinds) <= self.coder.group_size
+            if waiting and not (fits and waiting[0][1].has_labels == body.has_labels and mode != Mode.BITS_BACK):
+                yield from self.decode_together(waiting, mode)
+                waiting = []
+            waiting.append((number, body))
+        if waiting:
+            yield from self.decode_together(waiting, mode)
+
+    def decode_alone(self, number: int, body: bytes, mode: Mode | None) -> Decoded:
+        """One block. A mode that is lost is found: under another one the block's check does not hold.
+
+        Raises:
+            DamagedFile: it cannot be decoded.
+        """
+        if mode is not None:
+            [decoded] = self.decode([(number, body)], mode)
+            return decoded
+        for mode in (Mode.LOSSY, Mode.BITS_BACK):
+            with contextlib.suppress(ValueError):
+                return self.decode_alone(number, body, mode)
+        return self.decode_alone(number, body, Mode.LOSSLESS)
+
+    def decode_together(self, numbered: Sequence[tuple[int, Body]], mode: Mode) -> Iterator[Decoded]:
+        """The images of bodies that are alike in having labels, group by group of their units."""
+        bodies = [body for _, body in numbered]
+        try:
+            back = BitsBack(self.coder) if mode == Mode.BITS_BACK else None
+            sources: list[Any] = [back.open(body.stream) if back else RangeReader(body.stream) for body in bodies]
+            labels = [
+                self.coder.decode_labels(source, len(body.cuts)) if body.has_labels else None
+                for source, body in zip(sources, bodies, strict=True)
+            ]
+            of_units = [labels_of_units(body.cuts, mine) for body, mine in zip(bodies, labels, strict=True)]
+            if back:
+                parts = zip(sources, bodies, of_units, strict=True)
+                results = [back.decode(source, body.kinds, mine) for source, body, mine in parts]
+            else:
+                results = self._decode_streams(sources, bodies, of_units, lossy=mode == Mode.LOSSY)
+        except ValueError as error:
+            numbers = f"{numbered[0][0]} to {numbered[-1][0]}" if len(numbered) > 1 else str(numbered[0][0])
+            raise DamagedFile(f"block {numbers}: {error}") from error
+        for (number, body), mine, (units, codes) in zip(numbered, labels, results, strict=True):
+            yield self._assemble(number, body, units, codes, mine, mode)
+
+    def _decode_streams(
+        self, sources: Sequence[Source], bodies: Sequence[Body], labels: Sequence[Tensor | None], *, lossy: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Coded units, and codes, of each body."""
+        size = self.coder.group_size
+        coded = [torch.tensor([kind != STORED for kind in body.kinds]).nonzero()[:, 0] for body in bodies]
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in bodies]
+        for start in range(0, max(len(body.kinds) for body in bodies), size):
+            here = [rows[(rows >= start) & (rows < start + size)] for rows in coded]
+            counted = [(source, len(rows)) for source, rows in zip(sources, here, strict=True)]
+            kinds = [torch.tensor(body.kinds)[rows] for body, rows in zip(bodies, here, strict=True)]
+            offsets = torch.cat(kinds).to(self.coder.device)
+            known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
+            codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
+            units = self.coder.means(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
+            begin = 0
+            for mine, rows in zip(found, here, strict=True):
+                mine.append((units[begin : begin + len(rows)], codes[begin : begin + len(rows)]))
+                begin += len(rows)
+        return [(torch.cat([unit for unit, _ in parts]), torch.cat([code for _, code in parts])) for parts in found]
+
+    def _assemble(
+        self, number: int, body: Body, coded: Tensor, codes: Tensor, labels: Tensor | None, mode: Mode
+    ) -> Decoded:
+        """Images of units, coded and stored ones, with their check."""
+        stored = torch.tensor(body.kinds) == STORED
+        size, channels = self.coder.size, self.coder.num_channels
+        units = torch.zeros(len(body.kinds), channels, size, size, dtype=torch.uint8)
+        units[~stored] = coded.cpu()
+        position = 0
+        for i, (cut, unit) in enumerate(units_of(body.cuts)):
+            if stored[i]:
+                length = cut.inside_bytes(unit)
+                pixels = torch.frombuffer(bytearray(body.stored[position : position + length]), dtype=torch.uint8)
+                inside = cut.inside(unit)
+                units[i][inside] = pixels.view(units[i][inside].shape)
+                position += length
+        counts = [cut.num_units for cut in body.cuts]
+        images = [cut.join(mine) for cut, mine in zip(body.cuts, units.split(counts), strict=True)]
+        check = check_codes(codes) if mode == Mode.LOSSY else check_pixels(images)
+        if check != body.check:
+            raise DamagedFile(
+                f"block {number}: other {'codes' if mode == Mode.LOSSY else 'pixels'} come out than went in: CRC-32 "
+                f"{check:08x}, expected {body.check:08x}",
+                "the stream was changed, or this machine computes the model differently",
+            )
+        return Decoded(images=images, labels=labels, names=body.names)
+
+
+def labels_of_units(cuts: Sequence[Cut], labels: Int[Tensor, " b"] | None) -> Int[Tensor, " u"] | None:
+    """The label of each unit's image."""
+    if labels is None:
+        return None
+    return labels.cpu().repeat_interleave(torch.tensor([cut.num_units for cut in cuts]))
+
+
+def bytes_of(pixels: UInt8[Tensor, "*n"]) -> bytes:
+    """Pixels as they lie in an image."""
+    return pixels.cpu().contiguous().numpy().tobytes()
+
+
+def check_pixels(images: Iterable[Tensor]) -> int:
+    """CRC-32 of the pixels of images."""
+    return functools.reduce(lambda crc, image: zlib.crc32(bytes_of(image), crc), images, 0)
+
+
+def check_codes(codes: Int[Tensor, "u *grid"]) -> int:
+    """CRC-32 of codes as u32."""
+    return zlib.crc32(codes.cpu().numpy().astype("<u4").tobytes())
