@@ -218,7 +218,7 @@ def test_channels_that_the_model_cannot_take():
 )
 def test_units_beyond_the_most(num_images, shape):
     data = spelled(num_images=varint(num_images), shapes=shape_run(num_images, *shape))
-    assert peak_of(data, f"units and .* bytes of pixels, expected at most {MAX_UNITS} and") < 100_000
+    assert peak_of(data, f"units with .* bytes of pixels, expected at most {MAX_UNITS} and") < 100_000
 
 
 def test_units_beyond_the_most_in_many_runs():
@@ -229,9 +229,12 @@ def test_units_beyond_the_most_in_many_runs():
 
 
 def test_pixels_beyond_the_most():
-    data = spelled(num_images=b"\x02", shapes=shape_run(2, 1, 30_000, 30_000))
-    with pytest.raises(DamagedFile, match="a block claims 450 units and 1800000000 bytes of pixels"):
-        Body.unpack(data, 1, 2000)
+    """Those that pad count too: a pixel alone takes a whole unit of the model."""
+    for shape, num_units in (((1, 30_000, 30_000), 450), ((1, 1, 1), 2)):
+        data = spelled(num_images=b"\x02", shapes=shape_run(2, *shape))
+        size = 2000 if num_units == 450 else 20_000
+        with pytest.raises(DamagedFile, match=f"a block claims {num_units} units with {num_units * size**2} bytes"):
+            Body.unpack(data, 1, size)
 
 
 @pytest.mark.parametrize(

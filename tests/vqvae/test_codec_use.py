@@ -44,6 +44,12 @@ def test_items_are_the_images(codec, images, tmp_path, images_per_block):
             dataset[i]
 
 
+def test_what_a_reader_does_to_an_item_stays_with_him(codec, images, tmp_path):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images), codec)
+    dataset[0].fill_(7)
+    assert torch.equal(dataset[0], images[0])
+
+
 def test_labels_come_with_the_images(codec, images, tmp_path):
     labels = torch.arange(10) % 3
     dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, labels, images_per_block=4), codec)

@@ -50,6 +50,20 @@ def test_far_fewer_steps_than_pixels():
     assert len(calls) == 82
 
 
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1), (4, 2), (2, 7)])
+def test_images_of_any_shape_are_walked(likelihood, shape):
+    images = some_images(likelihood, batch=2, size=7)[..., : shape[0], : shape[1]]
+    features = some_features(likelihood, batch=2, size=7)[..., : shape[0], : shape[1]]
+    expected, steps = likelihood.symbol_parameters(images, features).flatten(1, 3), iter(likelihood.order(*shape))
+
+    def choose(symbols):
+        step = next(steps)
+        torch.testing.assert_close(symbols.parameters, expected[:, step].flatten(0, 1), atol=1e-11, rtol=1e-11)
+        return images.flatten(1)[:, step].flatten().long()
+
+    assert torch.equal(likelihood.visit(features, choose), images)
+
+
 def test_the_mean_is_that_of_the_features_alone(likelihood):
     features = some_features(likelihood)
     assert torch.equal(likelihood.mean(features), likelihood.mixture.mean(features))

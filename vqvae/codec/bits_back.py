@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vqvae.codec import tables
 from vqvae.codec.body import STORED
-from vqvae.codec.coder import Stack
+from vqvae.codec.coder import BadStream, Stack
 from vqvae.codec.container import read_varint, varint
 from vqvae.codec.tables import NUM_OFFSETS, Intervals
 from vqvae.codec.unit_coder import UnitCoder
@@ -80,6 +80,8 @@ class BitsBack:
                 group = group[kinds[group] != STORED]
         if at_the_top is not None:
             stack.push(at_the_top)
+        elif (kinds == STORED).all():
+            return b"", kinds.tolist()
         return varint(reached) + stack.words()[reached:].astype("<u4").tobytes(), kinds.tolist()
 
     @torch.no_grad()
@@ -89,16 +91,18 @@ class BitsBack:
         Raises:
             ValueError: a stream that is none of this model's.
         """
+        if not stream:
+            return Stack(self._initial)
         reached, start = read_varint(stream)
         if reached > self._num_initial or (len(stream) - start) % 4:
-            raise ValueError(
+            raise BadStream(
                 f"the stream has {len(stream) - start} bytes above {reached} initial words, expected a multiple of 4 "
                 f"above at most {self._num_initial}"
             )
         words = np.frombuffer(stream, "<u4", offset=start).astype(np.uint32)
         words = np.concatenate((self._initial[:reached], words))
         if len(words) and words[-1] == 0:
-            raise ValueError("the stream ends in a word of zeros, which no stack does")
+            raise BadStream("the stream ends in a word of zeros, which no stack does")
         return Stack(words)
 
     @torch.no_grad()
@@ -124,11 +128,13 @@ class BitsBack:
             posterior, _ = self._posterior(units[-1], codes[-1], mine, offsets)
             stack.push(_place_by_place(posterior))
         if not np.array_equal(stack.words(), self._initial):
-            raise ValueError("the bits that chose the codes did not come back")
+            raise BadStream("the bits that chose the codes did not come back")
         return torch.cat(units[::-1]), torch.cat(codes[::-1])
 
     def initial_bits(self, stream: bytes) -> int:
         """How many of a stream's bits are there only because the first group needed some."""
+        if not stream:
+            return 0
         reached, _ = read_varint(stream)
         return 32 * (self._num_initial - reached)
 
@@ -145,7 +151,9 @@ class BitsBack:
             nonlocal place, lowest
             here = scores[:, place] + log_probs if weighs_prior else scores[:, place]
             widths = tables.code_tables(here.log_softmax(-1), offsets).widths()
-            chosen = torch.from_numpy(stack.get(widths)).long().clamp_max(coder.num_codes - 1).to(coder.device)
+            chosen = torch.from_numpy(stack.get(widths)).long()
+            # A code that is only company (`code_tables`) has odds of 2^-24; its unit then does not verify.
+            chosen = chosen.clamp_max(coder.num_codes - 1).to(coder.device)
             place, lowest = place + 1, min(lowest, stack.depth)
             return chosen
 

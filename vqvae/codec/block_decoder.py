@@ -4,7 +4,7 @@ Blocks that fit into one group of units are decoded together, each from its own 
 """
 
 import contextlib
-import functools
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body, units_of
-from vqvae.codec.coder import RangeReader
+from vqvae.codec.coder import BadStream, RangeReader
 from vqvae.codec.container import DamagedFile, Mode
 from vqvae.codec.unit_coder import Source, UnitCoder
 from vqvae.codec.units import Cut
@@ -43,6 +43,8 @@ class BlockDecoder:
         for number, data in bodies:
             try:
                 body = Body.unpack(data, self.coder.num_channels, self.coder.size)
+                if mode == Mode.LOSSY and STORED in body.kinds:
+                    raise DamagedFile("a block of a lossy file has pixels in it")
             except DamagedFile as error:
                 raise DamagedFile(f"block {number}: {error.args[0]}", error.args[1]) from error
             num_waiting = sum(len(other.kinds) for _, other in waiting)
@@ -84,9 +86,13 @@ class BlockDecoder:
                 results = [back.decode(source, body.kinds, mine) for source, body, mine in parts]
             else:
                 results = self._decode_streams(sources, bodies, of_units, lossy=mode == Mode.LOSSY)
-        except ValueError as error:
-            numbers = f"{numbered[0][0]} to {numbered[-1][0]}" if len(numbered) > 1 else str(numbered[0][0])
-            raise DamagedFile(f"block {numbers}: {error}") from error
+        except (BadStream, DamagedFile) as error:
+            if len(numbered) > 1:
+                # Which of them it is shows when they are alone, and the ones before it are had.
+                for one in numbered:
+                    yield from self.decode_together([one], mode)
+                return
+            raise DamagedFile(f"block {numbered[0][0]}: {error.args[0]}") from error
         for (number, body), mine, (units, codes) in zip(numbered, labels, results, strict=True):
             yield self._assemble(number, body, units, codes, mine, mode)
 
@@ -129,7 +135,7 @@ class BlockDecoder:
                 position += length
         counts = [cut.num_units for cut in body.cuts]
         images = [cut.join(mine) for cut, mine in zip(body.cuts, units.split(counts), strict=True)]
-        check = check_codes(codes) if mode == Mode.LOSSY else check_pixels(images)
+        check = check_of(images, labels, codes if mode == Mode.LOSSY else None)
         if check != body.check:
             raise DamagedFile(
                 f"block {number}: other {'codes' if mode == Mode.LOSSY else 'pixels'} come out than went in: CRC-32 "
@@ -151,11 +157,14 @@ def bytes_of(pixels: UInt8[Tensor, "*n"]) -> bytes:
     return pixels.cpu().contiguous().numpy().tobytes()
 
 
-def check_pixels(images: Iterable[Tensor]) -> int:
-    """CRC-32 of the pixels of images."""
-    return functools.reduce(lambda crc, image: zlib.crc32(bytes_of(image), crc), images, 0)
-
-
-def check_codes(codes: Int[Tensor, "u *grid"]) -> int:
-    """CRC-32 of codes as u32."""
-    return zlib.crc32(codes.cpu().numpy().astype("<u4").tobytes())
+def check_of(images: Iterable[Tensor], labels: Int[Tensor, " b"] | None, codes: Int[Tensor, "u *grid"] | None) -> int:
+    """The CRC-32 of what must come out: of images, or where there are codes of their shapes and those; of labels."""
+    crc = 0
+    for image in images:
+        crc = zlib.crc32(struct.pack("<3I", *image.shape), crc)
+        if codes is None:
+            crc = zlib.crc32(bytes_of(image), crc)
+    for numbers in (codes, labels):
+        if numbers is not None:
+            crc = zlib.crc32(numbers.cpu().numpy().astype("<u4").tobytes(), crc)
+    return crc

@@ -5,8 +5,8 @@
     shapes               runs until they cover the images: varint how many, u8 channels, varint height, varint width
     kinds                varint number of runs; each: varint units of kind 0 before it, varint length, u8 kind
                          0 coded; 1 to 15 coded on a grid shifted by so many sixteenths; 255 stored
-    check                u32, CRC-32 of the pixels of all images in order, or of the codes (u32 each) where only they
-                         are kept
+    check                u32, CRC-32 of what must come out: the shape of each image (three u32) with its pixels after
+                         it; where only codes are kept, all shapes, then the codes (u32 each); then labels (u32 each)
     stream               varint length, bytes
     stored pixels        of the units of kind 255, those inside the image
     names                to the end: zlib of UTF-8 strings, each ended by a zero byte
@@ -26,8 +26,10 @@ from vqvae.codec.units import Cut
 STORED = 255
 # A block that claims more is refused before anything is allocated for it.
 MAX_UNITS = 1 << 16
-MAX_PIXELS = 1 << 30
+# Of images, and of units with what pads them.
+MAX_PIXELS = 1 << 28
 _MAX_NAME = 4096
+_MAX_NAMES = 1 << 22
 
 Shape = tuple[int, int, int]
 
@@ -76,7 +78,13 @@ class Body:
         if self.names is not None:
             if len(self.names) != len(self.cuts):
                 raise ValueError(f"got {len(self.names)} names for {len(self.cuts)} images, expected one each")
-            parts.append(zlib.compress(b"".join(map(_spell_name, self.names)), 9))
+            spelled = b"".join(map(_spell_name, self.names))
+            if len(spelled) > _MAX_NAMES:
+                raise ValueError(
+                    f"got names of {len(spelled):,} bytes in a block, expected at most {_MAX_NAMES:,}; "
+                    "put fewer images into a block"
+                )
+            parts.append(zlib.compress(spelled, 9))
         return b"".join(parts)
 
     @classmethod
@@ -135,10 +143,10 @@ def _spell_name(name: str) -> bytes:
 
 def check_size(cuts: Sequence[Cut]) -> None:
     """ValueError for more in one block than a reader takes."""
-    num_units, num_pixels = sum(cut.num_units for cut in cuts), sum(cut.num_bytes for cut in cuts)
+    num_units, num_pixels = sum(cut.num_units for cut in cuts), sum(cut.num_padded for cut in cuts)
     if num_units > MAX_UNITS or num_pixels > MAX_PIXELS:
         raise ValueError(
-            f"a block of {len(cuts)} images has {num_units} units and {num_pixels} bytes of pixels, expected at most "
+            f"a block of {len(cuts)} images has {num_units} units with {num_pixels} bytes of pixels, expected at most "
             f"{MAX_UNITS} and {MAX_PIXELS}; put fewer images into a block, or cut them"
         )
 
@@ -176,10 +184,10 @@ class _Reader:
             except ValueError as error:
                 raise DamagedFile(f"a block cannot be read: {error}") from error
             num_units += run * cut.num_units
-            num_pixels += run * cut.num_bytes
+            num_pixels += run * cut.num_padded
             if num_units > MAX_UNITS or num_pixels > MAX_PIXELS:
                 raise DamagedFile(
-                    f"a block claims {num_units} units and {num_pixels} bytes of pixels, expected at most {MAX_UNITS} "
+                    f"a block claims {num_units} units with {num_pixels} bytes of pixels, expected at most {MAX_UNITS} "
                     f"and {MAX_PIXELS}"
                 )
             cuts += [cut] * run
@@ -200,13 +208,15 @@ class _Reader:
         unpacker = zlib.decompressobj()
         try:
             # One byte more than there may be, since at its limit zlib stops before it looks for the end.
-            plain = unpacker.decompress(self._data[self._at :], num_images * (_MAX_NAME + 1) + 1)
+            most = min(num_images * (_MAX_NAME + 1), _MAX_NAMES)
+            plain = unpacker.decompress(self._data[self._at :], most + 1)
             # Counted before they are made: zeros alone would be millions of names.
-            whole = unpacker.eof and plain.count(0) == num_images and plain[-1] == 0
+            whole = unpacker.eof and len(plain) <= most and plain.count(0) == num_images and plain[-1] == 0
             spelled = plain.split(b"\0")[:-1] if whole else []
             if not whole or max(map(len, spelled)) > _MAX_NAME:
                 raise DamagedFile(
-                    f"a block of {num_images} images has {plain.count(0)} names, or some over {_MAX_NAME} bytes"
+                    f"a block of {num_images} images has {plain.count(0)} names, or some over {_MAX_NAME} bytes, or "
+                    f"more than {_MAX_NAMES} bytes of them"
                 )
             names = [name.decode() for name in spelled]
         except (zlib.error, UnicodeDecodeError) as error:

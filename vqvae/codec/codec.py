@@ -17,6 +17,7 @@ block. An image that the model finds hopeless is stored as it is. The tables tha
 same on every machine, with any number of threads and in any batch: see `vqvae.codec.tables`.
 """
 
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.block_decoder import BlockDecoder, Decoded, bytes_of, check_codes, check_pixels, labels_of_units
+from vqvae.codec.block_decoder import BlockDecoder, Decoded, bytes_of, check_of, labels_of_units
 from vqvae.codec.body import STORED, Body, check_size, units_of
 from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
@@ -75,14 +76,14 @@ class Codec:
     """
 
     def __init__(self, model: Autoencoder, prior: WalkingPrior):
-        self.fingerprint = fingerprint(model, prior)
         self.coder = UnitCoder(model, prior)
+        self.fingerprint = fingerprint(model, prior)
         self.decoder = BlockDecoder(self.coder)
 
     def compress(
         self,
         images: UInt8[Tensor, "b c h w"] | Sequence[Tensor],
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Integer[Tensor, " b"] | None = None,
         *,
         mode: Mode = Mode.LOSSLESS,
         images_per_block: int = IMAGES_PER_BLOCK,
@@ -123,7 +124,7 @@ class Codec:
     def blocks(
         self,
         images: Iterable[Tensor],
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Integer[Tensor, " b"] | None = None,
         *,
         names: Sequence[str] | None = None,
         mode: Mode = Mode.LOSSLESS,
@@ -136,8 +137,9 @@ class Codec:
         """
         if not 1 <= images_per_block <= container.MAX_IMAGES:
             raise ValueError(f"got images_per_block={images_per_block}, expected 1 to {container.MAX_IMAGES}")
-        if labels is not None and self.coder.num_classes is None:
-            raise ValueError("got labels, expected none: this prior was made without num_classes")
+        if labels is not None:
+            labels = self.coder.checked_labels(labels, len(labels))
+        mode = Mode(mode)
         start, incoming = 0, iter(images)
         given = {"labels": labels, "names": names}
         while part := list(islice(incoming, images_per_block)):
@@ -192,10 +194,11 @@ class Codec:
 
     @torch.no_grad()
     def measure(
-        self, images: UInt8[Tensor, "b c h w"] | Sequence[Tensor], labels: Int[Tensor, " b"] | None = None
+        self, images: UInt8[Tensor, "b c h w"] | Sequence[Tensor], labels: Integer[Tensor, " b"] | None = None
     ) -> Cost:
         """What images cost by the integer tables, in bits, without writing anything."""
         cuts = [self._cut(image) for image in images]
+        labels = None if labels is None else self.coder.checked_labels(labels, len(cuts))
         owner = torch.tensor([i for i, cut in enumerate(cuts) for _ in range(cut.num_units)]).long()
         sizes = torch.tensor([8.0 * cut.inside_bytes(unit) for cut, unit in units_of(cuts)], dtype=torch.float64)
         groups = [
@@ -249,39 +252,47 @@ class Codec:
         cuts = [self._cut(image) for image in images]
         check_size(cuts)
         first = None if labels is None else self.coder.labels_as_intervals(labels)
+        codes = None
         if mode == Mode.BITS_BACK:
             units, known = self._units(cuts, images), labels_of_units(cuts, labels)
             stream, kinds = BitsBack(self.coder).encode(units, known, first)
-            check = check_pixels(images)
         else:
-            writer, kinds, codes = _writer(first), [], []
+            writer, kinds, found = _writer(first), [], []
             for plan, mine in self._groups(cuts, images, labels, pixels=mode == Mode.LOSSLESS):
                 writer.put(self.coder.in_order(plan.rows((mine != STORED).nonzero()[:, 0])))
                 kinds += mine.tolist()
-                codes.append(plan.codes)
+                found.append(plan.codes)
             stream = writer.finish()
-            check = check_codes(torch.cat(codes)) if mode == Mode.LOSSY else check_pixels(images)
-        body = self._with_stored(cuts, images, kinds, labels is not None, check, stream, names)
-        if verify and not self._comes_back(body, images, mode):
-            if mode == Mode.LOSSY:
+            codes = torch.cat(found) if mode == Mode.LOSSY else None
+        make = functools.partial(self._with_stored, cuts, images, labels, check_of(images, labels, codes), names)
+        body = make(kinds, stream)
+        if mode == Mode.LOSSY:
+            if verify and not self._comes_back(body, images, labels, mode):
                 raise ValueError("the codes that were written do not come back; this machine computes them in two ways")
+            return body
+        stored = make([STORED] * len(kinds), self._without_units(first, mode))
+        if len(stored.pack()) <= len(body.pack()):
+            return stored
+        if verify and not self._comes_back(body, images, labels, mode):
             warnings.warn("a block did not come back as it was, so its images are stored as they are", stacklevel=3)
-            none = self._units([], [])
-            stream = (
-                BitsBack(self.coder).encode(none, None, first)[0] if mode == Mode.BITS_BACK else _writer(first).finish()
-            )
-            body = self._with_stored(cuts, images, [STORED] * len(kinds), labels is not None, check, stream, names)
+            return stored
         return body
+
+    def _without_units(self, first: Intervals | None, mode: Mode) -> bytes:
+        """The stream of a block whose units are all stored."""
+        if mode == Mode.BITS_BACK:
+            return BitsBack(self.coder).encode(self._units([], []), None, first)[0]
+        return _writer(first).finish()
 
     def _with_stored(
         self,
         cuts: Sequence[Cut],
         images: Sequence[Tensor],
-        kinds: Sequence[int],
-        has_labels: bool,
+        labels: Tensor | None,
         check: int,
-        stream: bytes,
         names: Sequence[str] | None,
+        kinds: Sequence[int],
+        stream: bytes,
     ) -> Body:
         stored, unit = [], 0
         for cut, image in zip(cuts, images, strict=True):
@@ -294,17 +305,19 @@ class Codec:
         return Body(
             cuts=cuts,
             kinds=kinds,
-            has_labels=has_labels,
+            has_labels=labels is not None,
             check=check,
             stream=stream,
             stored=b"".join(stored),
             names=names,
         )
 
-    def _comes_back(self, body: Body, images: Sequence[Tensor], mode: Mode) -> bool:
+    def _comes_back(self, body: Body, images: Sequence[Tensor], labels: Tensor | None, mode: Mode) -> bool:
         try:
-            [decoded] = self.decoder.decode_together([(0, body)], mode)
-        except ValueError:
+            [decoded] = self.decoder.decode([(0, body.pack())], mode)
+        except DamagedFile:
+            return False
+        if labels is not None and (decoded.labels is None or not torch.equal(decoded.labels, labels)):
             return False
         return mode == Mode.LOSSY or all(
             torch.equal(mine, theirs.cpu()) for mine, theirs in zip(decoded.images, images, strict=True)

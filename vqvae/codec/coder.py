@@ -21,6 +21,15 @@ from vqvae.codec.tables import TOTAL, Intervals
 _WORD = 4
 
 
+class BadStream(ValueError):  # noqa: N818 - as container.DamagedFile
+    """A stream that is no message of these models."""
+
+
+def require_constriction() -> None:
+    """ValueError unless the package `constriction` is there."""
+    _constriction()
+
+
 def _constriction() -> ModuleType:
     try:
         import constriction
@@ -100,7 +109,7 @@ class RangeReader:
         try:
             return self._decoder.decode(self._family, _tables(widths))
         except AssertionError as error:
-            raise ValueError("the stream is no message of this model") from error
+            raise BadStream("the stream is no message of this model") from error
 
 
 class Stack:
@@ -140,4 +149,7 @@ class Stack:
 
     def any_bits(self) -> np.ndarray:
         """The words that a stack of any bits began with, once all that was popped is pushed again."""
-        return self._coder.get_compressed(unseal=True)
+        try:
+            return self._coder.get_compressed(unseal=True)
+        except AssertionError as error:
+            raise BadStream("the symbols that were pushed are not those that were popped") from error

@@ -291,10 +291,10 @@ class FileOnDisk:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-Source = Memory | FileOnDisk
+Storage = Memory | FileOnDisk
 
 
-def read_header(source: Source) -> Header:
+def read_header(source: Storage) -> Header:
     name, start = source.name, source.read(0, min(HEADER.size, source.size))
     smallest = HEADER.size + TRAILER.size
     if not start:
@@ -320,7 +320,7 @@ def read_header(source: Source) -> Header:
     return Header(mode=Mode(mode), fingerprint=fingerprint)
 
 
-def _read_index(source: Source) -> tuple[list[Block], int, bytes]:
+def _read_index(source: Storage) -> tuple[list[Block], int, bytes]:
     """The blocks, where the index starts, and the trailer. The blocks tile what lies between header and index."""
     name, end = source.name, source.size - TRAILER.size
     trailer = source.read(end, TRAILER.size)
@@ -374,7 +374,7 @@ class Archive:
         ValueError: there is no such file, or it may not be read.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Storage):
         self._source = source
         self._closed = False
         self.size = source.size

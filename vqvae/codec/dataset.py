@@ -71,11 +71,13 @@ class CompressedImages(Dataset[Any]):
         missing = sorted(wanted - self._kept.keys())
         found = dict(zip(missing, self.codec.decode(self.archive, missing), strict=True))
         found |= {block: self._kept[block] for block in wanted & self._kept.keys()}
-        self._kept.update(found)
+        for block, decoded in found.items():
+            self._kept[block] = decoded
+            self._kept.move_to_end(block)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return found
 
     def _item(self, block: Decoded, within: int) -> Tensor | tuple[Tensor, int]:
-        image = block.images[within]
+        image = block.images[within].clone()  # the block is kept, and its reader may write on what he gets
         return image if block.labels is None else (image, int(block.labels[within]))

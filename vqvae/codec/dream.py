@@ -38,7 +38,7 @@ class Dream:
 
 
 def bytes_for_an_image(codec: Codec) -> int:
-    """What an image may need, in bytes: 8 bits a dimension, and 24 a code, which no code exceeds."""
+    """Bytes that are enough for an image of 8 bits a dimension; one that the model finds unlikely may take more."""
     coder = codec.coder
     return coder.model.num_dims + 3 * int(np.prod(coder.model.grid)) + 2 * _WORD
 
@@ -46,8 +46,8 @@ def bytes_for_an_image(codec: Codec) -> int:
 def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], object] | None = None) -> Dream:
     """Bytes as images: as many as the bytes pay for, and at most so many.
 
-    An image is decoded only while the stack holds what an image may need (`bytes_for_an_image`), so there may be none,
-    and some bits are left over at the end.
+    An image is decoded only while the stack holds `bytes_for_an_image`, so there may be none, and some bits are left
+    over at the end. Where an image takes more than there is, the rest of it is made of zeros.
 
     Args:
         watch: called after each image.

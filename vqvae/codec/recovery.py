@@ -30,7 +30,7 @@ from vqvae.codec.container import (
     FileOnDisk,
     Header,
     Memory,
-    Source,
+    Storage,
     count_images,
     read_header,
     varint,
@@ -92,7 +92,7 @@ def _follow(archive: Archive) -> Recovered:
     return Recovered(header=archive.header, blocks=blocks, damage=damage)
 
 
-def _scan(source: Source, reason: str) -> Recovered:
+def _scan(source: Storage, reason: str) -> Recovered:
     damage = [reason]
     try:
         header = read_header(source)
@@ -124,7 +124,7 @@ def _scan(source: Source, reason: str) -> Recovered:
     return Recovered(header=header, blocks=blocks, damage=damage)
 
 
-def _claims(source: Source) -> Iterator[tuple[int, bytes]]:
+def _claims(source: Storage) -> Iterator[tuple[int, bytes]]:
     """Every (start, 12 bytes) that begins with a marker and whose body fits into the file."""
     for base in range(0, source.size, CHUNK):
         data = source.read(base, min(CHUNK + BLOCK.size - 1, source.size - base))
@@ -136,7 +136,7 @@ def _claims(source: Source) -> Iterator[tuple[int, bytes]]:
             at = data.find(MARKER, at + 1)
 
 
-def _prefix_sums(source: Source) -> array:
+def _prefix_sums(source: Storage) -> array:
     """The CRC-32 of the first 0, STRIDE, 2·STRIDE, ... bytes."""
     sums = array("I", [0])
     for base in range(0, source.size, CHUNK):
@@ -146,13 +146,13 @@ def _prefix_sums(source: Source) -> array:
     return sums
 
 
-def _prefix_sum(source: Source, sums: array, num_bytes: int) -> int:
+def _prefix_sum(source: Storage, sums: array, num_bytes: int) -> int:
     """The CRC-32 of the first `num_bytes` bytes."""
     whole = num_bytes // STRIDE
     return zlib.crc32(source.read(whole * STRIDE, num_bytes % STRIDE), sums[whole])
 
 
-def _plausible(source: Source, sums: array, start: int, head: bytes) -> bool:
+def _plausible(source: Storage, sums: array, start: int, head: bytes) -> bool:
     """Whether a claim fulfils its check, by the equation of the module's text."""
     _, length, check = BLOCK.unpack(head)
     body = start + BLOCK.size

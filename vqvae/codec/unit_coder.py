@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import tables
+from vqvae.codec.coder import BadStream, require_constriction
 from vqvae.codec.tables import Intervals
 from vqvae.elbo import PriorLike, check_fit, is_continuous
 from vqvae.likelihoods import Symbols
@@ -115,15 +116,18 @@ class UnitCoder:
                 "a codec needs a model with codes (VQVAE)"
             )
         check_fit(model, prior)
+        require_constriction()
+        self.device = next(model.parameters()).device
+        if self.device.type == "mps":
+            raise ValueError("the codec computes in float64, which MPS has not: move the model to the CPU")
         self.model: Any = copy.deepcopy(model).double().eval()
-        self.prior: Any = copy.deepcopy(prior).double().eval()  # pyrefly: ignore[missing-attribute]
+        self.prior: Any = copy.deepcopy(prior).double().to(self.device).eval()  # pyrefly: ignore[missing-attribute]
         self.size: int = model.config.image_size
         self.num_channels: int = model.config.num_channels
         num_codes: Any = self.model.num_codes
         self.num_codes: int = num_codes
         if num_codes > tables.MAX_CODES:
             raise ValueError(f"got a model of {num_codes:,} codes, expected at most {tables.MAX_CODES:,} for a codec")
-        self.device = next(self.model.parameters()).device
         self.likelihood = self.model.likelihood
         self.order = [step.to(self.device) for step in self.likelihood.order(self.size, self.size)]
         self.group_size = max(1, min(_UNITS_PER_GROUP, _DIMS_PER_GROUP // model.num_dims))
@@ -233,16 +237,30 @@ class UnitCoder:
         return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
 
     def labels_as_intervals(self, labels: Int[Tensor, " b"]) -> Intervals:
-        """Labels at even odds.
+        """Checked labels, at even odds."""
+        widths = self._label_widths()
+        return Intervals((widths.cumsum(0) - widths)[labels], widths[labels])
+
+    def checked_labels(self, labels: Any, num: int) -> Int[Tensor, " b"]:
+        """Labels of so many images, int64 on the CPU.
 
         Raises:
-            ValueError: a prior without classes, or labels that it does not know.
+            ValueError: a prior without classes, labels that it does not know, or another number of them.
         """
-        widths, labels = self._label_widths(), labels.cpu()
-        known = torch.arange(self.num_classes or 0)
-        if labels.is_floating_point() or not torch.isin(labels, known).all():
-            raise ValueError(f"got labels of {labels.dtype} {labels.tolist()[:8]}, expected 0 to {len(known) - 1}")
-        return Intervals((widths.cumsum(0) - widths)[labels], widths[labels])
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point() or labels.dtype == torch.bool or tuple(labels.shape) != (num,):
+            raise ValueError(
+                f"got labels of {labels.dtype} {tuple(labels.shape)} for {num} images, "
+                f"expected integers of shape ({num},)"
+            )
+        labels, num_classes = labels.cpu().long(), self.num_classes
+        if num_classes is None:
+            raise ValueError("got labels, expected none: this prior was made without num_classes")
+        if num and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}"
+            )
+        return labels
 
     def decode_labels(self, source: Source, num: int) -> Int[Tensor, " b"]:
         """The labels of so many images. Errors as `decode_codes`."""
@@ -251,7 +269,7 @@ class UnitCoder:
 
     def _label_widths(self) -> Int[Tensor, " k"]:
         if self.num_classes is None:
-            raise ValueError("there are labels, and this prior was made without num_classes")
+            raise BadStream("the stream has labels, and this prior was made without num_classes")
         return tables.even_widths(self.num_classes)
 
     @torch.no_grad()
@@ -332,7 +350,7 @@ class UnitCoder:
         found = [source.get(part) for (source, _), part in zip(sources, parts, strict=True)]
         symbols = torch.from_numpy(np.concatenate(found)).long() if found else torch.zeros(0, dtype=torch.int64)
         if len(symbols) and int(symbols.max()) >= num_symbols:
-            raise ValueError(f"the stream has {what} that the model does not know")
+            raise BadStream(f"the stream has {what} that the model does not know")
         return symbols.to(self.device)
 
     @staticmethod

@@ -64,6 +64,11 @@ class Cut:
         """Of the pixels."""
         return math.prod(self.shape)
 
+    @property
+    def num_padded(self) -> int:
+        """Of the pixels of all units, which are padded."""
+        return self.num_units * self.num_channels * self.size**2
+
     def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "u cm s s"]:
         """The image's units."""
         _, h, w = self.shape

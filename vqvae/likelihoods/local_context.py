@@ -221,9 +221,8 @@ class LocalContext(Likelihood):
         return self.mixture.symbol_parameters(images, self._corrected(images, self._checked_features(features)))
 
     def _pixel_groups(self, height: int, width: int) -> list[Int[Tensor, " m"]]:
-        """The wavefronts."""
-        time = torch.arange(width) + 2 * torch.arange(height)[:, None]
-        return [(time.flatten() == t).nonzero()[:, 0] for t in range(int(time.max()) + 1)]
+        """The wavefronts that have pixels: in an image of a single column every other one has none."""
+        return [pixels for pixels in _wavefronts(height, width) if len(pixels)]
 
     def _pixel_steps(
         self, features: Float[Tensor, "b f h w"], images: UInt8[Tensor, "b c h w"]
@@ -235,7 +234,11 @@ class LocalContext(Likelihood):
         condition, head = _Pointwise(self.features, features), _Pointwise(self.head, features)
         by_pixel = rearrange(features, "b f h w -> (h w) b f").contiguous()
         width = images.shape[3]
-        for pixels in self._pixel_groups(*images.shape[2:]):
+        for pixels in _wavefronts(*images.shape[2:]):
+            if not len(pixels):
+                for fronts in (inputs, *layers):
+                    fronts.skip()
+                continue
             rows = slice(int(pixels[0]) // width, int(pixels[-1]) // width + 1)
             pixels = pixels.to(features.device)
             here = by_pixel[pixels]
@@ -260,6 +263,12 @@ class LocalContext(Likelihood):
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution as precise as what it is given."""
     return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _wavefronts(height: int, width: int) -> list[Int[Tensor, " m"]]:
+    """The pixels of each t, as flat indices into "(h w)"."""
+    time = (torch.arange(width) + 2 * torch.arange(height)[:, None]).flatten()
+    return [(time == t).nonzero()[:, 0] for t in range(width + 2 * (height - 1))]
 
 
 class _Pointwise:
@@ -298,6 +307,10 @@ class _Fronts:
         front = torch.zeros_like(self._empty)
         front[rows.start + self._above : rows.stop + self._above] = values
         self._fronts.appendleft(front)
+
+    def skip(self) -> None:
+        """The next wavefront, without pixels."""
+        self._fronts.appendleft(self._empty)
 
     def look(self, rows: slice) -> Float[Tensor, "m b g"]:
         """What the convolution gives at the pixels of the wavefront in these rows."""
