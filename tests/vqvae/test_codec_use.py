@@ -113,7 +113,7 @@ def test_bytes_come_back(likelihood):
     codec = Codec(model, transformer_of(model))
     chance = random.Random(0)
     for data in (chance.randbytes(1501), b"\0" * 1200, b"\xff" * 1203, b"", b"\0", chance.randbytes(3)):
-        dreamt = dream(codec, data)
+        dreamt = dream(codec, data, most=6)  # bytes that are all alike may be hundreds of images
         assert awake(codec, dreamt) == data
         assert len(dreamt.images) == len(dreamt.codes)
         assert dreamt.images.shape[1:] == images_of(model, 1).shape[1:]
@@ -132,7 +132,7 @@ def test_random_bits_are_samples():
     """Pixels of dreams are as often at each level as the models say: by their mean and spread."""
     model = model_of()
     codec = Codec(model, uniform_of(model))
-    dreamt = dream(codec, random.Random(2).randbytes(60_000))
+    dreamt = dream(codec, random.Random(2).randbytes(25_000))
     drawn = images_of(model, len(dreamt.images), seed=5).double()
     found = dreamt.images.double()
     error = (found.std() ** 2 + drawn.std() ** 2) ** 0.5 / len(found) ** 0.5
