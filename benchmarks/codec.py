@@ -278,7 +278,7 @@ def profile(run: Run, images: Tensor) -> str:
         ("decoder network", coder.model, "vectors"),
         ("likelihood's context network", coder.likelihood, "_pixel_steps"),
         ("likelihood, the rest", coder.likelihood, "visit"),
-        ("integer tables", tables, "code_tables"),
+        ("integer tables", tables, "CodeTables"),
         ("integer tables", tables.CodeTables, "widths"),
         *(("integer tables", tables.LevelTables, name) for name in ("__init__", "high", "low")),
         ("coder", RangeReader, "get"),

@@ -218,7 +218,10 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
             distortion=-self.likelihood.log_prob(levels, features),
             features=features,
             latents=z,
-            auxiliary={"kl": self.config.beta * charged.sum() / self.num_dims},
+            auxiliary={
+                "kl": self.config.beta * charged.sum() / self.num_dims,
+                **self.likelihood.auxiliary(levels, features),
+            },
             entropy=entropy,
             log_posterior=log_posterior,
             mean=mean,

@@ -20,11 +20,11 @@ from vqvae.codec.tables import (
     NUM_OFFSETS,
     PARAMETER_STEP,
     TOTAL,
+    CodeTables,
     LevelTables,
-    code_tables,
+    OnGrid,
     even_widths,
     level_intervals,
-    on_grid,
 )
 
 OFFSETS = torch.arange(NUM_OFFSETS)
@@ -91,7 +91,7 @@ def hostile_rows(num_codes: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("num_codes", [1, 2, 3, 10, 1024, 16384])
 def test_codes_have_tables(num_codes):
     for name, row in hostile_rows(num_codes).items():
-        found = code_tables(row.expand(NUM_OFFSETS, -1), OFFSETS)
+        found = CodeTables(row.expand(NUM_OFFSETS, -1), OFFSETS)
         assert_tables(found.widths())
         assert found.clear.float().mean() > 0.6, name
         probs = with_company(row).exp()
@@ -111,7 +111,7 @@ def with_company(row: Tensor) -> Tensor:
 
 def cost(log_probs: Tensor, offset: int) -> Tensor:
     """Bits a symbol beyond the entropy, "n"."""
-    widths = code_tables(log_probs, torch.full((len(log_probs),), offset)).widths()
+    widths = CodeTables(log_probs, torch.full((len(log_probs),), offset)).widths()
     bits = tables.PRECISION - widths.double().log2() + log_probs / math.log(2)
     return (log_probs.exp() * bits).sum(-1)
 
@@ -128,7 +128,7 @@ def test_rounding_costs_little(num_codes, spread, most):
 
 def test_nothing_is_dearer_than_24_bits():
     row = hostile_rows(1024)["certain"].expand(1024, -1)
-    bits = code_tables(row, torch.zeros(1024, dtype=torch.int64)).intervals(torch.arange(1024)).bits()
+    bits = CodeTables(row, torch.zeros(1024, dtype=torch.int64)).intervals(torch.arange(1024)).bits()
     assert bits.max() == 24
     assert bits.min() < 1e-3
 
@@ -140,7 +140,7 @@ def test_borders_are_not_clear():
     for step in (LOG_PROB_STEP, PARAMETER_STEP):
         for point in (-1000, -1, 0, 7, 1000):
             values = (point + 0.5 + OFFSETS[:, None] / NUM_OFFSETS + distances * GUARD) * step
-            found = on_grid(values[..., None], step, OFFSETS[:, None].expand(-1, len(distances)))
+            found = OnGrid(values[..., None], step, OFFSETS[:, None].expand(-1, len(distances)))
             assert torch.equal(found.clear[..., 0], expected.expand(NUM_OFFSETS, -1))
             nearest = (point + (distances >= 0)) * NUM_OFFSETS + OFFSETS[:, None]
             assert torch.equal(found.sixteenths[..., 0], nearest)
@@ -154,10 +154,10 @@ def test_errors_below_the_guard_change_no_clear_table(num_codes, spread, seed):
         random_rows(len(offsets), num_codes, spread, seed), LOG_PROB_STEP, offsets, seed, 0.3 / num_codes
     )
     rows[:8, 0] = LEAST_LOG_PROB + uniform(8, -3, 3, seed) * GUARD * LOG_PROB_STEP
-    found = code_tables(rows, offsets)
+    found = CodeTables(rows, offsets)
     assert_tables(found.widths())
     for error in (0.9, -0.9, uniform(rows.shape, -0.9, 0.9, seed + 2), uniform(rows.shape, -1, 1, seed).sign() * 0.9):
-        again = code_tables(rows + error * GUARD * LOG_PROB_STEP, offsets)
+        again = CodeTables(rows + error * GUARD * LOG_PROB_STEP, offsets)
         same = (found.ends == again.ends).all(-1)
         assert same[found.clear].all()
 
@@ -165,18 +165,18 @@ def test_errors_below_the_guard_change_no_clear_table(num_codes, spread, seed):
 def test_the_guard_is_needed():
     """The worlds of the test above do hold rows whose tables change; all of them are reported."""
     rows = near_borders(random_rows(512, 10, 1.0, 0), LOG_PROB_STEP, OFFSETS.repeat(32), 5, 0.1)
-    found = code_tables(rows, OFFSETS.repeat(32))
-    changed = (found.ends != code_tables(rows + 2 * GUARD * LOG_PROB_STEP, OFFSETS.repeat(32)).ends).any(-1)
+    found = CodeTables(rows, OFFSETS.repeat(32))
+    changed = (found.ends != CodeTables(rows + 2 * GUARD * LOG_PROB_STEP, OFFSETS.repeat(32)).ends).any(-1)
     assert 50 < changed.sum() < 450
     assert 50 < found.clear.sum() < 450
-    assert not (changed & (code_tables(rows + GUARD * LOG_PROB_STEP, OFFSETS.repeat(32)).clear)).all()
+    assert not (changed & (CodeTables(rows + GUARD * LOG_PROB_STEP, OFFSETS.repeat(32)).clear)).all()
 
 
 @pytest.mark.parametrize("num_codes", [1, 3, 10, 1024, 16384])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_no_number_is_never_clear(num_codes, bad):
     for row in ([bad] * num_codes, [bad] + [-3.0] * (num_codes - 1), [-math.inf] * (num_codes - 1) + [bad]):
-        found = code_tables(torch.tensor(row, dtype=torch.float64).expand(NUM_OFFSETS, -1), OFFSETS)
+        found = CodeTables(torch.tensor(row, dtype=torch.float64).expand(NUM_OFFSETS, -1), OFFSETS)
         assert not found.clear.any()
         assert_tables(found.widths())
 
@@ -184,7 +184,7 @@ def test_what_is_no_number_is_never_clear(num_codes, bad):
 @pytest.mark.parametrize("num_codes", [1, 10, 16384])
 def test_rows_that_are_no_distribution_have_tables(num_codes):
     for value in (-math.inf, -1e300, -5.0, 0.0, 1e9, 1e300):
-        found = code_tables(torch.full((NUM_OFFSETS, num_codes), value, dtype=torch.float64), OFFSETS)
+        found = CodeTables(torch.full((NUM_OFFSETS, num_codes), value, dtype=torch.float64), OFFSETS)
         assert_tables(found.widths())
         assert value != -math.inf or not found.clear.any()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from likelihood_worlds import local_context, some_features, some_images
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import GaussianVAEConfig, VQVAEConfig
 from vqvae.likelihoods import LocalContext, LocalContextConfig, LogisticMixtureConfig, Symbols
 
 
@@ -79,16 +79,17 @@ def test_the_features_alone_are_trained_too(likelihood):
     assert without.auxiliary(images[:, :1], some_features(without)) == {}
 
 
-def test_a_model_takes_the_term_into_its_objective():
+@pytest.mark.parametrize(("kind", "own"), [(VQVAEConfig, "commitment"), (GaussianVAEConfig, "kl")])
+def test_a_model_takes_the_term_into_its_objective(kind, own):
     config = LocalContextConfig(num_components=2, width=4, num_blocks=1)
-    model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1, likelihood=config))
+    model = kind(image_size=8, width=8, num_blocks=1, likelihood=config).build()
     images = torch.randint(0, 256, (2, 1, 8, 8)).to(torch.uint8)
     out = model(images)
-    assert set(out.auxiliary) == {"commitment", "features"}
+    assert set(out.auxiliary) == {own, "features"}
     (out.distortion.mean() + sum(out.auxiliary.values())).backward()
     assert all(parameter.grad is not None for parameter in model.likelihood.parameters())
-    plain = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1, likelihood=LogisticMixtureConfig()))
-    assert set(plain(images).auxiliary) == {"commitment"}
+    plain = kind(image_size=8, width=8, num_blocks=1, likelihood=LogisticMixtureConfig()).build()
+    assert set(plain(images).auxiliary) == {own}
 
 
 def test_it_learns_what_features_cannot_say():

@@ -53,7 +53,7 @@ class _Incoming:
                 image = read_exactly(path)
                 c, h, w = image.shape
                 cut = Cut(shape=(c, h, w), num_channels=codec.coder.num_channels, size=codec.coder.size)
-                if cut.num_units > MAX_UNITS or cut.num_bytes > MAX_PIXELS:
+                if cut.num_units > MAX_UNITS or cut.num_padded > MAX_PIXELS:
                     raise ValueError(f"it has {h:,} x {w:,} pixels, which are too many for this model's units")
             except OSError as error:
                 self._skip(str(path), error.strerror or str(error))

@@ -150,9 +150,9 @@ class BitsBack:
         def choose(log_probs: Tensor) -> Tensor:
             nonlocal place, lowest
             here = scores[:, place] + log_probs if weighs_prior else scores[:, place]
-            widths = tables.code_tables(here.log_softmax(-1), offsets).widths()
+            widths = tables.CodeTables(here.log_softmax(-1), offsets).widths()
             chosen = torch.from_numpy(stack.get(widths)).long()
-            # A code that is only company (`code_tables`) has odds of 2^-24; its unit then does not verify.
+            # A code that is only company (`CodeTables`) has odds of 2^-24; its unit then does not verify.
             chosen = chosen.clamp_max(coder.num_codes - 1).to(coder.device)
             place, lowest = place + 1, min(lowest, stack.depth)
             return chosen
@@ -173,7 +173,7 @@ class BitsBack:
             scores = scores + coder.prior.tables(codes, _known(coder, labels))
         log_probs = scores.flatten(1, -2).log_softmax(-1)
         spread = offsets.to(coder.device)[:, None].expand(log_probs.shape[:2])
-        found = tables.code_tables(log_probs, spread)
+        found = tables.CodeTables(log_probs, spread)
         return found.intervals(codes.flatten(1)), found.clear.all(1)
 
 

@@ -77,7 +77,7 @@ class RangeWriter:
             self._encoder.encode(place, self._family, table)
 
     def finish(self) -> bytes:
-        """All of it, as few bytes as decode whatever follows is zeros."""
+        """All of it, in as few bytes as give the message back where zeros are read after them."""
         if self._encoder.is_empty():
             return b""
         position, (lower, span) = self._encoder.pos()

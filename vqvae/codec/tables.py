@@ -24,8 +24,8 @@ place there, since a decoder that looks for it then needs c(v) at 31 levels and 
     level = 16 high + low;   high: [c(16 high - 1), c(16 high + 15));
     low: ((c(16 high - 1 + j) - c(16 high - 1)) (2^24 - 16)) // (c(16 high + 15) - c(16 high - 1)) + j for j = low
 
-The bits that are reported are 24 - log2(width), of these integers. What rounding and the least width of 1 cost was
-measured: see benchmarks/README.md.
+The bits that are reported are 24 - log2(width), of these integers. What rounding and the least width of 1 cost is held
+by tests/vqvae/test_codec_tables.py: below 1e-6 bit a code for 1,024 codes of ordinary odds.
 """
 
 import functools
@@ -73,10 +73,12 @@ class Intervals(NamedTuple):
 
 
 class OnGrid:
-    """Numbers on a grid. A decoder does not ask which are clear, and that is never computed for it.
+    """Numbers on a grid that is shifted by `offsets` sixteenths of a step.
+
+    A decoder does not ask which are clear, and that is never computed for it.
 
     Attributes:
-        sixteenths: the nearest grid points, as multiples of a sixteenth of a step.
+        sixteenths: the nearest grid points, as multiples of a sixteenth of a step; of NaN, the first one.
     """
 
     def __init__(self, values: Float[Tensor, "*n p"], step: float, offsets: Int[Tensor, " *n"]):
@@ -90,11 +92,6 @@ class OnGrid:
         """Whether each lies clear of a border between grid points. What is not finite does not."""
         part = self._scaled - self._points
         return (part >= GUARD) & (part <= 1 - GUARD) & (self._scaled.abs() < _MOST)
-
-
-def on_grid(values: Float[Tensor, "*n p"], step: float, offsets: Int[Tensor, " *n"]) -> OnGrid:
-    """The nearest points of a grid that is shifted by `offsets` sixteenths of a step; of NaN, the first one."""
-    return OnGrid(values, step, offsets)
 
 
 @functools.cache
@@ -136,7 +133,7 @@ class CodeTables:
         log_probs = F.pad(log_probs, (0, max(0, 3 - log_probs.shape[-1])), value=-torch.inf)
         num_codes = log_probs.shape[-1]
         self._log_probs = log_probs.double()
-        self._grid = on_grid(self._log_probs.clamp_min(LEAST_LOG_PROB), LOG_PROB_STEP, offsets)
+        self._grid = OnGrid(self._log_probs.clamp_min(LEAST_LOG_PROB), LOG_PROB_STEP, offsets)
         table = _weights_on(log_probs.device)
         # The weights of a distribution add up to little more than 2^30; whatever is none must not overflow below.
         sums = table[self._grid.sixteenths.neg().clamp_(0, len(table) - 1)].cumsum(-1).clamp_max_(1 << 38)
@@ -163,11 +160,6 @@ class CodeTables:
         return self.ends.diff(dim=-1)
 
 
-def code_tables(log_probs: Float[Tensor, "*n k"], offsets: Int[Tensor, " *n"]) -> CodeTables:
-    """The integer tables of normalised log-probabilities."""
-    return CodeTables(log_probs, offsets)
-
-
 def even_widths(num_symbols: int) -> Int[Tensor, " k"]:
     """The widths of symbols at even odds; fewer than three get company of width 1."""
     company = max(0, 3 - num_symbols)
@@ -181,7 +173,7 @@ Cdf = Callable[[Tensor, Tensor], Tensor]
 
 def rounded(parameters: Float[Tensor, "*n p"], offsets: Int[Tensor, " *n"]) -> tuple[Tensor, OnGrid]:
     """Parameters on their grid, float64."""
-    grid = on_grid(parameters.double().clamp(-_FARTHEST, _FARTHEST), PARAMETER_STEP, offsets)
+    grid = OnGrid(parameters.double().clamp(-_FARTHEST, _FARTHEST), PARAMETER_STEP, offsets)
     return grid.sixteenths * (PARAMETER_STEP / NUM_OFFSETS), grid
 
 

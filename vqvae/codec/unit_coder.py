@@ -199,7 +199,7 @@ class UnitCoder:
         for rows in self._chunks(len(codes), self.num_codes * codes[0].numel() if len(codes) else 1):
             known = labels[rows] if labels is not None and self.num_classes is not None else None
             log_probs = self.prior.tables(codes[rows], known).flatten(1, -2)
-            found = tables.code_tables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
+            found = tables.CodeTables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
             parts.append((*found.intervals(codes[rows].flatten(1)), found.clear.all(1)))
         left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))
         return Intervals(left, width), clear
@@ -284,7 +284,7 @@ class UnitCoder:
         num = len(offsets)
 
         def choose(log_probs: Tensor) -> Tensor:
-            widths = tables.code_tables(log_probs, offsets).widths()
+            widths = tables.CodeTables(log_probs, offsets).widths()
             return self._ask(sources, widths, num, self.num_codes, "codes")
 
         return self.prior.walk(num, choose, labels)
@@ -320,7 +320,7 @@ class UnitCoder:
             nonlocal place
             known = flat[:, place]
             place += 1
-            parts.append(tables.code_tables(log_probs, offsets).intervals(known))
+            parts.append(tables.CodeTables(log_probs, offsets).intervals(known))
             return known
 
         def choose_level(symbols: Symbols) -> Tensor:
