@@ -5,8 +5,9 @@
     python train.py --preset folder --data.source photos
     python train.py --resume                           # go on after Ctrl-C or a kill
 
-A run is a folder. Stage `codebook` writes `codebook/`; `prior` reads it and writes `prior/` and `unigram/`; `evaluate`
-reads all three and writes `elbo.json` and the pictures. `--stage all`, the default, does the three in turn.
+A run is a folder. Stage `codebook` writes `codebook/`; `prior` reads it and writes `prior/`, `unigram/` and
+`ngram/`; `evaluate` reads all of them and writes `elbo.json` and the pictures. `--stage all`, the default, does the
+three in turn.
 """
 
 import contextlib
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from priors import (
@@ -33,14 +33,27 @@ from priors import (
     Prior,
     TransformerPrior,
     UniformPrior,
-    UnigramPrior,
 )
+from training.checks import check, check_in_loop
 from training.devices import make_fabric
-from training.latents import ENCODE_BATCH, counted, drawn, encode_all, make_prior, step_seed, to_device
-from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, check_listable
+from training.latents import (
+    ENCODE_BATCH,
+    counted,
+    drawn,
+    encode_or_load,
+    encoded,
+    fit_baselines,
+    live_batches,
+    live_sample,
+    step_seed,
+    to_device,
+)
+from training.learner import Learner, Objective
+from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 from training.options import FitConfig, Run, parse, save_run
+from training.prior_kinds import make_prior, name_of
 from training.records import Metrics, Stop, load_state, save_state
-from vqvae import VQVAE, Autoencoder, GaussianVAE, VQVAEConfig, load_images, pictures
+from vqvae import VQVAE, Autoencoder, GaussianVAE, load_images, pictures
 from vqvae.data import Batch, Images, batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
@@ -48,6 +61,8 @@ from vqvae.metrics import psnr
 
 # Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
 NUM_WATCHED = 512
+# Training images by which real latents are standardised where they are not all at hand.
+LIVE_SAMPLE = 10_000
 
 
 def main() -> None:
@@ -65,17 +80,7 @@ def main() -> None:
 def train(run: Run) -> None:
     """The three stages."""
     wanted = ("codebook", "prior", "evaluate") if run.stage == "all" else (run.stage,)
-    if isinstance(run.model, VQVAEConfig) and ("prior" in wanted or run.model.beta is not None):
-        check_listable(run.model.quantizer)
-    if run.schedule == "alternating" and (run.latents == "gaussian" or run.model.beta is None):
-        raise ValueError(
-            "--schedule alternating is for a prior in the loop of codes, and there is none; add --model.beta"
-        )
-    for stage in wanted:
-        if stage != "evaluate" and not run.resume and (run.run / "state" / f"{stage}.ckpt").exists():
-            raise ValueError(
-                f"{run.run} already holds a {stage}; add --resume to go on with it, or name another folder with --run"
-            )
+    check(run, wanted)
     data = {
         split: load_images(
             run.data.source,
@@ -118,7 +123,7 @@ class Session(NamedTuple):
 def fit(
     session: Session,
     name: str,
-    objective: CodebookObjective | RateAwareObjective | PriorObjective,
+    objective: Objective,
     stream: Callable[..., Generator[Batch, None, None]],
     options: FitConfig,
     validate: Callable[[Any], Mapping[str, float]],
@@ -129,17 +134,9 @@ def fit(
     A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
     """
     fabric, run, metrics, stop = session
-    optimizer = torch.optim.AdamW(
-        objective.parameters(),
-        lr=options.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=options.weight_decay,
-    )
-    average = None if options.ema is None else AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    module, optimizer = fabric.setup(objective, optimizer)
-    state: dict[str, Any] = {"module": module, "optimizer": optimizer, "step": 0, "seconds": 0.0}
-    if average is not None:
-        state["average"] = average.to(fabric.device)
+    learner = Learner(fabric, objective, options)
+    module, optimizer = learner.module, learner.optimizer
+    state: dict[str, Any] = {**learner.state, "step": 0, "seconds": 0.0}
     path = run.run / "state" / f"{name}.ckpt"
     if path.exists():
         load_state(fabric, path, state)
@@ -151,12 +148,9 @@ def fit(
         state.update(step=step, seconds=time.monotonic() - began)
         save_state(fabric, path, state)
 
-    def check() -> None:
-        kept = objective if average is None else average.module
-        kept.eval()
-        with torch.no_grad(), fabric.autocast():
+    def look() -> None:
+        with learner.watching() as kept:
             metrics.add(name, state["step"], "test", validate(kept))
-        kept.train()
 
     def diverged(reason: str, step: int) -> str:
         return (
@@ -190,14 +184,9 @@ def fit(
                 raise ValueError(diverged(str(error), step)) from error
             fabric.backward(terms["objective"])
             objective.rest()
-            norm = fabric.clip_gradients(module, optimizer, max_norm=options.max_norm, error_if_nonfinite=False)
-            if not torch.isfinite(terms["objective"] + norm):
+            if not torch.isfinite(terms["objective"] + learner.clip(options.max_norm)):
                 raise ValueError(diverged("the objective or its gradient is not finite", step))
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.update()
-            if average is not None:
-                average.update_parameters(objective)
+            learner.step()
             state["step"] = step + 1
             last = step + 1 == options.num_steps
             bar.update(options.batch_size * fabric.world_size)
@@ -206,7 +195,7 @@ def fit(
                 bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
                 metrics.add(name, step + 1, "train", {**figures, "seconds": time.monotonic() - began})
             if last or (step + 1) % options.validate_every == 0:
-                check()
+                look()
             if stopping := stop.requested(fabric, step):
                 last = True
             if last or (step + 1) % options.save_every == 0:
@@ -215,7 +204,7 @@ def fit(
             if stopping:
                 fabric.print(f"{name}: saved at step {step + 1}; continue with --resume", file=sys.stderr)
                 sys.exit(128 + stopping)
-    return objective if average is None else average.module
+    return learner.kept()
 
 
 def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
@@ -225,7 +214,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
     model = run.model.build()
     if isinstance(model, VQVAE) and model.config.beta is not None:
-        prior = make_prior(run.prior, model, data["train"])
+        prior = make_prior(run.prior, model, data["train"].num_classes)
         assert isinstance(prior, TransformerPrior)
         objective = RateAwareObjective(model, prior, run.schedule, run.codebook_fit.num_steps)
     else:
@@ -259,33 +248,31 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
 
 
 def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
-    """Latents of the training images to `prior/`, and of codes to `unigram/`."""
-    fabric, run, *_ = session
+    """Latents of the training images to `prior/`, and what counts them to `unigram/` and `ngram/`."""
+    fabric, run, metrics, _ = session
     began = time.monotonic()
     model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
     check_same_images(model, run)
     # The same start whether the codebook was trained just now or in an earlier, interrupted process.
     torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
-    prior = make_prior(run.prior, model, data["train"])
+    prior = make_prior(run.prior, model, data["train"].num_classes)
     in_loop = model
     if isinstance(model, VQVAE) and model.config.beta is not None:  # the prior in the loop goes on learning
+        check_in_loop(run)
         prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
         in_loop = copy.deepcopy(prior).to(fabric.device)
     latents = {
-        split: encode_all(
-            fabric,
-            session.metrics,
-            run.seed,
-            model,
-            in_loop,
-            images,
-            f"encode {split}",
-            limit=NUM_WATCHED if split == "test" else None,
+        split: encode_or_load(
+            fabric, metrics, run.seed, model, in_loop, data[split], f"encode {split}", limit=limit,
+            path=run.run / "state" / f"codes-{split}.safetensors", about=(run.data.source, run.data.root),
         )
-        for split, images in data.items()
-    }
+        for split, limit in {"test": NUM_WATCHED, **({} if run.live else {"train": None})}.items()
+    }  # fmt: skip
+    live = functools.partial(live_batches, fabric, model, in_loop, data["train"], num_workers=run.data.num_workers)
     if isinstance(prior, MixtureTransformerPrior):
-        prior.standardise(drawn(prior, latents["train"].values))
+        first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
+        some = live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))) if run.live else latents["train"].values
+        prior.standardise(drawn(prior, some.cpu()))
     objective = PriorObjective(prior.train())
     watched = latents["test"].at(np.arange(min(NUM_WATCHED, len(latents["test"].values))))
 
@@ -294,12 +281,14 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         nats = rate(kept.prior, drawn(kept.prior, watched.images.to(fabric.device)), to_device(watched.labels, fabric))
         return {"rate": nats.mean().item() / kept.prior.num_places}
 
-    kept = fit(session, "prior", objective, latents["train"].batches, run.prior_fit, validate, began)
+    stream = live if run.live else latents["train"].batches
+    kept = fit(session, "prior", objective, stream, run.prior_fit, validate, began)
     if fabric.is_global_zero:
         if isinstance(model, VQVAE):
-            unigram = UnigramPrior(num_codes=model.num_codes, grid=model.grid)
-            unigram.fit(latents["train"].values)
-            unigram.save_pretrained(run.run / "unigram")
+            passed = encoded(fabric, metrics, run.seed, model, in_loop, data["train"], "encode train")
+            parts = (batch.images for batch in passed) if run.live else latents["train"].values.split(10_000)
+            for name, baseline in fit_baselines(model, parts).items():
+                baseline.save_pretrained(run.run / name)
         kept.prior.save_pretrained(run.run / "prior")
     fabric.barrier()
 
@@ -326,21 +315,23 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         }
     else:
         assert isinstance(model, VQVAE)
-        priors = {
-            "uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid),
-            "unigram": Prior.from_pretrained(run.run / "unigram"),
-            "transformer": Prior.from_pretrained(run.run / "prior"),
-        }
+        priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
+        # Runs of earlier versions have no n-grams, and neither have grids of too many axes.
+        for name in ("unigram", *(["ngram"] if (run.run / "ngram").is_dir() else [])):
+            priors[name] = Prior.from_pretrained(run.run / name)
+        last = Prior.from_pretrained(run.run / "prior")
+        priors[name_of(last)] = last
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
+    learned = list(priors.values())[-1]
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
         result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
-    in_loop: Any = priors["transformer"]
+    in_loop: Any = learned
     codes = model.through(in_loop, to_device(first.labels, fabric)).encode(images)
     pictures.save_reconstructions(run.run / "reconstructions.png", images, model.decode(codes))
     pictures.save_usage(run.run / "usage.png", result.code_usage)
-    pictures.save_grid(run.run / "samples.png", draw(model, priors["transformer"], run.seed), 10)
+    pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)
     seconds = metrics.seconds() + time.monotonic() - began
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed)
     print(result.table(seconds))

@@ -15,21 +15,35 @@
 Knows nothing of images, and never imports `vqvae`.
 """
 
+from priors.any_order import AnyOrderPrior, AnyOrderPriorConfig
 from priors.base import Prior
 from priors.continuous import ContinuousPrior
+from priors.depth import DepthTransformerPrior, DepthTransformerPriorConfig
 from priors.grid import GridModel
 from priors.mixture_transformer import MixtureTransformerPrior, MixtureTransformerPriorConfig
+from priors.next_scale import NextScalePrior, NextScalePriorConfig
+from priors.ngram import NGramPrior
 from priors.normal import NormalPrior
+from priors.pixelcnn import PixelCNNPrior, PixelCNNPriorConfig
 from priors.transformer import TransformerPrior, TransformerPriorConfig
 from priors.uniform import UniformPrior
 from priors.unigram import UnigramPrior
 
 __all__ = [
+    "AnyOrderPrior",
+    "AnyOrderPriorConfig",
     "ContinuousPrior",
+    "DepthTransformerPrior",
+    "DepthTransformerPriorConfig",
     "GridModel",
     "MixtureTransformerPrior",
     "MixtureTransformerPriorConfig",
+    "NGramPrior",
+    "NextScalePrior",
+    "NextScalePriorConfig",
     "NormalPrior",
+    "PixelCNNPrior",
+    "PixelCNNPriorConfig",
     "Prior",
     "TransformerPrior",
     "TransformerPriorConfig",

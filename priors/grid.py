@@ -91,7 +91,7 @@ class GridModel(nn.Module, ABC):
             # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
             with torch.random.fork_rng(devices=[]):
                 model = kind._from_config_fields(fields)
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: config.json does not fit {kind.__name__}: {error}") from error
         # Weights keep the type that they were saved in, and what is not saved follows them.
         if floating := [t.dtype for t in tensors.values() if t.dtype.is_floating_point]:
@@ -100,8 +100,9 @@ class GridModel(nn.Module, ABC):
         return model.eval()
 
     def _check_labels(self, labels: Tensor | None, num: int) -> Tensor | None:
+        """Labels "b", `num_classes` for "no label"; None for a model without classes."""
         if labels is None:
-            return None
+            return None if self.num_classes is None else torch.full((num,), self.num_classes, device=self.device)
         if self.num_classes is None:
             raise ValueError("got labels, expected none: this prior was made without num_classes")
         if not is_integer(labels) or tuple(labels.shape) != (num,):

@@ -35,8 +35,10 @@ from torch import Tensor, nn
 
 from priors.continuous import ContinuousPrior, draw_noise
 from priors.grid import check_grid, check_size
+from priors.numerics import Numerics
 from priors.sampling import random_chooser
-from priors.trunk import TrunkModel, check_trunk, widen
+from priors.stepper import raster_walk
+from priors.trunk import GridTrunk, StartToken, check_labelled, check_trunk, initialise, widen
 
 _LOWEST_LOG_STD = -7.0
 
@@ -55,6 +57,7 @@ class MixtureTransformerPriorConfig:
         num_heads: attention heads.
         dropout: share of each branch's output and of the inputs that training drops.
         label_dropout: share of the labels that training replaces by "no label".
+        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
     """
 
     dim: int
@@ -66,15 +69,17 @@ class MixtureTransformerPriorConfig:
     num_heads: int = 6
     dropout: float = 0.0
     label_dropout: float = 0.1
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         check_size(self.dim, "dim")
         check_size(self.num_components, "num_components")
         object.__setattr__(self, "grid", check_grid(self.grid))
-        check_trunk(self)
+        check_trunk(self, self.grid)
+        check_labelled(self.num_classes, self.label_dropout)
 
 
-class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
+class MixtureTransformerPrior(ContinuousPrior):
     """An autoregressive transformer over a grid of vectors.
 
     >>> prior = MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=4, grid=(7, 7)))
@@ -90,11 +95,12 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
         super().__init__(dim=config.dim, grid=config.grid, num_classes=config.num_classes)
         self.config = config
         self.vector = nn.Linear(config.dim, config.width, bias=False)
-        self._add_trunk(config)
+        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        self.trunk = GridTrunk(config, self.grid)
         self.mixture = nn.Linear(config.width, config.num_components * (1 + 2 * config.dim))
         self.register_buffer("shift", torch.zeros(config.dim))
         self.register_buffer("scale", torch.ones(config.dim))
-        self._initialise()
+        initialise(self)
         nn.init.normal_(self.mixture.weight, std=0.001)
         nn.init.zeros_(self.mixture.bias)
         means = slice(config.num_components, config.num_components * (1 + config.dim))
@@ -124,12 +130,12 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
     def _log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         scale = widen(self.scale)
         units = (latents - widen(self.shift)) / scale
-        features = self._features(_in_full(self.vector, units[:, :-1]), labels)
+        features = self.trunk(self.start(len(units), labels), _in_full(self.vector, units[:, :-1]))
         return self._mixtures(features).log_prob(units).sum(1) - self.num_places * scale.log().sum()
 
     def _start_walk(self, num: int, labels: Tensor | None) -> Callable[[Tensor], "_Mixture"]:
         """A step takes the standardised vectors "b n d" fixed since the last, and gives the next place's mixture."""
-        advance = self._advance(self._start_tokens(num, labels))
+        advance = raster_walk(self.trunk, self.start(num, labels), Numerics(self.dtype))
         return lambda fixed: self._mixtures(advance(_in_full(self.vector, fixed)))
 
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:

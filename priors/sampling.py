@@ -12,15 +12,23 @@ are ruled out at -inf. They need no normalised input and give none.
   Exactly k are kept: of codes tied at the border those with the lowest index stay.
 - top-p (Holtzman et al. 2020, "The curious case of neural text degeneration"): the smallest set of
   likeliest codes whose mass reaches p; ties go to the lowest index here too.
+- min-p (Nguyen et al. 2024, "Turning up the heat: min-p sampling"): codes at least min_p times as
+  likely as the likeliest.
 
 `random_chooser` applies them in that order. It draws by inverting the cumulative distribution with
 one uniform number an image, so a generator on the CPU gives a model on any device the same numbers.
+With a seed for each image the numbers of an image come from its seed alone.
+
+`guidance_ramp` is a schedule for classifier-free guidance: early places lay out the picture and are
+hurt by strong guidance, later ones follow (a rising scale is used by Tian et al. 2024, VAR, and by
+Yu et al. 2024, RAR).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -62,30 +70,70 @@ def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b 
     return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
+def keep_min_p(logits: Float[Tensor, "*b k"], share: float) -> Float[Tensor, "*b k"]:
+    """Keep the codes at least `share` times as likely as the likeliest; the rest is -inf."""
+    _check_min_p(share)
+    if share == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(share), -math.inf)
+
+
+def guidance_ramp(strength: float, num_places: int, power: float = 1.0) -> list[float]:
+    """Guidance that rises from 1 at the first place to `strength` at the last: 1 + (strength - 1) (i / (n - 1))^power.
+
+    Power 0 is `strength` everywhere, 1 a straight line; higher ones leave more of the first places alone.
+    """
+    if not (power >= 0 and math.isfinite(power)):
+        raise ValueError(f"got power={power}, expected a number >= 0")
+    last = max(num_places - 1, 1)
+    return [1 + (strength - 1) * (place / last) ** power for place in range(num_places)]
+
+
 def random_chooser(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Chooser:
-    """A chooser that draws at random: temperature, then top-k, then top-p, then one draw a row.
+    """A chooser that draws at random: temperature, then top-k, top-p and min-p, then one draw a row.
 
-    Raises ValueError for temperature < 0, top_k < 1 and top_p outside (0, 1].
+    Args:
+        generator: of the draws; torch's global one unless given.
+        seeds: in its place, a seed of its own for each row; row i then depends on seed i and its own tables alone.
+    Raises ValueError for temperature < 0, top_k < 1, top_p outside (0, 1], min_p outside [0, 1], seeds beside a
+    generator, and seeds outside 0 .. 2^32 - 1.
     """
     check_temperature(temperature)
     if top_k is not None:
         _check_top_k(top_k)
     if top_p is not None:
         _check_top_p(top_p)
+    if min_p is not None:
+        _check_min_p(min_p)
+    if seeds is not None and generator is not None:
+        raise ValueError("got seeds and a generator, expected one of the two")
+    streams = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
 
     def choose(log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
-        logits = apply_temperature(_widen(log_probs), temperature)
+        logits = apply_temperature(_movable(log_probs), temperature)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)
         if top_p is not None:
             logits = keep_top_p(logits, top_p)
-        return _draw(logits, generator).to(log_probs.device)
+        if min_p is not None:
+            logits = keep_min_p(logits, min_p)
+        if streams is None:
+            source = generator.device if generator is not None else logits.device
+            uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=source, generator=generator)
+        else:
+            if len(logits) != len(streams):
+                raise ValueError(f"got {len(streams)} seeds for a walk of {len(logits)} grids, expected one each")
+            draws = [torch.rand(1, 1, dtype=torch.float64, generator=stream) for stream in streams]
+            uniform = torch.cat([torch.empty(0, 1, dtype=torch.float64), *draws])
+        return _draw(logits.softmax(-1), uniform.to(logits.device)).to(log_probs.device)
 
     return choose
 
@@ -136,25 +184,46 @@ def check_range(values: Tensor, num_values: int, name: str) -> None:
         raise ValueError(f"got {name} from {low} to {high}, expected 0 to {num_values - 1}")
 
 
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds as a list; ValueError unless each has 32 bits, which is all that a generator reads."""
+    if not isinstance(seeds, Sequence):
+        raise ValueError(f"got seeds={seeds!r}, expected a sequence of integers, one for each grid")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ValueError(f"got a seed of {seed!r}, expected an integer from 0 to 2^32 - 1")
+    return list(seeds)
+
+
 def check_temperature(temperature: float) -> None:
     """ValueError unless it is finite and not negative."""
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise ValueError(f"got temperature={temperature}, expected a number >= 0 (0 is greedy)")
 
 
-def _widen(log_probs: Tensor) -> Tensor:
+def _movable(log_probs: Tensor) -> Tensor:
     # MPS has no float64; a table is small enough to be drawn from on the CPU.
-    if log_probs.device.type == "mps":
-        log_probs = log_probs.cpu()
-    return log_probs.double()
+    return log_probs.cpu() if log_probs.device.type == "mps" else log_probs
 
 
-def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One code a row. Never one of probability 0: the first place where the CDF exceeds u."""
-    cdf = logits.softmax(-1).cumsum(-1)
-    source = generator.device if generator is not None else logits.device
-    uniform = torch.rand(len(logits), 1, dtype=logits.dtype, device=source, generator=generator).to(logits.device)
-    return torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)[:, 0]
+def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One code a row: the first place where the CDF exceeds u. Never one of probability 0.
+
+    The CDF is summed by blocks and then inside the block that it falls in, in float64: one running sum over all codes
+    takes longer than the rest of a small prior's step.
+    """
+    rows, k = probabilities.shape
+    size = 2 ** ((k - 1).bit_length() // 2 + 1)
+    blocks = (probabilities if k % size == 0 else F.pad(probabilities, (0, -k % size))).view(rows, -(-k // size), size)
+    sums = blocks.sum(-1).double()
+    cdf = sums.cumsum(-1)
+    target = uniform * cdf[:, -1:]
+    block = torch.searchsorted(cdf, target, right=True)
+    before = cdf.gather(1, block) - sums.gather(1, block)
+    inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
+    # The block's own running sum may end a rounding error before its sum: what is left over is its last code.
+    rest = (target - before).clamp(min=0)  # and may begin one late: below 0 is no code
+    rest = torch.minimum(rest, torch.nextafter(inside[:, -1:], -torch.ones_like(target)))
+    return (block * size + torch.searchsorted(inside, rest, right=True))[:, 0]
 
 
 def _check_top_k(num_kept: int) -> None:
@@ -165,3 +234,8 @@ def _check_top_k(num_kept: int) -> None:
 def _check_top_p(mass: float) -> None:
     if not 0 < mass <= 1:
         raise ValueError(f"got top_p={mass}, expected 0 < top_p <= 1, or None to keep all codes")
+
+
+def _check_min_p(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"got min_p={share}, expected 0 <= min_p <= 1, or None to keep all codes")

@@ -1,6 +1,6 @@
 """The transformer that priors over grids share: from the vectors at the places done to features of the next place.
 
-    x_1 = start(label) + target_1,      x_i = vector_{i-1} + target_i,       i = 1 .. N
+    x_1 = start + target_1,      x_i = vector_{i-1} + target_i,       i = 1 .. N
     x  <- x + Attention(RMSNorm(x));    x  <- x + SwiGLU(RMSNorm(x))         `depth` times
     features_i = RMSNorm(x_i)
 
@@ -20,43 +20,36 @@ What a vector holds (the embedding of a code, the map of a latent) and what is r
   pair j of the n of an axis turns by coordinate * base^(-j/n). Two departures: the base is
   max(100, length of the axis), since axes are tens of places long and not thousands; and a query is
   turned by the place that it predicts, a key by the place whose vector it holds, so that "the place
-  above" is the same rotation everywhere, also where a row begins. The start token's key stands at
-  (-1, .., -1).
+  above" is the same rotation everywhere, also where a row begins, and in any order of the places.
+  The start token's key stands at (-1, .., -1).
 - `target_i`, a learned vector of the place to predict, is our addition: grids are small and fixed.
-- The start token is the class's embedding, or a learned "no label" one, which in training also
-  replaces a share `label_dropout` of the labels, for guidance (Ho & Salimans 2022).
+- The start token of a prior with labels is the class's embedding, or a learned "no label" one, which in
+  training also replaces a share `label_dropout` of the labels, for guidance (Ho & Salimans 2022).
 - Weights start at N(0, 0.02), those that write into the residual stream at 0.02 / sqrt(2 depth)
   (Radford et al. 2019, GPT-2). No biases.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from priors.grid import GridModel, check_size
+from priors.grid import check_size
 
 # Up to this length bf16 attention on a CPU trains 2 to 8 times faster by hand than through
 # scaled_dot_product_attention, whose backward pass is slow there. In float32 there is no such gap.
 _LONGEST_BY_HAND = 256
-
-# Takes the vectors at the places fixed since the last call, "b n w", and gives the features of the
-# next place, "b w".
-Advance = Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
 class TrunkConfig(Protocol):
     """What a trunk reads from its prior's config; the config classes say what each field is."""
 
-    @property
-    def grid(self) -> Sequence[int]: ...
-    @property
-    def num_classes(self) -> int | None: ...
     @property
     def width(self) -> int: ...
     @property
@@ -66,121 +59,131 @@ class TrunkConfig(Protocol):
     @property
     def dropout(self) -> float: ...
     @property
-    def label_dropout(self) -> float: ...
+    def checkpointing(self) -> bool: ...
 
 
-def check_trunk(config: TrunkConfig) -> None:
-    """ValueError unless these are the sizes of a trunk. `grid` is checked already."""
+def check_trunk(config: TrunkConfig, grid: Sequence[int]) -> None:
+    """ValueError unless these are the sizes of a trunk over a grid. `grid` is checked already."""
     for name in ("width", "depth", "num_heads"):
         check_size(getattr(config, name), name)
-    if config.num_classes is not None:
-        check_size(config.num_classes, "num_classes")
     if config.width % (2 * config.num_heads):
         raise ValueError(
             f"got width={config.width} with num_heads={config.num_heads}, "
             f"expected a multiple of {2 * config.num_heads}, as rotary positions need even heads"
         )
-    if config.width // config.num_heads < 2 * len(config.grid):
+    if config.width // config.num_heads < 2 * len(grid):
         raise ValueError(
             f"got heads of {config.width // config.num_heads} channels for a grid of "
-            f"{len(config.grid)} axes, expected {2 * len(config.grid)} or more"
+            f"{len(grid)} axes, expected {2 * len(grid)} or more"
         )
-    for name in ("dropout", "label_dropout"):
-        share = getattr(config, name)
-        if not isinstance(share, int | float) or not 0 <= share < 1:
-            raise ValueError(f"got {name}={share!r}, expected a number in [0, 1)")
+    check_share(config.dropout, "dropout")
 
 
-class TrunkModel(GridModel):
-    """A grid model that is a trunk between two maps of its own. Its constructor calls `_add_trunk`.
+def check_labelled(num_classes: int | None, label_dropout: float) -> None:
+    """ValueError unless these are a number of classes, or None, and a share of labels to drop."""
+    if num_classes is not None:
+        check_size(num_classes, "num_classes")
+    check_share(label_dropout, "label_dropout")
 
-    The trunk's weights are the model's own `start`, `target` and `blocks`, in no submodule, so that the
-    names in saved priors stay.
-    """
 
-    start: nn.Embedding
-    target: nn.Parameter
-    blocks: nn.ModuleList
+def check_share(share: float, name: str) -> None:
+    """ValueError unless it is a number in [0, 1)."""
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"got {name}={share!r}, expected a number in [0, 1)")
 
-    def _add_trunk(self, config: TrunkConfig) -> None:
-        self._width, self._num_heads, self._depth = config.width, config.num_heads, config.depth
-        self._dropout, self._label_dropout = config.dropout, config.label_dropout
-        self.start = nn.Embedding((config.num_classes or 0) + 1, config.width)  # the last is "no label"
-        self.target = nn.Parameter(torch.empty(self.num_places, config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
-    def _initialise(self) -> None:
-        for name, weight in self.named_parameters():
-            writes = name.endswith(("attention.out.weight", "mlp.out.weight"))
-            nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self._depth) if writes else 0.02)
+class StartToken(nn.Module):
+    """The vector that a walk begins with: of a class, or of "no label", the last. One row without classes."""
 
-    def _features(self, vectors: Tensor, labels: Tensor | None) -> Tensor:
-        """Features "b n w" of all places at once, from the vectors "b n-1 w" of all but the last."""
-        if labels is not None and self.training and self._label_dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self._label_dropout
-            labels = labels.masked_fill(dropped, self._no_label)
-        start = self._start_tokens(len(vectors), labels)
-        x = torch.cat((start[:, None], vectors), 1) + self.target
-        return self._run(x, self._turns(x), [None] * len(self.blocks))
+    def __init__(self, num_classes: int | None, width: int, label_dropout: float):
+        super().__init__()
+        self.label_dropout = label_dropout
+        self.embedding = nn.Embedding((num_classes or 0) + 1, width)
 
-    def _advance(self, start: Tensor) -> Advance:
-        """The trunk step by step, after the start tokens "b w", with a cache of its own."""
-        turns = self._turns(start)
-        caches = [Cache(self.num_places) for _ in self.blocks]
-        done = 0
-
-        def advance(vectors: Tensor) -> Tensor:
-            nonlocal done
-            x = vectors if done else torch.cat((start[:, None], vectors), 1)
-            here = slice(done, done + x.shape[1])
-            done = here.stop
-            return self._run(x + self.target[here], turns[here], caches)[:, -1]
-
-        return advance
-
-    @property
-    def _no_label(self) -> int:
-        return self.start.num_embeddings - 1
-
-    def _start_tokens(self, num: int, labels: Tensor | None) -> Tensor:
+    def forward(self, num: int, labels: Tensor | None) -> Tensor:
+        """Tokens "b w" of labels "b"; in training some become "no label"."""
+        no_label = self.embedding.num_embeddings - 1
         if labels is None:
-            labels = torch.full((num,), self._no_label, device=self.device)
-        return self.start(labels)
+            return self.embedding.weight[no_label].expand(num, -1)
+        if self.training and self.label_dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, no_label)
+        return self.embedding(labels)
 
-    def _turns(self, like: Tensor) -> Tensor:
-        return rotations(self.grid, self._width // self._num_heads, like)
 
-    def _run(self, x: Tensor, turns: Tensor, caches: Sequence["Cache | None"]) -> Tensor:
-        x = F.dropout(x, self._dropout, self.training)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, turns, cache)
+class Trunk(nn.Module):
+    """The blocks alone; where things stand is told by `turns`, and what sees what by `visible`."""
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__()
+        self.width, self.num_heads, self.depth = config.width, config.num_heads, config.depth
+        self.dropout, self.checkpointing = config.dropout, config.checkpointing
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.depth)))
+
+    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Features "b n w" of inputs "b n w".
+
+        Args:
+            turns: of queries and keys, from `pair_turns`: "n 2 1 pairs" or "b n 2 1 pairs".
+            visible: bool "n n", which keys (second) each query (first) sees; None is those up to its own.
+        """
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.blocks:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, turns, visible, use_reentrant=False)
+            else:
+                x = block(x, turns, visible)
         return rms_norm(x)
 
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
 
-class Cache:
-    """Keys and values of the places done, of one layer; one tensor a layer, never a stack."""
 
-    def __init__(self, num_places: int):
-        self.num_places = num_places
-        self.length = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+class GridTrunk(nn.Module):
+    """A trunk over the places of a grid, in raster order or any other."""
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store "b h n d" after what is there, and return all so far."""
-        if self.keys is None or self.values is None:
-            b, h, _, d = keys.shape
-            self.keys = keys.new_empty(b, h, self.num_places, d)
-            self.values = values.new_empty(b, h, self.num_places, d)
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    def __init__(self, config: TrunkConfig, grid: Sequence[int]):
+        super().__init__()
+        check_trunk(config, grid)
+        self.grid = tuple(grid)
+        self.target = nn.Parameter(torch.empty(math.prod(grid), config.width))
+        self.trunk = Trunk(config)
+
+    def forward(self, start: Tensor, vectors: Tensor, order: Tensor | None = None) -> Tensor:
+        """Features "b n w" of all places at once, in their order.
+
+        Args:
+            start: start tokens "b w".
+            vectors: those at all places but the last, "b n-1 w", in order.
+            order: places in the order in which they are taken, "b n"; None is raster order.
+        """
+        target = self.target if order is None else self.target[order]
+        return self.trunk(torch.cat((start[:, None], vectors), 1) + target, self.turns(start, order))
+
+    def turns(self, like: Tensor, order: Tensor | None = None) -> Tensor:
+        """Turns of the places in an order, as `Trunk` takes them: a key stands where the query before it pointed."""
+        rotation = rotations(grid_places(self.grid, like), self.grid, self.trunk.head_width)
+        queries = rotation[1:] if order is None else rotation[1:][order]
+        before = rotation[:1].expand(*queries.shape[:-2], 1, -1)
+        return pair_turns(queries, torch.cat((before, queries[..., :-1, :]), -2))
+
+
+def initialise(model: nn.Module) -> None:
+    """Fresh weights for every map and embedding of a prior that stands on trunks."""
+    depths = {
+        id(weight): trunk.depth
+        for trunk in model.modules()
+        if isinstance(trunk, Trunk)
+        for weight in trunk.parameters()
+    }
+    for name, weight in model.named_parameters():
+        writes = id(weight) in depths and name.endswith(("attention.out.weight", "mlp.out.weight"))
+        nn.init.normal_(weight, std=0.02 / math.sqrt(2 * depths[id(weight)]) if writes else 0.02)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with normalised, turned queries and keys."""
+    """Self-attention with normalised, turned queries and keys."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -188,17 +191,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, turns: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
         qkv = rearrange(self.qkv(x), "b n (s h d) -> b n s h d", s=3, h=self.num_heads)
-        queries, keys = rearrange(_normalise_and_turn(qkv[:, :, :2], turns), "b n s h d -> s b h n d")
+        queries, keys = rearrange(normalise_and_turn(qkv[:, :, :2], turns), "b n s h d -> s b h n d")
         values = rearrange(qkv[:, :, 2], "b n h d -> b h n d")
-        if cache is not None:
-            keys, values = cache.append(keys, values)
-        # A step's single query sees all that the cache holds; several come only into an empty one.
-        causal = queries.shape[2] > 1
-        assert not causal or queries.shape[2] == keys.shape[2]
-        mixed = _attend(queries, keys, values, causal)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return self.out(rearrange(_attend(queries, keys, values, visible), "b h n d -> b n (h d)"))
 
 
 class SwiGLU(nn.Module):
@@ -224,23 +221,21 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, turns: Tensor, cache: Cache | None) -> Tensor:
-        branch = self.attention(rms_norm(x), turns, cache)
+    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
+        branch = self.attention(rms_norm(x), turns, visible)
         x = x + F.dropout(branch, self.dropout, self.training)
         branch = self.mlp(rms_norm(x))
         return x + F.dropout(branch, self.dropout, self.training)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     slow = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
-    # A step's single query makes no large table, however many keys it meets.
-    by_hand = slow and (queries.shape[2] == 1 or keys.shape[2] <= _LONGEST_BY_HAND)
-    if not by_hand:
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+    if not (slow and keys.shape[2] <= _LONGEST_BY_HAND):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, is_causal=visible is None)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    if causal:
-        # Added, as masked_fill costs a copy more in either direction.
-        scores = scores + scores.new_full(scores.shape[-2:], -math.inf).triu(1)
+    # Added, as masked_fill costs a copy more in either direction.
+    hidden = scores.new_full(scores.shape[-2:], -math.inf)
+    scores = scores + (hidden.triu(1) if visible is None else torch.zeros_like(hidden).where(visible, hidden))
     return scores.softmax(-1) @ values
 
 
@@ -249,22 +244,31 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def rotations(grid: tuple[int, ...], head_width: int, like: Tensor) -> Tensor:
-    """Unit complex numbers "n (query key) 1 pairs" that turn a query or key at each place."""
+def grid_places(grid: tuple[int, ...], like: Tensor) -> Tensor:
+    """Coordinates "n+1 axes" of the start token, (-1, .., -1), and of the places in raster order."""
     options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
     axes = torch.meshgrid(*(torch.arange(size, **options) for size in grid), indexing="ij")
     places = torch.stack([axis.flatten() for axis in axes], 1)
-    before = torch.cat((places.new_full((1, len(grid)), -1), places[:-1]))
+    return torch.cat((places.new_full((1, len(grid)), -1), places))
+
+
+def rotations(places: Tensor, lengths: Sequence[int], head_width: int) -> Tensor:
+    """Unit complex numbers "n pairs" for coordinates "n axes" of a grid whose axes are so long."""
     pairs, angles = head_width // 2, []
-    for i, size in enumerate(grid):
-        num = pairs // len(grid) + (i < pairs % len(grid))
-        turn = max(100, size) ** (-torch.arange(num, **options) / num)
-        angles.append(torch.stack((places[:, i], before[:, i]), 1)[..., None] * turn)
-    angle = torch.cat(angles, -1)[:, :, None]
+    for i, size in enumerate(lengths):
+        num = pairs // len(lengths) + (i < pairs % len(lengths))
+        turn = max(100, size) ** (-torch.arange(num, device=places.device, dtype=places.dtype) / num)
+        angles.append(places[:, i, None] * turn)
+    angle = torch.cat(angles, -1)
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _normalise_and_turn(x: Tensor, turns: Tensor) -> Tensor:
+def pair_turns(queries: Tensor, keys: Tensor) -> Tensor:
+    """Turns "*b n 2 1 pairs" of the queries' and keys' rotations "*b n pairs"."""
+    return torch.stack((queries, keys), -2)[..., None, :]
+
+
+def normalise_and_turn(x: Tensor, turns: Tensor) -> Tensor:
     """LayerNorm each head of "b n s h d", then rotate its pairs (x_2j, x_2j+1) by `turns`.
 
     In float32 or better. As one complex product the rotation takes a third of the time that sums and

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors.base import Prior, Step
+from priors.base import Prior
+from priors.walks import Start, Step
 
 
 class UniformPrior(Prior):
@@ -28,9 +29,9 @@ class UniformPrior(Prior):
     def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return weights.new_tensor(-math.log(self.num_codes)).expand_as(weights)
 
-    def _start_walk(self, num: int, labels: Tensor | None, guidance: float | None) -> Step:
+    def _start_walk(self, start: Start) -> Step:
         nats = -math.log(self.num_codes)
-        table = torch.full((num, self.num_codes), nats, dtype=self.dtype, device=self.device)
+        table = torch.full((start.num, 1, self.num_codes), nats, dtype=self.dtype, device=self.device)
         return lambda fixed: table
 
     def config_fields(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from priors.base import Prior, Step
+from priors.base import Prior
+from priors.walks import Start, Step
 
 
 class UnigramPrior(Prior):
@@ -48,8 +49,8 @@ class UnigramPrior(Prior):
     def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return self._code_log_probs().expand_as(weights)
 
-    def _start_walk(self, num: int, labels: Tensor | None, guidance: float | None) -> Step:
-        table = self._code_log_probs().expand(num, -1)
+    def _start_walk(self, start: Start) -> Step:
+        table = self._code_log_probs().expand(start.num, 1, -1)
         return lambda fixed: table
 
     def config_fields(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELBO_PAGE = ROOT / "docs" / "elbo.md"
 CODEC_PAGE = ROOT / "docs" / "codec.md"
-WITH_EXAMPLES = pytest.mark.parametrize("page", [ELBO_PAGE, CODEC_PAGE], ids=lambda page: page.name)
+PRIORS_PAGE = ROOT / "docs" / "priors.md"
+WITH_EXAMPLES = pytest.mark.parametrize("page", [ELBO_PAGE, CODEC_PAGE, PRIORS_PAGE], ids=lambda page: page.name)
 
 
 def prose(page: Path) -> str:

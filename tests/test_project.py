@@ -26,8 +26,10 @@ def test_public_names():
         *("Autoencoder", "ELBO", "GaussianVAE", "GaussianVAEConfig", "VQVAE", "VQVAEConfig", "load_images")
     ]
     assert sorted(priors.__all__) == [
-        *("ContinuousPrior", "GridModel", "MixtureTransformerPrior", "MixtureTransformerPriorConfig", "NormalPrior"),
-        *("Prior", "TransformerPrior", "TransformerPriorConfig", "UniformPrior", "UnigramPrior"),
+        *("AnyOrderPrior", "AnyOrderPriorConfig", "ContinuousPrior", "DepthTransformerPrior"),
+        *("DepthTransformerPriorConfig", "GridModel", "MixtureTransformerPrior", "MixtureTransformerPriorConfig"),
+        *("NGramPrior", "NextScalePrior", "NextScalePriorConfig", "NormalPrior", "PixelCNNPrior"),
+        *("PixelCNNPriorConfig", "Prior", "TransformerPrior", "TransformerPriorConfig", "UniformPrior", "UnigramPrior"),
     ]
     kinds = [
         *("BSQ", "EMAVectorQuantizer", "FSQ", "GroupedQuantizer", "GumbelQuantizer", "IBQ", "LFQ"),
@@ -65,7 +67,10 @@ def test_public_names():
 
 def test_signatures_at_the_seams():
     names = list(inspect.signature(priors.Prior.sample).parameters)
-    assert names == [*("self", "num", "labels", "temperature", "top_k", "top_p", "guidance", "generator", "prefix")]
+    first = [*("self", "num", "labels", "temperature", "top_k", "top_p", "guidance", "generator", "prefix")]
+    controls = [*("min_p", "seeds", "known", "mask", "num_steps")]
+    assert names == [*first, *controls, *("precision", "compiled", "batch_size", "progress")]
+    assert list(inspect.signature(priors.Prior.samples).parameters) == names
     assert list(inspect.signature(priors.Prior.log_prob).parameters) == ["self", "codes", "labels"]
     names = list(inspect.signature(priors.ContinuousPrior.sample).parameters)
     assert names == ["self", "num", "labels", "temperature", "generator"]

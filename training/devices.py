@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 
 from training.options import Run
+from training.sharding import shard
 
 
 def make_fabric(run: Run) -> Fabric:
@@ -30,7 +32,10 @@ def make_fabric(run: Run) -> Fabric:
         return Fabric(
             accelerator=accelerator,
             devices=devices,
-            strategy=run.strategy,
+            # Fabric's own "fsdp" is the older kind, for GPUs only and with checkpoints that another number cannot read.
+            strategy=ModelParallelStrategy(shard, save_distributed_checkpoint=False)
+            if run.strategy == "fsdp"
+            else run.strategy,
             num_nodes=run.num_nodes,
             precision=precision,
             loggers=[],

@@ -1,25 +1,27 @@
-"""The latents that a prior is trained on: how they come from images, and how they are kept."""
+"""The latents that a prior is trained on: how they come from images, and how they are kept.
 
+They are encoded once and kept in memory, and in the run's folder for a run that is resumed or another prior; or, live,
+each batch anew.
+"""
+
+import contextlib
+import json
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from priors import (
-    ContinuousPrior,
-    MixtureTransformerPrior,
-    MixtureTransformerPriorConfig,
-    Prior,
-    TransformerPrior,
-    TransformerPriorConfig,
-)
-from training.options import PriorSize
+import safefolder
+from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
 from training.records import Metrics
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.data import Batch, Images, batches, index_batches
@@ -51,18 +53,30 @@ class Latents:
         return (self.at(indices) for indices in index_batches(len(self.values), **order))
 
 
-def make_prior(size: PriorSize, model: Autoencoder, images: Images) -> TransformerPrior | MixtureTransformerPrior:
-    """A transformer with fresh weights for the latents of a model."""
-    options: dict[str, Any] = {name: value for name, value in vars(size).items() if name != "labels"}
-    options |= {"grid": model.grid, "num_classes": images.num_classes if size.labels else None}
-    if isinstance(model, VQVAE):
-        return TransformerPrior(TransformerPriorConfig(num_codes=model.num_codes, **options))
-    assert isinstance(model, GaussianVAE)
-    return MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=model.dim, **options))
-
-
 @torch.no_grad()
-def encode_all(
+def encode(fabric: Fabric, model: Autoencoder, in_loop: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The latents of a batch, as `Latents` holds them, on the device.
+
+    They are computed in float32 as an evaluation does, unless a prior is in the loop.
+
+    Args:
+        in_loop: the prior in the loop of a model that has one.
+        generator: a prior of a stochastic encoder is for the codes that its posterior gives, not only the likeliest.
+    """
+    levels = batch.images.to(fabric.device)
+    encoder = model.through(in_loop, to_device(batch.labels, fabric), NUM_SWEEPS)
+    if isinstance(model, GaussianVAE):
+        out = model(levels)
+        return torch.cat([out.mean, out.log_std], -1)
+    if isinstance(encoder, ThroughPrior):
+        with fabric.autocast():  # draws, which rounding moves by less than the sweeps do
+            return encoder.encode(levels, generator).int()
+    if encoder.stochastic:
+        return encoder.draw(levels, generator).latents.int()
+    return encoder.encode(levels).int()
+
+
+def encoded(
     fabric: Fabric,
     metrics: Metrics,
     seed: int,
@@ -71,38 +85,109 @@ def encode_all(
     images: Images,
     name: str,
     limit: int | None = None,
-) -> Latents:
-    """The latents of every image that can be read, or of about the first `limit`.
-
-    They are computed in float32 as an evaluation does, unless a prior is in the loop.
-
-    Args:
-        in_loop: the prior in the loop of a model that has one.
-    """
-    found, labels = [], []
-    # A prior of a stochastic encoder is for the codes that its posterior gives, not only for the likeliest.
+) -> Iterator[Batch]:
+    """The latents of every image that can be read, or of about the first `limit`, in batches and in order."""
     generator = torch.Generator(fabric.device).manual_seed(step_seed(seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
+    done = 0
     with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
         for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
-            levels = batch.images.to(fabric.device)
-            encoder = model.through(in_loop, to_device(batch.labels, fabric), NUM_SWEEPS)
-            if isinstance(model, GaussianVAE):
-                out = model(levels)
-                values = torch.cat([out.mean, out.log_std], -1)
-            elif isinstance(encoder, ThroughPrior):
-                with fabric.autocast():  # draws, which rounding moves by less than the sweeps do
-                    values = encoder.encode(levels, generator).int()
-            elif encoder.stochastic:
-                values = encoder.draw(levels, generator).latents.int()
-            else:
-                values = encoder.encode(levels).int()
-            found.append(values.cpu())
-            labels.append(batch.labels)
-            if limit is not None and sum(map(len, found)) >= limit:
-                break
-    known = None if any(part is None for part in labels) else torch.cat(labels)
-    return Latents(torch.cat(found), known)
+            yield Batch(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
+            done += len(batch.images)
+            if limit is not None and done >= limit:
+                return
+
+
+def encode_all(*args: Any, **limit: int | None) -> Latents:
+    """What `encoded` gives, in memory."""
+    parts = list(encoded(*args, **limit))
+    known = [part.labels for part in parts if part.labels is not None]
+    values = torch.cat([part.images for part in parts])
+    return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
+
+
+def encode_or_load(
+    fabric: Fabric,
+    metrics: Metrics,
+    seed: int,
+    model: Autoencoder,
+    in_loop: Any,
+    images: Images,
+    name: str,
+    limit: int | None = None,
+    *,
+    path: Path,
+    about: Any,
+) -> Latents:
+    """`encode_all`, or what a file of it holds, if it is of the same models and of data described by the same `about`.
+
+    What the images hold is not looked at, only how many they are. The file is written whole or not at all; one that is
+    missing, broken or of something else is written anew.
+    """
+    digest = blake2b(digest_size=16)
+    facts = [seed, name, limit, len(images), images.shape, str(about), ENCODE_BATCH, NUM_SWEEPS]
+    facts += [str(fabric.strategy.precision.precision)]
+    digest.update(json.dumps(facts).encode())
+    for part in dict.fromkeys((model, in_loop)):
+        for key, value in part.state_dict().items():
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    found = _load_latents(path, digest.hexdigest())
+    fabric.barrier()  # no process writes before all have looked
+    if found is None:
+        found = encode_all(fabric, metrics, seed, model, in_loop, images, name, limit=limit)
+        if fabric.is_global_zero:
+            tensors = {"values": found.values} | ({} if found.labels is None else {"labels": found.labels})
+            with safefolder.replacing(path) as scratch:
+                safetensors.torch.save_file(tensors, scratch, {"of": digest.hexdigest()})
+    return found
+
+
+def _load_latents(path: Path, digest: str) -> Latents | None:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("of") != digest:
+                return None
+            has_labels = "labels" in set(file.keys())
+            return Latents(file.get_tensor("values"), file.get_tensor("labels") if has_labels else None)
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
+def live_batches(
+    fabric: Fabric, model: Autoencoder, in_loop: Any, images: Images, *, num_workers: int = 0, **order: Any
+) -> Generator[Batch, None, None]:
+    """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batches`.
+
+    What is drawn depends on the seed, the rank and the batch's number alone.
+    """
+    with contextlib.closing(batches(images, num_workers=num_workers, **order)) as stream:
+        for step, batch in enumerate(stream, order["start"]):
+            seed = step_seed(order["seed"], "live", step, order["rank"]) % 2**63
+            values = encode(fabric, model, in_loop, batch, torch.Generator(fabric.device).manual_seed(seed))
+            yield batch._replace(images=values if values.is_floating_point() else values.long())
+
+
+def live_sample(stream: Iterable[Batch], num_images: int) -> Tensor:
+    """Latents of so many images, or somewhat more, of a live stream."""
+    parts = []
+    for batch in stream:
+        parts.append(batch.images)
+        if sum(map(len, parts)) >= num_images:
+            break
+    return torch.cat(parts)
+
+
+def fit_baselines(model: VQVAE, parts: Iterable[Tensor]) -> dict[str, Prior]:
+    """Priors that count, by name, of codes "b *grid" in parts; n-grams where the grid has contexts of 63 bits."""
+    sizes: dict[str, Any] = {"num_codes": model.num_codes, "grid": model.grid}
+    found: dict[str, Any] = {"unigram": UnigramPrior(**sizes)}
+    with contextlib.suppress(ValueError):
+        found["ngram"] = NGramPrior(**sizes)
+    for part in parts:
+        for prior in found.values():
+            prior.fit(part)
+    return found
 
 
 def drawn(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:

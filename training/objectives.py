@@ -6,15 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors import MixtureTransformerPrior, TransformerPrior
+from priors import ContinuousPrior, Prior, TransformerPrior
 from training.latents import drawn
 from training.options import Schedule
 from vqvae import VQVAE
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.model import VQVAEOutput
-from vqvae.quantizers import QuantizerConfig
 
-MAX_PRIOR_CODES = 2**20
 # A prior joins in after this share of the steps, when codes have found their places: before, it would learn of codes
 # that move, and its steps cost twice those without it. Its weight then grows over a further share.
 START = 0.6
@@ -125,7 +123,7 @@ def _state_of(out: Output) -> dict[str, Tensor]:
 class PriorObjective(nn.Module):
     """Rate in nats per place, for a batch of latents; of Gaussian posteriors on a fresh draw."""
 
-    def __init__(self, prior: TransformerPrior | MixtureTransformerPrior):
+    def __init__(self, prior: Prior | ContinuousPrior):
         super().__init__()
         self.prior = prior
 
@@ -138,14 +136,3 @@ class PriorObjective(nn.Module):
 
     def update(self) -> None:
         """Nothing moves outside the gradient."""
-
-
-def check_listable(config: QuantizerConfig) -> None:
-    """A prior gives a probability to each code, so it must be able to list them."""
-    num_codes = config.build().num_codes
-    if num_codes > MAX_PRIOR_CODES:
-        raise ValueError(
-            f"a prior cannot list the {num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: give each place "
-            "several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook alone with "
-            "--stage codebook"
-        )

@@ -10,6 +10,16 @@ from typing import Any, Literal, get_type_hints
 import tyro
 
 import safefolder
+from training.prior_kinds import (
+    PRIOR_KINDS,
+    AnyOrderSize,
+    DepthTransformerSize,
+    NextScaleSize,
+    PixelCNNSize,
+    TransformerSize,
+    kind_of,
+    with_kind,
+)
 from vqvae import GaussianVAEConfig, VQVAEConfig, quantizers
 from vqvae.autoencoder import AutoencoderConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
@@ -51,19 +61,6 @@ class FitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSize:
-    """The transformer prior; its codes and grid come from the codebook."""
-
-    width: int = 192
-    depth: int = 4
-    num_heads: int = 6
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    labels: bool = True
-    """condition on classes where the images have them (their ln(num_classes) nats are counted in the rate)"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """Train a codebook, then a prior over its codes, and state what both are worth in bits.
 
@@ -86,9 +83,16 @@ class Run:
     """kind of --model.likelihood"""
     schedule: Schedule = "joint"
     """how model and prior learn where --model.beta puts a prior in the loop of codes: at once, or in turns"""
+    prior_kind: Literal["Transformer", "AnyOrder", "DepthTransformer", "NextScale", "PixelCNN"] = "Transformer"
+    """kind of --prior; DepthTransformer is for residual and grouped codes, NextScale for multi-scale ones"""
+    live: bool = False
+    """encode each batch anew while the prior trains, in place of once before: for sets whose codes do not fit in
+    memory, and for stochastic encoders, whose draws then never repeat"""
     data: DataConfig = field(default_factory=DataConfig)
     model: VQVAEConfig | GaussianVAEConfig = field(default_factory=VQVAEConfig)
-    prior: PriorSize = field(default_factory=PriorSize)
+    prior: TransformerSize | AnyOrderSize | DepthTransformerSize | NextScaleSize | PixelCNNSize = field(
+        default_factory=TransformerSize
+    )
     codebook_fit: FitConfig
     prior_fit: FitConfig
     accelerator: str = "auto"
@@ -96,7 +100,7 @@ class Run:
     devices: str = "auto"
     """number of devices (processes, on a CPU); auto is all GPUs, or one process on the CPU"""
     strategy: str = "auto"
-    """auto, ddp, fsdp, ...: see Lightning Fabric"""
+    """auto, ddp, ...: see Lightning Fabric; fsdp shares out the weights of a prior too large for one device"""
     num_nodes: int = 1
     precision: str = "auto"
     """32-true, bf16-mixed, ...; auto is bf16-mixed where the hardware has bfloat16, else 32-true"""
@@ -106,7 +110,7 @@ ZERO = LogisticMixtureConfig(num_components=5, zero_component=True)
 FASHION_MODEL = VQVAEConfig(width=64, quantizer=EMAVectorQuantizerConfig(num_codes=512, dim=32), likelihood=ZERO)
 FASHION = Run(
     model=FASHION_MODEL,
-    prior=PriorSize(width=128, depth=3, num_heads=4),
+    prior=TransformerSize(width=128, depth=3, num_heads=4),
     codebook_fit=FitConfig(num_steps=3200, batch_size=32),
     prior_fit=FitConfig(num_steps=1500),
 )
@@ -131,7 +135,7 @@ PRESETS = {
         FASHION,
         data=DataConfig(source="fashion-mnist"),
         model=dataclasses.replace(FASHION_MODEL, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
-        prior=PriorSize(width=192, depth=4, num_heads=6),
+        prior=TransformerSize(width=192, depth=4, num_heads=6),
         codebook_fit=FitConfig(num_steps=24_000, batch_size=32),
         prior_fit=FitConfig(num_steps=4500),
     ),
@@ -164,11 +168,17 @@ def parse(args: list[str]) -> Run:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood"):
         first.add_argument(f"--{name}")
+    first.add_argument("--prior-kind", "--prior_kind")
     first.add_argument("--resume", action="store_true")
     given, _ = first.parse_known_args(args)
-    for name, kinds in (("preset", PRESETS), ("likelihood", LIKELIHOODS), ("latents", LATENTS)):
+    for name, kinds in (
+        ("preset", PRESETS),
+        ("likelihood", LIKELIHOODS),
+        ("latents", LATENTS),
+        ("prior_kind", PRIOR_KINDS),
+    ):
         if (value := getattr(given, name)) is not None and value not in kinds:
-            raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(kinds)}")
+            raise ValueError(f"unknown {name.replace('_', ' ')} {value!r}, expected one of {', '.join(kinds)}")
     preset = given.preset or "fashion-mini"
     folder = Path(given.run or f"runs/{preset}")
     default = dataclasses.replace(PRESETS[preset], preset=preset, run=folder)
@@ -183,17 +193,21 @@ def parse(args: list[str]) -> Run:
         default = _with_part(default, "quantizer", _quantizer(given.quantizer))
     if given.likelihood:
         default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood]())
+    if given.prior_kind:
+        changed: Any = {"prior": with_kind(default.prior, given.prior_kind)}
+        default = dataclasses.replace(default, **changed)
     kinds: Any = {
         "latents": "gaussian" if is_gaussian else "codes",
         "quantizer": "none" if isinstance(default.model, GaussianVAEConfig) else _path(default.model.quantizer),
         "likelihood": type(default.model.likelihood).__name__.removesuffix("Config"),
+        "prior_kind": kind_of(default.prior),
     }
     default = dataclasses.replace(default, **kinds)
     return tyro.cli(
         Run,
         default=default,
         args=args,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.AvoidSubcommands,),  # flags in pairs, as a resumed run may have any on already
     )
 
 
@@ -241,8 +255,10 @@ def load_run(folder: Path) -> Run:
     try:
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kinds = get_type_hints(Run)
-        for name in ("data", "prior", "codebook_fit", "prior_fit"):
+        for name in ("data", "codebook_fit", "prior_fit"):
             plain[name] = kinds[name](**plain[name])
+        # Runs from before there were kinds are of transformers.
+        plain["prior"] = PRIOR_KINDS[plain.get("prior_kind", "Transformer")](**plain["prior"])
         if plain["data"].root is not None:
             plain["data"] = dataclasses.replace(plain["data"], root=Path(plain["data"].root))
         plain["model"] = LATENTS[plain["latents"]].from_plain(plain["model"])

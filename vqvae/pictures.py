@@ -32,6 +32,12 @@ def save_grid(path: Path, images: UInt8[Tensor, "b c h w"], columns: int) -> Non
     _save(path, Image.fromarray(grid(images, columns).numpy()))
 
 
+def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
+    """Write one image as PNG, pixel for pixel, whole or not at all."""
+    pixels = rearrange(image.cpu(), "c h w -> h w c").numpy()
+    _save(path, Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels))
+
+
 def save_reconstructions(
     path: Path,
     images: UInt8[Tensor, "b c h w"],

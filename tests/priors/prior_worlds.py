@@ -2,15 +2,25 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from priors import (
+    AnyOrderPrior,
+    AnyOrderPriorConfig,
     ContinuousPrior,
+    DepthTransformerPrior,
+    DepthTransformerPriorConfig,
     MixtureTransformerPrior,
     MixtureTransformerPriorConfig,
+    NextScalePrior,
+    NextScalePriorConfig,
+    NGramPrior,
     NormalPrior,
+    PixelCNNPrior,
+    PixelCNNPriorConfig,
     Prior,
     TransformerPrior,
     TransformerPriorConfig,
@@ -32,10 +42,67 @@ def make_transformer(
     return prior.eval()
 
 
+def make_any_order(
+    *, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float
+) -> AnyOrderPrior:
+    """An any-order transformer whose distributions are far from uniform, and from each other."""
+    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
+    torch.manual_seed(7)
+    prior = AnyOrderPrior(AnyOrderPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(0.25 / weight.std())
+    return prior.eval()
+
+
+def make_depth(*, num_codes: int, grid: tuple[int, ...], **sizes: Any) -> DepthTransformerPrior:
+    """As `make_transformer`, over the last axis by a transformer of its own."""
+    sizes = {"width": 24, "depth": 2, "code_depth": 2, "num_heads": 2, **sizes}
+    torch.manual_seed(7)
+    prior = DepthTransformerPrior(DepthTransformerPriorConfig(num_codes=num_codes, grid=grid, **sizes))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(0.25 / weight.std())
+    return prior.eval()
+
+
+def make_next_scale(*, num_codes: int, scales: tuple[int, ...], **sizes: Any) -> NextScalePrior:
+    """As `make_transformer`, scale by scale."""
+    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
+    torch.manual_seed(7)
+    prior = NextScalePrior(NextScalePriorConfig(num_codes=num_codes, scales=scales, **sizes))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(0.25 / weight.std())
+    return prior.eval()
+
+
 def make_unigram() -> UnigramPrior:
     return UnigramPrior(num_codes=3, grid=(2, 2)).fit(
         torch.tensor([[[0, 0], [0, 1]], [[0, 1], [1, 0]], [[0, 0], [0, 0]]])
     )
+
+
+def make_ngram(*, num_codes: int, grid: tuple[int, ...]) -> NGramPrior:
+    """An n-gram prior of grids in which a code is likely to be that of the place before, plus 0 or 1."""
+    generator = torch.Generator().manual_seed(7)
+    steps = (torch.rand(2000, math.prod(grid), generator=generator) < 0.3).long()
+    codes = steps.cumsum(1) % num_codes
+    return NGramPrior(num_codes=num_codes, grid=grid).fit(codes.reshape(-1, *grid))
+
+
+def make_pixelcnn(
+    *, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float
+) -> PixelCNNPrior:
+    """A PixelCNN whose probabilities are far from uniform."""
+    sizes = {"width": 12, "depth": 2, **sizes}
+    torch.manual_seed(7)
+    prior = PixelCNNPrior(PixelCNNPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    with torch.no_grad():
+        prior.logits.weight.mul_(1.2 / prior.logits.weight.std())
+        for layer in prior.layers:
+            layer.bias.weight.mul_(3)
+    return prior.eval()
 
 
 KINDS = {
@@ -45,6 +112,17 @@ KINDS = {
     "transformer-labels": lambda: make_transformer(num_codes=3, grid=(2, 2), num_classes=2),
     "transformer-1d": lambda: make_transformer(num_codes=3, grid=(4,)),
     "transformer-3d": lambda: make_transformer(num_codes=2, grid=(2, 2, 2)),
+    "depth": lambda: make_depth(num_codes=3, grid=(2, 1, 2)),
+    "depth-labels": lambda: make_depth(num_codes=3, grid=(1, 2, 2), num_classes=2),
+    "next-scale": lambda: make_next_scale(num_codes=3, scales=(1, 2)),
+    "next-scale-labels": lambda: make_next_scale(num_codes=3, scales=(1, 2), num_classes=2),
+    "any-order": lambda: make_any_order(num_codes=3, grid=(2, 2)),
+    "any-order-labels": lambda: make_any_order(num_codes=3, grid=(2, 2), num_classes=2),
+    "ngram": lambda: make_ngram(num_codes=3, grid=(2, 2)),
+    "ngram-1d": lambda: make_ngram(num_codes=3, grid=(4,)),
+    "ngram-3d": lambda: make_ngram(num_codes=2, grid=(2, 2, 2)),
+    "pixelcnn": lambda: make_pixelcnn(num_codes=3, grid=(2, 2)),
+    "pixelcnn-labels": lambda: make_pixelcnn(num_codes=3, grid=(2, 2), num_classes=2),
 }
 
 

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from prior_worlds import KINDS, every_grid, make_transformer, some_labels
 from torch import Tensor, nn
 
-from priors import Prior
+from priors import NGramPrior, Prior
+
+
+@pytest.fixture(params=[kind for kind in KINDS if not kind.startswith("ngram")])
+def mixing(request: pytest.FixtureRequest) -> Prior:
+    """A prior that has tables after mixtures of codes; an n-gram prior counts whole codes and has none."""
+    return KINDS[request.param]()
 
 
 def relaxed(prior: Prior, weights: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -73,8 +79,8 @@ def test_a_relaxed_table_reads_all_weights_before_it_and_no_others(kind: str) ->
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
-def test_one_hot_weights_score_as_their_codes(prior: Prior, dtype: torch.dtype, tolerance: float) -> None:
-    prior = prior.to(dtype)
+def test_one_hot_weights_score_as_their_codes(mixing: Prior, dtype: torch.dtype, tolerance: float) -> None:
+    prior = mixing.to(dtype)
     codes = every_grid(prior)
     labels = some_labels(prior, len(codes))
     weights = F.one_hot(codes, prior.num_codes)
@@ -84,9 +90,9 @@ def test_one_hot_weights_score_as_their_codes(prior: Prior, dtype: torch.dtype, 
         torch.testing.assert_close(got, prior.log_prob(codes, labels), atol=tolerance, rtol=0)
 
 
-def test_mixtures_score_between(prior: Prior) -> None:
+def test_mixtures_score_between(mixing: Prior) -> None:
     """The last place is no context, so there the relaxed sum is linear, and its expectation exact."""
-    prior = prior.double()
+    prior = mixing.double()
     torch.manual_seed(0)
     codes = torch.randint(prior.num_codes, (6, *prior.grid))
     weights = F.one_hot(codes, prior.num_codes).double()
@@ -134,9 +140,11 @@ def test_relaxed_gradients_are_those_of_finite_differences(kind: str) -> None:
 def test_tables_and_relaxed_in_float32_under_autocast(prior: Prior) -> None:
     codes = every_grid(prior)
     weights = F.one_hot(codes, prior.num_codes).float()
-    expected = prior.tables(codes), relaxed(prior, weights)
+    scores = [lambda: prior.tables(codes)]
+    scores += [] if isinstance(prior, NGramPrior) else [lambda: relaxed(prior, weights)]
+    expected = [score() for score in scores]
     with torch.autocast("cpu", torch.bfloat16):
-        got = prior.tables(codes), relaxed(prior, weights)
+        got = [score() for score in scores]
     for value, wanted in zip(got, expected, strict=True):
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, wanted, atol=0.1, rtol=0.02)
@@ -163,7 +171,19 @@ def test_tables_follow_the_mode_as_log_prob_does() -> None:
 def test_no_grids_have_no_tables(prior: Prior) -> None:
     codes = torch.zeros(0, *prior.grid, dtype=torch.int64)
     assert prior.tables(codes).shape == (0, *prior.grid, prior.num_codes)
-    assert relaxed(prior, torch.zeros(0, *prior.grid, prior.num_codes)).shape == (0,)
+    if not isinstance(prior, NGramPrior):
+        assert relaxed(prior, torch.zeros(0, *prior.grid, prior.num_codes)).shape == (0,)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("ngram")])
+def test_who_counts_whole_codes_has_no_tables_after_mixtures(kind: str) -> None:
+    prior = KINDS[kind]()
+    weights = F.one_hot(every_grid(prior), prior.num_codes).float()
+    with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes; take a TransformerPrior"):
+        prior.relaxed_tables(weights)
+    with pytest.raises(ValueError, match=r"weights of torch\.int64, expected floating point"):
+        prior.relaxed_tables(weights.long())
 
 
 @pytest.mark.usefixtures("untyped")

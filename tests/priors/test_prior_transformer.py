@@ -50,12 +50,12 @@ def reference_tables(prior: TransformerPrior, codes: list[int], label: int | Non
     d = config.width // num_heads
     places = list(np.ndindex(*grid))
     held = [tuple(-1 for _ in grid), *places[:-1]]  # the place whose code each input token holds
-    label = len(weights["start.weight"]) - 1 if label is None else label
-    tokens = [weights["start.weight"][label], *(weights["code.weight"][c] for c in codes[:-1])]
-    x = [token + weights["target"][i] for i, token in enumerate(tokens)]
+    label = len(weights["start.embedding.weight"]) - 1 if label is None else label
+    tokens = [weights["start.embedding.weight"][label], *(weights["code.weight"][c] for c in codes[:-1])]
+    x = [token + weights["trunk.target"][i] for i, token in enumerate(tokens)]
     for layer in range(config.depth):
-        qkv_weight = weights[f"blocks.{layer}.attention.qkv.weight"]
-        out_weight = weights[f"blocks.{layer}.attention.out.weight"]
+        qkv_weight = weights[f"trunk.trunk.blocks.{layer}.attention.qkv.weight"]
+        out_weight = weights[f"trunk.trunk.blocks.{layer}.attention.out.weight"]
         qkv = [np.split(qkv_weight @ rms_norm(x[i]), 3) for i in range(num)]
         mixed = []
         for i in range(num):
@@ -71,10 +71,10 @@ def reference_tables(prior: TransformerPrior, codes: list[int], label: int | Non
             mixed.append(out_weight @ np.concatenate(heads))
         x = [x[i] + mixed[i] for i in range(num)]
         for i in range(num):
-            both = weights[f"blocks.{layer}.mlp.gate_and_value.weight"] @ rms_norm(x[i])
+            both = weights[f"trunk.trunk.blocks.{layer}.mlp.gate_and_value.weight"] @ rms_norm(x[i])
             gate, value = np.split(both, 2)
             hidden = gate / (1 + np.exp(-gate)) * value
-            x[i] = x[i] + weights[f"blocks.{layer}.mlp.out.weight"] @ hidden
+            x[i] = x[i] + weights[f"trunk.trunk.blocks.{layer}.mlp.out.weight"] @ hidden
     return np.array([np.log(softmax(weights["logits.weight"] @ rms_norm(xi))) for xi in x])
 
 
@@ -134,12 +134,18 @@ def test_no_place_sees_itself_or_what_comes_after(autocast: bool) -> None:
 def test_the_names_of_weights_stay_so_that_saved_priors_load() -> None:
     prior = make_transformer(num_codes=4, grid=(2, 3), depth=2)
     layer = ["attention.qkv", "attention.out", "mlp.gate_and_value", "mlp.out"]
-    blocks = [f"blocks.{i}.{part}.weight" for i in range(2) for part in layer]
-    assert list(prior.state_dict()) == ["target", "code.weight", "start.weight", *blocks, "logits.weight"]
+    blocks = [f"trunk.trunk.blocks.{i}.{part}.weight" for i in range(2) for part in layer]
+    assert list(prior.state_dict()) == [
+        "start.embedding.weight",
+        "code.weight",
+        "trunk.target",
+        *blocks,
+        "logits.weight",
+    ]
     assert sorted(prior.config_fields()) == sorted(
         [
             *("num_codes", "grid", "num_classes", "width", "depth", "num_heads"),
-            *("dropout", "label_dropout"),
+            *("dropout", "label_dropout", "code_noise", "checkpointing"),
         ]
     )
 

@@ -6,59 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from run_files import SMALL
 
 import train
-
-SMALL = [
-    "--preset",
-    "folder",
-    "--model.image-size",
-    "8",
-    "--model.num-channels",
-    "1",
-    "--model.width",
-    "8",
-    "--model.num-blocks",
-    "1",
-    "--model.quantizer.num-codes",
-    "8",
-    "--model.quantizer.dim",
-    "4",
-    "--model.likelihood.num-components",
-    "2",
-    "--data.num-workers",
-    "0",
-    "--codebook-fit.num-steps",
-    "8",
-    "--codebook-fit.batch-size",
-    "8",
-    "--codebook-fit.num-warmup",
-    "2",
-    "--codebook-fit.save-every",
-    "2",
-    "--codebook-fit.validate-every",
-    "4",
-    "--prior.width",
-    "16",
-    "--prior.depth",
-    "1",
-    "--prior.num-heads",
-    "2",
-    "--prior.dropout",
-    "0.1",
-    "--prior-fit.num-steps",
-    "6",
-    "--prior-fit.batch-size",
-    "8",
-    "--prior-fit.num-warmup",
-    "2",
-    "--prior-fit.save-every",
-    "2",
-    "--prior-fit.validate-every",
-    "3",
-    "--precision",
-    "32-true",
-]
 
 
 def make_images(folder: Path) -> Path:

@@ -109,7 +109,7 @@ def test_a_run_with_a_prior_in_the_loop(run, options, tmp_path, monkeypatch, kin
     run(*args)
     folder = tmp_path / "run"
     result = figures(folder)
-    assert list(result["rate"]) == ["uniform", "unigram", "transformer"]
+    assert list(result["rate"]) == ["uniform", "unigram", "ngram", "transformer"]
     assert result["draws"] > 1
     assert result["entropy"] > 0
     assert result["negative_elbo"] == pytest.approx(
@@ -141,6 +141,11 @@ def test_later_stages_go_on_with_the_prior_in_the_loop(run, options, photos, tmp
     after = safefolder.load(folder / "prior")[1]
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+    loud = TransformerPrior.from_pretrained(folder / "prior")
+    with torch.no_grad():
+        for weight in loud.parameters():
+            weight.mul_(20)  # so far from uniform that codes change
+    loud.save_pretrained(folder / "prior")
     shown, decode = [], VQVAE.decode
     monkeypatch.setattr(VQVAE, "decode", lambda model, codes: shown.append(codes) or decode(model, codes))
     run("--run", str(folder), "--stage", "evaluate")

@@ -53,7 +53,16 @@ def test_a_run_holds_what_the_readme_says(run, options, tmp_path, capsys):
     run(*options)
     folder = tmp_path / "run"
     table = capsys.readouterr().out
-    for line in ("uniform prior", "unigram prior", "transformer prior", "distortion", "negative ELBO", "usage", "PSNR"):
+    for line in (
+        "uniform prior",
+        "unigram prior",
+        "ngram prior",
+        "transformer prior",
+        "distortion",
+        "negative ELBO",
+        "usage",
+        "PSNR",
+    ):
         assert line in table
     result = json.loads((folder / "elbo.json").read_text())
     assert set(result) >= {
@@ -61,7 +70,7 @@ def test_a_run_holds_what_the_readme_says(run, options, tmp_path, capsys):
         *("usage", "perplexity", "psnr", "seconds", "seed"),
     }
     assert result["dims"] == 64
-    assert result["rate"].keys() == {"uniform", "unigram", "transformer"}
+    assert list(result["rate"]) == ["uniform", "unigram", "ngram", "transformer"]
     assert result["negative_elbo"] == pytest.approx(result["rate"]["transformer"] + result["distortion"])
     assert result["bits_per_dim"] == pytest.approx(result["negative_elbo"] / 64 / 0.6931471805599453)
     assert result["seconds"] > 0

@@ -8,11 +8,13 @@
     vqvae info album.vq runs/fashion-mini
     vqvae dream runs/fashion-mini --seed 1
 
-    look.py         reconstruct, sample, evaluate
+    look.py         reconstruct, evaluate
+    sampling.py     sample
     packing.py      compress
     unpacking.py    decompress
     figures.py      info
     dreaming.py     dream
+    inpainting.py   an image with a part to be drawn anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder
     common.py       what commands share
@@ -27,8 +29,9 @@ import tyro
 
 from vqvae.cli.dreaming import dream
 from vqvae.cli.figures import info
-from vqvae.cli.look import evaluate, reconstruct, sample
+from vqvae.cli.look import evaluate, reconstruct
 from vqvae.cli.packing import compress
+from vqvae.cli.sampling import sample
 from vqvae.cli.unpacking import decompress
 from vqvae.codec import DamagedFile
 from vqvae.codec.container import RECOVER

@@ -1,0 +1,300 @@
+"""A transformer over code grids in any order of their places: it is told which place comes next.
+
+For an order s_1 .. s_N of the places
+
+    x_1 = start(label) + target(s_1)
+    x_i = code(z_{s_{i-1}}) + origin(s_{i-1}) + target(s_i)   ->  `priors.trunk`  ->  features_i
+    ln P_s(z | label) = sum_i ln P(z_{s_i} | z_{s_1} .. z_{s_{i-1}}, label),   each log-softmax(Linear(features_i))
+
+- Training draws an order for each grid: Pannatier et al. 2024, "sigma-GPTs: a new approach to autoregressive models",
+  and Pang et al. 2024, "RandAR". `target` (in the trunk) is what RandAR gives in a token of its own before each code;
+  added, it doubles no lengths. A key is turned by the place that its code came from and a query by the place that it
+  predicts (`priors.trunk`), and `origin` is a learned vector of the former.
+- A share `raster_share` of the grids is trained in raster order. Yu et al. 2024, "Randomized autoregressive visual
+  generation" (RAR), mix the two so, but move from random to raster orders; here the share is constant.
+- Every P_s is a distribution that sums to 1. Nothing makes those of different orders equal; training makes them alike.
+
+Known codes, wherever they stand, come first in the order; the draws after them are exact from P_s(drawn | known).
+
+Several codes a step (`num_steps`): the places of a step are drawn from their exact tables given the codes of the steps
+before, independently of each other: dependence within a step is lost. After step s of S a share 1 - cos(pi s / 2S) of
+the places is fixed (Chang et al. 2022, "MaskGIT"): few at first, when codes tell most about others. Places drawn
+together stand far from each other: in all steps they are taken by the size of
+
+    frac(sum_j coordinate_j phi^-j),   phi^(axes + 1) = phi + 1
+
+(Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"): phi^-j are hard to approach by fractions, so
+that two places whose values differ little are many places apart. On 7 x 7 grids 6 steps cost 0.05 bits a code more than
+49 in this order; 0.07 to 0.08 in evenly drawn ones, 0.10 where each place is the farthest from those before.
+
+The limit `num_steps=1` draws every place from its table given what is known alone. MaskGIT's decoding, which draws all
+places at each step and keeps those that it is surest of, is not this: the order is settled before the first draw.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from priors.base import Prior
+from priors.code_maps import CodeEmbedding, code_nats
+from priors.grid import check_grid, check_size, is_integer
+from priors.linear_maps import prepare
+from priors.numerics import Numerics
+from priors.stepper import Stepper, cache_bytes, raster_walk
+from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
+from priors.walks import Route, Start, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyOrderPriorConfig:
+    """Sizes of an AnyOrderPrior.
+
+    Attributes:
+        num_codes: codes K at each place.
+        grid: sizes of the code grid, any number of axes, e.g. (7, 7) or (7, 7, 2).
+        num_classes: number of labels; None for a prior without labels.
+        width: channels of the residual stream, a multiple of 2 * num_heads.
+        depth: blocks.
+        num_heads: attention heads.
+        dropout, label_dropout, code_noise, checkpointing: of training, as in `TransformerPriorConfig`.
+        raster_share: share of the grids that training takes in raster order; the others have an order drawn evenly.
+    """
+
+    num_codes: int
+    grid: Sequence[int]
+    num_classes: int | None = None
+    width: int = 192
+    depth: int = 4
+    num_heads: int = 6
+    dropout: float = 0.0
+    label_dropout: float = 0.1
+    code_noise: float = 0.0
+    checkpointing: bool = False
+    raster_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_size(self.num_codes, "num_codes")
+        object.__setattr__(self, "grid", check_grid(self.grid))
+        check_trunk(self, self.grid)
+        check_labelled(self.num_classes, self.label_dropout)
+        check_share(self.code_noise, "code_noise")
+        check_share(self.raster_share, "raster_share")
+
+
+class AnyOrderPrior(Prior):
+    """An autoregressive transformer over a code grid, in any order of its places.
+
+    In training `log_prob` draws an order for each grid from torch's global generator; in evaluation it is raster order.
+    An order that is given counts in both. `sample` draws under any mask, and several codes a step with `num_steps`.
+
+    >>> prior = AnyOrderPrior(AnyOrderPriorConfig(num_codes=512, grid=(7, 7))).eval()
+    >>> codes = torch.zeros(3, 7, 7, dtype=torch.int64)
+    >>> prior.log_prob(codes, order=torch.arange(48, -1, -1)).shape
+    torch.Size([3])
+    >>> mask = torch.zeros(7, 7, dtype=torch.bool)
+    >>> mask[2:5, 2:5] = True  # draw these nine places, and keep the others
+    >>> prior.sample(3, known=codes, mask=mask, num_steps=4).shape
+    torch.Size([3, 7, 7])
+    """
+
+    def __init__(self, config: AnyOrderPriorConfig):
+        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
+        self.config = config
+        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
+        self.origin = nn.Parameter(torch.empty(self.num_places, config.width))
+        self.trunk = GridTrunk(config, self.grid)
+        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
+        initialise(self)
+
+    def log_prob(
+        self,
+        codes: Int[Tensor, "b *grid"],
+        labels: Int[Tensor, " b"] | None = None,
+        order: Int[Tensor, "*some_b n"] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """Log-probability of whole grids, in nats, as `Prior.log_prob`.
+
+        `order` holds the places, counted in raster order, as they are taken: "n" for all grids or "b n". Without it the
+        order is raster order in evaluation, and drawn in training.
+        Raises ValueError also for an order of another type or shape, or that is no permutation.
+        """
+        if order is None:
+            return super().log_prob(codes, labels)
+        codes = self._check_codes(codes, "codes", self.grid).flatten(1)
+        return self._score(codes, self._check_labels(labels, len(codes)), self._check_order(order, len(codes)))
+
+    def forward(
+        self,
+        codes: Int[Tensor, "b *grid"],
+        labels: Int[Tensor, " b"] | None = None,
+        order: Int[Tensor, "*some_b n"] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
+        return self.log_prob(codes, labels, order)
+
+    def tables(
+        self,
+        codes: Int[Tensor, "b *grid"],
+        labels: Int[Tensor, " b"] | None = None,
+        order: Int[Tensor, "*some_b n"] | None = None,
+    ) -> Float[Tensor, "b *grid k"]:
+        """ln P(z_i = . | codes before i in the order) at every place i of the grid, nats, as `Prior.tables`.
+
+        Without an order this is raster order, in training too. Raises ValueError as `log_prob` does.
+        """
+        if order is None:
+            return super().tables(codes, labels)
+        flat = self._check_codes(codes, "codes", self.grid).flatten(1)
+        order = self._check_order(order, len(flat))
+        tables = self._all_logits(flat, self._check_labels(labels, len(flat)), order).log_softmax(-1)
+        return tables.take_along_dim(order.argsort(1)[..., None], 1).reshape(*codes.shape, self.num_codes)
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._score(codes, labels, self._draw_orders(codes) if self.training else None)
+
+    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._all_logits(codes, labels, None).log_softmax(-1)
+
+    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
+        features = self.trunk(self.start(len(weights), labels), mixtures + self.origin[:-1])
+        return widen(self.logits(features)).log_softmax(-1)
+
+    def _score(self, codes: Tensor, labels: Tensor | None, order: Tensor | None) -> Tensor:
+        """Nats "b" of codes "b n" in an order "b n"; None is raster order."""
+        targets = codes if order is None else codes.gather(1, order)
+        return -code_nats(self._all_logits(codes, labels, order), targets).sum(1)
+
+    def _all_logits(self, codes: Tensor, labels: Tensor | None, order: Tensor | None) -> Tensor:
+        """Logits "b n k" of all places, in their order."""
+        ordered, origin = (codes, self.origin) if order is None else (codes.gather(1, order), self.origin[order])
+        vectors = self.code(ordered[:, :-1]) + origin[..., :-1, :]
+        return widen(self.logits(self.trunk(self.start(len(codes), labels), vectors, order)))
+
+    def _draw_orders(self, codes: Tensor) -> Tensor:
+        """Orders "b n" of training."""
+        orders = torch.rand(codes.shape, device=codes.device).argsort(1)
+        raster = torch.rand(len(codes), 1, device=codes.device) < self.config.raster_share
+        return torch.where(raster, torch.arange(codes.shape[1], device=codes.device), orders)
+
+    def _check_order(self, order: Tensor, num: int) -> Tensor:
+        """The order as int64 "b n"."""
+        if not is_integer(order) or tuple(order.shape) not in ((self.num_places,), (num, self.num_places)):
+            raise ValueError(
+                f"got an order of {order.dtype} {tuple(order.shape)}, expected integers of shape "
+                f"({self.num_places},) or ({num}, {self.num_places})"
+            )
+        order = order.to(device=self.device, dtype=torch.int64).expand(num, -1)
+        places = torch.arange(self.num_places, device=self.device)
+        if not torch.compiler.is_compiling() and bool((order.sort(1).values != places).any()):
+            raise ValueError(f"got an order that is no permutation, expected each of 0 to {self.num_places - 1} once")
+        return order
+
+    def _route(self, known: Tensor, kept: Tensor, num_steps: int | None) -> Route:
+        """Known places first, then the others: in raster order one by one, or spread out in `num_steps` steps."""
+        if num_steps is None and not bool((kept[:, 1:] & ~kept[:, :-1]).any()):
+            return super()._route(known, kept, None)
+        num_before = int(kept.sum(1).min()) if len(kept) else 0
+        num_drawn = self.num_places - num_before
+        places = torch.arange(self.num_places, device=kept.device)
+        if num_steps is None:
+            sizes, ranks = (1,) * num_drawn, places
+        else:
+            sizes, ranks = cosine_sizes(num_drawn, num_steps), spread_ranks(self.grid).to(kept.device)
+        order = torch.where(kept, places, self.num_places + ranks).argsort(1)
+        return Route(known, kept, num_before, order, sizes)
+
+    def _start_walk(self, start: Start) -> Step:
+        token = self.start(start.num, start.labels)
+        to_logits = prepare(self.logits.weight, start.numerics)
+        if start.order is not None:
+            advance = self._walk_in_order(token, start)
+            return lambda fixed: widen(to_logits(advance(fixed))).log_softmax(-1)
+        next_features, place = raster_walk(self.trunk, token, start.numerics), 0
+
+        def step(fixed: Tensor) -> Tensor:
+            nonlocal place
+            begin, place = place, place + fixed.shape[1]
+            features = next_features(self.code(fixed) + self.origin[begin:place])
+            return widen(to_logits(features)).log_softmax(-1)[:, None]
+
+        return step
+
+    def _walk_in_order(self, token: Tensor, start: Start) -> Step:
+        """As a `Step`, but features "b m w" in place of tables.
+
+        A step reads the codes fixed last: each but the last of them leads to the place after it, which is known by now
+        (the chain), and the last leads to every place of the step (the probes). A probe sees the chain and itself. The
+        first is the chain's next link and stays in the cache; others are overwritten: it holds `num_places` at most.
+        """
+        order, sizes = start.order, start.sizes
+        assert order is not None
+        assert sizes is not None
+        stepper = Stepper(self.trunk.trunk, start.num, self.num_places, start.numerics)
+        turns, remaining, kept, done = self.trunk.turns(token, order), iter(sizes), 0, 0  # inputs kept, codes fixed
+
+        def advance(fixed: Tensor) -> Tensor:
+            nonlocal kept, done
+            begin, done, num_probes = done, done + fixed.shape[1], next(remaining)
+            vectors = self.code(fixed) + self.origin[order[:, begin:done]]
+            if kept == 0:
+                vectors = torch.cat((token[:, None], vectors), 1)
+            chain, here, kept = done - kept, slice(kept, done + num_probes), done + 1
+            probes = vectors[:, -1:].expand(-1, num_probes, -1)
+            x = torch.cat((vectors[:, :-1], probes), 1) + self.trunk.target[order[:, here]]
+            if num_probes == 1:
+                return stepper(x, turns[:, here])[:, chain:]
+            turned = turns[:, here].clone()
+            turned[:, chain:, 1] = turns[:, done : done + 1, 1]  # every probe holds the same code
+            visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            visible[chain:, chain:] = torch.eye(num_probes, dtype=torch.bool, device=x.device)
+            return stepper(x, turned, visible, chain + 1)[:, chain:]
+
+        return advance
+
+    def walk_bytes(self, numerics: Numerics) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, numerics)
+
+    def config_fields(self) -> dict[str, Any]:
+        return {**asdict(self.config), "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "AnyOrderPrior":
+        return cls(AnyOrderPriorConfig(**fields))
+
+
+def cosine_sizes(num_places: int, num_steps: int) -> tuple[int, ...]:
+    """How many of the places each step fixes, at least one: 1 - cos(pi s / 2S) of them after step s of S, rounded.
+
+    Raises ValueError unless there is a place for each step.
+    """
+    most = max(num_places, 1)  # one step of nothing is no mistake, where everything is known
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or not 1 <= num_steps <= most:
+        raise ValueError(
+            f"got num_steps={num_steps!r}, expected an integer from 1 to {most}, with {num_places} places to draw"
+        )
+    if num_places == 0:
+        return ()
+    sizes: list[int] = []
+    for step in range(1, num_steps + 1):
+        wanted = round(num_places * (1 - math.cos(math.pi / 2 * step / num_steps))) - sum(sizes)
+        # At least one for this step, and one left for each that is to come.
+        sizes.append(min(max(wanted, 1), num_places - sum(sizes) - (num_steps - step)))
+    return tuple(sorted(sizes))  # rounding may have put a 3 before a 2
+
+
+def spread_ranks(grid: Sequence[int]) -> Tensor:
+    """When each place "n" of a grid is taken, if those taken one after the other are to stand far from each other."""
+    phi = 2.0
+    for _ in range(64):
+        phi = (1 + phi) ** (1 / (len(grid) + 1))
+    values = torch.zeros(tuple(grid), dtype=torch.float64)
+    for j, size in enumerate(grid):
+        values += (torch.arange(size) * phi ** -(j + 1)).reshape(-1, *[1] * (len(grid) - 1 - j))
+    return values.frac().flatten().argsort().argsort()

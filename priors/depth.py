@@ -1,0 +1,165 @@
+"""A transformer over places and, inside each place, over its codes.
+
+Lee et al. 2022, "Autoregressive image generation using residual quantization" (RQ-Transformer). A grid (.., d) has d
+codes at each place t, those of residual or grouped quantisation:
+
+    h_t = Trunk(start(label), v_1 .. v_{t-1}),      v_t = sum_j code_j(z_tj)                       large, over places
+    features_t1 .. features_td = Trunk(h_t, u_t1 .. u_t,d-1),   u_tj = sum_{i<=j} code_i(z_ti)     small, over depths
+    ln P(z_tj | before, label) = log-softmax(Linear_j(features_tj))
+
+"Before" is raster order with the last axis fastest: all codes of the places before, and the shallower ones of t. A walk
+so takes one step of the large trunk a place and not a code, and attention is over places, not over d times as many.
+
+Departures: each depth has an embedding and a linear map of its own, as a code means another thing in another codebook
+(theirs is one codebook for all depths), and both trunks are those of `priors.trunk`. On residual codes of a
+smooth random field (4 x 4 places of 4 codes out of 16), 500 steps, one embedding for all depths took 2.36 nats a code
+where one each took 1.83 (one run of each, reading the last code alone). The sum took 1 to 2.5 % less than the last code
+alone in three pairs of runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from priors.base import Prior
+from priors.code_maps import CodeEmbedding, code_nats
+from priors.grid import check_grid, check_size
+from priors.linear_maps import prepare
+from priors.numerics import Numerics
+from priors.stepper import Stepper, cache_bytes, raster_walk
+from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
+from priors.walks import Start, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthTransformerPriorConfig:
+    """Sizes of a DepthTransformerPrior.
+
+    Attributes:
+        num_codes: codes K of each codebook.
+        grid: sizes of the code grid; the last is the number of codes d at a place, e.g. (7, 7, 4).
+        num_classes: number of labels; None for a prior without labels.
+        width: channels of the residual stream of both transformers, a multiple of 2 * num_heads.
+        depth: blocks of the large transformer, over places.
+        code_depth: blocks of the small transformer, over the codes of a place.
+        num_heads: attention heads of both.
+        dropout: share of each branch's output and of the inputs that training drops.
+        label_dropout: share of the labels that training replaces by "no label".
+        code_noise: share of the codes read that training replaces by codes drawn evenly.
+        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
+    """
+
+    num_codes: int
+    grid: Sequence[int]
+    num_classes: int | None = None
+    width: int = 192
+    depth: int = 4
+    code_depth: int = 2
+    num_heads: int = 6
+    dropout: float = 0.0
+    label_dropout: float = 0.1
+    code_noise: float = 0.0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_size(self.num_codes, "num_codes")
+        object.__setattr__(self, "grid", check_grid(self.grid))
+        if len(self.grid) < 2:
+            raise ValueError(
+                f"got grid={self.grid}, expected two axes or more, the last of them the codes of a place, "
+                "e.g. (7, 7, 4); take a TransformerPrior for one code a place"
+            )
+        check_size(self.code_depth, "code_depth")
+        check_trunk(self, self.grid[:-1])
+        check_labelled(self.num_classes, self.label_dropout)
+        check_share(self.code_noise, "code_noise")
+
+
+class DepthTransformerPrior(Prior):
+    """A large transformer over the places of a grid and a small one over the codes of each.
+
+    >>> prior = DepthTransformerPrior(DepthTransformerPriorConfig(num_codes=512, grid=(7, 7, 4), num_classes=10))
+    >>> prior.log_prob(torch.zeros(3, 7, 7, 4, dtype=torch.int64)).shape
+    torch.Size([3])
+    """
+
+    def __init__(self, config: DepthTransformerPriorConfig):
+        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
+        self.config = config
+        self.num_depths = self.grid[-1]
+        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        codes = (CodeEmbedding(config.num_codes, config.width, config.code_noise) for _ in range(self.num_depths))
+        self.code = cast(Sequence[CodeEmbedding], nn.ModuleList(codes))
+        self.trunk = GridTrunk(config, self.grid[:-1])
+        self.code_trunk = GridTrunk(replace(config, depth=config.code_depth), (self.num_depths,))
+        heads = (nn.Linear(config.width, config.num_codes, bias=False) for _ in range(self.num_depths))
+        self.logits = cast(Sequence[nn.Linear], nn.ModuleList(heads))
+        initialise(self)
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return -code_nats(self._all_logits(self._embedded(codes), labels), codes).sum(1)
+
+    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._all_logits(self._embedded(codes), labels).log_softmax(-1)
+
+    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+        split = rearrange(weights, "b (t d) k -> b t d k", d=self.num_depths)
+        mixtures = [split[:, :, j].to(code.weight.dtype) @ code.weight for j, code in enumerate(self.code)]
+        return self._all_logits(torch.stack(mixtures, 2), labels).log_softmax(-1)
+
+    def _embedded(self, codes: Tensor) -> Tensor:
+        """Vectors "b t d w" of codes "b n" of whole places."""
+        split = rearrange(codes, "b (t d) -> b t d", d=self.num_depths)
+        return torch.stack([code(split[:, :, j]) for j, code in enumerate(self.code)], 2)
+
+    def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+        """Logits "b n k" of every place, from the embedded codes "b t d w"."""
+        b, sums = len(embedded), embedded.cumsum(2)
+        places = self.trunk(self.start(b, labels), sums[:, :-1, -1])
+        features = self.code_trunk(places.flatten(0, 1), sums[:, :, :-1].flatten(0, 1))
+        logits = torch.stack([to_logits(features[:, j]) for j, to_logits in enumerate(self.logits)], 1)
+        return widen(logits).view(b, self.num_places, self.num_codes)
+
+    def _start_walk(self, start: Start) -> Step:
+        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.numerics)
+        stepper = Stepper(self.code_trunk.trunk, start.num, self.num_depths, start.numerics)
+        turns, target = self.code_trunk.turns(self.code_trunk.target), self.code_trunk.target
+        to_logits = [prepare(head.weight, start.numerics, start.num) for head in self.logits]
+        # Codes of the place at work, and the sum of their vectors.
+        begun = torch.empty(start.num, 0, dtype=torch.int64, device=self.device)
+        total = nothing = target.new_zeros(start.num, target.shape[1])
+
+        def step(fixed: Tensor) -> Tensor:
+            nonlocal begun, total
+            known, codes = begun.shape[1], torch.cat((begun, fixed), 1)
+            whole = codes.shape[1] // self.num_depths * self.num_depths
+            begun = codes[:, whole:]
+            if whole or not stepper.length:
+                place = advance(self._embedded(codes[:, :whole]).sum(2))
+                stepper.reset()
+                x, known, total = [place.to(target.dtype)], 0, nothing
+            else:
+                x = []
+            for j in range(known, begun.shape[1]):
+                total = total + self.code[j](begun[:, j])
+                x.append(total)
+            here = slice(stepper.length, stepper.length + len(x))
+            features = stepper(torch.stack(x, 1) + target[here], turns[here])[:, -1]
+            return widen(to_logits[begun.shape[1]](features)).log_softmax(-1)[:, None]
+
+        return step
+
+    def walk_bytes(self, numerics: Numerics) -> int:
+        large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, numerics)
+        return large + cache_bytes(self.code_trunk.trunk, self.num_depths, numerics)
+
+    def config_fields(self) -> dict[str, Any]:
+        return {**asdict(self.config), "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "DepthTransformerPrior":
+        return cls(DepthTransformerPriorConfig(**fields))

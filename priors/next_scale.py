@@ -1,0 +1,222 @@
+"""A transformer from coarse pictures of codes to fine ones, a whole scale at once.
+
+Tian et al. 2024, "Visual Autoregressive Modeling" (VAR). Codes are one row of pictures r_1 .. r_L of s_l x s_l places,
+coarsest first, each in raster order, as multi-scale residual quantisation gives them:
+
+    ln P(r_1 .. r_L | label) = sum_l sum_i ln P(r_li | r_1 .. r_{l-1}, label)
+
+The codes of a scale are independent of each other given all coarser scales, so that a walk takes L steps. The input of
+place i of scale l is
+
+    x_1i = start(label) + target_1i + scale_1
+    x_li = area_l( sum_{m<l} bicubic(code(r_m)) )_i + target_li + scale_l,      l > 1
+
+where each picture of embedded codes is enlarged to the finest grid, and their sum shrunk to scale l, as the quantizer
+does with its vectors. Attention sees the place's own scale and all coarser ones.
+
+Departures: the embeddings summed are the prior's own, since it knows no quantizer; both maps being linear, they are
+one matrix, made once, without the quantizer's convolutions; the class comes in through the start token alone, by the
+trunk of `priors.trunk`; and queries and keys are turned by where the place's middle lies on the finest grid.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from priors.base import Prior
+from priors.code_maps import CodeEmbedding, code_nats
+from priors.grid import check_grid, check_size
+from priors.linear_maps import prepare
+from priors.numerics import Numerics
+from priors.stepper import Stepper, cache_bytes
+from priors.trunk import (
+    StartToken,
+    Trunk,
+    check_labelled,
+    check_share,
+    check_trunk,
+    initialise,
+    pair_turns,
+    rotations,
+    widen,
+)
+from priors.walks import Start, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextScalePriorConfig:
+    """Sizes of a NextScalePrior.
+
+    Attributes:
+        num_codes: codes K at each place.
+        scales: sides of the square pictures of codes, growing.
+        grid: (sum of s * s,), the row of all codes; follows from the scales and need not be given.
+        num_classes: number of labels; None for a prior without labels.
+        width: channels of the residual stream, a multiple of 2 * num_heads.
+        depth: blocks.
+        num_heads: attention heads.
+        dropout: share of each branch's output and of the inputs that training drops.
+        label_dropout: share of the labels that training replaces by "no label".
+        code_noise: share of the codes read that training replaces by codes drawn evenly.
+        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
+    """
+
+    num_codes: int
+    scales: Sequence[int] = (1, 2, 3, 4, 7)
+    grid: Sequence[int] = ()
+    num_classes: int | None = None
+    width: int = 192
+    depth: int = 4
+    num_heads: int = 6
+    dropout: float = 0.0
+    label_dropout: float = 0.1
+    code_noise: float = 0.0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_size(self.num_codes, "num_codes")
+        if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or len(self.scales) == 0:
+            raise ValueError(f"got scales={self.scales!r}, expected the sides of square grids, e.g. (1, 2, 4)")
+        for scale in self.scales:
+            check_size(scale, "a scale")
+        if any(a >= b for a, b in itertools.pairwise(self.scales)):
+            raise ValueError(f"got scales={tuple(self.scales)}, expected each larger than the one before")
+        object.__setattr__(self, "scales", tuple(self.scales))
+        places = sum(scale**2 for scale in self.scales)
+        if self.grid != () and check_grid(self.grid) != (places,):
+            raise ValueError(
+                f"got grid={tuple(self.grid)} with scales={self.scales}, expected ({places},), their places in a row; "
+                "leave grid out"
+            )
+        object.__setattr__(self, "grid", (places,))
+        check_trunk(self, (self.scales[-1], self.scales[-1]))
+        check_labelled(self.num_classes, self.label_dropout)
+        check_share(self.code_noise, "code_noise")
+
+
+class NextScalePrior(Prior):
+    """A transformer that gives all codes of a scale at once, after all coarser ones.
+
+    >>> prior = NextScalePrior(NextScalePriorConfig(num_codes=512, scales=(1, 2, 4), num_classes=10))
+    >>> prior.log_prob(torch.zeros(3, 21, dtype=torch.int64)).shape
+    torch.Size([3])
+    """
+
+    # Not saved: they follow from the scales.
+    gathering: Tensor  # "n m", the share of each place's embedding (second) in each place's input
+    scale_of: Tensor  # "n", the index of each place's scale
+
+    def __init__(self, config: NextScalePriorConfig):
+        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
+        self.config = config
+        self.scales = tuple(config.scales)
+        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
+        self.target = nn.Parameter(torch.empty(self.num_places, config.width))
+        self.scale = nn.Parameter(torch.empty(len(self.scales), config.width))
+        self.trunk = Trunk(config)
+        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
+        self.num_read = self.num_places - self.scales[-1] ** 2  # the finest scale is read by none
+        self.register_buffer("gathering", self._gathering(), persistent=False)
+        index = torch.arange(len(self.scales))
+        scale_of = index.repeat_interleave(torch.tensor([scale**2 for scale in self.scales]))
+        self.register_buffer("scale_of", scale_of, persistent=False)
+        initialise(self)
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return -code_nats(self._all_logits(self.code(codes[:, : self.num_read]), labels), codes).sum(1)
+
+    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._all_logits(self.code(codes[:, : self.num_read]), labels).log_softmax(-1)
+
+    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+        mixtures = weights[:, : self.num_read].to(self.code.weight.dtype) @ self.code.weight
+        return self._all_logits(mixtures, labels).log_softmax(-1)
+
+    def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+        """Logits "b n k" of every place, from the embedded codes "b m w" of all scales but the finest."""
+        everywhere = slice(0, self.num_places)
+        x = self._inputs(self.start(len(embedded), labels), embedded, everywhere)
+        return widen(self.logits(self.trunk(x, self._turns(), self._visible(everywhere))))
+
+    def _inputs(self, start: Tensor, embedded: Tensor, here: slice) -> Tensor:
+        """Inputs "b n w" of some places, from start tokens "b w" and the codes "b m w" known, all of coarser scales."""
+        with torch.autocast(embedded.device.type, enabled=False):
+            shares = self.gathering[here, : embedded.shape[1]]
+            gathered = (shares @ embedded.to(shares.dtype)).to(embedded.dtype)
+        first = self.scale_of[here, None] == 0
+        return torch.where(first, start[:, None], gathered) + (self.target[here] + self.scale[self.scale_of[here]])
+
+    def _gathering(self) -> Tensor:
+        return gathering(self.scales).to(widen(self.target))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NextScalePrior":
+        super()._apply(fn, recurse)
+        self.gathering = self._gathering()  # made anew: what was rounded to float32 is no float64 matrix
+        return self
+
+    def _turns(self) -> Tensor:
+        like, finest = widen(self.target), self.scales[-1]
+        places = []
+        for scale in self.scales:
+            middles = (torch.arange(scale, device=like.device, dtype=like.dtype) + 0.5) * (finest / scale) - 0.5
+            places.append(torch.cartesian_prod(middles, middles))
+        rotation = rotations(torch.cat(places), (finest, finest), self.trunk.head_width)
+        return pair_turns(rotation, rotation)
+
+    def _visible(self, here: slice) -> Tensor:
+        """Which of some places (second) each of them sees."""
+        return self.scale_of[here, None] >= self.scale_of[None, here]
+
+    def _start_walk(self, start: Start) -> Step:
+        token, turns = self.start(start.num, start.labels), self._turns()
+        stepper = Stepper(self.trunk, start.num, self.num_places, start.numerics)
+        to_logits = prepare(self.logits.weight, start.numerics, start.num * self.scales[-1] ** 2)
+        ends = list(itertools.accumulate(scale**2 for scale in self.scales))
+        codes = torch.empty(start.num, 0, dtype=torch.int64, device=self.device)
+
+        def step(fixed: Tensor) -> Tensor:
+            nonlocal codes
+            codes = torch.cat((codes, fixed), 1)
+            known = codes.shape[1]
+            # The scale at work, whole: of what a prefix holds of it nothing is read, but keys and values are all seen.
+            here = slice(stepper.length, next(end for end in ends if end > known))
+            x = self._inputs(token, self.code(codes[:, : self.num_read]), here)
+            features = stepper(x, turns[here], self._visible(here))[:, known - here.start :]
+            logits = to_logits(features.flatten(0, 1)).view(*features.shape[:2], self.num_codes)
+            return widen(logits).log_softmax(-1)
+
+        return step
+
+    def walk_bytes(self, numerics: Numerics) -> int:
+        return cache_bytes(self.trunk, self.num_places, numerics)
+
+    def config_fields(self) -> dict[str, Any]:
+        return {**asdict(self.config), "scales": list(self.scales), "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "NextScalePrior":
+        return cls(NextScalePriorConfig(**fields))
+
+
+def gathering(scales: Sequence[int]) -> Tensor:
+    """The matrix "n m" from embedded codes of all scales but the finest to the inputs of all places, float64.
+
+    It enlarges each scale to the finest by bicubic interpolation and shrinks the sum by averaging; rows of a scale are
+    zero for its own codes and those of finer ones.
+    """
+    finest, begins = scales[-1], [0, *itertools.accumulate(scale**2 for scale in scales)]
+    matrix = torch.zeros(begins[-1], begins[-2], dtype=torch.float64)
+    for source, small in enumerate(scales[:-1]):
+        basis = torch.eye(small**2, dtype=torch.float64).view(-1, 1, small, small)
+        enlarged = F.interpolate(basis, size=(finest, finest), mode="bicubic")
+        for target in range(source + 1, len(scales)):
+            shrunk = F.interpolate(enlarged, size=(scales[target], scales[target]), mode="area")
+            rows, columns = slice(*begins[target : target + 2]), slice(*begins[source : source + 2])
+            matrix[rows, columns] = shrunk.flatten(1).T
+    return matrix

@@ -1,0 +1,66 @@
+"""In which arithmetic a walk is computed, and what pays on which device.
+
+Scoring is in float32 or better. A walk that only draws can do with less: its tables are then those of a model whose
+weights are rounded, which is far below what samples differ by. What pays was measured (benchmarks/README.md): a step
+reads every weight once, so few rows are bound by memory and many by arithmetic. On a CPU with instructions for it
+bfloat16 wins from about 16 rows on, and for fewer where the weights are too many to stay near a core; 8-bit weights win
+for one or a few rows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from priors.grid import GridModel
+
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+
+# Rows of a walk (grids, twice as many with guidance) from which on bfloat16 is faster on a CPU.
+_ROWS_FOR_BF16 = 16
+# Weights from which on fewer rows gain too.
+_WEIGHTS_FOR_BF16 = 2**20
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a walk computes.
+
+    Attributes:
+        dtype: of activations and of the cache of keys and values, and of the weights unless `int8`.
+        int8: weights are rounded to 8 bits, with a scale for each output channel.
+        compiled: steps go through `torch.compile`.
+    """
+
+    dtype: torch.dtype
+    int8: bool = False
+    compiled: bool = False
+
+
+def choose(precision: Precision, rows: int, model: GridModel, compiled: bool) -> Numerics:
+    """The numerics of a walk over `rows` rows.
+
+    "auto" is bfloat16 where the device has instructions for it and, on a CPU, there are 16 rows or a million weights;
+    else float32. A model in float64 stays in it. Raises ValueError for an unknown name, and for "int8" elsewhere than
+    on a CPU.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"got precision={precision!r}, expected one of {', '.join(get_args(Precision))}")
+    if precision == "int8":
+        if model.device.type != "cpu":
+            raise ValueError(f"got precision='int8' on {model.device.type}, expected a prior on the CPU, or 'bfloat16'")
+        return Numerics(torch.bfloat16, int8=True, compiled=compiled)
+    if precision == "auto":
+        if model.dtype == torch.float64:
+            return Numerics(model.dtype, compiled=compiled)
+        many = rows >= _ROWS_FOR_BF16 or sum(weight.numel() for weight in model.parameters()) >= _WEIGHTS_FOR_BF16
+        enough = many or model.device.type == "cuda"
+        precision = "bfloat16" if enough and has_bf16(model.device) else "float32"
+    return Numerics(getattr(torch, precision), compiled=compiled)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,0 +1,102 @@
+"""One input through a trunk by operations that are the same at every place: to be compiled, or kept as a CUDA graph.
+
+The place is a number in memory, keys and values are written by index, and attention looks at the whole cache with what
+lies ahead hidden. torch.compile makes one pass over the cache of it, which eager operations cannot; a CUDA graph takes
+away the launches, which in a small trunk take longer than the work.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from priors.linear_maps import Weight, multiply
+from priors.trunk import rms_norm
+
+_MOST_SHAPES = 128
+
+
+class Layer(NamedTuple):
+    """Keys and values "b h n d" of a layer, and its weights."""
+
+    keys: Tensor
+    values: Tensor
+    qkv: Weight
+    out: Weight
+    gate_and_value: Weight
+    mlp_out: Weight
+
+
+def static_step(
+    x: Tensor, cos: Tensor, sin: Tensor, place: Tensor, ahead: Tensor, layers: list[Layer], dtype: torch.dtype
+) -> Tensor:
+    """Features "b w" of inputs "b w", in float32 or better; the caches are written.
+
+    Args:
+        cos, sin: of the turns of query and key, "2 1 pairs".
+        place: int64 "1", where in the cache this input goes.
+        ahead: "n n", what is added to the scores of the input at a place (first): -inf for later places.
+        dtype: of the products with weights.
+    """
+    bias = ahead.index_select(0, place)
+    for layer in layers:
+        b, h, _, d = layer.keys.shape
+        split = multiply(rms_norm(x).to(dtype), layer.qkv).to(x.dtype).view(b, 3, h, d)
+        unit = F.layer_norm(split[:, :2], (d,), eps=1e-6)
+        first, second = unit[..., 0::2], unit[..., 1::2]
+        turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2)
+        cached = layer.keys.dtype
+        layer.keys.index_copy_(2, place, turned[:, 1, :, None].to(cached))
+        layer.values.index_copy_(2, place, split[:, 2, :, None].to(cached))
+        scores = (turned[:, 0, :, None] * layer.keys).sum(-1) * d**-0.5 + bias
+        mixed = (scores.softmax(-1)[..., None] * layer.values).sum(2)
+        x = x + multiply(mixed.reshape(b, h * d).to(dtype), layer.out)
+        gate, value = multiply(rms_norm(x).to(dtype), layer.gate_and_value).chunk(2, -1)
+        x = x + multiply(F.silu(gate) * value, layer.mlp_out)
+    return rms_norm(x)
+
+
+class Compiled:
+    """`static_step` through torch.compile, once for all walks of the same shapes."""
+
+    made: ClassVar[Callable[..., Tensor] | None] = None
+
+    def __init__(self) -> None:
+        if Compiled.made is None:
+            Compiled.made = torch.compile(static_step, fullgraph=True, dynamic=False)
+        self.is_ready = False
+
+    def __call__(self, *inputs: object) -> Tensor:
+        assert Compiled.made is not None
+        if self.is_ready:
+            return Compiled.made(*inputs)
+        self.is_ready = True
+        # Models and batches of other sizes are other programs; torch stops at eight unless told how many.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+            return Compiled.made(*inputs)
+
+
+class Graph:
+    """`static_step` as one CUDA graph for a walk. Its tensors must stay where they are; only their values change."""
+
+    def __init__(self, step: Callable[..., Tensor]):
+        self.step = step
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.features: Tensor | None = None
+
+    def __call__(self, *inputs: object) -> Tensor:
+        if self.graph is None:
+            # What libraries allocate at their first call must be there before the capture.
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self.step(*inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.features = self.step(*inputs)
+        self.graph.replay()
+        assert self.features is not None
+        return self.features

@@ -1,0 +1,65 @@
+"""What a walk over grids of codes is told, and which grids of many it takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from priors.numerics import Numerics
+
+# Takes the codes fixed since the last call, "b n" (at the first call those known before, perhaps n = 0),
+# and gives the log-probabilities of the next places, "b m k", which are all fixed before the next call.
+Step = Callable[[Int[Tensor, "b n"]], Float[Tensor, "b m k"]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which codes a walk fixes, and in which order.
+
+    Attributes:
+        known: int64 "b n", flattened; what is kept where `kept` says so. One row stands for any number of grids.
+        kept: bool "b n": places that hold their known code.
+        num_before: places at the start of the order that are known in every grid; no table of theirs is offered.
+        order: int64 "b n", places in the order in which they are taken; None is raster order.
+        sizes: how many places each step fixes after those; None leaves it to the model.
+    """
+
+    known: Tensor
+    kept: Tensor
+    num_before: int
+    order: Tensor | None = None
+    sizes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a walk begins with: rows, their labels, their route, and how to compute.
+
+    Attributes:
+        num: rows b; with guidance two for each grid.
+        labels: int64 "b", `num_classes` for "no label"; None for a prior without classes.
+        order, sizes, num_before: as in `Route`, for these rows.
+    """
+
+    num: int
+    labels: Tensor | None
+    numerics: Numerics
+    order: Tensor | None = None
+    sizes: tuple[int, ...] | None = None
+    num_before: int = 0
+
+
+def filled(part: slice, num: int, size: int) -> list[int]:
+    """The grids of a block of seeded ones, with the last again until it is full."""
+    return [min(i, num - 1) for i in range(part.start, part.start + size)] if part.stop > part.start else []
+
+
+def taken(route: Route, rows: Tensor) -> Route:
+    """The route of some of the grids; one that is the same for all is so for them."""
+
+    def some(each: Tensor) -> Tensor:
+        return each.expand(len(rows), -1) if len(each) == 1 else each[rows]
+
+    order = None if route.order is None else some(route.order)
+    return replace(route, known=some(route.known), kept=some(route.kept), order=order)

@@ -1,0 +1,437 @@
+"""What only the any-order prior does: exact conditionals in every order, under any mask, several codes a step."""
+
+import copy
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from prior_worlds import every_grid, make_any_order, some_labels
+from test_prior_contract import chi_square
+from torch import Tensor
+
+from priors import AnyOrderPrior, AnyOrderPriorConfig
+from priors.any_order import cosine_sizes, spread_ranks
+from priors.sampling import known_chooser
+from priors.walks import Route
+
+ORDERS = [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1), (1, 3, 0, 2)]
+# Where to draw, one mask for each grid; they leave 1, 3, 0 and 4 places known.
+MASKS = torch.tensor(
+    [[[True, False], [True, True]], [[False, True], [False, False]], [[True, True], [True, True]], [[False] * 2] * 2]
+)
+
+
+def tiny(num_classes: int | None = None) -> AnyOrderPrior:
+    return make_any_order(num_codes=3, grid=(2, 2), num_classes=num_classes).double()
+
+
+def route_of(prior: AnyOrderPrior, mask: Tensor, num_steps: int | None = None) -> Route:
+    """The route of a walk; mask "b *grid"."""
+    kept = ~mask.flatten(1)
+    return prior._route(torch.zeros_like(kept, dtype=torch.int64), kept, num_steps)
+
+
+def in_order(values: Tensor, order: Tensor) -> Tensor:
+    """Values "b *grid" as "b n" in an order."""
+    return values.flatten(1).gather(1, order)
+
+
+def tables_of_steps(prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, route: Route) -> Tensor:
+    """Tables of a walk with several codes a step, "b m k" for the m places after `num_before`, from full passes alone.
+
+    Each is that of an order in which its place comes right after those of the steps before.
+    """
+    assert route.order is not None
+    assert route.sizes is not None
+    tables, begin, places = [], route.num_before, list(range(prior.num_places))
+    for size in route.sizes:
+        for place in range(begin, begin + size):
+            first = [*places[:begin], place]
+            order = route.order[:, first + [other for other in places if other not in first]]
+            found = prior.tables(codes, labels, order).flatten(1, -2)
+            tables.append(found.take_along_dim(route.order[:, place, None, None], 1)[:, 0])
+        begin += size
+    return torch.stack(tables, 1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_is_a_distribution(order: tuple[int, ...]) -> None:
+    for prior in (tiny(), tiny(num_classes=2)):
+        world = every_grid(prior)
+        for labels in (None, some_labels(prior, 1)):
+            labels = None if labels is None else labels.expand(len(world))
+            log_probs = prior.log_prob(world, labels, torch.tensor(order))
+            assert log_probs.dtype == torch.float64
+            assert abs(log_probs.exp().sum().item() - 1) < 1e-10
+
+
+def test_orders_differ_and_raster_is_one_of_them() -> None:
+    prior = tiny(num_classes=2)
+    world = every_grid(prior)
+    labels = some_labels(prior, len(world))
+    scores = [prior.log_prob(world, labels, torch.tensor(order)) for order in ORDERS]
+    torch.testing.assert_close(scores[0], prior.log_prob(world, labels), atol=1e-11, rtol=0)
+    for one, other in itertools.combinations(scores, 2):
+        assert (one - other).abs().max() > 0.1
+    assert torch.equal(prior(world, labels, torch.tensor(ORDERS[2])), scores[2])
+    # Each grid may have its own.
+    own = torch.tensor(ORDERS).repeat(len(world), 1)[: len(world)]
+    expected = torch.stack(scores, 1).gather(1, torch.arange(len(world))[:, None] % 4)[:, 0]
+    torch.testing.assert_close(prior.log_prob(world, labels, own), expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tables_in_an_order_stand_at_their_places(order: tuple[int, ...]) -> None:
+    prior = tiny(num_classes=2)
+    world, told = every_grid(prior), torch.tensor(order)
+    labels = some_labels(prior, len(world))
+    tables = prior.tables(world, labels, told)
+    assert tables.shape == (*world.shape, 3)
+    assert (tables.exp().sum(-1) - 1).abs().max() < 1e-12
+    picked = tables.gather(-1, world[..., None]).flatten(1).sum(1)
+    torch.testing.assert_close(picked, prior.log_prob(world, labels, told), atol=1e-11, rtol=0)
+    # A table reads the codes before its place in the order, all of them, and no others.
+    for at, place in enumerate(order):
+        other = world.clone()
+        other.flatten(1)[:, place] = (world.flatten(1)[:, place] + 1) % 3
+        moved = (prior.tables(other, labels, told) - tables).flatten(1, -2).abs().amax((0, 2))
+        assert (moved[list(order[: at + 1])] == 0).all()
+        assert (moved[list(order[at + 1 :])] > 1e-3).all()
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_a_walk_in_an_order_scores_like_log_prob_in_it(num_classes: int | None) -> None:
+    prior = tiny(num_classes)
+    world = every_grid(prior)
+    labels = some_labels(prior, len(world))
+    order = route_of(prior, torch.ones(len(world), 2, 2, dtype=torch.bool), 4).order
+    assert order is not None
+    assert order[0].tolist() != [0, 1, 2, 3]
+    chooser = known_chooser(in_order(world, order))
+    assert torch.equal(prior.walk(len(world), chooser, labels, num_steps=4), world)
+    torch.testing.assert_close(chooser.log_prob, prior.log_prob(world, labels, order), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("num_steps", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("masks", [MASKS, MASKS[:2], MASKS[:1], MASKS[1:2], MASKS[2:3]])
+def test_a_walk_offers_the_exact_tables_under_any_masks(masks: Tensor, num_steps: int | None) -> None:
+    prior = tiny(num_classes=2)
+    most = int(masks.flatten(1).sum(1).max())
+    num_steps = None if num_steps is None else min(num_steps, most)
+    world = every_grid(prior)
+    masks = masks.repeat(len(world), 1, 1)[: len(world)]
+    route = route_of(prior, masks, num_steps)
+    if route.order is None:  # nothing is known: one code a step is raster order
+        assert bool(masks.all())
+        route = Route(route.known, route.kept, 0, torch.arange(4).expand(len(world), -1), (1,) * 4)
+    assert route.num_before == 4 - most
+    assert route.sizes is not None
+    assert sum(route.sizes) == most
+    assert route.sizes == ((1,) * most if num_steps is None else cosine_sizes(most, num_steps))
+    labels = some_labels(prior, len(world))
+    ordered, offered = in_order(world, route.order), []
+
+    def follow(table: Tensor) -> Tensor:
+        offered.append(table)
+        return ordered[:, route.num_before + len(offered) - 1]
+
+    # What stands at places to draw is not looked at.
+    known = world.masked_fill(masks, -1)
+    assert torch.equal(prior.walk(len(world), follow, labels, known=known, mask=masks, num_steps=num_steps), world)
+    expected = tables_of_steps(prior, world, labels, route)
+    torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-11, rtol=0)
+
+
+def test_steps_of_many_codes_after_steps_of_many_codes() -> None:
+    """A longer walk in float32, with an order for each grid: chains and probes of several places, again and again."""
+    prior = make_any_order(num_codes=4, grid=(3, 5))
+    torch.manual_seed(2)
+    codes, masks = torch.randint(4, (6, 3, 5)), torch.rand(6, 3, 5) < 0.7
+    route = route_of(prior, masks, 4)
+    assert route.order is not None
+    assert route.sizes is not None
+    assert max(route.sizes) > 2
+    ordered, offered = in_order(codes, route.order), []
+
+    def follow(table: Tensor) -> Tensor:
+        offered.append(table)
+        return ordered[:, route.num_before + len(offered) - 1]
+
+    assert torch.equal(prior.walk(6, follow, known=codes, mask=masks, num_steps=4), codes)
+    expected = tables_of_steps(prior, codes, None, route)
+    torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("num_steps", [None, 2])
+def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | None) -> None:
+    """Two grids, with other places known in each; each is completed as the model's own conditional says."""
+    prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2)
+    num, world = 10_000, every_grid(prior)
+    known = torch.tensor([[[2, 0], [1, 2]], [[1, 1], [0, 2]]]).repeat_interleave(num, 0)
+    masks = torch.tensor([[[True, False], [True, True]], [[True, True], [False, False]]]).repeat_interleave(num, 0)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.ones(2 * num, dtype=torch.int64)
+    samples = prior.sample(2 * num, labels, generator=generator, known=known, mask=masks, num_steps=num_steps)
+    assert torch.equal(samples[~masks], known[~masks])
+    route = route_of(prior, masks, num_steps)
+    assert route.num_before == 1
+    assert route.order is not None
+    assert route.sizes == ((1, 1, 1) if num_steps is None else (1, 2))
+    rows = torch.tensor([0, num])
+    for i, row in enumerate(rows.tolist()):
+        fits = ((world == known[row]) | masks[row]).flatten(1).all(1)
+        here = route.order[row].expand(len(world), -1)
+        with torch.no_grad():
+            if num_steps is None:
+                scores = prior.log_prob(world, labels[: len(world)], here)
+            else:  # the product of the tables of each step; the first step may fix a place that is known
+                one = Route(route.known[:0], route.kept[:0], 1, here, route.sizes)
+                tables = tables_of_steps(prior, world, labels[: len(world)], one)
+                drawn = in_order(masks[row].expand_as(world), here)[:, 1:]
+                scores = tables.gather(-1, in_order(world, here)[:, 1:, None])[..., 0].where(drawn, 0).sum(1)
+        expected = scores.double().masked_fill(~fits, -math.inf)
+        if num_steps is not None:
+            assert abs(expected.exp().sum().item() - 1) < 1e-5
+        drawn_here = samples[i * num : (i + 1) * num]
+        statistic, bound = chi_square(prior, drawn_here, expected.softmax(0))
+        assert statistic < bound
+        # The test can fail: the same counts refute a distribution that is slightly tilted, and another order's.
+        statistic, bound = chi_square(prior, drawn_here, (expected * 0.8).softmax(0))
+        assert statistic > bound
+
+
+def test_one_step_draws_each_place_from_its_own_table() -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2))
+    samples = prior.sample(20_000, generator=torch.Generator().manual_seed(3), num_steps=1)
+    world = every_grid(prior)
+    with torch.no_grad():
+        firsts = [
+            prior.tables(world[:1], order=torch.tensor([i, *(j for j in range(4) if j != i)])).flatten(1, -2)[0, i]
+            for i in range(4)
+        ]
+    scores = torch.stack([firsts[i][world.flatten(1)[:, i]] for i in range(4)], 1).sum(1)
+    statistic, bound = chi_square(prior, samples, scores.double().exp())
+    assert statistic < bound
+
+
+def test_prefixes_masks_and_whole_grids() -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2))
+    codes = torch.randint(3, (5, 2, 2), generator=torch.Generator().manual_seed(0))
+    # A mask that leaves the first places known is a prefix.
+    mask = torch.tensor([[False, False], [True, True]])
+    one = prior.sample(5, known=codes, mask=mask, generator=torch.Generator().manual_seed(1))
+    other = prior.sample(5, prefix=codes.flatten(1)[:, :2], generator=torch.Generator().manual_seed(1))
+    assert torch.equal(one, other)
+    # With nothing to draw nothing is drawn, in a step or without.
+    for num_steps in (None, 1):
+        assert torch.equal(prior.sample(5, known=codes, mask=torch.zeros_like(mask), num_steps=num_steps), codes)
+    for num_steps in (None, 3):
+        assert prior.walk(0, known_chooser(codes[:0]), num_steps=num_steps).shape == (0, 2, 2)
+
+
+def test_guidance_and_blocks_in_steps() -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2)
+    codes = every_grid(prior)[:40]
+    masks, labels = MASKS.repeat(10, 1, 1), some_labels(prior, 40)
+
+    def draw(**options: float) -> Tensor:
+        generator = torch.Generator().manual_seed(2)
+        return prior.sample(40, labels, known=codes, mask=masks, num_steps=2, generator=generator, **options)
+
+    assert torch.equal(draw(), draw(guidance=1.0))
+    assert not torch.equal(draw(), draw(guidance=4.0))
+    for drawn in (draw(guidance=4.0), draw(batch_size=7), draw(precision="bfloat16")):
+        assert torch.equal(drawn[~masks], codes[~masks])
+    # Guidance mixes the tables of the step with the label and without it.
+    prior, route, tables = prior.double(), route_of(prior, masks, 2), []
+    assert route.order is not None
+
+    def follow(table: Tensor) -> Tensor:
+        tables.append(table)
+        return in_order(codes, route.order)[:, len(tables) - 1]
+
+    prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), known=codes, mask=masks, num_steps=2)
+    given, free = tables_of_steps(prior, codes, labels, route), tables_of_steps(prior, codes, None, route)
+    strength = torch.tensor([1.0, 2.0, 0.0, 3.0]).double()[:, None]
+    expected = (free + strength * (given - free)).log_softmax(-1)
+    torch.testing.assert_close(torch.stack(tables, 1), expected, atol=1e-11, rtol=0)
+
+
+def test_a_seeded_grid_is_the_same_alone() -> None:
+    prior = make_any_order(num_codes=3, grid=(3, 5))
+    codes = torch.randint(3, (20, 3, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+    for num_steps in (None, 3):
+        drawn = prior.sample(20, seeds=range(20), known=codes, mask=mask, num_steps=num_steps)
+        alone = prior.sample(1, seeds=[17], known=codes[17:18], mask=mask, num_steps=num_steps)
+        assert torch.equal(drawn[17:18], alone)
+        assert not torch.equal(drawn[16], drawn[17])
+
+
+def test_saved_and_loaded_it_has_its_config(tmp_path: Path) -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2, raster_share=0.75, code_noise=0.1)
+    prior.save_pretrained(tmp_path / "prior")
+    again = AnyOrderPrior.from_pretrained(tmp_path / "prior")
+    assert again.config == prior.config
+    order = torch.tensor(ORDERS[2])
+    assert torch.equal(again.log_prob(every_grid(prior), order=order), prior.log_prob(every_grid(prior), order=order))
+
+
+def test_training_draws_orders_and_reaches_every_weight() -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2)).train()
+    codes = torch.tensor([[[0, 1], [2, 0]]]).expand(2000, -1, -1)
+    torch.manual_seed(0)
+    scores = prior.log_prob(codes)
+    torch.manual_seed(0)
+    assert torch.equal(prior.log_prob(codes), scores)
+    # Each of the 24 orders has its score, a quarter of the grids and a 24th of the others that of raster order.
+    every = torch.tensor(list(itertools.permutations(range(4))))
+    expected = prior.log_prob(codes[:24], order=every)
+    distance = (scores[:, None] - expected).abs()
+    assert distance.amin(1).max() < 1e-4
+    counts = torch.bincount(distance.argmin(1), minlength=24)
+    assert (counts[1:] > 30).all()
+    assert (counts[1:] < 100).all()
+    assert 480 < counts[0] < 650
+    scores.mean().backward()
+    for weight in prior.parameters():
+        assert weight.grad is not None
+        assert weight.grad.abs().sum() > 0
+    assert (prior.origin.grad.abs().sum(1) > 0).all()
+    assert (prior.trunk.target.grad.abs().sum(1) > 0).all()
+    # What is told counts in training too, and tables stay in raster order.
+    plain = copy.deepcopy(prior).eval()
+    order = torch.tensor(ORDERS[1])
+    assert torch.equal(prior.log_prob(codes[:1], order=order), plain.log_prob(codes[:1], order=order))
+    assert torch.equal(prior.tables(codes[:1]), plain.tables(codes[:1]))
+
+
+def test_orders_of_training_follow_raster_share() -> None:
+    codes = torch.zeros(4000, 6, dtype=torch.int64)
+    for share in (0.0, 0.5):
+        prior = AnyOrderPrior(
+            AnyOrderPriorConfig(num_codes=2, grid=(6,), width=8, depth=1, num_heads=2, raster_share=share)
+        )
+        torch.manual_seed(0)
+        orders = prior._draw_orders(codes)
+        assert torch.equal(orders.sort(1).values, torch.arange(6).expand(4000, -1))
+        raster = (orders == torch.arange(6)).all(1).double().mean().item()
+        assert abs(raster - (share + (1 - share) / 720)) < 0.03
+
+
+def test_it_learns_to_inpaint() -> None:
+    """The right half repeats the left, which is drawn evenly: either is certain from the other, in any order."""
+    torch.manual_seed(0)
+    config = AnyOrderPriorConfig(num_codes=4, grid=(2, 4), width=32, depth=2, num_heads=2, raster_share=0.25)
+    prior = AnyOrderPrior(config)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=5e-3)
+    for _ in range(300):
+        left = torch.randint(4, (64, 2, 2))
+        optimizer.zero_grad()
+        (-prior(torch.cat((left, left), 2)).mean()).backward()
+        optimizer.step()
+    prior.eval()
+    codes = torch.randint(4, (200, 2, 2)).repeat(1, 1, 2)
+    best = 4 * math.log(4)
+    for order in (torch.arange(8), torch.arange(7, -1, -1), torch.tensor([6, 0, 3, 5, 2, 1, 7, 4])):
+        with torch.no_grad():
+            assert -prior.log_prob(codes, order=order).mean() < best + 0.1
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    for half in (slice(0, 2), slice(2, 4)):
+        here = mask.clone()
+        here[:, half] = True
+        for num_steps in (None, 1, 3):
+            filled = prior.sample(200, known=codes.masked_fill(here, 0), mask=here, num_steps=num_steps)
+            assert (filled == codes).double().mean() > 0.98
+    # Drawn all at once, what depends on each other is drawn apart.
+    apart = prior.sample(200, num_steps=1)
+    assert (apart[..., :2] == apart[..., 2:]).double().mean() < 0.5
+
+
+def test_sizes_of_steps_follow_a_cosine() -> None:
+    assert cosine_sizes(49, 8) == (1, 3, 4, 6, 8, 8, 9, 10)
+    assert cosine_sizes(10, 8) == (1, 1, 1, 1, 1, 1, 2, 2)
+    assert cosine_sizes(0, 1) == ()
+    for num_places in range(1, 40):
+        for num_steps in range(1, num_places + 1):
+            sizes = cosine_sizes(num_places, num_steps)
+            assert len(sizes) == num_steps
+            assert sum(sizes) == num_places
+            assert min(sizes) >= 1
+            assert list(sizes) == sorted(sizes)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (16, 16), (5, 9), (30,), (4, 4, 4), (1, 1)])
+def test_places_drawn_together_stand_apart(grid: tuple[int, ...]) -> None:
+    places = torch.tensor(list(itertools.product(*map(range, grid)))).double()
+
+    def share_with_a_neighbour(ranks: Tensor) -> float:
+        assert sorted(ranks.tolist()) == list(range(len(places)))
+        steps = places[ranks.argsort()].split(list(cosine_sizes(len(places), min(12, len(places)))))
+        nearest = [(torch.cdist(step, step) + 100 * torch.eye(len(step))).amin(1) for step in steps]
+        return (torch.cat(nearest) < 1.01).double().mean().item()
+
+    # By chance a fifth of the places and more have a neighbour in their step.
+    assert share_with_a_neighbour(spread_ranks(grid)) < 0.05
+    if len(places) > 1:
+        assert share_with_a_neighbour(torch.randperm(len(places), generator=torch.Generator().manual_seed(0))) > 0.12
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (torch.arange(4.0), r"order of torch.float32 \(4,\), expected integers of shape \(4,\) or \(2, 4\)"),
+        (torch.arange(3), r"torch.int64 \(3,\), expected integers of shape \(4,\) or \(2, 4\)"),
+        (torch.arange(4).expand(3, 4), r"torch.int64 \(3, 4\), expected"),
+        (torch.tensor([0, 1, 2, 2]), "no permutation, expected each of 0 to 3 once"),
+        (torch.tensor([1, 2, 3, 4]), "no permutation"),
+        (torch.tensor([[0, 1, 2, 3], [0, 0, 2, 3]]), "no permutation"),
+    ],
+)
+def test_bad_orders(order: Tensor, message: str) -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2))
+    for score in (prior.log_prob, prior.tables, prior):
+        with pytest.raises(ValueError, match=message):
+            score(torch.zeros(2, 2, 2, dtype=torch.int64), order=order)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bad_steps_and_masks() -> None:
+    prior = make_any_order(num_codes=3, grid=(2, 2))
+    codes = torch.zeros(2, 2, 2, dtype=torch.int64)
+    for num_steps in (0, -1, 5, 1.5, True):
+        with pytest.raises(ValueError, match=f"num_steps={num_steps}, expected an integer from 1 to 4, with 4 places"):
+            prior.sample(2, num_steps=num_steps)
+    with pytest.raises(ValueError, match="num_steps=4, expected an integer from 1 to 3, with 3 places"):
+        prior.sample(2, known=codes, mask=MASKS[:2], num_steps=4)
+    with pytest.raises(ValueError, match="num_steps=2, expected an integer from 1 to 1, with 0 places"):
+        prior.sample(2, known=codes, mask=MASKS[3], num_steps=2)
+    for mask, message in (
+        (torch.ones(2, 2), r"mask of torch.float32 \(2, 2\)"),
+        (torch.ones(3, 2, 2, dtype=torch.bool), r"mask of torch.bool \(3, 2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prior.sample(2, known=codes, mask=mask)
+    with pytest.raises(ValueError, match="known codes and a mask together"):
+        prior.sample(2, mask=MASKS[:2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_codes": 0}, "num_codes=0"),
+        ({"grid": ()}, r"grid=\(\)"),
+        ({"width": 25}, "width=25 with num_heads=2"),
+        ({"raster_share": 1.0}, r"raster_share=1\.0, expected a number in \[0, 1\)"),
+        ({"raster_share": -0.1}, r"raster_share=-0\.1"),
+        ({"code_noise": 1.0}, r"code_noise=1\.0"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"label_dropout": 2.0}, r"label_dropout=2\.0"),
+    ],
+)
+def test_bad_configs(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnyOrderPriorConfig(**{"num_codes": 3, "grid": (2, 2), "width": 24, "num_heads": 2, **options})

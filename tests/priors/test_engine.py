@@ -1,0 +1,310 @@
+"""The engine of walks: a trunk step by step against the trunk at once, and what it keeps in memory."""
+
+import copy
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from prior_worlds import make_any_order, make_transformer
+from torch import Tensor
+
+import priors.base
+import priors.numerics
+from priors import Prior
+from priors.numerics import Numerics, choose
+from priors.static_step import Compiled, static_step
+from priors.stepper import Stepper, cache_bytes
+from priors.trunk import GridTrunk, Trunk, initialise
+
+ROWS, GRID = 3, (2, 4)
+PLACES = 8
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.15}
+
+
+def make_trunk(dtype: torch.dtype = torch.float64, width: int = 24, depth: int = 2) -> GridTrunk:
+    torch.manual_seed(0)
+    config = SimpleNamespace(width=width, depth=depth, num_heads=2, dropout=0.0, checkpointing=False)
+    trunk = GridTrunk(config, GRID)
+    initialise(trunk)
+    with torch.no_grad():
+        for weight in trunk.parameters():
+            weight.mul_(0.25 / weight.std())
+    return trunk.eval().to(dtype)
+
+
+def some_inputs(trunk: GridTrunk) -> tuple[Tensor, Tensor]:
+    """Inputs "b n w", and the turns of their places."""
+    x = torch.randn(ROWS, PLACES, trunk.trunk.width, generator=torch.Generator().manual_seed(1)).double()
+    x = x.to(trunk.target.dtype)
+    return x, trunk.turns(x)
+
+
+def steps(stepper: Stepper, x: Tensor, turns: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """All features "b n w", of so many inputs a call."""
+    ends = list(itertools.accumulate(sizes))
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return torch.cat([stepper(x[:, part], turns[..., part, :, :, :]) for part in parts], 1)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("sizes", [(1,) * 8, (8,), (3, 1, 1, 2, 1), (1, 5, 2)])
+def test_steps_are_the_trunk_at_once(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    trunk = make_trunk(torch.float64 if dtype == torch.float64 else torch.float32)
+    x, turns = some_inputs(trunk)
+    expected = trunk.trunk(x, turns).detach()
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
+    got = steps(stepper, x, turns, sizes)
+    assert got.dtype == dtype
+    assert not got.requires_grad
+    assert stepper.length == PLACES
+    torch.testing.assert_close(got.to(x.dtype), expected, atol=TOLERANCES[dtype], rtol=0)
+    stepper.reset()
+    assert stepper.length == 0
+    assert torch.equal(steps(stepper, x, turns, sizes), got)
+
+
+def test_int8_steps_are_near_the_trunk() -> None:
+    trunk = make_trunk(torch.float32, width=32)
+    x, turns = some_inputs(trunk)
+    got = steps(Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16, int8=True)), x, turns, (1,) * 8)
+    error = (got - trunk.trunk(x, turns)).detach().square().mean().sqrt()
+    assert 1e-4 < error < 0.1  # features have a mean square of 1
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 8, (4, 1, 3)])
+def test_rows_may_be_turned_each_in_its_own_order(sizes: tuple[int, ...]) -> None:
+    trunk = make_trunk()
+    x, _ = some_inputs(trunk)
+    order = torch.stack([torch.randperm(PLACES, generator=torch.Generator().manual_seed(i)) for i in range(ROWS)])
+    turns = trunk.turns(x, order)
+    assert turns.ndim == 5
+    got = steps(Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64)), x, turns, sizes)
+    torch.testing.assert_close(got, trunk.trunk(x, turns).detach(), atol=1e-11, rtol=0)
+    assert not torch.allclose(got, trunk.trunk(x, trunk.turns(x)).detach())
+
+
+def test_what_sees_what_within_a_call() -> None:
+    trunk = make_trunk()
+    x, turns = some_inputs(trunk)
+    blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
+    visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
+    expected = trunk.trunk(x, turns, visible).detach()
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
+    parts = [slice(0, 1), slice(1, 4), slice(4, 8)]
+    got = torch.cat([stepper(x[:, part], turns[part], visible[part, part]) for part in parts], 1)
+    torch.testing.assert_close(got, expected, atol=1e-11, rtol=0)
+    assert not torch.allclose(expected, trunk.trunk(x, turns).detach())
+    alone = torch.eye(2, dtype=torch.bool)
+    stepper.reset()
+    pair = stepper(x[:, :2], turns[:2], alone)
+    torch.testing.assert_close(pair[:, 1], trunk.trunk(x[:, 1:2], turns[1:2])[:, 0].detach(), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 2])
+def test_dropped_inputs_leave_no_trace(num_kept: int) -> None:
+    trunk = make_trunk()
+    x, turns = some_inputs(trunk)
+    plain = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
+    expected = steps(plain, x, turns, (2, num_kept, 6 - num_kept) if num_kept else (2, 6))
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
+    first = steps(stepper, x, turns, (2,))
+    probes = torch.cat((x[:, 2 : 2 + num_kept], torch.full_like(x[:, :3], 100.0)), 1)
+    stepper(probes, turns[2 : 5 + num_kept], num_kept=num_kept)
+    assert stepper.length == 2 + num_kept
+    rest = stepper(x[:, 2 + num_kept :], turns[2 + num_kept :])
+    got = torch.cat((first, expected[:, 2 : 2 + num_kept], rest), 1)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_no_rows() -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper = Stepper(trunk.trunk, 0, PLACES, Numerics(torch.bfloat16))
+    assert stepper(x[:0, :2], turns[:2]).shape == (0, 2, 24)
+    assert stepper(x[:0, :1], turns[2:3]).dtype == torch.bfloat16
+
+
+def test_features_are_not_overwritten_by_later_steps() -> None:
+    trunk = make_trunk()
+    x, turns = some_inputs(trunk)
+    for compiled in (False, True):
+        stepper = eager_static(trunk.trunk, torch.float64) if compiled else plain_stepper(trunk.trunk)
+        first = stepper(x[:, :1], turns[:1])
+        before = first.clone()
+        stepper(x[:, 1:2], turns[1:2])
+        assert torch.equal(first, before)
+
+
+def plain_stepper(trunk: Trunk) -> Stepper:
+    return Stepper(trunk, ROWS, PLACES, Numerics(torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_caches_stay_where_they_are_and_take_what_is_said(dtype: torch.dtype) -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
+    caches = [cache for layer in stepper.layers for cache in layer[:2]]
+    places = [cache.data_ptr() for cache in caches]
+    steps(stepper, x, turns, (3, 1, 1, 1, 1, 1))
+    stepper.reset()
+    steps(stepper, x, turns, (1,) * 8)
+    assert [cache.data_ptr() for layer in stepper.layers for cache in layer[:2]] == places
+    taken = sum(cache.untyped_storage().nbytes() for cache in caches)
+    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Numerics(dtype))
+    assert taken == 4 * 2 * 2 * ROWS * PLACES * 24
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = make_transformer(num_codes=3, grid=(2, 2), num_classes=2)
+    numerics = Numerics(torch.float32)
+    seen, walk = [], Prior._walk
+
+    def spy(self: Prior, chooser: object, labels: object, strengths: object, route: object, *rest: object) -> Tensor:
+        seen.append(len(route))
+        return walk(self, chooser, labels, strengths, route, *rest)
+
+    monkeypatch.setattr(Prior, "_walk", spy)
+    labels = torch.arange(40) % 2
+    options = {"guidance": 2.0 if guided else None, "precision": "float32"}
+    prior.sample(40, labels, **options)
+    assert seen == [40]
+    limit = 12 * (prior.walk_bytes(numerics) + 8 * prior.num_codes)
+    monkeypatch.setattr(priors.base, "CACHE_BYTES", limit)
+    seen.clear()
+    prior.sample(40, labels, **options)
+    assert sum(seen) == 40
+    widest = 2 if guided else 1
+    assert 12 // widest - 1 <= max(seen) <= 12 // widest
+    assert max(seen) * widest * prior.walk_bytes(numerics) <= limit
+    monkeypatch.setattr(priors.base, "CACHE_BYTES", 1)
+    seen.clear()
+    prior.sample(3, labels[:3], **options)
+    assert seen == [1, 1, 1]  # a block is never empty
+
+
+def eager_static(trunk: Trunk, dtype: torch.dtype) -> Stepper:
+    """A stepper on its static path, not compiled."""
+    stepper = Stepper(trunk, ROWS, PLACES, Numerics(dtype, compiled=True))
+    stepper.one = static_step
+    return stepper
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize("sizes", [(1,) * 8, (3, 1, 1, 2, 1)])
+def test_static_steps_are_the_trunk_at_once(dtype: torch.dtype, tolerance: float, sizes: tuple[int, ...]) -> None:
+    trunk = make_trunk(torch.float64 if dtype == torch.float64 else torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper = eager_static(trunk.trunk, dtype)
+    expected = trunk.trunk(x, turns).detach()
+    for _ in range(2):  # what an earlier walk left in the caches is hidden
+        got = steps(stepper, x, turns, sizes)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.to(x.dtype), expected, atol=tolerance, rtol=0)
+        stepper.reset()
+
+
+def test_static_int8_steps_are_near_the_trunk() -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16, int8=True, compiled=True))
+    stepper.one = static_step
+    error = (steps(stepper, x, turns, (2, *(1,) * 6)) - trunk.trunk(x, turns)).detach().square().mean().sqrt()
+    assert error < 0.1
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, "auto"), (torch.float32, "float32")])
+@pytest.mark.parametrize("make", [make_transformer, make_any_order])
+def test_a_static_walk_draws_the_same_codes(
+    make: object, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = make(num_codes=7, grid=GRID, num_classes=2).to(dtype)
+    labels = torch.arange(6) % 2
+    options = {"precision": precision, "guidance": 2.0, "prefix": torch.ones(6, 2, dtype=torch.int64)}
+    calls = []
+
+    def step(*inputs: object) -> Tensor:
+        calls.append(inputs)
+        return static_step(*inputs)
+
+    monkeypatch.setattr("priors.stepper.Compiled", lambda: step)
+    drawn = [
+        prior.sample(6, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
+        for compiled in (False, True)
+    ]
+    assert len(calls) == PLACES - 3
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("untyped")
+def test_compiled_steps_are_eager_ones() -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32, compiled=True))
+    assert isinstance(stepper.one, Compiled)
+    got = steps(stepper, x, turns, (2, *(1,) * 6))
+    torch.testing.assert_close(got, trunk.trunk(x, turns).detach(), atol=1e-4, rtol=0)
+    prior = make_transformer(num_codes=7, grid=GRID)
+    eager, compiled = (
+        prior.sample(16, compiled=compiled, precision="float32", generator=torch.Generator().manual_seed(0))
+        for compiled in (False, True)
+    )
+    assert (eager == compiled).float().mean() > 0.95
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cuda_graphs_are_eager_steps(dtype: torch.dtype) -> None:
+    trunk = make_trunk(dtype).cuda()
+    x, turns = some_inputs(trunk)
+    x, turns = x.cuda(), trunk.turns(x.cuda())
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
+    expected = trunk.trunk(x, turns).detach()
+    tolerance = {"atol": 1e-10 if dtype == torch.float64 else 1e-3, "rtol": 0}
+    for sizes in ((1,) * 8, (3, *(1,) * 5)):
+        torch.testing.assert_close(steps(stepper, x, turns, sizes), expected, **tolerance)
+        stepper.reset()
+    stepper.one = static_step
+    torch.testing.assert_close(steps(stepper, x, turns, (1,) * 8), expected, **tolerance)
+
+
+# ---- which numerics
+
+
+def test_auto_goes_by_rows_weights_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = make_transformer(num_codes=3, grid=(2, 2))
+    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: True)
+    assert choose("auto", 15, prior, False) == Numerics(torch.float32)
+    assert choose("auto", 16, prior, False) == Numerics(torch.bfloat16)
+    monkeypatch.setattr(priors.numerics, "_WEIGHTS_FOR_BF16", 1000)
+    assert choose("auto", 1, prior, True) == Numerics(torch.bfloat16, compiled=True)
+    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: False)
+    assert choose("auto", 64, prior, False) == Numerics(torch.float32)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, parameters=list)
+    untyped = getattr(choose, "__wrapped__", choose)
+    assert untyped("auto", 1, on_gpu, False) == Numerics(torch.float32)
+    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: True)
+    assert untyped("auto", 1, on_gpu, False) == Numerics(torch.bfloat16)
+    with pytest.raises(ValueError, match="precision='int8' on cuda, expected a prior on the CPU"):
+        untyped("int8", 1, on_gpu, False)
+
+
+def test_asked_for_is_what_is_taken() -> None:
+    prior = make_transformer(num_codes=3, grid=(2, 2))
+    assert choose("float32", 64, prior, False) == Numerics(torch.float32)
+    assert choose("bfloat16", 1, prior, False) == Numerics(torch.bfloat16)
+    assert choose("int8", 1, prior, False) == Numerics(torch.bfloat16, int8=True)
+    assert choose("auto", 64, prior.double(), False) == Numerics(torch.float64)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_the_same_generator_draws_the_same_codes(precision: str) -> None:
+    prior = make_transformer(num_codes=7, grid=GRID)
+    twin = copy.deepcopy(prior)
+    first, second = (
+        each.sample(20, generator=torch.Generator().manual_seed(0), precision=precision) for each in (prior, twin)
+    )
+    assert torch.equal(first, second)

@@ -1,0 +1,169 @@
+"""What the n-gram prior counts, and how it smooths."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from prior_worlds import every_grid, make_ngram
+
+import safefolder
+from priors import NGramPrior, Prior, UniformPrior, UnigramPrior
+
+
+def test_one_axis_by_hand() -> None:
+    """Two grids of three codes: 0 0 1 and 0 0 0."""
+    prior = NGramPrior(num_codes=2, grid=(3,)).double().fit(torch.tensor([[0, 0, 1], [0, 0, 0]]))
+    p = [5.5 / 7, 1.5 / 7]
+    # Places count 0: 2, 2, 1 and 1: -, -, 1, so that n_1 = n_2 = 2 and D = 1/3. Codes count 0: 2 after none, 3 after 0,
+    # and 1: once after 0, so that n_1 = n_2 = 1 and D = 1/3 again.
+    third = 1 / 3
+    first = [(2 - third + (third + 20) * p[0]) / 22, (third + 20) * p[1] / 22]
+    last = [(1 - third + (2 * third + 20) * p[code]) / 22 for code in (0, 1)]
+    at_0 = [(2 - third + (third + 20) * first[0]) / 22, (third + 20) * first[1] / 22]
+    after_0 = [(n - third + (2 * third + 20) * q) / 24 for n, q in zip((3, 1), last, strict=True)]
+    tables = prior.tables(torch.tensor([[0, 0, 1], [0, 1, 0]])).exp()
+    torch.testing.assert_close(tables[0, 0].tolist(), at_0)
+    torch.testing.assert_close(tables[0, 2].tolist(), after_0)
+    torch.testing.assert_close(tables[1, 2].tolist(), last)  # nothing was seen after a 1
+
+
+def test_two_axes_by_hand() -> None:
+    """One grid, 0 1 over 1 1: every count of a table by hand, without discounts that are not 1."""
+    prior = NGramPrior(num_codes=2, grid=(2, 2)).double().fit(torch.tensor([[[0, 1], [1, 1]]]))
+    p = [1.5 / 5, 3.5 / 5]
+    # Last place: the place saw one 1; 1 on the left, one 1; 1 above, one 1; both, one 1. Of the counts of the left
+    # neighbour's table n_1 = 2 (1 after 0, 1 after 1) and n_2 = 0 besides 0 and 1 after none: n_1 = 4, D = 1.
+    # A count of 1 less 1 is nothing: all of it goes to what is broader, so every table gives P(k).
+    expected = [[math.log(p[0]), math.log(p[1])]] * 4
+    tables = prior.tables(torch.tensor([[[0, 1], [1, 1]]])).flatten(1, 2)[0]
+    torch.testing.assert_close(tables.tolist(), expected)
+    # Seen five times, no count is 1 or 2, and none is discounted.
+    prior.fit(torch.tensor([[[0, 1], [1, 1]]]).repeat(4, 1, 1))
+    p = [5.5 / 21, 15.5 / 21]
+    narrow = [20 * p[0] / 25, (5 + 20 * p[1]) / 25]
+    pool = [q ** (1 - 3 * 3**-0.4) * n ** (3 * 3**-0.4) for q, n in zip(p, narrow, strict=True)]
+    pool = [value / sum(pool) for value in pool]
+    expected = [20 * pool[0] / 25, (5 + 20 * pool[1]) / 25]
+    last = prior.tables(torch.tensor([[[0, 1], [1, 0]]]))[0, 1, 1].exp()
+    torch.testing.assert_close(last.tolist(), expected)
+
+
+def test_neighbours_are_one_back_along_each_axis() -> None:
+    prior = NGramPrior(num_codes=3, grid=(2, 3))
+    assert prior.neighbours.tolist() == [[6, 6], [6, 0], [6, 1], [0, 6], [1, 3], [2, 4]]
+    prior = NGramPrior(num_codes=3, grid=(2, 2, 2))
+    assert prior.neighbours.tolist() == [
+        [8, 8, 8], [8, 8, 0], [8, 0, 8], [8, 1, 2], [0, 8, 8], [1, 8, 4], [2, 4, 8], [3, 5, 6],
+    ]  # fmt: skip
+
+
+def test_codes_of_other_neighbours_change_nothing() -> None:
+    prior = make_ngram(num_codes=3, grid=(3, 3)).double()
+    codes = torch.randint(3, (1, 3, 3), generator=torch.Generator().manual_seed(0))
+    base = prior.tables(codes)[0, 1, 1]
+    for row, column in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        other = codes.clone()
+        other[0, row, column] = (other[0, row, column] + 1) % 3
+        read = (row, column) in ((0, 1), (1, 0))
+        assert torch.equal(prior.tables(other)[0, 1, 1], base) != read
+
+
+@pytest.mark.parametrize("grid", [(5,), (3, 4), (2, 3, 2)])
+def test_counts_add_up_over_batches(grid: tuple[int, ...]) -> None:
+    codes = torch.randint(6, (60, *grid), generator=torch.Generator().manual_seed(0)) ** 2 // 5
+    at_once, in_parts = (NGramPrior(num_codes=6, grid=grid) for _ in range(2))
+    at_once.fit(codes)
+    for part in (codes[:1], codes[1:1], codes[1:20], codes[20:]):
+        assert in_parts.fit(part) is in_parts
+    for name, tensor in at_once.state_dict().items():
+        assert tensor.dtype == torch.int64
+        assert torch.equal(in_parts.state_dict()[name], tensor), name
+    for table in at_once.counted:
+        assert (table.keys.diff() > 0).all()
+        assert table.counts.sum() == codes.numel()
+    assert torch.equal(at_once.counts, torch.bincount(codes.flatten(), minlength=6))
+
+
+def test_uniform_before_any_fit() -> None:
+    prior = NGramPrior(num_codes=7, grid=(3, 3)).double()
+    codes = torch.randint(7, (4, 3, 3))
+    expected = UniformPrior(num_codes=7, grid=(3, 3)).double()(codes)
+    torch.testing.assert_close(prior(codes), expected, atol=1e-12, rtol=0)
+
+
+def test_no_code_is_impossible_after_much_of_another() -> None:
+    prior = NGramPrior(num_codes=300, grid=(4, 4)).fit(torch.zeros(5000, 4, 4, dtype=torch.int64))
+    tables = prior.tables(torch.zeros(1, 4, 4, dtype=torch.int64))
+    assert tables.isfinite().all()
+    assert (tables.exp().sum(-1) - 1).abs().max() < 1e-5
+
+
+def test_it_beats_the_histogram_where_neighbours_tell_something() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = (torch.rand(400, 6, 6, generator=generator) < 0.2).long().cumsum(1).cumsum(2) % 12
+    kinds = [kind(num_codes=12, grid=(6, 6)).fit(codes[:300]) for kind in (NGramPrior, UnigramPrior)]
+    rates = [-kind(codes[300:]).mean().item() / 36 / math.log(2) for kind in kinds]
+    # Given both neighbours a code is settled but for the coin, 0.72 bits, and the code between them.
+    assert rates[0] < 0.6 * rates[1]
+
+
+def test_blocks_of_rows_score_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = make_ngram(num_codes=3, grid=(2, 2)).double()
+    codes = every_grid(prior)
+    expected = prior(codes)
+    monkeypatch.setattr("priors.ngram._ENTRIES", 3 * 7)
+    torch.testing.assert_close(prior(codes), expected, atol=1e-12, rtol=0)
+
+
+def test_many_codes_take_little_room(tmp_path: Path) -> None:
+    """A dense table of pairs would take 2 GiB here."""
+    prior = NGramPrior(num_codes=16384, grid=(4, 4))
+    codes = torch.randint(16384, (8, 4, 4), generator=torch.Generator().manual_seed(0))
+    prior.fit(codes).save_pretrained(tmp_path / "prior")
+    assert all(len(table.keys) <= codes.numel() for table in prior.counted)
+    again = NGramPrior.from_pretrained(tmp_path / "prior")
+    assert torch.equal(again(codes), prior(codes))
+    again.fit(codes)
+    assert torch.equal(again.counts, 2 * prior.counts)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_config_that_does_not_fit_is_one_clear_line(tmp_path: Path) -> None:
+    make_ngram(num_codes=3, grid=(2, 2)).save_pretrained(tmp_path / "good")
+    config, tensors = safefolder.load(tmp_path / "good")
+    stored = config["num_stored"]
+    bad = [
+        {**config, "num_stored": 3},
+        {**config, "num_stored": stored[1:]},
+        {**config, "num_stored": [-1, *stored[1:]]},
+        {**config, "num_stored": ["x", *stored[1:]]},
+        {**config, "num_stored": [stored[0] + 1, *stored[1:]]},
+        {**config, "num_codes": 4},
+        {name: value for name, value in config.items() if name != "num_stored"},
+    ]
+    for wrong in bad:
+        safefolder.save(tmp_path / "bad", wrong, tensors)
+        with pytest.raises(ValueError, match="bad") as error:
+            Prior.from_pretrained(tmp_path / "bad")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bad_inputs() -> None:
+    with pytest.raises(ValueError, match=r"100000 codes on a grid of 3 axes, expected contexts that fit into 63 bits"):
+        NGramPrior(num_codes=100_000, grid=(2, 2, 2))
+    with pytest.raises(ValueError, match="num_codes=0"):
+        NGramPrior(num_codes=0, grid=(2, 2))
+    prior = make_ngram(num_codes=3, grid=(2, 2))
+    before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    for codes, message in (
+        (torch.zeros(2, 2, 2), "float32, expected integers"),
+        (torch.zeros(2, 4, dtype=torch.int64), r"shape \(2, 4\), expected \(b, 2, 2\)"),
+        (torch.full((1, 2, 2), 3), "codes from 3 to 3, expected 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prior.fit(codes)
+    assert all(torch.equal(before[name], tensor) for name, tensor in prior.state_dict().items())
+    with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes"):
+        prior.relaxed_tables(torch.full((1, 2, 2, 3), 1 / 3))

@@ -1,0 +1,171 @@
+"""What a PixelCNN sees, and that it learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from prior_worlds import make_pixelcnn
+from torch import Tensor
+
+from priors import PixelCNNPrior, PixelCNNPriorConfig
+from priors.numerics import Numerics
+
+
+def reach(prior: PixelCNNPrior, place: int) -> Tensor:
+    """Of which places' codes the table of a place has gradients, bool "*grid"."""
+    torch.manual_seed(0)
+    weights = torch.randn(3, *prior.grid, prior.num_codes).double().softmax(-1).requires_grad_()
+    table = prior.relaxed_tables(weights).flatten(1, 2)[:, place]
+    return torch.autograd.grad(table.square().sum(), weights)[0].abs().sum((0, -1)) > 0
+
+
+@pytest.mark.parametrize(("depth", "kernel_size"), [(5, 3), (3, 5)])
+def test_no_blind_spot_and_nothing_ahead(depth: int, kernel_size: int) -> None:
+    """Every place before, the corner at the right above included, and none at or after."""
+    prior = make_pixelcnn(num_codes=3, grid=(4, 5), depth=depth, kernel_size=kernel_size).double()
+    for place in range(prior.num_places):
+        assert reach(prior, place).flatten().tolist() == [before < place for before in range(prior.num_places)]
+
+
+@pytest.mark.parametrize(("depth", "kernel_size"), [(1, 3), (2, 3), (1, 5), (2, 5)])
+def test_the_receptive_field_grows_by_half_a_kernel_a_layer(depth: int, kernel_size: int) -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(9, 13), depth=depth, kernel_size=kernel_size).double()
+    row, column = 6, 6
+    steps = depth * (kernel_size // 2)
+    expected = torch.zeros(9, 13, dtype=torch.bool)
+    expected[row, column - 1 - steps : column] = True
+    # Above, the first row seen is the one that the shift has brought; sidewards the layers reach one step each.
+    expected[row - 1 - steps : row, column - steps : column + steps + 1] = True
+    assert torch.equal(reach(prior, row * 13 + column), expected)
+
+
+def test_labels_reach_every_place() -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(3, 3), num_classes=4)
+    codes = torch.zeros(5, 3, 3, dtype=torch.int64)
+    tables = torch.cat((prior.tables(codes[:4], torch.arange(4)), prior.tables(codes[:1]))).flatten(1, 2)
+    for place in range(9):
+        assert len(tables[:, place].unique(dim=0)) == 5
+
+
+def test_the_walk_goes_on_from_any_prefix() -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(3, 4), num_classes=2, depth=3, kernel_size=5).double()
+    codes = torch.randint(3, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1])
+    expected = prior.tables(codes, labels).flatten(1, 2)
+    for known in range(12):
+        offered = []
+
+        def follow(table: Tensor, offered: list = offered, known: int = known) -> Tensor:
+            offered.append(table)
+            return codes.flatten(1)[:, known + len(offered) - 1]
+
+        prior.walk(2, follow, labels, prefix=codes.flatten(1)[:, :known])
+        torch.testing.assert_close(torch.stack(offered, 1), expected[:, known:], atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(1, 5), (5, 1), (1, 1)])
+def test_narrow_grids(grid: tuple[int, int]) -> None:
+    prior = make_pixelcnn(num_codes=3, grid=grid).double()
+    codes = torch.randint(3, (4, *grid), generator=torch.Generator().manual_seed(0))
+    offered = []
+
+    def follow(table: Tensor) -> Tensor:
+        offered.append(table)
+        return codes.flatten(1)[:, len(offered) - 1]
+
+    prior.walk(4, follow)
+    torch.testing.assert_close(prior.tables(codes).flatten(1, 2), torch.stack(offered, 1), atol=1e-11, rtol=0)
+
+
+def test_every_weight_gets_a_gradient() -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(4, 4), num_classes=2, depth=3).train()
+    codes = torch.randint(3, (8, 4, 4), generator=torch.Generator().manual_seed(0))
+    prior(codes, torch.arange(8) % 2).sum().backward()
+    idle = [name for name, weight in prior.named_parameters() if weight.grad is None or not weight.grad.any()]
+    # Nothing reads the vertical stack after the last layer, but its convolution does go over.
+    assert idle == []
+
+
+def test_noise_and_dropout_are_for_training_alone() -> None:
+    codes = torch.randint(3, (8, 4, 4), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 2
+    for option in ("dropout", "code_noise", "label_dropout"):
+        sizes = {"label_dropout": 0.0, option: 0.5}
+        prior = make_pixelcnn(num_codes=3, grid=(4, 4), num_classes=2, **sizes)
+        assert torch.equal(prior(codes, labels), prior(codes, labels))
+        prior.train()
+        assert not torch.equal(prior(codes, labels), prior(codes, labels)), option
+
+
+def test_it_learns_a_pattern() -> None:
+    """Codes repeat the one at the left above, or start anew by the class: what each place needs is two places back."""
+    torch.manual_seed(0)
+    prior = PixelCNNPrior(PixelCNNPriorConfig(num_codes=4, grid=(4, 4), num_classes=2, width=32, depth=3))
+    optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
+
+    def draw(num: int) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(2, (num,))
+        codes = torch.randint(2, (num, 4, 4)) + 2 * labels[:, None, None]
+        for row in range(1, 4):
+            codes[:, row, 1:] = codes[:, row - 1, :-1]
+        return codes, labels
+
+    for _ in range(150):
+        optimiser.zero_grad()
+        codes, labels = draw(32)
+        (-prior(codes, labels).mean()).backward()
+        optimiser.step()
+    codes, labels = draw(64)
+    # Seven places are coins, ln 2 each; the nine others follow from them, and the class from the label.
+    rate = -prior.eval()(codes, labels).mean().item()
+    assert 7 * 0.69 < rate < 7 * 0.6931 + 0.5
+    samples = prior.sample(64, labels, generator=torch.Generator().manual_seed(0))
+    assert ((samples // 2) == labels[:, None, None]).float().mean() > 0.98
+    assert (samples[:, 1:, 1:] == samples[:, :-1, :-1]).float().mean() > 0.95
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(2, 3), num_classes=2, kernel_size=5)
+    prior.save_pretrained(tmp_path / "prior")
+    again = PixelCNNPrior.from_pretrained(tmp_path / "prior")
+    assert again.config == prior.config
+    codes = torch.zeros(2, 2, 3, dtype=torch.int64)
+    assert torch.equal(again.tables(codes), prior.tables(codes))
+
+
+def test_walk_bytes_are_those_that_a_walk_keeps() -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(3, 4), depth=3, kernel_size=5, width=8)
+    kept = 3 * 8 * (2 * 4 + 2 + 2 * 4) * 4  # layers, channels, two rows and two columns and a row of links, bytes
+    assert prior.walk_bytes(Numerics(torch.bfloat16)) == kept
+
+
+def test_relaxed_tables_are_smooth() -> None:
+    prior = make_pixelcnn(num_codes=3, grid=(2, 2), width=4, num_classes=2).double()
+    weights = torch.randn(2, 2, 2, 3).double().softmax(-1).requires_grad_()
+    labels = torch.tensor([0, 1])
+    assert torch.autograd.gradcheck(lambda w: prior.relaxed_tables(w, labels), (weights,))
+    codes = torch.randint(3, (2, 2, 2))
+    one_hot = F.one_hot(codes, 3).double()
+    torch.testing.assert_close(prior.relaxed_tables(one_hot, labels), prior.tables(codes, labels))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": (2, 2, 2)}, r"grid=\(2, 2, 2\), expected two axes, rows and columns; take a TransformerPrior"),
+        ({"grid": (4,)}, r"grid=\(4,\), expected two axes"),
+        ({"kernel_size": 4}, "kernel_size=4, expected an odd number >= 3"),
+        ({"kernel_size": 1}, "kernel_size=1, expected an odd number >= 3"),
+        ({"width": 0}, "width=0"),
+        ({"depth": 0}, "depth=0"),
+        ({"num_codes": 0}, "num_codes=0"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"label_dropout": -0.1}, "label_dropout=-0.1"),
+        ({"code_noise": 1.0}, "code_noise=1.0"),
+    ],
+)
+def test_bad_configs(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PixelCNNPriorConfig(**{"num_codes": 3, "grid": (2, 2), **options})

@@ -1,0 +1,375 @@
+"""What every prior must do with the controls of sampling: blocks, masks, seeds, filters, guidance, precision."""
+
+import pytest
+import torch
+from prior_worlds import KINDS, every_grid, make_transformer, some_labels
+from torch import Tensor
+
+from priors import AnyOrderPrior, Prior
+
+LABELLED = [kind for kind in KINDS if kind.endswith("labels")]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_codes(prior: Prior, num: int) -> Tensor:
+    return torch.randint(prior.num_codes, (num, *prior.grid), generator=seeded(0))
+
+
+def suffix_masks(prior: Prior, num: int) -> Tensor:
+    """Masks "b *grid" that draw the last places, of every number in turn."""
+    places = torch.arange(prior.num_places)
+    lengths = torch.arange(num) % (prior.num_places + 1)
+    return (places >= lengths[:, None]).reshape(num, *prior.grid)
+
+
+# ---- blocks
+
+
+def test_blocks_of_samples_are_sample(prior: Prior) -> None:
+    labels = some_labels(prior, 8)
+    blocks = list(prior.samples(8, labels, generator=seeded(1), batch_size=3))
+    assert [len(block) for block in blocks] == [3, 3, 2]
+    assert torch.equal(torch.cat(blocks), prior.sample(8, labels, generator=seeded(1), batch_size=3))
+    (whole,) = prior.samples(8, labels, generator=seeded(1))
+    assert torch.equal(whole, prior.sample(8, labels, generator=seeded(1), batch_size=8))
+
+
+def test_blocks_take_their_own_labels_and_masks(prior: Prior) -> None:
+    codes, masks = some_codes(prior, 7), suffix_masks(prior, 7)
+    labels = some_labels(prior, 7)
+    greedy = prior.sample(7, labels, temperature=0.0, known=codes, mask=masks)
+    again = prior.sample(7, labels, temperature=0.0, known=codes, mask=masks, batch_size=2)
+    assert torch.equal(greedy, again)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_bad_batch_sizes(size: object) -> None:
+    for kind in ("uniform", "transformer"):
+        with pytest.raises(ValueError, match=f"batch_size={size!r}"):
+            KINDS[kind]().sample(2, batch_size=size)
+
+
+def test_no_grids_with_every_option(prior: Prior) -> None:
+    none = torch.zeros(0, *prior.grid, dtype=torch.int64)
+    labels = some_labels(prior, 0)
+    options = [
+        {"seeds": []},
+        {"known": none, "mask": none.bool()},
+        {"known": none, "mask": torch.ones(prior.grid, dtype=torch.bool)},
+        {"prefix": torch.zeros(0, 2, dtype=torch.int64)},
+        {"temperature": 0.5, "top_k": 2, "top_p": 0.5, "min_p": 0.5, "generator": seeded(0)},
+        {"precision": "bfloat16", "batch_size": 2, "progress": True},
+        {"precision": "int8"},
+    ]
+    options += [{"guidance": 2.0}, {"guidance": [2.0] * prior.num_places}] if labels is not None else []
+    options += [{"num_steps": 1}] if isinstance(prior, AnyOrderPrior) else []
+    for option in options:
+        drawn = prior.sample(0, labels, **option)
+        assert drawn.shape == none.shape, option
+        assert drawn.dtype == torch.int64
+        assert list(prior.samples(0, labels, **option)) == []
+
+
+def test_a_walk_over_no_grids(prior: Prior) -> None:
+    rows = []
+
+    def choose(table: Tensor) -> Tensor:
+        rows.append(table.shape)
+        return torch.zeros(0, dtype=torch.int64)
+
+    assert prior.walk(0, choose, some_labels(prior, 0)).shape == (0, *prior.grid)
+    assert rows == [(0, prior.num_codes)] * prior.num_places
+
+
+# ---- masks
+
+
+def test_masks_are_kept_and_what_stands_under_them_is_not_read(prior: Prior) -> None:
+    num = 2 * prior.num_places + 2
+    codes, masks, labels = some_codes(prior, num), suffix_masks(prior, num), some_labels(prior, num)
+    for mask in (masks, masks[1], masks[prior.num_places]):
+        each = mask.expand_as(codes)
+        first = prior.sample(num, labels, known=codes.masked_fill(each, -1), mask=mask, generator=seeded(1))
+        second = prior.sample(num, labels, known=codes.masked_fill(each, 10**9), mask=mask, generator=seeded(1))
+        assert torch.equal(first[~each], codes[~each])
+        assert torch.equal(first, second)
+        assert first.min() >= 0
+        assert first.max() < prior.num_codes
+    other = prior.sample(num, labels, known=codes, mask=masks, generator=seeded(2))
+    assert not torch.equal(other, prior.sample(num, labels, known=codes, mask=masks, generator=seeded(3)))
+
+
+def test_a_mask_of_all_is_none_and_a_mask_of_nothing_is_the_grid(prior: Prior) -> None:
+    codes, labels = some_codes(prior, 5), some_labels(prior, 5)
+    everywhere = torch.ones(prior.grid, dtype=torch.bool)
+    drawn = prior.sample(5, labels, known=codes, mask=everywhere, generator=seeded(1))
+    assert torch.equal(drawn, prior.sample(5, labels, generator=seeded(1)))
+    assert torch.equal(prior.sample(5, labels, known=codes, mask=~everywhere), codes)
+
+
+@pytest.mark.parametrize("num_known", [1, 3])
+def test_tables_after_a_mask_are_those_after_the_prefix(prior: Prior, num_known: int) -> None:
+    codes, labels = some_codes(prior, 5), some_labels(prior, 5)
+    mask = (torch.arange(prior.num_places) >= num_known).reshape(prior.grid)
+    offered: list[list[Tensor]] = []
+
+    def record(table: Tensor) -> Tensor:
+        offered[-1].append(table)
+        return table.argmax(1)
+
+    for known in ({"known": codes, "mask": mask}, {"prefix": codes.flatten(1)[:, :num_known]}):
+        offered.append([])
+        prior.walk(5, record, labels, **known)
+    assert len(offered[0]) == prior.num_places - num_known
+    for masked, after_prefix in zip(*offered, strict=True):
+        assert torch.equal(masked, after_prefix)
+
+
+def test_tables_under_masks_that_differ_are_those_of_the_kept_codes(prior: Prior) -> None:
+    """Whatever the chooser says about a place that is kept, the walk goes on with the kept code."""
+    prior = prior.double()
+    num = prior.num_places + 1
+    codes, masks, labels = some_codes(prior, num), suffix_masks(prior, num), some_labels(prior, num)
+    wrong = torch.where(masks, codes, (codes + 1) % prior.num_codes).flatten(1)
+    offered = []
+
+    def choose(table: Tensor) -> Tensor:
+        offered.append(table)
+        return wrong[:, len(offered) - 1]
+
+    assert torch.equal(prior.walk(num, choose, labels, known=codes, mask=masks), codes)
+    expected = prior.tables(codes, labels).flatten(1, -2)
+    torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-11, rtol=0)
+
+
+def test_a_mask_with_known_codes_behind_it(prior: Prior) -> None:
+    codes, labels = some_codes(prior, 4), some_labels(prior, 4)
+    mask = (torch.arange(prior.num_places) == 1).reshape(prior.grid)
+    one_of_four = torch.stack([mask, *[torch.ones_like(mask)] * 3])
+    for holes in (mask, one_of_four):
+        if isinstance(prior, AnyOrderPrior):
+            drawn = prior.sample(4, labels, known=codes, mask=holes)
+            kept = ~holes.expand_as(codes)
+            assert torch.equal(drawn[kept], codes[kept])
+        else:
+            with pytest.raises(ValueError, match=r"known codes after unknown ones, .* take an AnyOrderPrior"):
+                prior.sample(4, labels, known=codes, mask=holes)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bad_masks() -> None:
+    codes, mask = torch.zeros(2, 2, 2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.bool)
+    for kind in ("uniform", "transformer", "any-order"):
+        prior = KINDS[kind]()
+        for options, message in (
+            ({"known": codes}, "known codes and a mask together"),
+            ({"mask": mask}, "known codes and a mask together"),
+            ({"known": codes, "mask": mask, "prefix": codes.flatten(1)[:, :1]}, "together, or a prefix"),
+            ({"known": codes, "mask": mask.long()}, r"mask of torch.int64 \(2, 2\), expected booleans"),
+            ({"known": codes, "mask": mask[:1]}, r"\(1, 2\), expected booleans of shape \(2, 2\) or \(2, 2, 2\)"),
+            ({"known": codes, "mask": mask.expand(3, 2, 2)}, r"\(3, 2, 2\), expected booleans"),
+            ({"known": codes[:1], "mask": mask}, r"known codes of shape \(1, 2, 2\), expected \(2, 2, 2\)"),
+            ({"known": codes.flatten(1), "mask": mask}, r"known codes of shape \(2, 4\), expected \(2, 2, 2\)"),
+            ({"known": codes.float(), "mask": ~mask}, "known of torch.float32, expected integers"),
+            ({"known": codes + 3, "mask": ~mask}, "known from 3 to 3, expected 0 to 2"),
+            ({"known": codes - 1, "mask": ~mask}, "known from -1 to -1, expected 0 to 2"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                prior.sample(2, **options)
+
+
+# ---- seeds
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_grid_with_its_seed_is_the_same_alone_and_among_others(prior: Prior, precision: str) -> None:
+    seeds = [7 * i + 3 for i in range(20)]
+    labels = some_labels(prior, 20)
+
+    def draw(*which: int) -> Tensor:
+        chosen = None if labels is None else labels[list(which)]
+        return prior.sample(len(which), chosen, seeds=[seeds[i] for i in which], precision=precision)
+
+    drawn = draw(*range(20))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for which in ((19,), (5, 18, 2), tuple(range(16))):
+        assert torch.equal(draw(*which), drawn[list(which)]), which
+    assert torch.equal(torch.rand(3), expected)  # the global generator is left alone
+    assert len(drawn.flatten(1).unique(dim=0)) > 5
+
+
+@pytest.mark.parametrize("kind", ["transformer-labels", "any-order-labels", "next-scale-labels", "pixelcnn-labels"])
+def test_seeds_go_with_guidance_and_batch_sizes(kind: str) -> None:
+    prior = KINDS[kind]()
+    labels, seeds = torch.arange(20) % 2, list(range(20))
+    drawn = prior.sample(20, labels, seeds=seeds, guidance=3.0)
+    assert not torch.equal(drawn, prior.sample(20, labels, seeds=seeds))
+    for options in ({}, {"batch_size": 1}, {"batch_size": 3}, {"batch_size": 20}):
+        part = prior.sample(3, labels[4:7], seeds=seeds[4:7], guidance=[3.0] * prior.num_places, **options)
+        assert torch.equal(part, drawn[4:7])
+
+
+def test_seeds_go_with_masks_that_differ(prior: Prior) -> None:
+    codes, masks, labels = some_codes(prior, 20), suffix_masks(prior, 20), some_labels(prior, 20)
+    drawn = prior.sample(20, labels, seeds=range(20), known=codes, mask=masks)
+    assert torch.equal(drawn[~masks], codes[~masks])
+    for i in (2, 17):
+        label = None if labels is None else labels[i : i + 1]
+        alone = prior.sample(1, label, seeds=[i], known=codes[i : i + 1], mask=masks[i])
+        assert torch.equal(alone[0], drawn[i]), i
+
+
+def test_other_seeds_give_other_grids(prior: Prior) -> None:
+    labels = some_labels(prior, 20)
+    first = prior.sample(20, labels, seeds=range(20))
+    assert not torch.equal(first, prior.sample(20, labels, seeds=range(100, 120)))
+    same = prior.sample(4, None if labels is None else labels[:1].expand(4), seeds=[2**32 - 1] * 4)
+    assert (same == same[:1]).all()
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([1], "1 seeds for 2 grids, expected one each"),
+        ([1, 2, 3], "3 seeds for 2 grids"),
+        ([1, -1], "a seed of -1, expected an integer from 0"),
+        ([1, 2**32], f"a seed of {2**32}"),
+        ([1, 1.5], r"a seed of 1\.5"),
+        ([1, True], "a seed of True"),
+        ([1, "2"], "a seed of '2'"),
+        (7, "seeds=7, expected a sequence of integers"),
+    ],
+)
+def test_bad_seeds(seeds: object, message: str) -> None:
+    for kind in ("uniform", "transformer"):
+        with pytest.raises(ValueError, match=message):
+            KINDS[kind]().sample(2, seeds=seeds)
+    with pytest.raises(ValueError, match="seeds and a generator, expected one of the two"):
+        KINDS[kind]().sample(2, seeds=[1, 2], generator=seeded(0))
+
+
+# ---- what shapes a draw
+
+
+def test_min_p_is_neutral_at_0_and_greedy_at_1(prior: Prior) -> None:
+    labels = some_labels(prior, 64)
+    plain = prior.sample(64, labels, generator=seeded(2))
+    assert torch.equal(plain, prior.sample(64, labels, generator=seeded(2), min_p=0.0))
+    if KINDS["uniform"]().__class__ is not prior.__class__:  # among equals all are the likeliest
+        greedy = prior.sample(64, labels, temperature=0.0)
+        assert torch.equal(greedy, prior.sample(64, labels, min_p=1.0))
+        assert not torch.equal(greedy, plain)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("min_p", [-0.1, 1.1, float("nan")])
+def test_bad_min_p(min_p: float) -> None:
+    with pytest.raises(ValueError, match=f"min_p={min_p}, expected 0 <= min_p <= 1"):
+        KINDS["transformer"]().sample(0, min_p=min_p)
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_guidance_of_each_place(kind: str) -> None:
+    prior = KINDS[kind]()
+    labels, n = torch.arange(64) % 2, prior.num_places
+
+    def draw(guidance: object) -> Tensor:
+        return prior.sample(64, labels, generator=seeded(2), guidance=guidance)
+
+    plain = draw(None)
+    for none in (1.0, [1.0] * n, (1.0,) * n):
+        assert torch.equal(draw(none), plain)
+    assert torch.equal(draw([3.0] * n), draw(3.0))
+    rising = [1.0] * (n - 1) + [6.0]
+    drawn = draw(rising)
+    assert not torch.equal(drawn, plain)
+    # The last place alone is guided: what comes before it is as without.
+    assert torch.equal(drawn.flatten(1)[:, :-1], plain.flatten(1)[:, :-1])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bad_guidance_of_places() -> None:
+    prior, labels = KINDS["transformer-labels"](), torch.tensor([0, 1])
+    for guidance, message in (
+        ([2.0] * 3, "guidance of 3 numbers, expected one for each of 4 places"),
+        ([], "guidance of 0 numbers"),
+        ([2.0, 2.0, -1.0, 2.0], "in guidance, expected numbers >= 0"),
+        ([2.0, 2.0, float("nan"), 2.0], "in guidance, expected numbers >= 0"),
+        ([2.0, 2.0, float("inf"), 2.0], "in guidance, expected numbers >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prior.sample(2, labels, guidance=guidance)
+    with pytest.raises(ValueError, match="without labels, expected labels to guide to"):
+        prior.sample(2, guidance=[2.0] * 4)
+    for kind in ("uniform", "unigram", "ngram", "transformer"):
+        with pytest.raises(ValueError, match="made without num_classes"):
+            KINDS[kind]().sample(2, guidance=[2.0] * 4)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_bad_labels_of_samples() -> None:
+    for kind in LABELLED:
+        prior = KINDS[kind]()
+        for labels, message in (
+            (torch.tensor([0, 2]), "labels from 0 to 2, expected 0 to 1"),
+            (torch.tensor([-1, 0]), "labels from -1 to 0, expected 0 to 1"),
+            (torch.tensor([0]), r"\(1,\), expected integers of shape \(2,\)"),
+            (torch.tensor([0.0, 1.0]), "labels of torch.float32"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                prior.samples(2, labels)  # said at once, before a grid is asked for
+
+
+def test_steps_are_refused_by_priors_that_have_their_own(prior: Prior) -> None:
+    if isinstance(prior, AnyOrderPrior):
+        assert prior.sample(2, num_steps=2).shape == (2, *prior.grid)
+    else:
+        with pytest.raises(ValueError, match=rf"num_steps=2, expected None: {type(prior).__name__} has steps"):
+            prior.sample(2, num_steps=2)
+
+
+# ---- precision and progress
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_every_precision_draws_codes(prior: Prior, precision: str) -> None:
+    prefix = torch.zeros(5, 1, dtype=torch.int64)
+    for dtype, known in ((torch.float32, prefix[:, :0]), (torch.float64, prefix)):
+        prior = prior.to(dtype)
+        drawn = prior.sample(5, some_labels(prior, 5), precision=precision, prefix=known)
+        assert drawn.shape == (5, *prior.grid)
+        assert drawn.dtype == torch.int64
+        assert drawn.min() >= 0
+        assert drawn.max() < prior.num_codes
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rounded_walks_draw_nearly_as_is_probable(precision: str) -> None:
+    prior, num = make_transformer(num_codes=3, grid=(2, 2)), 8000
+    drawn = prior.sample(num, precision=precision, generator=seeded(3)).flatten(1)
+    counts = torch.bincount(drawn @ torch.tensor([27, 9, 3, 1]), minlength=81).double()
+    with torch.no_grad():
+        expected = prior.log_prob(every_grid(prior)).double().exp()
+    # Half the sum of differences: of exact draws about 0.03, of uniform ones over 0.3.
+    assert (counts / num - expected).abs().sum() / 2 < 0.06
+    assert (expected - 1 / 81).abs().sum() / 2 > 0.3
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("precision", ["float16", "", None, torch.bfloat16])
+def test_unknown_precisions(precision: object) -> None:
+    for kind in ("uniform", "transformer"):
+        with pytest.raises(ValueError, match="expected one of auto, float32, bfloat16, int8"):
+            KINDS[kind]().sample(2, precision=precision)
+
+
+def test_progress_is_quiet_away_from_a_terminal(prior: Prior, capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(prior.sample(4, progress=True, batch_size=3)) == 4
+    assert capfd.readouterr() == ("", "")

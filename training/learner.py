@@ -1,0 +1,93 @@
+"""An objective as Fabric trains it: optimiser, moving average, and the weights that are kept."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
+from training.options import FitConfig
+from training.sharding import ShardedAverage, whole
+
+Objective = CodebookObjective | RateAwareObjective | PriorObjective
+
+
+class Learner:
+    """What one fit trains, on one device or many.
+
+    Attributes:
+        module: the objective to call, wrapped by Fabric.
+        optimizer: AdamW over its parameters.
+        state: what a checkpoint holds of them.
+    """
+
+    def __init__(self, fabric: Fabric, objective: Objective, options: FitConfig):
+        self.fabric = fabric
+        self.objective = objective
+        # Modules that are shared out cannot be copied, so their copy comes before.
+        self.copy = copy.deepcopy(objective) if isinstance(fabric.strategy, ModelParallelStrategy) else None
+        self.average: AveragedModel | ShardedAverage | None = None
+        if options.ema is not None and self.copy is None:
+            self.average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+        self.module: Any
+        self.optimizer: Any
+        if self.copy is None:
+            self.module, self.optimizer = fabric.setup(objective, self._adamw(options))
+        else:  # the optimiser is for the parameters that sharing out leaves
+            self.module = fabric.setup_module(objective)
+            self.optimizer = fabric.setup_optimizers(self._adamw(options))
+            if options.ema is not None:
+                self.average = ShardedAverage(objective, options.ema)
+        self.state: dict[str, Any] = {"module": self.module, "optimizer": self.optimizer}
+        if isinstance(self.average, AveragedModel):
+            self.average.to(fabric.device)
+        if self.average is not None:
+            self.state["average"] = self.average
+
+    def _adamw(self, options: FitConfig) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.objective.parameters(),
+            lr=options.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=options.weight_decay,
+        )
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Clip the gradients; the norm that they had."""
+        norm = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        assert norm is not None
+        return whole(norm)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.objective.update()
+        if self.average is not None:
+            self.average.update_parameters(self.objective)
+
+    def kept(self) -> Any:
+        """The objective with the weights that are kept, whole; all processes take part."""
+        if self.copy is None:
+            return self.average.module if isinstance(self.average, AveragedModel) else self.objective
+        values = self.objective.state_dict()
+        if isinstance(self.average, ShardedAverage):
+            values |= self.average.parts
+        self.copy.load_state_dict({name: whole(value) for name, value in values.items()})
+        return self.copy.to(self.fabric.device)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Any]:
+        """`kept` to look at: in evaluation mode, without gradients, as precise as training is."""
+        kept = self.kept()
+        kept.eval()
+        with torch.no_grad(), self.fabric.autocast():
+            yield kept
+        kept.train()
+        if self.copy is not None:
+            self.copy.cpu()

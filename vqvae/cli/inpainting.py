@@ -1,0 +1,104 @@
+"""An image with a part of it to be drawn anew, as a prior over codes takes it.
+
+The image is brought to the model's size as `vqvae.data` does it: upright, scaled until its short side fits, the middle
+cropped. So is the mask, by itself: one of the image's shape lies over the same pixels, and so does one of the model's
+own size. It is white (over 127) where to draw. Nothing masked is lost on the way: a pixel of the model's is masked if
+any of the mask's own pixels under it is, and a place of the code grid if any of its pixels is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from vqvae import Autoencoder
+from vqvae.data.decode import decode, read
+
+_GREY = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpainting:
+    """What to draw, and around what.
+
+    Attributes:
+        image: at the model's size.
+        mask: the pixels to draw anew.
+        codes: of the whole image. Those beside the mask have seen a little of what is under it.
+        places: the codes to draw anew.
+    """
+
+    image: UInt8[Tensor, "c h w"]
+    mask: Bool[Tensor, "h w"]
+    codes: Int[Tensor, "*grid"]
+    places: Bool[Tensor, "*grid"]
+
+    def shown(self) -> UInt8[Tensor, "1 c h w"]:
+        """The image, grey where it is to be drawn anew."""
+        return self.image.masked_fill(self.mask, _GREY)[None]
+
+    def known(self, num: int) -> dict[str, Tensor]:
+        """The options `known` and `mask` of `Prior.sample`, for `num` grids."""
+        return {"known": self.codes.expand(num, *self.codes.shape), "mask": self.places}
+
+    def put_back(self, drawn: UInt8[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+        """Images with the pixels outside the mask as they are in the image."""
+        return torch.where(self.mask, drawn, self.image)
+
+
+def read_inpainting(
+    image: Path, mask: Path, model: Autoencoder, encode: Callable[[UInt8[Tensor, "b c h w"]], Tensor]
+) -> Inpainting:
+    """An image file and the file of its mask.
+
+    Args:
+        encode: images to codes of the model's grid.
+
+    Raises:
+        ValueError: no such file, or no image; a mask without white; or a model whose codes are no places of a picture.
+    """
+    grid, side = model.grid, model.side
+    if tuple(grid[:2]) != (side, side):
+        raise ValueError(
+            f"the codes of this model are a row of {math.prod(grid)} over several scales, so that none is a place of "
+            "the picture; inpainting needs a model with a grid of codes, of any quantizer but MultiScaleQuantizer"
+        )
+    size = model.config.image_size
+    pixels = _opened("--inpaint", image, decode, (size, size), model.config.num_channels)
+    masked = _opened("--mask", mask, _read_mask, size)
+    if not masked.any():
+        raise ValueError(
+            f"nothing to draw: {mask} has no white (over 127) in what is left of it at the model's size; paint white "
+            "what to draw anew"
+        )
+    cells = reduce(masked.float(), "(h p) (w q) -> h w", "max", h=side, w=side) > 0
+    places = cells.reshape(side, side, *[1] * (len(grid) - 2)).expand(grid)
+    return Inpainting(image=pixels, mask=masked, codes=encode(pixels[None])[0].cpu(), places=places)
+
+
+def _opened(option: str, path: Path, reader: Callable[..., Any], *args: Any) -> Any:
+    if not path.is_file():
+        raise ValueError(f"no file at {path}; name an image with {option}")
+    try:
+        return reader(path, *args)
+    except ValueError as error:
+        raise ValueError(f"{option} {path}: {error}") from error
+
+
+def _read_mask(path: Path, size: int) -> Bool[Tensor, "h w"]:
+    levels = read(path).convert("L")
+    # The part that `fit` keeps of an image; a pixel that it keeps half of counts.
+    side = min(levels.size)
+    left, top = (levels.width - side) / 2, (levels.height - side) / 2
+    box = (math.floor(left), math.floor(top), math.ceil(left + side), math.ceil(top + side))
+    kept = levels.crop(box)
+    white = torch.from_numpy(np.array(kept)) > 127
+    return F.adaptive_max_pool2d(white[None].float(), size)[0] > 0
