@@ -4,7 +4,7 @@
     python benchmarks/sampling.py                                  # all cases, which takes long on one core
     python benchmarks/sampling.py --sizes 5M --tokens 49 --batches 1 16 --rounds 3      # a minute
     python benchmarks/sampling.py --precisions auto float32 bfloat16 int8 --json sampling.json
-    python benchmarks/sampling.py --device cuda --compiled         # steps one by one and as CUDA graphs
+    python benchmarks/sampling.py --device cuda --compiled         # steps as CUDA graphs, and operation by operation
 
 Every side has random weights of the same sizes (width, blocks, heads, gated branch, codes) and draws N codes for each
 of B grids, with a cache, without top-k:
@@ -46,7 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors import TransformerPrior, TransformerPriorConfig
+from priors import TransformerPrior, TransformerPriorConfig, stepper
 from priors.numerics import Numerics, Precision, choose
 
 try:
@@ -257,7 +257,19 @@ def our_sides(case: Case, machine: Machine, precisions: list[Precision], compile
         run(prefix=None if whole else torch.zeros(case.batch, max(0, case.num_tokens - 2), dtype=torch.int64))
         name = f"{OURS}, {precision}{', compiled' if through else ''}"
         sides[name] = Side(run, numerics, named(numerics) if precision == "auto" else "")
+        if machine.device == "cuda":
+            sides[f"{name}, without graphs"] = Side(partial(without_graphs, run), numerics, "")
     return sides
+
+
+def without_graphs(run: Callable[[], object]) -> None:
+    """The same with every operation launched by itself."""
+    kept: Any = stepper.Graph
+    stepper.Graph = lambda step: step  # pyrefly: ignore
+    try:
+        run()
+    finally:
+        stepper.Graph = kept
 
 
 def named(numerics: Numerics) -> str:

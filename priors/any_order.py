@@ -102,6 +102,8 @@ class AnyOrderPrior(Prior):
     torch.Size([3, 7, 7])
     """
 
+    has_numerics = True
+
     def __init__(self, config: AnyOrderPriorConfig):
         super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
         self.config = config
@@ -207,12 +209,17 @@ class AnyOrderPrior(Prior):
             sizes, ranks = (1,) * num_drawn, places
         else:
             sizes, ranks = cosine_sizes(num_drawn, num_steps), spread_ranks(self.grid).to(kept.device)
+            if max(sizes, default=1) > 1 and len(kept.sum(1).unique()) > 1:
+                raise ValueError(
+                    f"got num_steps={num_steps} and masks of different sizes, expected one size: what one grid keeps "
+                    "would be fixed in the same step as what another draws; call once for each size"
+                )
         order = torch.where(kept, places, self.num_places + ranks).argsort(1)
         return Route(known, kept, num_before, order, sizes)
 
     def _start_walk(self, start: Start) -> Step:
         token = self.start(start.num, start.labels)
-        to_logits = prepare(self.logits.weight, start.numerics)
+        to_logits = prepare(self.logits.weight, start.numerics, start.num)
         if start.order is not None:
             advance = self._walk_in_order(token, start)
             return lambda fixed: widen(to_logits(advance(fixed))).log_softmax(-1)
@@ -258,8 +265,8 @@ class AnyOrderPrior(Prior):
 
         return advance
 
-    def walk_bytes(self, numerics: Numerics) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, numerics)
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
 
     def config_fields(self) -> dict[str, Any]:
         return {**asdict(self.config), "grid": list(self.grid)}

@@ -28,10 +28,10 @@ so guidance 1 is the plain conditional; theirs is 1 + w. It may differ from plac
 A prior knows nothing of images. Its outputs are at least float32; `prior.double()` gives float64.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,14 +49,19 @@ MOST_GRIDS = 256
 # Grids with seeds of their own are always computed by so many, filled up if need be: matrix products of another shape
 # are rounded otherwise, and a grid must not depend on how many others were asked for.
 SEEDED_GRIDS = 16
+# More would be lost in the rounding of a table.
+_MOST_GUIDANCE = 1e6
 
 
 class Prior(GridModel):
     """A distribution over code grids. Models fill in the methods marked abstract, and may replace `_relaxed_tables`,
-    `_route` and `walk_bytes`.
+    `_route`, `walk_bytes` and `num_at_once`.
 
-    Attributes: `num_codes` K; `grid`, e.g. (7, 7); `num_classes`, None for an unconditional prior.
+    Attributes: `num_codes` K; `grid`, e.g. (7, 7); `num_classes`, None for an unconditional prior;
+    `has_numerics`, whether the arithmetic of its walks can be chosen.
     """
+
+    has_numerics: ClassVar[bool] = False
 
     def __init__(self, *, num_codes: int, grid: Sequence[int], num_classes: int | None = None):
         check_size(num_codes, "num_codes")
@@ -79,9 +84,14 @@ class Prior(GridModel):
         """`_tables` after mixtures of codes: of weights "b n k", in this prior's `dtype`."""
         raise ValueError(f"{type(self).__name__} has no tables after mixtures of codes; take a TransformerPrior")
 
-    def walk_bytes(self, numerics: Numerics) -> int:
-        """Bytes that a walk keeps for each of its rows, beside the tables of one step."""
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        """Bytes that a walk needs for each of its rows if a step reads so many codes, beside the tables of the step."""
         return 0
+
+    @property
+    def num_at_once(self) -> int:
+        """How many places the largest step fixes, where nothing else is asked for."""
+        return 1
 
     def log_prob(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """Log-probability of whole grids, in nats.
@@ -190,8 +200,8 @@ class Prior(GridModel):
             num_steps: draw several codes at once, in so many steps, by a prior that can.
             precision: of the arithmetic; "auto" takes what is fastest for the device and the number of grids.
             compiled: use `torch.compile`, which takes a while the first time.
-            batch_size: grids that are drawn at once; by default as many as 1 GiB of caches holds, at most 256. Other
-                sizes give other, equally good draws.
+            batch_size: grids that are drawn at once; by default as many as 1 GiB holds, at most 256, or sixteen with
+                seeds. Other sizes give other, equally good draws.
             progress: show a progress bar, at a terminal.
         Raises ValueError for a value outside its range.
         """
@@ -234,9 +244,17 @@ class Prior(GridModel):
             raise ValueError(f"got {len(seeds)} seeds for {num} grids, expected one each")
         if batch_size is not None:
             check_size(batch_size, "batch_size")
+        if (precision != "auto" or compiled) and not self.has_numerics:
+            raise ValueError(
+                f"got precision={precision!r} and compiled={compiled}, expected 'auto' and False: "
+                f"{type(self).__name__} draws with its weights as they are"
+            )
+        num_at_once = max(route.sizes or (self.num_at_once,))
+        if compiled and num_at_once > 1:
+            raise ValueError(f"got compiled=True for steps of up to {num_at_once} codes, expected False, or one a step")
         if seeds is not None:
-            if route.sizes is not None and max(route.sizes, default=1) > 1 and len(route.kept.sum(1).unique()) > 1:
-                raise ValueError("got seeds, num_steps and masks of different sizes: steps would depend on other grids")
+            if batch_size is not None:
+                raise ValueError(f"got batch_size={batch_size} beside seeds, which are drawn {SEEDED_GRIDS} at a time")
             # Known places one by one, as drawn ones: how many come at once must not depend on the other grids.
             sizes = None if route.sizes is None else (1,) * route.num_before + route.sizes
             route = replace(route, num_before=0, sizes=sizes)
@@ -254,8 +272,10 @@ class Prior(GridModel):
             size = batch_size
         else:
             numerics = choose(precision, num * widest, self, compiled)
-            tables = 8 * self.num_codes * max(route.sizes or (1,))
-            size = max(1, min(MOST_GRIDS, CACHE_BYTES // (widest * (self.walk_bytes(numerics) + tables))))
+            # A step reads what the last fixed, the first all that is known; tables stand there as logits, too.
+            inputs = max(1 + route.num_before, 2 * num_at_once)
+            each = self.walk_bytes(numerics, inputs) + 16 * self.num_codes * num_at_once
+            size = max(1, min(MOST_GRIDS, CACHE_BYTES // (widest * each)))
         rows = size if seeds is not None else min(num, size)
         numerics = choose(precision, rows * widest, self, compiled)
 
@@ -404,21 +424,23 @@ class Prior(GridModel):
 
     def _check_guidance(self, guidance: float | Sequence[float] | None, labels: Tensor | None) -> Tensor | None:
         """Strength at each place of the walk; None where it is 1 everywhere."""
-        if guidance is None:
+        if guidance is None or (isinstance(guidance, int | float) and guidance == 1):
             return None
         if self.num_classes is None:
             raise ValueError(f"got guidance={guidance}, expected None: this prior was made without num_classes")
         if labels is None or bool((labels == self.num_classes).any()):
             raise ValueError(f"got guidance={guidance} without labels, expected labels to guide to")
+        if not isinstance(guidance, int | float | Sequence):
+            raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each place")
         several = isinstance(guidance, Sequence)
         strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * self.num_places
         if len(strengths) != self.num_places:
             raise ValueError(
                 f"got guidance of {len(strengths)} numbers, expected one for each of {self.num_places} places"
             )
-        if not all(strength >= 0 and math.isfinite(strength) for strength in strengths):
-            shown = "one of them" if several else f"guidance={guidance}"
-            raise ValueError(f"got {shown}{' in guidance' if several else ''}, expected numbers >= 0 (1 is none)")
+        if not all(0 <= strength <= _MOST_GUIDANCE for strength in strengths):
+            shown = "one of them in guidance" if several else f"guidance={guidance}"
+            raise ValueError(f"got {shown}, expected numbers from 0 to {_MOST_GUIDANCE:g} (1 is none)")
         if all(strength == 1 for strength in strengths):
             return None
         return torch.tensor(strengths, dtype=self.dtype, device=self.device)

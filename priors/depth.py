@@ -87,6 +87,8 @@ class DepthTransformerPrior(Prior):
     torch.Size([3])
     """
 
+    has_numerics = True
+
     def __init__(self, config: DepthTransformerPriorConfig):
         super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
         self.config = config
@@ -153,8 +155,8 @@ class DepthTransformerPrior(Prior):
 
         return step
 
-    def walk_bytes(self, numerics: Numerics) -> int:
-        large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, numerics)
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, numerics, num_inputs)
         return large + cache_bytes(self.code_trunk.trunk, self.num_depths, numerics)
 
     def config_fields(self) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class GridModel(nn.Module, ABC):
     def _from_config_fields(cls: type[AnyModel], fields: dict[str, Any]) -> AnyModel:
         """The model that `config_fields` describes, with fresh weights."""
 
+    def check_loaded(self) -> None:
+        """ValueError where tensors of the right shapes, read from a file, are none that this model could have saved."""
+
     @property
     def num_places(self) -> int:
         """Places of the grid, i.e. codes or vectors an image."""
@@ -62,7 +65,7 @@ class GridModel(nn.Module, ABC):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode inside; after it every submodule is in the mode that it was in."""
+        """Evaluation mode inside; after it every submodule is in the mode that it was in. Not for several threads."""
         training = [part for part in self.modules() if part.training]
         try:
             for part in training:
@@ -91,18 +94,22 @@ class GridModel(nn.Module, ABC):
             # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
             with torch.random.fork_rng(devices=[]):
                 model = kind._from_config_fields(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder}: config.json does not fit {kind.__name__}: {error}") from error
         # Weights keep the type that they were saved in, and what is not saved follows them.
         if floating := [t.dtype for t in tensors.values() if t.dtype.is_floating_point]:
             model.to(floating[0])
         safefolder.load_weights(model, tensors, folder)
+        try:
+            model.check_loaded()
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
         return model.eval()
 
     def _check_labels(self, labels: Tensor | None, num: int) -> Tensor | None:
         """Labels "b", `num_classes` for "no label"; None for a model without classes."""
         if labels is None:
-            return None if self.num_classes is None else torch.full((num,), self.num_classes, device=self.device)
+            return None if self.num_classes is None else torch.tensor(self.num_classes, device=self.device).expand(num)
         if self.num_classes is None:
             raise ValueError("got labels, expected none: this prior was made without num_classes")
         if not is_integer(labels) or tuple(labels.shape) != (num,):

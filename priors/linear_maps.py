@@ -1,8 +1,8 @@
 """Linear maps of a walk, x -> x W^T, with weights laid out for few rows.
 
 A walk multiplies few rows by every weight, again and again, so that on a CPU the layout and the size of a weight in
-memory count for more than the arithmetic. What is kept for a weight and a precision is kept as long as the weight lives
-and does not change: a model that samples in another type than its own holds its weights twice.
+memory count for more than the arithmetic. What is made of a weight for a walk is kept until the weight changes, goes,
+or is wanted in another precision: a model that has been sampled from holds its weights twice.
 
 - float32 and bfloat16 on a CPU: oneDNN's own blocked layout, as torch.compile's frozen graphs have it. Where float32
   products go to a library for another vendor's processor it is 2 to 3 times as fast.
@@ -28,26 +28,34 @@ _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def prepare(
-    weight: Tensor, numerics: Numerics, rows: int = 1, change: Callable[[Tensor], Tensor] | None = None
+    weight: Tensor,
+    numerics: Numerics,
+    rows: int = 1,
+    change: Callable[[Tensor], Tensor] | None = None,
+    packed: bool = True,
 ) -> LinearMap:
     """The map of a weight "out in" for a walk: from "rows in" to "rows out", both of `numerics.dtype`.
 
     Args:
         rows: how many rows will come at once, for which the layout is chosen; others are right too.
         change: what becomes of the weight before; always the same for a weight.
+        packed: on a CPU, keep it in oneDNN's layout. Otherwise it is that of `plain`, and shared with it.
     """
 
     def make() -> LinearMap:
-        rounded = _rounded(weight.detach() if change is None else change(weight.detach()), numerics)
-        packed = _packed(rounded, rows) if isinstance(rounded, Tensor) and weight.device.type == "cpu" else None
-        return packed or (lambda x: multiply(x, rounded))
+        if change is not None:
+            rounded = _rounded(change(weight.detach()), numerics)
+        else:
+            rounded = _rounded(weight.detach(), numerics) if packed else plain(weight, numerics)
+        on_cpu = packed and weight.device.type == "cpu" and isinstance(rounded, Tensor)
+        return (_packed(rounded, rows) if on_cpu else None) or (lambda x: multiply(x, rounded))
 
-    return _once(weight, ("map", numerics.dtype, numerics.int8), make)
+    return _once(weight, numerics, "packed" if packed else "map", make)
 
 
 def plain(weight: Tensor, numerics: Numerics) -> Weight:
     """The weight for `multiply`, in torch's own layout."""
-    return _once(weight, ("plain", numerics.dtype, numerics.int8), lambda: _rounded(weight.detach(), numerics))
+    return _once(weight, numerics, "plain", lambda: _rounded(weight.detach(), numerics))
 
 
 def multiply(x: Tensor, weight: Weight) -> Tensor:
@@ -60,21 +68,34 @@ def multiply(x: Tensor, weight: Weight) -> Tensor:
     return torch._weight_int8pack_mm(x, rounded, scale)
 
 
-def _once(weight: Tensor, kind: tuple, make: Callable[[], Any]) -> Any:
-    """What was made of a weight, as long as the weight has not changed since."""
-    # The bits themselves: neither fused optimizers nor changes of `weight.data` raise the version that torch counts.
+def _once(weight: Tensor, numerics: Numerics, kind: str, make: Callable[[], Any]) -> Any:
+    """What was made of a weight for these numerics, the last there were, while the weight is what it was."""
+    state = (numerics.dtype, numerics.int8, weight.data_ptr(), weight.dtype, weight.device, *_fingerprint(weight))
+    if _prepared.get(weight, (None, None))[0] != state:
+        _prepared[weight] = (state, {})
+    made = _prepared[weight][1]
+    if kind not in made:
+        made[kind] = make()
+    return made[kind]
+
+
+def _fingerprint(weight: Tensor) -> tuple[int, ...]:
+    """Numbers that a change of the weight changes. torch's count of versions does not see them all: neither fused
+    optimizers nor changes of `weight.data` raise it.
+
+    The sum of the bits sees a change of one element however small, a bilinear form those that leave the sum alone
+    (another order, another sign, powers of two).
+    """
+    weight = weight.detach()
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize]
-    total = int(weight.detach().view(bits).sum(dtype=bits))
-    state = (weight.data_ptr(), weight.dtype, weight.device, total)
-    kept = _prepared.setdefault(weight, {})
-    if kind not in kept or kept[kind][0] != state:
-        kept[kind] = (state, make())
-    return kept[kind][1]
+    total = weight.view(bits).sum()
+    left, right = (torch.arange(size, device=weight.device) for size in weight.shape)
+    form = (weight @ right.mul(1.7).cos().to(weight.dtype)).double() @ left.mul(0.9).add(1).cos().double()
+    return tuple(torch.stack((total, form.view(torch.int64))).tolist())
 
 
 def _rounded(weight: Tensor, numerics: Numerics) -> Weight:
-    # torch's product with 8-bit weights reads past the end of rows that are no multiple of 16.
-    if not numerics.int8 or weight.shape[1] % 16:
+    if not numerics.int8:
         return weight.to(numerics.dtype)
     scale = weight.float().abs().amax(1).clamp(min=1e-30) / 127
     rounded = (weight / scale[:, None]).round().to(torch.int8)

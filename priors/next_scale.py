@@ -107,6 +107,8 @@ class NextScalePrior(Prior):
     torch.Size([3])
     """
 
+    has_numerics = True
+
     # Not saved: they follow from the scales.
     gathering: Tensor  # "n m", the share of each place's embedding (second) in each place's input
     scale_of: Tensor  # "n", the index of each place's scale
@@ -193,8 +195,12 @@ class NextScalePrior(Prior):
 
         return step
 
-    def walk_bytes(self, numerics: Numerics) -> int:
-        return cache_bytes(self.trunk, self.num_places, numerics)
+    @property
+    def num_at_once(self) -> int:
+        return self.scales[-1] ** 2
+
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk, self.num_places, numerics, num_inputs)
 
     def config_fields(self) -> dict[str, Any]:
         return {**asdict(self.config), "scales": list(self.scales), "grid": list(self.grid)}

@@ -98,7 +98,7 @@ class NGramPrior(Prior):
         places = codes.new_full((len(codes), 1), place)
         contexts = self._contexts(codes, places, self.neighbours[place : place + 1])
         *narrow, together = [context[:, 0] for context in contexts]
-        unigram = (self.counts.to(self.dtype) + 0.5).log()
+        unigram = (self.counts.to(readers[0].counts.dtype) + 0.5).log()
         unigram = unigram - unigram.logsumexp(0)
         weight = len(narrow) ** _REDUNDANCY
         pool = unigram.mul(1 - weight * len(narrow)).repeat(len(codes), 1)
@@ -106,10 +106,12 @@ class NGramPrior(Prior):
             # Many rows share a context; each is worked out once.
             kinds, which = context.unique(return_inverse=True)
             pool += reader.smooth(kinds, unigram.expand(len(kinds), -1)).mul_(weight).index_select(0, which)
-        return readers[-1].smooth(together, pool.log_softmax(-1))
+        return readers[-1].smooth(together, pool.log_softmax(-1)).to(self.dtype)
 
     def _readers(self) -> list["CountReader"]:
-        return [CountReader(table, self.num_codes, self.dtype) for table in self.count_tables]
+        # In float64, in which a table does not show how many others were made with it.
+        exact = self.dtype if self.device.type == "mps" else torch.float64
+        return [CountReader(table, self.num_codes, exact) for table in self.count_tables]
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         readers = self._readers()
@@ -138,6 +140,17 @@ class NGramPrior(Prior):
             return self._place_tables(readers, codes, place)[:, None]
 
         return step
+
+    def check_loaded(self) -> None:
+        limits = [
+            self.num_places,
+            *[self.num_codes + 1] * (len(self.counted) - 2),
+            (self.num_codes + 1) ** len(self.grid),
+        ]
+        for table, num_contexts in zip(self.count_tables, limits, strict=True):
+            table.check(num_contexts)
+        if bool((self.counts < 0).any()):
+            raise ValueError("got negative counts of codes, expected how often each was seen")
 
     def config_fields(self) -> dict[str, Any]:
         stored = [table.keys.numel() for table in self.count_tables]
@@ -177,6 +190,13 @@ class CountTable(nn.Module):
         self.num_codes = num_codes
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+
+    def check(self, num_contexts: int) -> None:
+        """ValueError unless the keys rise, are pairs of so many contexts with codes, and were seen at least once."""
+        keys = self.keys
+        outside = len(keys) > 0 and (int(keys[0]) < 0 or int(keys[-1]) >= num_contexts * self.num_codes)
+        if outside or bool((keys[1:] <= keys[:-1]).any()) or bool((self.counts < 1).any()):
+            raise ValueError("got a table of counts that nobody counted, expected rising keys, each seen at least once")
 
     def add(self, contexts: Tensor, codes: Tensor) -> None:
         """Count pairs of contexts "n" and codes "n"."""

@@ -142,7 +142,7 @@ class PixelCNNPrior(Prior):
         """The layers, from the first."""
         return [cast(GatedLayer, layer) for layer in self.layers]
 
-    def walk_bytes(self, numerics: Numerics) -> int:
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
         # In both stacks the places that the kernels reach back to, and the links of a row.
         config, columns = self.config, self.grid[1]
         places = (config.kernel_size // 2) * (columns + 1) + 2 * columns

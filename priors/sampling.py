@@ -67,6 +67,7 @@ def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b 
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # exactly 0 for the likeliest, which so stays
     dropped = before >= mass
+    dropped[..., 0] = False  # also where so small a mass is rounded to 0
     return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
@@ -216,6 +217,8 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     blocks = (probabilities if k % size == 0 else F.pad(probabilities, (0, -k % size))).view(rows, -(-k // size), size)
     sums = blocks.sum(-1).double()
     cdf = sums.cumsum(-1)
+    if not bool(cdf[:, -1].isfinite().all()):
+        raise ValueError("got probabilities that are not finite: see whether the prior's training diverged")
     target = uniform * cdf[:, -1:]
     block = torch.searchsorted(cdf, target, right=True)
     before = cdf.gather(1, block) - sums.gather(1, block)

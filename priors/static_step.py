@@ -35,7 +35,7 @@ def static_step(
     """Features "b w" of inputs "b w", in float32 or better; the caches are written.
 
     Args:
-        cos, sin: of the turns of query and key, "2 1 pairs".
+        cos, sin: of the turns of query and key, "b 2 1 pairs".
         place: int64 "1", where in the cache this input goes.
         ahead: "n n", what is added to the scores of the input at a place (first): -inf for later places.
         dtype: of the products with weights.
@@ -86,17 +86,18 @@ class Graph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.features: Tensor | None = None
 
-    def __call__(self, *inputs: object) -> Tensor:
-        if self.graph is None:
-            # What libraries allocate at their first call must be there before the capture.
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self.step(*inputs)
-            torch.cuda.current_stream().wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.features = self.step(*inputs)
-        self.graph.replay()
+    def __call__(self, x: Tensor, *inputs: object) -> Tensor:
+        with torch.cuda.device(x.device):
+            if self.graph is None:
+                # What libraries allocate at their first call must be there before the capture.
+                aside = torch.cuda.Stream()
+                aside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(aside):
+                    self.step(x, *inputs)
+                torch.cuda.current_stream().wait_stream(aside)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.features = self.step(x, *inputs)
+            self.graph.replay()
         assert self.features is not None
         return self.features

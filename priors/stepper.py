@@ -1,9 +1,9 @@
 """A trunk step by step: what a walk computes at each place, with the keys and values of the places before it kept.
 
 The result is that of `Trunk.forward` over all places at once, to rounding. Linear maps are in the type of the walk
-(`priors.numerics`); what is added up over the depth, norms and attention are in float32 or better. Attention of one
-query is two batched products of vectors with the cache, by hand, 3 to 5 times as fast on a CPU as
-scaled_dot_product_attention; keys are kept transposed for it.
+(`priors.numerics`); what is added up over the depth and the norms are in float32 or better, and so is attention unless
+many rows are drawn in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand, 3 to
+5 times as fast on a CPU as scaled_dot_product_attention; keys are kept transposed for it.
 """
 
 from collections.abc import Callable
@@ -51,14 +51,15 @@ class Stepper:
         self.layers = []
         for block in trunk.blocks:
             rest = (block.attention.out, block.mlp.gate_and_value, block.mlp.out)
-            qkv = prepare(block.attention.qkv.weight, numerics, rows, self._centred)
+            qkv = prepare(block.attention.qkv.weight, numerics, rows, self._centred, packed=not static)
             # Zeros, as what lies ahead is hidden from a static step but must be numbers.
             values = torch.zeros(rows, self.num_heads, num_places, self.head_width, **options)
             shape = values.shape if static else values.mT.shape
             keys = torch.zeros(shape, **options)
             keys = keys.mT if static else keys
-            self.layers.append((keys, values, qkv, *(prepare(linear.weight, numerics, rows) for linear in rest)))
-        self._scratch: dict[tuple[int, int], _Scratch] = {}
+            maps = (prepare(linear.weight, numerics, rows, packed=not static) for linear in rest)
+            self.layers.append((keys, values, qkv, *maps))
+        self._scratch: dict[int, _Scratch] = {}
         # Steps of one input are compiled where that was asked for, and launched at once on a GPU.
         self.one: Callable[..., Tensor] | None = None
         if static:
@@ -68,6 +69,8 @@ class Stepper:
         step = Compiled() if numerics.compiled else static_step
         self.one = Graph(step) if self.device.type == "cuda" else step
         self.place = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.cos = self.eps.new_empty(self.rows, 2, 1, self.head_width // 2)
+        self.sin = torch.empty_like(self.cos)
         self.ahead = self.eps.new_full((self.num_places, self.num_places), -torch.inf).triu(1)
         self.static_layers = []
         for (keys, values, *_), block in zip(self.layers, trunk.blocks, strict=True):
@@ -91,19 +94,21 @@ class Stepper:
         b, m, width = x.shape
         if b == 0:
             return x.to(self.dtype)
-        if (m, turns.ndim) not in self._scratch:
+        if m not in self._scratch:
             # One input a step is what most walks do; of other sizes the last is kept, as there may be many.
-            self._scratch = {kind: kept for kind, kept in self._scratch.items() if kind[0] == 1}
-            self._scratch[m, turns.ndim] = _Scratch(self, m, turns.shape)
-        s = self._scratch[m, turns.ndim]
+            self._scratch = {size: kept for size, kept in self._scratch.items() if size == 1}
+            self._scratch[m] = _Scratch(self, m)
+        s = self._scratch[m]
         s.x.copy_(x.reshape(b * m, width))
         begin = self.length
         self.length += m if num_kept is None else num_kept
-        if self.one is not None and m == 1 and turns.ndim == 4:
+        if self.one is not None and m == 1:
             self.place.fill_(begin)
-            torch.view_as_real(s.turns).copy_(torch.view_as_real(turns))
-            cos, sin = torch.view_as_real(s.turns[0]).unbind(-1)
-            features = self.one(s.x, cos, sin, self.place, self.ahead, self.static_layers, self.dtype)
+            # One program for turns of all rows and of each row.
+            turn = torch.view_as_real(turns[0] if turns.ndim == 4 else turns[:, 0])
+            self.cos.copy_(turn[..., 0])
+            self.sin.copy_(turn[..., 1])
+            features = self.one(s.x, self.cos, self.sin, self.place, self.ahead, self.static_layers, self.dtype)
             return features.to(self.dtype, copy=True)[:, None]
         seen = torch.ones(m, m, dtype=torch.bool, device=self.device).tril() if visible is None else visible
         self._layers(s, turns * self.turn_scale, slice(begin, begin + m), None if m == 1 else ~seen)
@@ -158,12 +163,11 @@ class Stepper:
 class _Scratch:
     """Memory of a step over m inputs, and the views of it that each layer takes."""
 
-    def __init__(self, stepper: Stepper, m: int, turns: torch.Size):
+    def __init__(self, stepper: Stepper, m: int):
         b, h, d = stepper.rows, stepper.num_heads, stepper.head_width
         wide = {"dtype": stepper.wide, "device": stepper.device}
         own = {"dtype": stepper.dtype, "device": stepper.device}
         self.m = m
-        self.turns = torch.empty(turns, dtype=stepper.wide.to_complex(), device=stepper.device)
         self.x = torch.empty(b * m, h * d, **wide)
         self.norm = torch.empty(b * m, 1, **wide)
         self.normed = torch.empty(b * m, h * d, **own)
@@ -181,15 +185,19 @@ class _Scratch:
         self.wide_queries = turned[0].view(b * h, m, d)
         narrow = {"dtype": stepper.dtype if stepper.whole else stepper.wide, "device": stepper.device}
         self.queries = torch.empty_like(self.wide_queries, **narrow) if stepper.whole else self.wide_queries
-        self.scores = torch.empty(b * h * m * (stepper.num_places + m), **narrow)
+        self.scores = torch.empty(b * h * m * stepper.num_places, **narrow)
         self.mixed = torch.empty(b * h, m, d, **narrow)
         self.mixed_rows = self.mixed.view(b, h, m, d).transpose(1, 2)
         self.input = torch.empty(b, m, h, d, **own)
 
 
-def cache_bytes(trunk: Trunk, num_places: int, numerics: Numerics) -> int:
-    """Bytes of a row's keys and values, at most."""
-    return 2 * trunk.depth * num_places * trunk.width * torch.promote_types(numerics.dtype, torch.float32).itemsize
+def cache_bytes(trunk: Trunk, num_places: int, numerics: Numerics, num_inputs: int = 1) -> int:
+    """Bytes of a row: keys and values, and what a step over so many inputs needs, at most."""
+    wide = torch.promote_types(numerics.dtype, torch.float32).itemsize
+    kept = 2 * trunk.depth * num_places * trunk.width
+    # Queries, keys and values twice, the stream, its norm and the gated branch; and the scores.
+    step = num_inputs * (16 * trunk.width + trunk.num_heads * num_places)
+    return wide * (kept + step)
 
 
 def raster_walk(trunk: GridTrunk, start: Tensor, numerics: Numerics) -> Advance:

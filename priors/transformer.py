@@ -71,6 +71,8 @@ class TransformerPrior(Prior):
     torch.Size([3])
     """
 
+    has_numerics = True
+
     def __init__(self, config: TransformerPriorConfig):
         super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
         self.config = config
@@ -99,8 +101,8 @@ class TransformerPrior(Prior):
         to_logits = prepare(self.logits.weight, start.numerics, start.num)
         return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
 
-    def walk_bytes(self, numerics: Numerics) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, numerics)
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
 
     def config_fields(self) -> dict[str, Any]:
         return {**asdict(self.config), "grid": list(self.grid)}

@@ -14,23 +14,32 @@ from torch import Tensor
 from priors import AnyOrderPrior, AnyOrderPriorConfig
 from priors.any_order import cosine_sizes, spread_ranks
 from priors.sampling import known_chooser
-from priors.walks import Route
 
 ORDERS = [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1), (1, 3, 0, 2)]
 # Where to draw, one mask for each grid; they leave 1, 3, 0 and 4 places known.
 MASKS = torch.tensor(
     [[[True, False], [True, True]], [[False, True], [False, False]], [[True, True], [True, True]], [[False] * 2] * 2]
 )
+# As many places each, but others: one is known, or two are.
+THREE = ~torch.eye(4, dtype=torch.bool).view(4, 2, 2)
+TWO = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]], [[True, True], [False, False]]])
 
 
 def tiny(num_classes: int | None = None) -> AnyOrderPrior:
     return make_any_order(num_codes=3, grid=(2, 2), num_classes=num_classes).double()
 
 
-def route_of(prior: AnyOrderPrior, mask: Tensor, num_steps: int | None = None) -> Route:
-    """The route of a walk; mask "b *grid"."""
-    kept = ~mask.flatten(1)
-    return prior._route(torch.zeros_like(kept, dtype=torch.int64), kept, num_steps)
+def places_of(mask: Tensor, spread: bool) -> tuple[list[int], list[int]]:
+    """The places that a mask "*grid" keeps, and those that it draws, as they are taken."""
+    drawn = mask.flatten().tolist()
+    ranks = spread_ranks(mask.shape).tolist() if spread else range(len(drawn))
+    places = range(len(drawn))
+    return [i for i in places if not drawn[i]], sorted((i for i in places if drawn[i]), key=lambda i: ranks[i])
+
+
+def taken_order(masks: Tensor, spread: bool) -> Tensor:
+    """All places "b n" as they are taken under masks "b *grid"."""
+    return torch.tensor([sum(places_of(mask, spread), []) for mask in masks])
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:
@@ -38,22 +47,51 @@ def in_order(values: Tensor, order: Tensor) -> Tensor:
     return values.flatten(1).gather(1, order)
 
 
-def tables_of_steps(prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, route: Route) -> Tensor:
-    """Tables of a walk with several codes a step, "b m k" for the m places after `num_before`, from full passes alone.
+def tables_under(
+    prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, mask: Tensor, sizes: tuple[int, ...], spread: bool
+) -> Tensor:
+    """Tables "b m k" of the m places that one mask "*grid" draws, so many a step, from full passes alone.
 
-    Each is that of an order in which its place comes right after those of the steps before.
+    Each is that of an order in which its place comes right after all that the mask keeps and the steps before drew.
     """
-    assert route.order is not None
-    assert route.sizes is not None
-    tables, begin, places = [], route.num_before, list(range(prior.num_places))
-    for size in route.sizes:
-        for place in range(begin, begin + size):
-            first = [*places[:begin], place]
-            order = route.order[:, first + [other for other in places if other not in first]]
-            found = prior.tables(codes, labels, order).flatten(1, -2)
-            tables.append(found.take_along_dim(route.order[:, place, None, None], 1)[:, 0])
-        begin += size
-    return torch.stack(tables, 1)
+    fixed, drawn = places_of(mask, spread)
+    tables, remaining = [], list(drawn)
+    for size in sizes:
+        now, remaining = remaining[:size], remaining[size:]
+        for place in now:
+            before = [*fixed, place]
+            order = torch.tensor([*before, *(i for i in range(prior.num_places) if i not in before)])
+            with torch.no_grad():
+                tables.append(prior.tables(codes, labels, order).flatten(1, -2)[:, place])
+        fixed = fixed + now
+    assert remaining == []
+    return torch.stack(tables, 1) if tables else codes.new_zeros(len(codes), 0, prior.num_codes).to(prior.dtype)
+
+
+def follow_and_compare(
+    prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, masks: Tensor, num_steps: int | None, tolerance: float
+) -> None:
+    """A walk that takes `codes` is offered the tables that what is kept and drawn before says."""
+    spread, most = num_steps is not None, int(masks.flatten(1).sum(1).max())
+    ordered, offered = in_order(codes, taken_order(masks, spread)), []
+
+    def follow(table: Tensor) -> Tensor:
+        offered.append(table)
+        return ordered[:, prior.num_places - most + len(offered) - 1]
+
+    # What stands at places to draw is not looked at.
+    known = codes.masked_fill(masks, -1)
+    assert torch.equal(prior.walk(len(codes), follow, labels, known=known, mask=masks, num_steps=num_steps), codes)
+    assert len(offered) == most
+    for mask in masks.unique(dim=0):
+        rows = (masks == mask).flatten(1).all(1)
+        num_drawn = int(mask.sum())
+        sizes = cosine_sizes(most, num_steps) if num_steps is not None else (1,) * most
+        sizes = sizes if num_drawn == most else (1,) * num_drawn
+        expected = tables_under(prior, codes[rows], None if labels is None else labels[rows], mask, sizes, spread)
+        got = torch.stack(offered, 1)[rows] if offered else expected
+        # Tables of places that are kept here and drawn in another grid are read by nobody.
+        torch.testing.assert_close(got[:, most - num_drawn :], expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -106,105 +144,92 @@ def test_a_walk_in_an_order_scores_like_log_prob_in_it(num_classes: int | None) 
     prior = tiny(num_classes)
     world = every_grid(prior)
     labels = some_labels(prior, len(world))
-    order = route_of(prior, torch.ones(len(world), 2, 2, dtype=torch.bool), 4).order
-    assert order is not None
+    order = taken_order(torch.ones(len(world), 2, 2, dtype=torch.bool), True)
     assert order[0].tolist() != [0, 1, 2, 3]
     chooser = known_chooser(in_order(world, order))
     assert torch.equal(prior.walk(len(world), chooser, labels, num_steps=4), world)
     torch.testing.assert_close(chooser.log_prob, prior.log_prob(world, labels, order), atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize("num_steps", [None, 1, 2, 3, 4])
-@pytest.mark.parametrize("masks", [MASKS, MASKS[:2], MASKS[:1], MASKS[1:2], MASKS[2:3]])
+@pytest.mark.parametrize(
+    ("masks", "num_steps"),
+    [
+        *((masks, None) for masks in (MASKS, MASKS[:2], MASKS[:1], MASKS[1:2], MASKS[2:3], THREE, TWO)),
+        *((MASKS[2:3], num_steps) for num_steps in (1, 2, 3, 4)),
+        *((THREE, num_steps) for num_steps in (1, 2, 3)),
+        *((THREE[:1], num_steps) for num_steps in (1, 2)),
+        *((TWO, num_steps) for num_steps in (1, 2)),
+        (MASKS[1:2], 1),
+        (MASKS, 4),  # one code a step, as far apart as possible
+        (MASKS[:2], 3),
+    ],
+)
 def test_a_walk_offers_the_exact_tables_under_any_masks(masks: Tensor, num_steps: int | None) -> None:
     prior = tiny(num_classes=2)
-    most = int(masks.flatten(1).sum(1).max())
-    num_steps = None if num_steps is None else min(num_steps, most)
     world = every_grid(prior)
     masks = masks.repeat(len(world), 1, 1)[: len(world)]
-    route = route_of(prior, masks, num_steps)
-    if route.order is None:  # nothing is known: one code a step is raster order
-        assert bool(masks.all())
-        route = Route(route.known, route.kept, 0, torch.arange(4).expand(len(world), -1), (1,) * 4)
-    assert route.num_before == 4 - most
-    assert route.sizes is not None
-    assert sum(route.sizes) == most
-    assert route.sizes == ((1,) * most if num_steps is None else cosine_sizes(most, num_steps))
-    labels = some_labels(prior, len(world))
-    ordered, offered = in_order(world, route.order), []
-
-    def follow(table: Tensor) -> Tensor:
-        offered.append(table)
-        return ordered[:, route.num_before + len(offered) - 1]
-
-    # What stands at places to draw is not looked at.
-    known = world.masked_fill(masks, -1)
-    assert torch.equal(prior.walk(len(world), follow, labels, known=known, mask=masks, num_steps=num_steps), world)
-    expected = tables_of_steps(prior, world, labels, route)
-    torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-11, rtol=0)
+    follow_and_compare(prior, world, some_labels(prior, len(world)), masks, num_steps, 1e-11)
 
 
-def test_steps_of_many_codes_after_steps_of_many_codes() -> None:
+@pytest.mark.parametrize("num_steps", [None, 1, 4])
+def test_steps_of_many_codes_after_steps_of_many_codes(num_steps: int | None) -> None:
     """A longer walk in float32, with an order for each grid: chains and probes of several places, again and again."""
     prior = make_any_order(num_codes=4, grid=(3, 5))
     torch.manual_seed(2)
-    codes, masks = torch.randint(4, (6, 3, 5)), torch.rand(6, 3, 5) < 0.7
-    route = route_of(prior, masks, 4)
-    assert route.order is not None
-    assert route.sizes is not None
-    assert max(route.sizes) > 2
-    ordered, offered = in_order(codes, route.order), []
+    codes = torch.randint(4, (6, 3, 5))
+    masks = (torch.rand(6, 15).argsort(1) < 11).view(6, 3, 5)
+    assert len(masks.unique(dim=0)) == 6
+    assert max(cosine_sizes(11, 4)) > 2
+    follow_and_compare(prior, codes, None, masks, num_steps, 1e-4)
 
-    def follow(table: Tensor) -> Tensor:
-        offered.append(table)
-        return ordered[:, route.num_before + len(offered) - 1]
 
-    assert torch.equal(prior.walk(6, follow, known=codes, mask=masks, num_steps=4), codes)
-    expected = tables_of_steps(prior, codes, None, route)
-    torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-4, rtol=0)
+def test_steps_of_several_codes_take_masks_of_one_size() -> None:
+    """What one grid keeps would come in the same step as what another draws, which so would not know of it."""
+    prior = make_any_order(num_codes=3, grid=(2, 2))
+    codes = torch.zeros(4, 2, 2, dtype=torch.int64)
+    for num_steps in (1, 2, 3):
+        message = f"num_steps={num_steps} and masks of different sizes, expected one size"
+        with pytest.raises(ValueError, match=message):
+            prior.walk(4, known_chooser(codes), known=codes, mask=MASKS, num_steps=num_steps)
+        for options in ({}, {"seeds": range(4)}, {"batch_size": 1}):
+            with pytest.raises(ValueError, match=message):
+                prior.sample(4, known=codes, mask=MASKS, num_steps=num_steps, **options)
+    for masks, num_steps in ((MASKS, 4), (THREE, 2), (THREE[:1].expand(4, 2, 2), 2), (MASKS, None)):
+        drawn = prior.sample(4, known=codes, mask=masks, num_steps=num_steps)
+        assert torch.equal(drawn[~masks], codes[~masks])
 
 
 @pytest.mark.parametrize("num_steps", [None, 2])
 def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | None) -> None:
     """Two grids, with other places known in each; each is completed as the model's own conditional says."""
     prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2)
-    num, world = 10_000, every_grid(prior)
-    known = torch.tensor([[[2, 0], [1, 2]], [[1, 1], [0, 2]]]).repeat_interleave(num, 0)
-    masks = torch.tensor([[[True, False], [True, True]], [[True, True], [False, False]]]).repeat_interleave(num, 0)
-    generator = torch.Generator().manual_seed(3)
+    num, world = 8_000, every_grid(prior)
+    known = torch.tensor([[[2, 0], [1, 2]], [[1, 1], [0, 2]]])
+    masks = MASKS[[0, 1]] if num_steps is None else THREE[[1, 2]]
     labels = torch.ones(2 * num, dtype=torch.int64)
-    samples = prior.sample(2 * num, labels, generator=generator, known=known, mask=masks, num_steps=num_steps)
-    assert torch.equal(samples[~masks], known[~masks])
-    route = route_of(prior, masks, num_steps)
-    assert route.num_before == 1
-    assert route.order is not None
-    assert route.sizes == ((1, 1, 1) if num_steps is None else (1, 2))
-    rows = torch.tensor([0, num])
-    for i, row in enumerate(rows.tolist()):
-        fits = ((world == known[row]) | masks[row]).flatten(1).all(1)
-        here = route.order[row].expand(len(world), -1)
-        with torch.no_grad():
-            if num_steps is None:
-                scores = prior.log_prob(world, labels[: len(world)], here)
-            else:  # the product of the tables of each step; the first step may fix a place that is known
-                one = Route(route.known[:0], route.kept[:0], 1, here, route.sizes)
-                tables = tables_of_steps(prior, world, labels[: len(world)], one)
-                drawn = in_order(masks[row].expand_as(world), here)[:, 1:]
-                scores = tables.gather(-1, in_order(world, here)[:, 1:, None])[..., 0].where(drawn, 0).sum(1)
-        expected = scores.double().masked_fill(~fits, -math.inf)
-        if num_steps is not None:
-            assert abs(expected.exp().sum().item() - 1) < 1e-5
-        drawn_here = samples[i * num : (i + 1) * num]
-        statistic, bound = chi_square(prior, drawn_here, expected.softmax(0))
+    samples = prior.sample(
+        2 * num, labels, generator=torch.Generator().manual_seed(3), known=known.repeat_interleave(num, 0),
+        mask=masks.repeat_interleave(num, 0), num_steps=num_steps,
+    ).view(2, num, 2, 2)  # fmt: skip
+    for mask, kept, drawn in zip(masks, known, samples, strict=True):
+        assert (drawn[:, ~mask] == kept[~mask]).all()
+        fits = ((world == kept) | mask).flatten(1).all(1)
+        sizes = (1,) * int(mask.sum()) if num_steps is None else (1, 2)
+        spread = num_steps is not None
+        tables = tables_under(prior, world, labels[: len(world)], mask, sizes, spread)
+        at = world.flatten(1)[:, places_of(mask, spread)[1]]
+        expected = tables.gather(-1, at[..., None])[..., 0].sum(1).double().masked_fill(~fits, -math.inf)
+        assert abs(expected.exp().sum().item() - 1) < 1e-5
+        statistic, bound = chi_square(prior, drawn, expected.softmax(0))
         assert statistic < bound
-        # The test can fail: the same counts refute a distribution that is slightly tilted, and another order's.
-        statistic, bound = chi_square(prior, drawn_here, (expected * 0.8).softmax(0))
+        # The test can fail: the same counts refute a distribution that is slightly tilted.
+        statistic, bound = chi_square(prior, drawn, (expected * 0.8).softmax(0))
         assert statistic > bound
 
 
 def test_one_step_draws_each_place_from_its_own_table() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
-    samples = prior.sample(20_000, generator=torch.Generator().manual_seed(3), num_steps=1)
+    samples = prior.sample(8_000, generator=torch.Generator().manual_seed(3), num_steps=1)
     world = every_grid(prior)
     with torch.no_grad():
         firsts = [
@@ -234,7 +259,7 @@ def test_prefixes_masks_and_whole_grids() -> None:
 def test_guidance_and_blocks_in_steps() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2)
     codes = every_grid(prior)[:40]
-    masks, labels = MASKS.repeat(10, 1, 1), some_labels(prior, 40)
+    masks, labels = THREE.repeat(10, 1, 1), some_labels(prior, 40)
 
     def draw(**options: float) -> Tensor:
         generator = torch.Generator().manual_seed(2)
@@ -245,16 +270,15 @@ def test_guidance_and_blocks_in_steps() -> None:
     for drawn in (draw(guidance=4.0), draw(batch_size=7), draw(precision="bfloat16")):
         assert torch.equal(drawn[~masks], codes[~masks])
     # Guidance mixes the tables of the step with the label and without it.
-    prior, route, tables = prior.double(), route_of(prior, masks, 2), []
-    assert route.order is not None
+    prior, tables, mask = prior.double(), [], THREE[2]
 
     def follow(table: Tensor) -> Tensor:
         tables.append(table)
-        return in_order(codes, route.order)[:, len(tables) - 1]
+        return codes.flatten(1)[:, places_of(mask, True)[1][len(tables) - 1]]
 
-    prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), known=codes, mask=masks, num_steps=2)
-    given, free = tables_of_steps(prior, codes, labels, route), tables_of_steps(prior, codes, None, route)
-    strength = torch.tensor([1.0, 2.0, 0.0, 3.0]).double()[:, None]
+    prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), known=codes, mask=mask, num_steps=2)
+    given, free = (tables_under(prior, codes, told, mask, (1, 2), True) for told in (labels, None))
+    strength = torch.tensor([2.0, 0.0, 3.0]).double()[:, None]  # the first place is known
     expected = (free + strength * (given - free)).log_softmax(-1)
     torch.testing.assert_close(torch.stack(tables, 1), expected, atol=1e-11, rtol=0)
 
@@ -262,12 +286,13 @@ def test_guidance_and_blocks_in_steps() -> None:
 def test_a_seeded_grid_is_the_same_alone() -> None:
     prior = make_any_order(num_codes=3, grid=(3, 5))
     codes = torch.randint(3, (20, 3, 5), generator=torch.Generator().manual_seed(0))
-    mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.6
-    for num_steps in (None, 3):
-        drawn = prior.sample(20, seeds=range(20), known=codes, mask=mask, num_steps=num_steps)
-        alone = prior.sample(1, seeds=[17], known=codes[17:18], mask=mask, num_steps=num_steps)
-        assert torch.equal(drawn[17:18], alone)
-        assert not torch.equal(drawn[16], drawn[17])
+    masks = (torch.rand(20, 15, generator=torch.Generator().manual_seed(1)).argsort(1) < 9).view(20, 3, 5)
+    for mask in (masks, masks[0].expand(20, 3, 5)):
+        for num_steps in (None, 3):
+            drawn = prior.sample(20, seeds=range(20), known=codes, mask=mask, num_steps=num_steps)
+            alone = prior.sample(1, seeds=[17], known=codes[17:18], mask=mask[17], num_steps=num_steps)
+            assert torch.equal(drawn[17:18], alone)
+            assert not torch.equal(drawn[16], drawn[17])
 
 
 def test_saved_and_loaded_it_has_its_config(tmp_path: Path) -> None:

@@ -160,7 +160,11 @@ def test_saved_and_loaded_in_full(tmp_path: Path) -> None:
 def test_walk_bytes_are_those_of_its_caches() -> None:
     prior = make_depth(num_codes=4, grid=(3, 2, 4), depth=3, code_depth=1)
     # Keys and values, of 3 layers at 6 places and of 1 layer at 4 codes.
-    assert prior.walk_bytes(Numerics(torch.float32)) == 2 * (3 * 6 + 1 * 4) * 24 * 4
+    caches = 2 * (3 * 6 + 1 * 4) * 24 * 4
+    # Of each input what a step needs beside them, as much as 16 vectors and the scores of two heads.
+    of_a_place, of_a_code = (16 * 24 + 2 * 6) * 4, (16 * 24 + 2 * 4) * 4
+    assert prior.walk_bytes(Numerics(torch.float32)) == caches + of_a_place + of_a_code
+    assert prior.walk_bytes(Numerics(torch.float32), 5) == caches + 5 * of_a_place + of_a_code
 
 
 def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> None:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from prior_worlds import make_any_order, make_transformer
+from prior_worlds import KINDS, make_any_order, make_next_scale, make_transformer
+from test_prior_controls import recorded
 from torch import Tensor
 
 import priors.base
@@ -16,6 +17,7 @@ from priors.numerics import Numerics, choose
 from priors.static_step import Compiled, static_step
 from priors.stepper import Stepper, cache_bytes
 from priors.trunk import GridTrunk, Trunk, initialise
+from priors.walks import Route
 
 ROWS, GRID = 3, (2, 4)
 PLACES = 8
@@ -101,6 +103,70 @@ def test_what_sees_what_within_a_call() -> None:
     torch.testing.assert_close(pair[:, 1], trunk.trunk(x[:, 1:2], turns[1:2])[:, 0].detach(), atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("sizes", [(1,) * 8, (8,), (3, 1, 1, 2, 1)])
+def test_large_walks_in_bfloat16_multiply_whole_caches(
+    sizes: tuple[int, ...], order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    if order:
+        turns = trunk.turns(x, torch.stack([torch.arange(PLACES).roll(3 * i) for i in range(ROWS)]))
+    monkeypatch.setattr("priors.stepper._LARGE", 1)
+    assert not Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32)).whole
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16))
+    assert stepper.whole
+    assert all(cache.dtype == torch.bfloat16 for layer in stepper.layers for cache in layer[:2])
+    expected = trunk.trunk(x, turns).detach()
+    got = steps(stepper, x, turns, sizes)
+    torch.testing.assert_close(got.float(), expected, atol=0.25, rtol=0)
+    assert (got - expected).square().mean().sqrt() < 0.05  # features have a mean square of 1
+    stepper.reset()  # what an earlier walk left in the caches is hidden
+    assert torch.equal(steps(stepper, x, turns, sizes), got)
+
+
+def test_large_walks_see_and_keep_what_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
+    visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
+    expected = trunk.trunk(x, turns, visible).detach()
+    assert (expected - trunk.trunk(x, turns).detach()).square().mean().sqrt() > 0.2
+    monkeypatch.setattr("priors.stepper._LARGE", 1)
+    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16))
+    got = []
+    for part in (slice(0, 1), slice(1, 4), slice(4, 8)):
+        # Before each part a call whose inputs are all dropped, over places that are written anew.
+        dropped = slice(part.start, min(part.stop + 2, PLACES))
+        stepper(torch.full_like(x[:, dropped], 100.0), turns[dropped], num_kept=0)
+        assert stepper.length == part.start
+        got.append(stepper(x[:, part], turns[part], visible[part, part]))
+    assert (torch.cat(got, 1) - expected).square().mean().sqrt() < 0.05
+    # Of probes that see but themselves the first is kept.
+    stepper.reset()
+    first = stepper(x[:, :3], turns[:3], torch.eye(3, dtype=torch.bool), 1)
+    alone = torch.cat([trunk.trunk(x[:, i : i + 1], turns[i : i + 1]) for i in range(3)], 1).detach()
+    assert (first - alone).square().mean().sqrt() < 0.05
+    rest = stepper(x[:, 1:], turns[1:])
+    assert (rest - trunk.trunk(x, turns)[:, 1:].detach()).square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["transformer", "any-order", "next-scale"])
+def test_large_walks_draw_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"temperature": 0.0, "precision": "bfloat16", "num_steps": 2 if kind == "any-order" else None}
+    prefix = torch.arange(3).repeat_interleave(3)[:, None]
+    prior = KINDS[kind]()
+    small = prior.sample(9, prefix=prefix, **options)
+    monkeypatch.setattr("priors.stepper._LARGE", 1)
+    assert (prior.sample(9, prefix=prefix, **options) == small).float().mean() > 0.9
+
+
+def test_a_walk_is_large_by_its_rows_places_and_width() -> None:
+    trunk = make_trunk(torch.float32, width=64, depth=1)
+    for rows, whole in ((2**10, True), (2**10 - 1, False)):
+        assert Stepper(trunk.trunk, rows, PLACES, Numerics(torch.bfloat16)).whole == whole
+
+
 @pytest.mark.parametrize("num_kept", [0, 1, 2])
 def test_dropped_inputs_leave_no_trace(num_kept: int) -> None:
     trunk = make_trunk()
@@ -152,8 +218,21 @@ def test_caches_stay_where_they_are_and_take_what_is_said(dtype: torch.dtype) ->
     steps(stepper, x, turns, (1,) * 8)
     assert [cache.data_ptr() for layer in stepper.layers for cache in layer[:2]] == places
     taken = sum(cache.untyped_storage().nbytes() for cache in caches)
-    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Numerics(dtype))
+    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Numerics(dtype), 0)
     assert taken == 4 * 2 * 2 * ROWS * PLACES * 24
+
+
+@pytest.mark.parametrize("num_inputs", [1, 3, 8])
+def test_cache_bytes_are_those_of_a_step_at_most(num_inputs: int) -> None:
+    trunk = make_trunk(torch.float32)
+    x, turns = some_inputs(trunk)
+    stepper, numerics = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32)), Numerics(torch.float32)
+    stepper(x[:, :num_inputs], turns[:num_inputs])
+    parts = [part for part in vars(stepper._scratch[num_inputs]).values() if isinstance(part, Tensor)]
+    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    of_a_step = cache_bytes(trunk.trunk, PLACES, numerics, num_inputs) - cache_bytes(trunk.trunk, PLACES, numerics, 0)
+    gated = 3 * trunk.trunk.blocks[0].mlp.out.in_features * num_inputs * 4
+    assert sum(storages.values()) / ROWS < of_a_step < 2 * sum(storages.values()) / ROWS + gated
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -162,8 +241,8 @@ def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pyt
     numerics = Numerics(torch.float32)
     seen, walk = [], Prior._walk
 
-    def spy(self: Prior, chooser: object, labels: object, strengths: object, route: object, *rest: object) -> Tensor:
-        seen.append(len(route))
+    def spy(self: Prior, chooser: object, labels: object, strengths: object, route: Route, *rest: object) -> Tensor:
+        seen.append(len(route.known))
         return walk(self, chooser, labels, strengths, route, *rest)
 
     monkeypatch.setattr(Prior, "_walk", spy)
@@ -171,18 +250,46 @@ def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pyt
     options = {"guidance": 2.0 if guided else None, "precision": "float32"}
     prior.sample(40, labels, **options)
     assert seen == [40]
-    limit = 12 * (prior.walk_bytes(numerics) + 8 * prior.num_codes)
+    limit = 12 * (prior.walk_bytes(numerics, 2) + 16 * prior.num_codes)
     monkeypatch.setattr(priors.base, "CACHE_BYTES", limit)
     seen.clear()
     prior.sample(40, labels, **options)
     assert sum(seen) == 40
     widest = 2 if guided else 1
     assert 12 // widest - 1 <= max(seen) <= 12 // widest
-    assert max(seen) * widest * prior.walk_bytes(numerics) <= limit
+    assert max(seen) * widest * prior.walk_bytes(numerics, 2) <= limit
     monkeypatch.setattr(priors.base, "CACHE_BYTES", 1)
     seen.clear()
     prior.sample(3, labels[:3], **options)
     assert seen == [1, 1, 1]  # a block is never empty
+
+
+def first_block(prior: Prior, **options: object) -> int:
+    return len(next(iter(prior.samples(200, precision="float32", **options))))
+
+
+def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step over many places has many inputs, scores and tables, beside the caches."""
+    numerics = Numerics(torch.float32)
+    monkeypatch.setattr(priors.base, "CACHE_BYTES", 2**20)
+    sizes = []
+    for last in (2, 4, 8):
+        prior = make_next_scale(num_codes=50, scales=(1, last), width=8, depth=1, num_heads=1)
+        assert prior.num_at_once == last**2
+        sizes.append(first_block(prior))
+        each = prior.walk_bytes(numerics, 2 * last**2) + 16 * 50 * last**2
+        assert sizes[-1] == max(1, min(200, 2**20 // each))
+        assert prior.walk_bytes(numerics, 2 * last**2) > prior.walk_bytes(numerics)
+    assert 200 >= sizes[0] > 2 * sizes[1] > 4 * sizes[2]
+    prior = make_any_order(num_codes=50, grid=(4, 8), width=8, depth=1, num_heads=1)
+    assert prior.num_at_once == 1
+    by_steps = [first_block(prior, num_steps=num_steps) for num_steps in (32, 8, 2, 1)]
+    assert by_steps == sorted(by_steps, reverse=True)
+    assert first_block(prior) == by_steps[0] > 2 * by_steps[2] > 2 * by_steps[3]
+    # The first step reads all that is known at once.
+    prior = make_transformer(num_codes=2, grid=(64,), width=8, depth=1, num_heads=1)
+    prefix = torch.zeros(200, 60, dtype=torch.int64)
+    assert first_block(prior, prefix=prefix) < first_block(prior) / 2
 
 
 def eager_static(trunk: Trunk, dtype: torch.dtype) -> Stepper:
@@ -223,19 +330,68 @@ def test_a_static_walk_draws_the_same_codes(
     prior = make(num_codes=7, grid=GRID, num_classes=2).to(dtype)
     labels = torch.arange(6) % 2
     options = {"precision": precision, "guidance": 2.0, "prefix": torch.ones(6, 2, dtype=torch.int64)}
-    calls = []
-
-    def step(*inputs: object) -> Tensor:
-        calls.append(inputs)
-        return static_step(*inputs)
-
-    monkeypatch.setattr("priors.stepper.Compiled", lambda: step)
+    calls = counting(monkeypatch)
     drawn = [
         prior.sample(6, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
         for compiled in (False, True)
     ]
     assert len(calls) == PLACES - 3
     assert torch.equal(*drawn)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each static step, which is put in the place of compiled ones."""
+    rows: list[int] = []
+
+    def step(x: Tensor, *inputs: object) -> Tensor:
+        rows.append(len(x))
+        return static_step(x, *inputs)
+
+    monkeypatch.setattr("priors.stepper.Compiled", lambda: step)
+    return rows
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, "auto"), (torch.float32, "float32")])
+@pytest.mark.parametrize("num_steps", [None, 5])
+def test_a_static_walk_under_masks_draws_the_same_codes(
+    dtype: torch.dtype, precision: str, num_steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns are then those of each row."""
+    prior = make_any_order(num_codes=7, grid=GRID, num_classes=2).to(dtype)
+    rows, labels, num = counting(monkeypatch), torch.arange(6) % 2, 6
+    codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
+    masks = (torch.rand(num, PLACES, generator=torch.Generator().manual_seed(1)).argsort(1) < 5).view(num, *GRID)
+    masks[0] = torch.tensor([False] * 4 + [True] * 4).view(GRID)  # one is known in more places
+    options = {"precision": precision, "guidance": 2.0, "known": codes, "mask": masks, "num_steps": num_steps}
+    drawn = [
+        prior.sample(num, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
+        for compiled in (False, True)
+    ]
+    # The first step reads three known codes and the start; each of the others reads one.
+    assert rows == [2 * num] * 4
+    assert torch.equal(*drawn)
+    assert torch.equal(drawn[0][~masks], codes[~masks])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid in raster order alone goes by turns of all rows, among others with holes by those of each row."""
+    prior, num = make_any_order(num_codes=7, grid=GRID), 6
+    rows = counting(monkeypatch)
+    codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(num, *GRID, generator=torch.Generator().manual_seed(1)) < 0.5
+    masks[0] = True
+    masks[1] = (torch.arange(PLACES) > 2).view(GRID)
+    options = {"precision": precision, "compiled": True}
+    drawn, tables = recorded(prior, monkeypatch, num=num, seeds=range(num), known=codes, mask=masks, **options)
+    assert rows == [16] * PLACES
+    for i in range(num):
+        alone, own_tables = recorded(
+            prior, monkeypatch, num=1, seeds=[i], known=codes[i : i + 1], mask=masks[i], **options
+        )
+        assert torch.equal(alone[0], drawn[i]), i
+        assert torch.equal(own_tables[0], tables[i]), i
+    assert rows == [16] * PLACES * (num + 1)
 
 
 @pytest.mark.slow

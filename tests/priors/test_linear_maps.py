@@ -27,6 +27,10 @@ def some_weight(out: int = 40, inputs: int = 24, seed: int = 0) -> nn.Parameter:
     return nn.Parameter(torch.randn(out, inputs, generator=torch.Generator().manual_seed(seed)))
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
 def some_rows(num: int, width: int = 24) -> Tensor:
     return torch.randn(num, width, generator=torch.Generator().manual_seed(1))
 
@@ -102,9 +106,36 @@ def nudge(weight: nn.Parameter) -> None:
     weight[3, 5] += 1
 
 
+@torch.no_grad()
+def double(weight: nn.Parameter) -> None:
+    weight.mul_(2)  # which leaves the bits of all mantissas
+
+
+@torch.no_grad()
+def negate(weight: nn.Parameter) -> None:
+    weight.neg_()
+
+
+def reorder(order: Callable[[Tensor], Tensor]) -> Callable[[nn.Parameter], None]:
+    """The same numbers elsewhere, so that no sum of them tells."""
+
+    def change(weight: nn.Parameter) -> None:
+        with torch.no_grad():
+            weight.copy_(order(weight.detach().clone()))
+
+    return change
+
+
 CHANGES = {
     "in place": add,
     "one entry": nudge,
+    "doubled": double,
+    "negated": negate,
+    "two rows": reorder(lambda weight: weight[[1, 0, *range(2, len(weight))]]),
+    "rows shuffled": reorder(lambda weight: weight[torch.randperm(len(weight), generator=seeded())]),
+    "columns shuffled": reorder(lambda weight: weight[:, torch.randperm(weight.shape[1], generator=seeded())]),
+    "flipped": reorder(lambda weight: weight.flip(0)),
+    "mirrored": reorder(lambda weight: weight.flip(1)),
     "behind autograd's back": lambda weight: weight.data.add_(1),
     "swapped": swap,
     "SGD": step_of(lambda weights: torch.optim.SGD(weights, lr=1.0)),
@@ -127,6 +158,20 @@ def test_maps_follow_a_changed_weight(change: Callable[[nn.Parameter], None], nu
         assert not torch.equal(new, old)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_transposed_square_is_another_weight(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(some_weight(24, 24).detach().to(dtype))
+    numerics, x = Numerics(dtype), some_rows(3).to(dtype)
+    old = prepare(weight, numerics)(x)
+    for change in (lambda: weight.copy_(weight.T.clone()), lambda: weight.data.copy_(weight.data.T.clone())):
+        with torch.no_grad():
+            change()
+        new = prepare(weight, numerics)(x)
+        assert torch.equal(new, prepare(nn.Parameter(weight.detach().clone()), numerics)(x))
+        assert not torch.equal(new, old)
+        old = new
+
+
 def test_samples_follow_training_and_another_type() -> None:
     prior = make_transformer(num_codes=7, grid=(2, 2))
     options = {"temperature": 0.0, "precision": "float32"}
@@ -146,9 +191,43 @@ def test_an_unchanged_weight_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -
     weight, numerics = some_weight(), Numerics(torch.float32)
     first = prepare(weight, numerics)
     assert prepare(weight, numerics) is first
-    assert prepare(weight, Numerics(torch.bfloat16)) is not first
-    assert prepare(weight, numerics) is first  # one precision does not push out another
     assert prepare(weight, Numerics(torch.float32, compiled=True)) is first
+    kept = weakref.ref(first)
+    del first
+    second = prepare(weight, Numerics(torch.bfloat16))
+    gc.collect()
+    assert kept() is None  # a weight is kept in one precision, the last
+    assert prepare(weight, Numerics(torch.bfloat16)) is second
+    assert prepare(weight, INT8) is not second  # of the same type
+    prepare(weight, numerics)
+    assert prepare(weight, Numerics(torch.bfloat16)) is not second
+
+
+@pytest.mark.parametrize("numerics", [*(numerics for numerics, _ in KINDS.values()), INT8], ids=[*KINDS, "int8"])
+def test_maps_that_are_not_packed_share_memory_with_plain(numerics: Numerics, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, multiplied = [], linear_maps.multiply
+    monkeypatch.setattr(linear_maps, "multiply", lambda x, weight: made.append(weight) or multiplied(x, weight))
+    weight, x = some_weight(), some_rows(3).to(numerics.dtype)
+    torch.testing.assert_close(prepare(weight, numerics, packed=False)(x), multiplied(x, plain(weight, numerics)))
+    assert len(made) == 1
+    assert made[0] is plain(weight, numerics)
+    if not numerics.int8 and numerics.dtype == weight.dtype:  # and the weight's own where it is as wanted
+        assert made[0].data_ptr() == weight.data_ptr()
+    packed = prepare(weight, numerics)
+    assert prepare(weight, numerics, packed=False) is not packed
+    assert prepare(weight, numerics) is packed
+    changed = prepare(some_weight(), numerics, 1, lambda weight: 2 * weight, packed=False)
+    limit = 0.1 if numerics.int8 else 0.05
+    torch.testing.assert_close(changed(x), 2 * multiplied(x, plain(some_weight(), numerics)), atol=limit, rtol=limit)
+
+
+@pytest.mark.parametrize("inputs", [1, 15, 16, 17, 40])
+def test_8_bits_are_filled_up_to_sixteen_inputs(inputs: int) -> None:
+    rounded, scale = plain(some_weight(3, inputs), INT8)
+    assert rounded.dtype == torch.int8
+    assert rounded.shape == (3, -(-inputs // 16) * 16)
+    assert not rounded[:, inputs:].any()
+    assert scale.shape == (3,)
 
 
 def test_weights_made_in_inference_mode() -> None:

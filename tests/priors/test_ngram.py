@@ -128,6 +128,41 @@ def test_many_codes_take_little_room(tmp_path: Path) -> None:
     assert torch.equal(again.counts, 2 * prior.counts)
 
 
+@pytest.mark.parametrize("grid", [(4,), (2, 2)])
+def test_counts_that_nobody_counted_are_refused(grid: tuple[int, ...], tmp_path: Path) -> None:
+    """Of a file that was written by something else, or changed."""
+    prior = make_ngram(num_codes=3, grid=grid)
+    prior.save_pretrained(tmp_path / "good")
+    config, tensors = safefolder.load(tmp_path / "good")
+    num = len(prior.counted)
+    contexts = [prior.num_places, *[4] * (num - 2), 4 ** len(grid)]
+    for table, num_contexts in enumerate(contexts):
+        keys, counts = tensors[f"counted.{table}.keys"], tensors[f"counted.{table}.counts"]
+        assert len(keys) > 2
+        bad_keys = {
+            "not rising": keys[torch.tensor([1, 0, *range(2, len(keys))])],
+            "twice": torch.cat((keys[:1], keys[:1], keys[2:])),
+            "negative": torch.cat((torch.tensor([-1]), keys[1:])),
+            "too large": torch.cat((keys[:-1], torch.tensor([num_contexts * 3]))),
+        }
+        bad = [{**tensors, f"counted.{table}.keys": wrong} for wrong in bad_keys.values()]
+        for wrong in (0, -1):
+            bad.append({**tensors, f"counted.{table}.counts": torch.cat((counts[:-1], torch.tensor([wrong])))})
+        for wrong in bad:
+            safefolder.save(tmp_path / "bad", config, wrong)
+            with pytest.raises(ValueError, match=r"bad: got a table of counts that nobody counted, expected rising"):
+                Prior.from_pretrained(tmp_path / "bad")
+        # The last that there may be is none too many.
+        last = {**tensors, f"counted.{table}.keys": torch.cat((keys[:-1], torch.tensor([num_contexts * 3 - 1])))}
+        safefolder.save(tmp_path / "last", config, last)
+        assert Prior.from_pretrained(tmp_path / "last").sample(2).shape == (2, *grid)
+    safefolder.save(tmp_path / "bad", config, {**tensors, "counts": torch.tensor([5, -1, 5])})
+    with pytest.raises(ValueError, match="bad: got negative counts of codes"):
+        Prior.from_pretrained(tmp_path / "bad")
+    NGramPrior(num_codes=3, grid=grid).save_pretrained(tmp_path / "empty")
+    assert Prior.from_pretrained(tmp_path / "empty").sample(2).shape == (2, *grid)
+
+
 @pytest.mark.usefixtures("untyped")
 def test_a_config_that_does_not_fit_is_one_clear_line(tmp_path: Path) -> None:
     make_ngram(num_codes=3, grid=(2, 2)).save_pretrained(tmp_path / "good")
@@ -139,6 +174,7 @@ def test_a_config_that_does_not_fit_is_one_clear_line(tmp_path: Path) -> None:
         {**config, "num_stored": [-1, *stored[1:]]},
         {**config, "num_stored": ["x", *stored[1:]]},
         {**config, "num_stored": [stored[0] + 1, *stored[1:]]},
+        {**config, "num_stored": [10**15, *stored[1:]]},  # more than any memory holds
         {**config, "num_codes": 4},
         {name: value for name, value in config.items() if name != "num_stored"},
     ]

@@ -2,12 +2,28 @@
 
 import pytest
 import torch
-from prior_worlds import KINDS, every_grid, make_transformer, some_labels
+from prior_worlds import KINDS, every_grid, make_any_order, make_transformer, some_labels
 from torch import Tensor
 
-from priors import AnyOrderPrior, Prior
+from priors import (
+    AnyOrderPrior,
+    DepthTransformerPrior,
+    NextScalePrior,
+    NextScalePriorConfig,
+    NGramPrior,
+    Prior,
+    TransformerPrior,
+)
+from priors.sampling import random_chooser
 
 LABELLED = [kind for kind in KINDS if kind.endswith("labels")]
+# Where a kind is there twice, with labels or on other axes, its controls are the same: one of them is enough.
+CONTROLLED = [kind for kind in KINDS if kind not in ("transformer-1d", "depth", "next-scale", "ngram-1d", "ngram-3d")]
+
+
+@pytest.fixture(params=CONTROLLED)
+def prior(request: pytest.FixtureRequest) -> Prior:
+    return KINDS[request.param]()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -62,9 +78,9 @@ def test_no_grids_with_every_option(prior: Prior) -> None:
         {"known": none, "mask": torch.ones(prior.grid, dtype=torch.bool)},
         {"prefix": torch.zeros(0, 2, dtype=torch.int64)},
         {"temperature": 0.5, "top_k": 2, "top_p": 0.5, "min_p": 0.5, "generator": seeded(0)},
-        {"precision": "bfloat16", "batch_size": 2, "progress": True},
-        {"precision": "int8"},
+        {"batch_size": 2, "progress": True},
     ]
+    options += [{"precision": "bfloat16"}, {"precision": "int8"}] if prior.has_numerics else []
     options += [{"guidance": 2.0}, {"guidance": [2.0] * prior.num_places}] if labels is not None else []
     options += [{"num_steps": 1}] if isinstance(prior, AnyOrderPrior) else []
     for option in options:
@@ -185,44 +201,110 @@ def test_bad_masks() -> None:
 # ---- seeds
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_grid_with_its_seed_is_the_same_alone_and_among_others(prior: Prior, precision: str) -> None:
+def precisions(prior: Prior) -> list[dict[str, str]]:
+    return [{"precision": name} for name in ("float32", "bfloat16")] if prior.has_numerics else [{}]
+
+
+def test_a_grid_with_its_seed_is_the_same_alone_and_among_others(prior: Prior) -> None:
     seeds = [7 * i + 3 for i in range(20)]
     labels = some_labels(prior, 20)
+    for options in precisions(prior):
 
-    def draw(*which: int) -> Tensor:
-        chosen = None if labels is None else labels[list(which)]
-        return prior.sample(len(which), chosen, seeds=[seeds[i] for i in which], precision=precision)
+        def draw(*which: int, options: dict[str, str] = options) -> Tensor:
+            chosen = None if labels is None else labels[list(which)]
+            return prior.sample(len(which), chosen, seeds=[seeds[i] for i in which], **options)
 
-    drawn = draw(*range(20))
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    for which in ((19,), (5, 18, 2), tuple(range(16))):
-        assert torch.equal(draw(*which), drawn[list(which)]), which
-    assert torch.equal(torch.rand(3), expected)  # the global generator is left alone
-    assert len(drawn.flatten(1).unique(dim=0)) > 5
+        drawn = draw(*range(20))
+        torch.manual_seed(0)
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        for which in ((19,), (5, 18, 2)):
+            assert torch.equal(draw(*which), drawn[list(which)]), (which, options)
+        assert torch.equal(torch.rand(3), expected)  # the global generator is left alone
+        assert len(drawn.flatten(1).unique(dim=0)) > 5
 
 
 @pytest.mark.parametrize("kind", ["transformer-labels", "any-order-labels", "next-scale-labels", "pixelcnn-labels"])
-def test_seeds_go_with_guidance_and_batch_sizes(kind: str) -> None:
+def test_seeds_go_with_guidance(kind: str) -> None:
     prior = KINDS[kind]()
     labels, seeds = torch.arange(20) % 2, list(range(20))
     drawn = prior.sample(20, labels, seeds=seeds, guidance=3.0)
     assert not torch.equal(drawn, prior.sample(20, labels, seeds=seeds))
-    for options in ({}, {"batch_size": 1}, {"batch_size": 3}, {"batch_size": 20}):
-        part = prior.sample(3, labels[4:7], seeds=seeds[4:7], guidance=[3.0] * prior.num_places, **options)
-        assert torch.equal(part, drawn[4:7])
+    part = prior.sample(3, labels[4:7], seeds=seeds[4:7], guidance=[3.0] * prior.num_places)
+    assert torch.equal(part, drawn[4:7])
 
 
 def test_seeds_go_with_masks_that_differ(prior: Prior) -> None:
     codes, masks, labels = some_codes(prior, 20), suffix_masks(prior, 20), some_labels(prior, 20)
-    drawn = prior.sample(20, labels, seeds=range(20), known=codes, mask=masks)
-    assert torch.equal(drawn[~masks], codes[~masks])
-    for i in (2, 17):
-        label = None if labels is None else labels[i : i + 1]
-        alone = prior.sample(1, label, seeds=[i], known=codes[i : i + 1], mask=masks[i])
-        assert torch.equal(alone[0], drawn[i]), i
+    for options in precisions(prior)[-1:]:
+        drawn = prior.sample(20, labels, seeds=range(20), known=codes, mask=masks, **options)
+        assert torch.equal(drawn[~masks], codes[~masks])
+        for i in (2, 17):
+            label = None if labels is None else labels[i : i + 1]
+            alone = prior.sample(1, label, seeds=[i], known=codes[i : i + 1], mask=masks[i], **options)
+            assert torch.equal(alone[0], drawn[i]), (i, options)
+
+
+def recorded(prior: Prior, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[Tensor, Tensor]:
+    """Grids "b *grid" of `sample`, and the tables "b n k" that they were drawn from at the last places."""
+    tables: list[Tensor] = []
+
+    def spy(**filters: object) -> object:
+        choose = random_chooser(**filters)
+
+        def record(table: Tensor) -> Tensor:
+            tables.append(table.clone())
+            return choose(table)
+
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr("priors.base.random_chooser", spy)
+        drawn = prior.sample(**options)
+    assert len(tables) == prior.num_places
+    return drawn, torch.stack(tables, 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("holes", [False, True])
+def test_tables_of_a_seeded_grid_do_not_show_other_masks(
+    precision: str, holes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: what is known is stepped place by place, however much of it all grids of a block have in common."""
+    num, grid = 16, (3, 4)
+    codes = torch.randint(7, (num, *grid), generator=seeded(0))
+    lengths = torch.tensor([3, 12, 7, 5] * 4)  # of what is known; every grid knows at least three places
+    masks = (torch.arange(12) >= lengths[:, None]).reshape(num, *grid)
+    for make in (make_any_order,) if holes else (make_any_order, make_transformer):
+        prior = make(num_codes=7, grid=grid, num_classes=2, width=32)
+        if holes:  # beside masks in raster order, one of which draws everything
+            masks[1::3] = torch.rand(num, *grid, generator=seeded(1))[1::3] < 0.5
+            masks[2] = True
+        labels = torch.arange(num) % 2
+        options = {"precision": precision, "guidance": 1.5}
+        drawn, tables = recorded(
+            prior, monkeypatch, num=num, labels=labels, seeds=range(num), known=codes, mask=masks, **options
+        )
+        assert torch.equal(drawn[~masks], codes[~masks])
+        for i in (0, 1, 2, 3, 4):
+            own = {"labels": labels[i : i + 1], "seeds": [i], "known": codes[i : i + 1], "mask": masks[i]}
+            alone, own_tables = recorded(prior, monkeypatch, num=1, **own, **options)
+            assert torch.equal(alone[0], drawn[i]), (make, i)
+            assert torch.equal(own_tables[0], tables[i]), (make, i)
+
+
+def test_tables_of_counts_do_not_show_other_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that share a context or a block none shows in another's table, in float32."""
+    codes = torch.randint(6, (60, 4, 4), generator=seeded(0)) ** 2 // 5
+    prior = NGramPrior(num_codes=6, grid=(4, 4)).fit(codes)
+    drawn, tables = recorded(prior, monkeypatch, num=16, seeds=range(16))
+    assert tables.dtype == torch.float32
+    for i in (0, 9):
+        alone, own_tables = recorded(prior, monkeypatch, num=1, seeds=[i])
+        assert torch.equal(alone[0], drawn[i])
+        assert torch.equal(own_tables[0], tables[i])
+    scores = prior(codes)
+    assert torch.equal(torch.cat([prior(codes[i : i + 1]) for i in range(10)]), scores[:10])
 
 
 def test_other_seeds_give_other_grids(prior: Prior) -> None:
@@ -253,6 +335,12 @@ def test_bad_seeds(seeds: object, message: str) -> None:
             KINDS[kind]().sample(2, seeds=seeds)
     with pytest.raises(ValueError, match="seeds and a generator, expected one of the two"):
         KINDS[kind]().sample(2, seeds=[1, 2], generator=seeded(0))
+
+
+def test_seeds_have_blocks_of_their_own() -> None:
+    for kind in ("uniform", "transformer"):
+        with pytest.raises(ValueError, match="batch_size=2 beside seeds, which are drawn 16 at a time"):
+            KINDS[kind]().samples(2, seeds=[1, 2], batch_size=2)
 
 
 # ---- what shapes a draw
@@ -300,17 +388,35 @@ def test_bad_guidance_of_places() -> None:
     for guidance, message in (
         ([2.0] * 3, "guidance of 3 numbers, expected one for each of 4 places"),
         ([], "guidance of 0 numbers"),
-        ([2.0, 2.0, -1.0, 2.0], "in guidance, expected numbers >= 0"),
-        ([2.0, 2.0, float("nan"), 2.0], "in guidance, expected numbers >= 0"),
-        ([2.0, 2.0, float("inf"), 2.0], "in guidance, expected numbers >= 0"),
+        *[
+            ([2.0, 2.0, bad, 2.0], r"one of them in guidance, expected numbers from 0 to 1e\+06")
+            for bad in (-1.0, 1e6 + 1, 1e39, float("nan"), float("inf"))
+        ],
+        *[
+            (bad, rf"guidance={bad!r}, expected numbers from 0 to 1e\+06".replace("1e+39", r"1e\+39"))
+            for bad in (-1.0, 1e39, float("nan"), float("inf"))
+        ],
+        (torch.full((4,), 2.0), "got guidance of Tensor, expected a number, or one for each place"),
     ):
         with pytest.raises(ValueError, match=message):
             prior.sample(2, labels, guidance=guidance)
+    for guidance in (0, 0.0, 2, 1e6, [0, 1, 2, 1e6]):
+        assert prior.sample(2, labels, guidance=guidance).shape == (2, 2, 2)
     with pytest.raises(ValueError, match="without labels, expected labels to guide to"):
         prior.sample(2, guidance=[2.0] * 4)
     for kind in ("uniform", "unigram", "ngram", "transformer"):
         with pytest.raises(ValueError, match="made without num_classes"):
             KINDS[kind]().sample(2, guidance=[2.0] * 4)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_guidance_of_1_needs_nothing_to_guide_to(prior: Prior) -> None:
+    labels = some_labels(prior, 8)
+    plain = prior.sample(8, labels, generator=seeded(2))
+    without = prior.sample(8, generator=seeded(2))
+    for none in (1, 1.0):
+        assert torch.equal(prior.sample(8, labels, generator=seeded(2), guidance=none), plain)
+        assert torch.equal(prior.sample(8, generator=seeded(2), guidance=none), without)
 
 
 @pytest.mark.usefixtures("untyped")
@@ -338,16 +444,44 @@ def test_steps_are_refused_by_priors_that_have_their_own(prior: Prior) -> None:
 # ---- precision and progress
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_every_precision_draws_codes(prior: Prior, precision: str) -> None:
-    prefix = torch.zeros(5, 1, dtype=torch.int64)
+def test_every_precision_draws_codes(prior: Prior) -> None:
+    assert prior.has_numerics == isinstance(
+        prior, TransformerPrior | AnyOrderPrior | DepthTransformerPrior | NextScalePrior
+    )
+    prefix, labels = torch.zeros(5, 1, dtype=torch.int64), some_labels(prior, 5)
     for dtype, known in ((torch.float32, prefix[:, :0]), (torch.float64, prefix)):
         prior = prior.to(dtype)
-        drawn = prior.sample(5, some_labels(prior, 5), precision=precision, prefix=known)
-        assert drawn.shape == (5, *prior.grid)
-        assert drawn.dtype == torch.int64
-        assert drawn.min() >= 0
-        assert drawn.max() < prior.num_codes
+        for precision in ("auto", "float32", "bfloat16", "int8") if prior.has_numerics else ("auto",):
+            drawn = prior.sample(5, labels, precision=precision, prefix=known)
+            assert drawn.shape == (5, *prior.grid)
+            assert drawn.dtype == torch.int64
+            assert drawn.min() >= 0
+            assert drawn.max() < prior.num_codes
+
+
+def test_priors_that_draw_with_their_weights_as_they_are(prior: Prior) -> None:
+    if prior.has_numerics:
+        return
+    for precision, compiled in (("float32", False), ("bfloat16", False), ("int8", True), ("auto", True)):
+        message = (
+            f"got precision='{precision}' and compiled={compiled}, expected 'auto' and False: {type(prior).__name__} "
+            "draws with its weights as they are"
+        )
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            prior.samples(2, some_labels(prior, 2), precision=precision, compiled=compiled)
+
+
+def test_steps_of_several_codes_are_not_compiled() -> None:
+    nearly, scales = KINDS["any-order"](), KINDS["next-scale"]()
+    with pytest.raises(ValueError, match="compiled=True for steps of up to 4 codes, expected False, or one a step"):
+        nearly.samples(2, num_steps=1, compiled=True)
+    with pytest.raises(ValueError, match="compiled=True for steps of up to 4 codes"):
+        scales.samples(2, compiled=True)
+    # Where every step is of one code it is nobody's business how that was asked for.
+    nearly.samples(2, num_steps=4, compiled=True)
+    NextScalePrior(NextScalePriorConfig(num_codes=3, scales=(1,), width=8, depth=1, num_heads=2)).samples(
+        2, compiled=True
+    )
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
@@ -365,9 +499,21 @@ def test_rounded_walks_draw_nearly_as_is_probable(precision: str) -> None:
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("precision", ["float16", "", None, torch.bfloat16])
 def test_unknown_precisions(precision: object) -> None:
-    for kind in ("uniform", "transformer"):
-        with pytest.raises(ValueError, match="expected one of auto, float32, bfloat16, int8"):
+    with pytest.raises(ValueError, match="expected one of auto, float32, bfloat16, int8"):
+        KINDS["transformer"]().sample(2, precision=precision)
+    for kind in ("uniform", "unigram", "ngram", "pixelcnn"):
+        with pytest.raises(ValueError, match="draws with its weights as they are"):
             KINDS[kind]().sample(2, precision=precision)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "any-order", "pixelcnn"])
+def test_weights_that_are_not_numbers_draw_nothing(kind: str) -> None:
+    prior = KINDS[kind]()
+    with torch.no_grad():
+        prior.logits.weight[1] = float("nan")
+    for options in ({}, {"seeds": [1, 2]}, {"top_k": 2}, {"top_p": 0.5}):
+        with pytest.raises(ValueError, match="not finite: see whether the prior's training diverged"):
+            prior.sample(2, **options)
 
 
 def test_progress_is_quiet_away_from_a_terminal(prior: Prior, capfd: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,25 @@ def test_top_p_ties_and_the_whole_mass() -> None:
     assert kept(keep_top_p(torch.tensor([[0.0, -60.0]]), 1.0)) == [[0, 1]]
 
 
+@pytest.mark.parametrize("mass", [1e-9, 1e-46, 1e-300, 5e-324])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_top_p_of_next_to_nothing_keeps_the_likeliest(mass: float, dtype: torch.dtype) -> None:
+    """Also where the mass is 0 in the type of the logits."""
+    logits = random_logits(1).to(dtype)
+    assert kept(keep_top_p(logits, mass)) == [[code] for code in logits.argmax(-1).tolist()]
+    assert torch.equal(random_chooser(top_p=mass)(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_tables_that_are_not_finite_draw_nothing(bad: float) -> None:
+    logits = random_logits(1)
+    logits[3, 2] = bad
+    table = logits.log_softmax(-1)
+    for options in ({}, {"seeds": range(5)}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match="probabilities that are not finite: see whether the prior's training"):
+            random_chooser(**options)(table)
+
+
 def test_temperature_is_a_power_of_the_probabilities() -> None:
     logits = random_logits(2)
     for temperature in (0.5, 1.0, 3.0):

@@ -240,7 +240,7 @@ def test_bits_back(kind):
         terms = sampled_elbo(encoder, prior, y, num_samples=32, generator=generator)
     expected = float(terms.negative.sum()) / math.log(2)
     assert float(terms.entropy.mean()) > 0.1  # there is something to get back
-    assert abs(net / expected - 1) < 0.01
+    assert abs(net / expected - 1) < 0.015  # the draws that were written, beside the mean over others
     assert net < float(codec.measure(y).total.sum()) * 1.05
 
 
