@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-HOOK = jaxtyping.install_import_hook(["vqvae", "priors"], "beartype.beartype")
+HOOK = jaxtyping.install_import_hook(["vqvae", "priors"], "type_checker.signature")
 
 
 @pytest.fixture

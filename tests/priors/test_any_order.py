@@ -39,7 +39,7 @@ def places_of(mask: Tensor, spread: bool) -> tuple[list[int], list[int]]:
 
 def taken_order(masks: Tensor, spread: bool) -> Tensor:
     """All places "b n" as they are taken under masks "b *grid"."""
-    return torch.tensor([sum(places_of(mask, spread), []) for mask in masks])
+    return torch.tensor([[*kept, *drawn] for kept, drawn in (places_of(mask, spread) for mask in masks)])
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:
