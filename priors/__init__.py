@@ -6,6 +6,10 @@
     prior.log_prob(codes)      # nats, "b"; train on -prior(codes).mean()
     prior.sample(16)           # codes, int64 "16 7 7"
 
+In place of raster order: `AnyOrderPrior` draws under any mask and several codes a step, `DepthTransformerPrior` is for
+several codes a place, `NextScalePrior` for pictures of codes from coarse to fine. `PixelCNNPrior`, `NGramPrior`,
+`UnigramPrior` and `UniformPrior` are what they have to beat. Real vectors:
+
     from priors import MixtureTransformerPrior, MixtureTransformerPriorConfig
 
     prior = MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=4, grid=(7, 7)))

@@ -227,7 +227,7 @@ def test_bits_back(kind):
     model = model_of(quantizer=quantizer, beta=beta)
     if beta is not None:
         model.quantizer.error.fill_(1.0)
-    prior, y = transformer_of(model), images_of(model, 40)
+    prior, y = transformer_of(model), images_of(model, 120)
     codec = Codec(model, prior)
     data = codec.compress(y, mode=Mode.BITS_BACK)
     assert torch.equal(codec.decompress(data), y)
@@ -240,7 +240,7 @@ def test_bits_back(kind):
         terms = sampled_elbo(encoder, prior, y, num_samples=32, generator=generator)
     expected = float(terms.negative.sum()) / math.log(2)
     assert float(terms.entropy.mean()) > 0.1  # there is something to get back
-    assert abs(net / expected - 1) < 0.015  # the draws that were written, beside the mean over others
+    assert abs(net / expected - 1) < 0.01
     assert net < float(codec.measure(y).total.sum()) * 1.05
 
 
