@@ -110,8 +110,10 @@ class Stepper:
             self.sin.copy_(turn[..., 1])
             features = self.one(s.x, self.cos, self.sin, self.place, self.ahead, self.static_layers, self.dtype)
             return features.to(self.dtype, copy=True)[:, None]
-        seen = torch.ones(m, m, dtype=torch.bool, device=self.device).tril() if visible is None else visible
-        self._layers(s, turns * self.turn_scale, slice(begin, begin + m), None if m == 1 else ~seen)
+        hidden = None
+        if m > 1:
+            hidden = torch.ones(m, m, dtype=torch.bool, device=self.device).triu(1) if visible is None else ~visible
+        self._layers(s, turns * self.turn_scale, slice(begin, begin + m), hidden)
         return s.normed.view(b, m, width).clone()
 
     def _layers(self, s: "_Scratch", turns: Tensor, new: slice, hidden: Tensor | None) -> None:
