@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+import safefolder
 from priors import (
     ContinuousPrior,
     MixtureTransformerPrior,
@@ -40,17 +40,14 @@ from training.latents import (
     ENCODE_BATCH,
     counted,
     drawn,
-    encode_or_load,
-    encoded,
     fit_baselines,
-    live_batches,
-    live_sample,
     step_seed,
     to_device,
 )
 from training.learner import Learner, Objective
 from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 from training.options import FitConfig, Run, parse, save_run
+from training.prior_data import NUM_WATCHED, known_classes, prior_data
 from training.prior_kinds import make_prior, name_of
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, Autoencoder, GaussianVAE, load_images, pictures
@@ -58,11 +55,6 @@ from vqvae.data import Batch, Images, batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
 from vqvae.metrics import psnr
-
-# Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
-NUM_WATCHED = 512
-# Training images by which real latents are standardised where they are not all at hand.
-LIVE_SAMPLE = 10_000
 
 
 def main() -> None:
@@ -81,6 +73,7 @@ def train(run: Run) -> None:
     """The three stages."""
     wanted = ("codebook", "prior", "evaluate") if run.stage == "all" else (run.stage,)
     check(run, wanted)
+    needs_images = run.codes is None or wanted != ("prior",)
     data = {
         split: load_images(
             run.data.source,
@@ -89,13 +82,15 @@ def train(run: Run) -> None:
             channels=run.model.num_channels,
             root=run.data.root,
         )
-        for split in ("train", "test")
+        for split in (("train", "test") if needs_images else ())
     }
     fabric = make_fabric(run)
     fabric.launch()
+    of = f"codes from {run.codes}"
+    if data:
+        of = f"{len(data['train'])} training and {len(data['test'])} test images from {run.data.source}"
     fabric.print(
-        f"{run.run}: {len(data['train'])} training and {len(data['test'])} test images from {run.data.source}; "
-        f"{fabric.world_size} x {fabric.device.type}, {fabric.strategy.precision.precision}",
+        f"{run.run}: {of}; {fabric.world_size} x {fabric.device.type}, {fabric.strategy.precision.precision}",
         file=sys.stderr,
     )
     if fabric.is_global_zero:
@@ -212,7 +207,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     fabric, run, *_ = session
     began = time.monotonic()
     torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
-    model = run.model.build()
+    model = first_model(run)
     if isinstance(model, VQVAE) and model.config.beta is not None:
         prior = make_prior(run.prior, model, data["train"].num_classes)
         assert isinstance(prior, TransformerPrior)
@@ -247,47 +242,49 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     fabric.barrier()
 
 
+def first_model(run: Run) -> Autoencoder:
+    """What training starts from: fresh weights, or those of `--tokenizer`."""
+    model = run.model.build()
+    if run.tokenizer is not None:
+        weights = Autoencoder.from_pretrained(run.tokenizer).state_dict()
+        safefolder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
+    return model
+
+
 def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     """Latents of the training images to `prior/`, and what counts them to `unigram/` and `ngram/`."""
     fabric, run, metrics, _ = session
     began = time.monotonic()
+    if run.tokenizer is not None and not (run.run / "codebook").exists():
+        fabric.barrier()  # all have looked
+        if fabric.is_global_zero:
+            first_model(run).save_pretrained(run.run / "codebook")
+        fabric.barrier()
     model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
     check_same_images(model, run)
     # The same start whether the codebook was trained just now or in an earlier, interrupted process.
     torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
-    prior = make_prior(run.prior, model, data["train"].num_classes)
+    prior = make_prior(run.prior, model, known_classes(run, model, data))
     in_loop = model
     if isinstance(model, VQVAE) and model.config.beta is not None:  # the prior in the loop goes on learning
         check_in_loop(run)
         prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
         in_loop = copy.deepcopy(prior).to(fabric.device)
-    latents = {
-        split: encode_or_load(
-            fabric, metrics, run.seed, model, in_loop, data[split], f"encode {split}", limit=limit,
-            path=run.run / "state" / f"codes-{split}.safetensors", about=(run.data.source, run.data.root),
-        )
-        for split, limit in {"test": NUM_WATCHED, **({} if run.live else {"train": None})}.items()
-    }  # fmt: skip
-    live = functools.partial(live_batches, fabric, model, in_loop, data["train"], num_workers=run.data.num_workers)
+    known = prior_data(fabric, metrics, run, model, in_loop, data)
     if isinstance(prior, MixtureTransformerPrior):
-        first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
-        some = live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))) if run.live else latents["train"].values
-        prior.standardise(drawn(prior, some.cpu()))
+        prior.standardise(drawn(prior, known.sample().cpu()))
     objective = PriorObjective(prior.train())
-    watched = latents["test"].at(np.arange(min(NUM_WATCHED, len(latents["test"].values))))
+    watched = known.watched
 
     def validate(kept: PriorObjective) -> dict[str, float]:
         torch.manual_seed(step_seed(run.seed, "watched", 0, 0))
         nats = rate(kept.prior, drawn(kept.prior, watched.images.to(fabric.device)), to_device(watched.labels, fabric))
         return {"rate": nats.mean().item() / kept.prior.num_places}
 
-    stream = live if run.live else latents["train"].batches
-    kept = fit(session, "prior", objective, stream, run.prior_fit, validate, began)
+    kept = fit(session, "prior", objective, known.batches, run.prior_fit, validate, began)
     if fabric.is_global_zero:
         if isinstance(model, VQVAE):
-            passed = encoded(fabric, metrics, run.seed, model, in_loop, data["train"], "encode train")
-            parts = (batch.images for batch in passed) if run.live else latents["train"].values.split(10_000)
-            for name, baseline in fit_baselines(model, parts).items():
+            for name, baseline in fit_baselines(model, known.parts()).items():
                 baseline.save_pretrained(run.run / name)
         kept.prior.save_pretrained(run.run / "prior")
     fabric.barrier()

@@ -7,8 +7,9 @@
     prior.sample(16)           # codes, int64 "16 7 7"
 
 In place of raster order: `AnyOrderPrior` draws under any mask and several codes a step, `DepthTransformerPrior` is for
-several codes a place, `NextScalePrior` for pictures of codes from coarse to fine. `PixelCNNPrior`, `NGramPrior`,
-`UnigramPrior` and `UniformPrior` are what they have to beat. Real vectors:
+several codes a place, `NextScalePrior` for pictures of codes from coarse to fine. `LlamaPrior` is for software that
+serves language models (`priors.llama_folder`). `PixelCNNPrior`, `NGramPrior`, `UnigramPrior` and `UniformPrior` are
+what they have to beat. Real vectors:
 
     from priors import MixtureTransformerPrior, MixtureTransformerPriorConfig
 
@@ -24,6 +25,7 @@ from priors.base import Prior
 from priors.continuous import ContinuousPrior
 from priors.depth import DepthTransformerPrior, DepthTransformerPriorConfig
 from priors.grid import GridModel
+from priors.llama import LlamaPrior, LlamaPriorConfig
 from priors.mixture_transformer import MixtureTransformerPrior, MixtureTransformerPriorConfig
 from priors.next_scale import NextScalePrior, NextScalePriorConfig
 from priors.ngram import NGramPrior
@@ -40,6 +42,8 @@ __all__ = [
     "DepthTransformerPrior",
     "DepthTransformerPriorConfig",
     "GridModel",
+    "LlamaPrior",
+    "LlamaPriorConfig",
     "MixtureTransformerPrior",
     "MixtureTransformerPriorConfig",
     "NGramPrior",

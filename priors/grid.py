@@ -7,10 +7,10 @@ lives, which labels it takes, and how to be saved and loaded; what stands at a p
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,55 @@ class GridModel(nn.Module, ABC):
         config = {"class": type(self).__name__, "format": 1, **self.config_fields()}
         safefolder.save(Path(folder), config, dict(self.state_dict()))
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        figures: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Put the model and its card on the hub, in one commit, and say where; see `safefolder.push`."""
+        return safefolder.push_pretrained(
+            self, repo_id, private=private, revision=revision, token=token, figures=figures
+        )
+
+    def card_facts(self) -> dict[str, object]:
+        """What a model card says that it is made of."""
+        classes = "none" if self.num_classes is None else f"{self.num_classes:,}"
+        return {**safefolder.model_facts(self), "classes": classes}
+
+    def model_card(
+        self, figures: Mapping[str, Any] | None = None, *, source: str = "owner/name", revision: str | None = None
+    ) -> str:
+        """The README.md of the model on the hub at `source`, with figures where some were measured, as in elbo.json."""
+        kind = type(self)
+        usage = safefolder.python(
+            safefolder.import_line(kind),
+            "",
+            f"prior = {safefolder.loading(kind, source, revision=revision)}",
+            "latents = prior.sample(4)",
+            "nats = -prior.log_prob(latents)  # of each image",
+        )
+        return safefolder.card(
+            title=source.rpartition("/")[2],
+            summary="A prior over the latents of an image tokenizer: it draws them, and says how probable they are.",
+            facts=self.card_facts(),
+            usage=usage,
+            tags=["prior", "image-generation", "likelihood"],
+            figures=figures,
+        )
+
     @classmethod
-    def from_pretrained(cls: type[AnyModel], folder: str | Path) -> AnyModel:
+    def from_pretrained(cls: type[AnyModel], folder: str | Path, **hub: Unpack[safefolder.HubOptions]) -> AnyModel:
         """Load a model from a folder or a hub id: `cls` or a subclass, whichever was saved.
 
-        It comes in evaluation mode, on the CPU, with the type of weights that was saved.
+        It comes in evaluation mode, on the CPU, with the type of weights that was saved. `hub` says which revision,
+        which folder inside, and how it is fetched: `safefolder.HubOptions`.
         Raises ValueError where there is no such model, or its weights do not fit its config.
         """
-        config, tensors = safefolder.load(folder)
+        config, tensors = safefolder.load(folder, **hub)
         kind = _concrete_class(cls, config.get("class"), folder)
         fields = {name: config[name] for name in config if name not in ("class", "format")}
         try:

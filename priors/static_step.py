@@ -30,7 +30,14 @@ class Layer(NamedTuple):
 
 
 def static_step(
-    x: Tensor, cos: Tensor, sin: Tensor, place: Tensor, ahead: Tensor, layers: list[Layer], dtype: torch.dtype
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    place: Tensor,
+    ahead: Tensor,
+    layers: list[Layer],
+    dtype: torch.dtype,
+    normalised: bool,
 ) -> Tensor:
     """Features "b w" of inputs "b w", in float32 or better; the caches are written.
 
@@ -39,13 +46,14 @@ def static_step(
         place: int64 "1", where in the cache this input goes.
         ahead: "n n", what is added to the scores of the input at a place (first): -inf for later places.
         dtype: of the products with weights.
+        normalised: whether queries and keys are, as in `Trunk`.
     """
     bias = ahead.index_select(0, place)
     for layer in layers:
         b, h, _, d = layer.keys.shape
         split = multiply(rms_norm(x).to(dtype), layer.qkv).to(x.dtype).view(b, 3, h, d)
-        unit = F.layer_norm(split[:, :2], (d,), eps=1e-6)
-        first, second = unit[..., 0::2], unit[..., 1::2]
+        both = F.layer_norm(split[:, :2], (d,), eps=1e-6) if normalised else split[:, :2]
+        first, second = both[..., 0::2], both[..., 1::2]
         turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2)
         cached = layer.keys.dtype
         layer.keys.index_copy_(2, place, turned[:, 1, :, None].to(cached))

@@ -15,7 +15,7 @@ from torch import Tensor
 from priors.linear_maps import plain, prepare
 from priors.numerics import Numerics
 from priors.static_step import Compiled, Graph, Layer, static_step
-from priors.trunk import GridTrunk, Trunk
+from priors.trunk import GridTrunk, SequenceTrunk, Trunk, gated_width
 
 # Takes the vectors at the places fixed since the last call, "b n w", and gives the features of the
 # next place, "b w".
@@ -35,7 +35,7 @@ class Stepper:
     def __init__(self, trunk: Trunk, rows: int, num_places: int, numerics: Numerics):
         self.length, self.rows, self.num_places = 0, rows, num_places
         self.num_heads, self.head_width, self.width = trunk.num_heads, trunk.head_width, trunk.width
-        self.mlp_width = trunk.blocks[0].mlp.out.in_features
+        self.mlp_width, self.normalised = trunk.mlp_width, trunk.normalised
         self.dtype, self.wide = numerics.dtype, torch.promote_types(numerics.dtype, torch.float32)
         self.device = trunk.blocks[0].attention.out.weight.device
         self.eps = torch.full((), 1e-6, dtype=self.wide, device=self.device)
@@ -51,7 +51,8 @@ class Stepper:
         self.layers = []
         for block in trunk.blocks:
             rest = (block.attention.out, block.mlp.gate_and_value, block.mlp.out)
-            qkv = prepare(block.attention.qkv.weight, numerics, rows, self._centred, packed=not static)
+            centred = self._centred if self.normalised else None
+            qkv = prepare(block.attention.qkv.weight, numerics, rows, centred, packed=not static)
             # Zeros, as what lies ahead is hidden from a static step but must be numbers.
             values = torch.zeros(rows, self.num_heads, num_places, self.head_width, **options)
             shape = values.shape if static else values.mT.shape
@@ -108,7 +109,8 @@ class Stepper:
             turn = torch.view_as_real(turns[0] if turns.ndim == 4 else turns[:, 0])
             self.cos.copy_(turn[..., 0])
             self.sin.copy_(turn[..., 1])
-            features = self.one(s.x, self.cos, self.sin, self.place, self.ahead, self.static_layers, self.dtype)
+            memory = (self.cos, self.sin, self.place, self.ahead)
+            features = self.one(s.x, *memory, self.static_layers, self.dtype, self.normalised)
             return features.to(self.dtype, copy=True)[:, None]
         hidden = None
         if m > 1:
@@ -125,11 +127,12 @@ class Stepper:
         scores = s.scores[: heads * m * length].view(heads, m, length)
         for keys, values, qkv_map, out_map, gate_and_value_map, mlp_out_map in self.layers:
             s.qkv.copy_(qkv_map(self._normed(s)))
-            # The rest of each head's LayerNorm, and the turn.
-            norm = torch.linalg.vector_norm(s.centred, dim=-1, keepdim=True, out=s.head_norm)
-            torch.addcmul(self.eps, norm, norm, value=1 / self.head_width, out=norm).rsqrt_()
             torch.mul(s.pairs, turns, out=s.turned)
-            torch.mul(s.turned_real, norm, out=s.turned_real)
+            if self.normalised:
+                # The rest of each head's LayerNorm.
+                norm = torch.linalg.vector_norm(s.queries_and_keys, dim=-1, keepdim=True, out=s.head_norm)
+                torch.addcmul(self.eps, norm, norm, value=1 / self.head_width, out=norm).rsqrt_()
+                torch.mul(s.turned_real, norm, out=s.turned_real)
             keys[..., new].copy_(s.new_keys)
             values[:, :, new].copy_(s.new_values)
             if s.queries is not s.wide_queries:
@@ -175,8 +178,8 @@ class _Scratch:
         self.normed = torch.empty(b * m, h * d, **own)
         self.qkv = torch.empty(b * m, 3 * h * d, **wide)
         split = self.qkv.view(b, m, 3, h, d)
-        self.centred = split[:, :, :2]
-        self.pairs = torch.view_as_complex(self.centred.unflatten(-1, (d // 2, 2)))
+        self.queries_and_keys = split[:, :, :2]
+        self.pairs = torch.view_as_complex(self.queries_and_keys.unflatten(-1, (d // 2, 2)))
         self.head_norm = torch.empty(b, m, 2, h, 1, **wide)
         turned = torch.empty(2, b, h, m, d, **wide)
         # Written in the order of the products, read in the order of attention.
@@ -198,18 +201,19 @@ def cache_bytes(trunk: Trunk, num_places: int, numerics: Numerics, num_inputs: i
     wide = torch.promote_types(numerics.dtype, torch.float32).itemsize
     kept = 2 * trunk.depth * num_places * trunk.width
     # Queries, keys and values twice, the stream, its norm and the gated branch; and the scores.
-    step = num_inputs * (16 * trunk.width + trunk.num_heads * num_places)
+    wider = max(0, trunk.mlp_width - gated_width(trunk.width))
+    step = num_inputs * (16 * trunk.width + 3 * wider + trunk.num_heads * num_places)
     return wide * (kept + step)
 
 
-def raster_walk(trunk: GridTrunk, start: Tensor, numerics: Numerics) -> Advance:
+def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, numerics: Numerics) -> Advance:
     """The trunk place by place in raster order, after the start tokens "b w"."""
-    stepper = Stepper(trunk.trunk, len(start), len(trunk.target), numerics)
-    turns, target = trunk.turns(start), trunk.target
+    stepper = Stepper(trunk.trunk, len(start), trunk.num_places, numerics)
+    turns = trunk.turns(start)
 
     def advance(vectors: Tensor) -> Tensor:
         x = vectors if stepper.length else torch.cat((start[:, None], vectors), 1)
         here = slice(stepper.length, stepper.length + x.shape[1])
-        return stepper(x + target[here], turns[here])[:, -1]
+        return stepper(trunk.inputs(x, here), turns[here])[:, -1]
 
     return advance

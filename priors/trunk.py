@@ -5,6 +5,8 @@
     features_i = RMSNorm(x_i)
 
 What a vector holds (the embedding of a code, the map of a latent) and what is read from the features is the prior's.
+A `SequenceTrunk` has the same blocks in Llama's design: no targets, places counted along the sequence, and queries and
+keys as the linear map gives them.
 
 - Causal self-attention: Vaswani et al. 2017, "Attention is all you need".
 - RMSNorm before each branch, x / sqrt(mean(x^2) + 1e-6): Zhang & Sennrich 2019. Without their
@@ -114,11 +116,14 @@ class StartToken(nn.Module):
 class Trunk(nn.Module):
     """The blocks alone; where things stand is told by `turns`, and what sees what by `visible`."""
 
-    def __init__(self, config: TrunkConfig):
+    def __init__(self, config: TrunkConfig, normalised: bool = True, mlp_width: int | None = None):
+        """`normalised`: whether queries and keys are. `mlp_width`: of the gated branch, None for 8/3 of the width."""
         super().__init__()
         self.width, self.num_heads, self.depth = config.width, config.num_heads, config.depth
-        self.dropout, self.checkpointing = config.dropout, config.checkpointing
-        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.depth)))
+        self.dropout, self.checkpointing, self.normalised = config.dropout, config.checkpointing, normalised
+        self.mlp_width = gated_width(config.width) if mlp_width is None else mlp_width
+        blocks = (Block(config, normalised, self.mlp_width) for _ in range(config.depth))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
 
     def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None = None) -> Tensor:
         """Features "b n w" of inputs "b n w".
@@ -161,12 +166,48 @@ class GridTrunk(nn.Module):
         target = self.target if order is None else self.target[order]
         return self.trunk(torch.cat((start[:, None], vectors), 1) + target, self.turns(start, order))
 
+    @property
+    def num_places(self) -> int:
+        return len(self.target)
+
+    def inputs(self, vectors: Tensor, here: slice) -> Tensor:
+        """What the blocks take, "b m w", for the places `here` in raster order, from the vectors before each."""
+        return vectors + self.target[here]
+
     def turns(self, like: Tensor, order: Tensor | None = None) -> Tensor:
         """Turns of the places in an order, as `Trunk` takes them: a key stands where the query before it pointed."""
         rotation = rotations(grid_places(self.grid, like), self.grid, self.trunk.head_width)
         queries = rotation[1:] if order is None else rotation[1:][order]
         before = rotation[:1].expand(*queries.shape[:-2], 1, -1)
         return pair_turns(queries, torch.cat((before, queries[..., :-1, :]), -2))
+
+
+class SequenceTrunk(nn.Module):
+    """A trunk over places in one sequence, in the design of Llama (Touvron et al. 2023, "LLaMA: Open and efficient
+    foundation language models"): the vector at position i = 0 .. N-1 is all that enters there, and pair j of a head of
+    d channels is turned by i * base^(-2j/d), query and key alike."""
+
+    def __init__(self, config: TrunkConfig, num_places: int, mlp_width: int | None, rope_base: float):
+        super().__init__()
+        self.num_places, self.rope_base = num_places, rope_base
+        self.trunk = Trunk(config, normalised=False, mlp_width=mlp_width)
+
+    def forward(self, start: Tensor, vectors: Tensor) -> Tensor:
+        """Features "b n w" of all places at once, from start tokens "b w" and vectors "b n-1 w" of all but the last."""
+        return self.trunk(torch.cat((start[:, None], vectors), 1), self.turns(start))
+
+    def turns(self, like: Tensor) -> Tensor:
+        """Turns of the positions, as `Trunk` takes them."""
+        options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        head_width = self.trunk.head_width
+        speeds = self.rope_base ** (-torch.arange(0, head_width, 2, **options) / head_width)
+        angle = torch.arange(self.num_places, **options)[:, None] * speeds
+        rotation = torch.polar(torch.ones_like(angle), angle)
+        return pair_turns(rotation, rotation)
+
+    def inputs(self, vectors: Tensor, here: slice) -> Tensor:
+        """What the blocks take, "b m w": the vectors as they are, wherever they stand."""
+        return vectors
 
 
 def initialise(model: nn.Module) -> None:
@@ -183,17 +224,18 @@ def initialise(model: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Self-attention with normalised, turned queries and keys."""
+    """Self-attention with turned queries and keys, normalised before that or not."""
 
-    def __init__(self, config: TrunkConfig):
+    def __init__(self, config: TrunkConfig, normalised: bool):
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.normalised = config.num_heads, normalised
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
         qkv = rearrange(self.qkv(x), "b n (s h d) -> b n s h d", s=3, h=self.num_heads)
-        queries, keys = rearrange(normalise_and_turn(qkv[:, :, :2], turns), "b n s h d -> s b h n d")
+        turn = normalise_and_turn if self.normalised else turned
+        queries, keys = rearrange(turn(qkv[:, :, :2], turns), "b n s h d -> s b h n d")
         values = rearrange(qkv[:, :, 2], "b n h d -> b h n d")
         return self.out(rearrange(_attend(queries, keys, values, visible), "b h n d -> b n (h d)"))
 
@@ -201,11 +243,10 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """The gated branch between two attentions."""
 
-    def __init__(self, config: TrunkConfig):
+    def __init__(self, config: TrunkConfig, mlp_width: int):
         super().__init__()
-        hidden = max(32, 32 * round(config.width * 8 / 3 / 32))
-        self.gate_and_value = nn.Linear(config.width, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, config.width, bias=False)
+        self.gate_and_value = nn.Linear(config.width, 2 * mlp_width, bias=False)
+        self.out = nn.Linear(mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gate_and_value(x).chunk(2, -1)
@@ -215,17 +256,22 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention and the gated branch, each added to the residual stream "b n w"."""
 
-    def __init__(self, config: TrunkConfig):
+    def __init__(self, config: TrunkConfig, normalised: bool, mlp_width: int):
         super().__init__()
         self.dropout = config.dropout
-        self.attention = Attention(config)
-        self.mlp = SwiGLU(config)
+        self.attention = Attention(config, normalised)
+        self.mlp = SwiGLU(config, mlp_width)
 
     def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
         branch = self.attention(rms_norm(x), turns, visible)
         x = x + F.dropout(branch, self.dropout, self.training)
         branch = self.mlp(rms_norm(x))
         return x + F.dropout(branch, self.dropout, self.training)
+
+
+def gated_width(width: int) -> int:
+    """Channels of the gated branch where nothing else is asked for: 8/3 of the stream's, rounded to 32."""
+    return max(32, 32 * round(width * 8 / 3 / 32))
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
@@ -269,14 +315,18 @@ def pair_turns(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def normalise_and_turn(x: Tensor, turns: Tensor) -> Tensor:
-    """LayerNorm each head of "b n s h d", then rotate its pairs (x_2j, x_2j+1) by `turns`.
+    """LayerNorm each head of "b n s h d" in float32 or better, then turn it as `turned`."""
+    return turned(F.layer_norm(widen(x), x.shape[-1:], eps=1e-6), turns).to(x.dtype)
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """The pairs (x_2j, x_2j+1) of each head of "b n s h d", rotated by `turns`.
 
     In float32 or better. As one complex product the rotation takes a third of the time that sums and
     products of halves take.
     """
-    x, dtype = F.layer_norm(widen(x), x.shape[-1:], eps=1e-6), x.dtype
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(dtype)
+    pairs = torch.view_as_complex(widen(x).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def widen(logits: Tensor) -> Tensor:

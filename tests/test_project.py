@@ -14,8 +14,10 @@ import vqvae
 import vqvae.codec
 import vqvae.data
 import vqvae.em
+import vqvae.interop
 import vqvae.likelihoods
 import vqvae.quantizers
+import vqvae.tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,11 +25,13 @@ ROOT = Path(__file__).parents[1]
 def test_public_names():
     """A name that leaves this list is somebody's broken program."""
     assert sorted(vqvae.__all__) == [
-        *("Autoencoder", "ELBO", "GaussianVAE", "GaussianVAEConfig", "VQVAE", "VQVAEConfig", "load_images")
+        *("Autoencoder", "ELBO", "GaussianVAE", "GaussianVAEConfig", "VQGAN", "VQGANConfig", "VQVAE", "VQVAEConfig"),
+        "load_images",
     ]
     assert sorted(priors.__all__) == [
         *("AnyOrderPrior", "AnyOrderPriorConfig", "ContinuousPrior", "DepthTransformerPrior"),
-        *("DepthTransformerPriorConfig", "GridModel", "MixtureTransformerPrior", "MixtureTransformerPriorConfig"),
+        *("DepthTransformerPriorConfig", "GridModel", "LlamaPrior", "LlamaPriorConfig"),
+        *("MixtureTransformerPrior", "MixtureTransformerPriorConfig"),
         *("NGramPrior", "NextScalePrior", "NextScalePriorConfig", "NormalPrior", "PixelCNNPrior"),
         *("PixelCNNPriorConfig", "Prior", "TransformerPrior", "TransformerPriorConfig", "UniformPrior", "UnigramPrior"),
     ]
@@ -51,13 +55,25 @@ def test_public_names():
         *("BernoulliPixels", "CategoricalPixels", "Fit", "GaussianPixels", "Mixture", "MixtureConfig")
     ]
     assert sorted(safefolder.__all__) == [
-        *("FORMAT", "load", "load_weights", "replacing", "save", "scratch", "write_text")
+        *("BESIDE", "CONFIG_NAME", "FORMAT", "HubOptions", "PICTURES", "card", "has_part", "import_line", "load"),
+        *("load_weights", "loading", "members", "model_facts", "push", "push_pretrained", "python", "read_config"),
+        *("replacing", "save", "scratch", "stale_patterns", "upload", "write_text"),
     ]
     assert sorted(vqvae.codec.__all__) == [
         *("Archive", "Codec", "CompressedImages", "Cost", "DamagedFile", "Decoded", "Dream", "Header", "Mode"),
         *("Recovered", "append", "awake", "bytes_for_an_image", "dream", "recover", "write"),
     ]
+    assert sorted(vqvae.interop.__all__) == [
+        *("Agreement", "CodesToImages", "ImagesToCodes", "compare_codes", "export_diffusers", "export_onnx"),
+        *("export_program", "fit_scale", "import_diffusers", "import_llamagen", "import_taming", "import_tokenizer"),
+    ]
+    assert sorted(vqvae.tokens.__all__) == [
+        *("CodeBatch", "CodeDataset", "Decoded", "Encoded", "Plan", "Summary", "Timings", "Tokenized", "Tokenizer"),
+        *("encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize", "write_parquet"),
+        "write_shard",
+    ]
     modules = (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em, vqvae.codec)
+    modules += (vqvae.interop, vqvae.tokens)
     for module in modules:
         for name in module.__all__:
             value = getattr(module, name)

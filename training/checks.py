@@ -2,7 +2,7 @@
 
 from training.options import Run
 from training.prior_kinds import kind_of
-from vqvae import VQVAEConfig
+from vqvae.model import CodesConfig
 from vqvae.quantizers import QuantizerConfig
 
 MAX_PRIOR_CODES = 2**20
@@ -11,9 +11,15 @@ MAX_PRIOR_CODES = 2**20
 def check(run: Run, wanted: tuple[str, ...]) -> None:
     """ValueError for stages or options that do not go together."""
     config = run.model
-    in_loop = isinstance(config, VQVAEConfig) and config.beta is not None
-    if isinstance(config, VQVAEConfig) and ("prior" in wanted or in_loop):
+    in_loop = isinstance(config, CodesConfig) and config.beta is not None
+    if isinstance(config, CodesConfig) and ("prior" in wanted or in_loop):
         check_listable(config.quantizer)
+    if run.codes is not None and "codebook" in wanted:
+        raise ValueError(
+            f"--codes {run.codes} is for a prior, got stages {', '.join(wanted)}: add --stage prior, or leave it out"
+        )
+    if run.codes is not None and run.live:
+        raise ValueError("--live encodes images while the prior trains, --codes are encoded already: leave one out")
     if run.schedule == "alternating" and not in_loop:
         raise ValueError(
             "--schedule alternating is for a prior in the loop of codes, and there is none; add --model.beta"

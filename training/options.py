@@ -14,16 +14,19 @@ from training.prior_kinds import (
     PRIOR_KINDS,
     AnyOrderSize,
     DepthTransformerSize,
+    LlamaSize,
     NextScaleSize,
     PixelCNNSize,
     TransformerSize,
     kind_of,
     with_kind,
 )
-from vqvae import GaussianVAEConfig, VQVAEConfig, quantizers
+from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, quantizers
 from vqvae.autoencoder import AutoencoderConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
+from vqvae.tokens import CodeDataset
+from vqvae.vqgan import VQGANConfig
 
 Schedule = Literal["joint", "alternating"]
 
@@ -83,14 +86,21 @@ class Run:
     """kind of --model.likelihood"""
     schedule: Schedule = "joint"
     """how model and prior learn where --model.beta puts a prior in the loop of codes: at once, or in turns"""
-    prior_kind: Literal["Transformer", "AnyOrder", "DepthTransformer", "NextScale", "PixelCNN"] = "Transformer"
-    """kind of --prior; DepthTransformer is for residual and grouped codes, NextScale for multi-scale ones"""
+    prior_kind: Literal["Transformer", "AnyOrder", "DepthTransformer", "NextScale", "PixelCNN", "Llama"] = "Transformer"
+    """kind of --prior; DepthTransformer is for residual and grouped codes, NextScale for multi-scale ones, Llama for
+    codes that other software is to draw"""
     live: bool = False
     """encode each batch anew while the prior trains, in place of once before: for sets whose codes do not fit in
     memory, and for stochastic encoders, whose draws then never repeat"""
+    tokenizer: str | None = None
+    """a saved model (folder or hub id) in place of fresh weights: --stage codebook trains it on, --stage prior takes it
+    as it is; the model's options start from its own"""
+    codes: Path | None = None
+    """a folder that `vqvae tokenize` wrote: --stage prior trains on it and looks at no image; the tokenizer is the
+    run's or --tokenizer, else the one that the folder names"""
     data: DataConfig = field(default_factory=DataConfig)
-    model: VQVAEConfig | GaussianVAEConfig = field(default_factory=VQVAEConfig)
-    prior: TransformerSize | AnyOrderSize | DepthTransformerSize | NextScaleSize | PixelCNNSize = field(
+    model: VQVAEConfig | VQGANConfig | GaussianVAEConfig = field(default_factory=VQVAEConfig)
+    prior: TransformerSize | AnyOrderSize | DepthTransformerSize | NextScaleSize | PixelCNNSize | LlamaSize = field(
         default_factory=TransformerSize
     )
     codebook_fit: FitConfig
@@ -115,17 +125,18 @@ FASHION = Run(
     prior_fit=FitConfig(num_steps=1500),
 )
 # A code for every 2x2 pixels: natural texture costs more in pixels than in codes (see benchmarks/README.md).
+COLOUR_MODEL = VQVAEConfig(
+    image_size=32,
+    num_channels=3,
+    width=64,
+    downsampling=2,
+    quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32),
+    likelihood=LogisticMixtureConfig(num_components=5),
+)
 COLOUR = dataclasses.replace(
     FASHION,
     data=DataConfig(source="cifar10"),
-    model=VQVAEConfig(
-        image_size=32,
-        num_channels=3,
-        width=64,
-        downsampling=2,
-        quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32),
-        likelihood=LogisticMixtureConfig(num_components=5),
-    ),
+    model=COLOUR_MODEL,
     codebook_fit=FitConfig(num_steps=7000, batch_size=32),
     prior_fit=FitConfig(num_steps=1000),
 )
@@ -143,7 +154,7 @@ PRESETS = {
     "folder": dataclasses.replace(
         COLOUR,
         data=DataConfig(source="images", num_workers=2),
-        model=dataclasses.replace(COLOUR.model, image_size=64, downsampling=4),
+        model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4),
     ),
 }
 QUANTIZERS: dict[str, type[QuantizerConfig]] = {
@@ -152,6 +163,9 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
     if name.endswith("Config") and name != "QuantizerConfig"
 }
 LATENTS: dict[str, type[AutoencoderConfig]] = {"codes": VQVAEConfig, "gaussian": GaussianVAEConfig}
+MODELS: dict[str, type[AutoencoderConfig]] = {
+    kind.__name__: kind for kind in (VQVAEConfig, VQGANConfig, GaussianVAEConfig)
+}
 LIKELIHOODS = {
     "LogisticMixture": LogisticMixtureConfig,
     "LocalContext": LocalContextConfig,
@@ -166,7 +180,7 @@ def parse(args: list[str]) -> Run:
     What selects other defaults is read first; tyro reads everything, and writes the help.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood"):
+    for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood", "tokenizer", "codes"):
         first.add_argument(f"--{name}")
     first.add_argument("--prior-kind", "--prior_kind")
     first.add_argument("--resume", action="store_true")
@@ -182,8 +196,20 @@ def parse(args: list[str]) -> Run:
     preset = given.preset or "fashion-mini"
     folder = Path(given.run or f"runs/{preset}")
     default = dataclasses.replace(PRESETS[preset], preset=preset, run=folder)
-    if given.resume or given.stage in ("prior", "evaluate"):
+    tokenizer: str | None = given.tokenizer
+    if given.codes and tokenizer is None and not (folder / "codebook").exists():
+        tokenizer = source_of(Path(given.codes))
+    is_new = tokenizer is not None and not (folder / "state" / "run.json").exists()
+    if given.resume or (given.stage in ("prior", "evaluate") and not is_new):
         default = dataclasses.replace(load_run(folder), stage="all")
+    if tokenizer is not None:
+        if (folder / "codebook").exists() and (is_new or load_run(folder).tokenizer != tokenizer):
+            raise ValueError(
+                f"{folder} has a codebook of its own, got --tokenizer {tokenizer}: leave it out, or name another "
+                "folder with --run"
+            )
+        model: Any = Autoencoder.from_pretrained(tokenizer).config
+        default = dataclasses.replace(default, model=model, tokenizer=tokenizer)
     if given.latents:
         default = dataclasses.replace(default, model=_with_latents(default.model, LATENTS[given.latents]))
     is_gaussian = isinstance(default.model, GaussianVAEConfig)
@@ -247,6 +273,14 @@ def _with_part(run: Run, name: str, part: Any) -> Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **{name: part}))
 
 
+def source_of(codes: Path) -> str:
+    """Where the tokenizer of a tokenized set was read from."""
+    source = CodeDataset(codes / "train").tokenizer.get("source")
+    if source is None:
+        raise ValueError(f"{codes} does not say where its tokenizer lies: name it with --tokenizer")
+    return source
+
+
 def load_run(folder: Path) -> Run:
     """The options of the run in a folder."""
     path = folder / "state" / "run.json"
@@ -261,7 +295,9 @@ def load_run(folder: Path) -> Run:
         plain["prior"] = PRIOR_KINDS[plain.get("prior_kind", "Transformer")](**plain["prior"])
         if plain["data"].root is not None:
             plain["data"] = dataclasses.replace(plain["data"], root=Path(plain["data"].root))
-        plain["model"] = LATENTS[plain["latents"]].from_plain(plain["model"])
+        if plain.get("codes") is not None:
+            plain["codes"] = Path(plain["codes"])
+        plain["model"] = MODELS[plain["model"].pop("class")].from_plain(plain["model"])
         plain.update(run=folder, resume=False)
         return Run(**plain)
     except (KeyError, TypeError, ValueError) as error:
@@ -269,5 +305,5 @@ def load_run(folder: Path) -> Run:
 
 
 def save_run(run: Run) -> None:
-    plain = {**dataclasses.asdict(run), "model": run.model.to_plain()}
+    plain = {**dataclasses.asdict(run), "model": {"class": type(run.model).__name__, **run.model.to_plain()}}
     safefolder.write_text(run.run / "state" / "run.json", json.dumps(plain, indent=2, default=str) + "\n")

@@ -12,6 +12,8 @@ from priors import (
     ContinuousPrior,
     DepthTransformerPrior,
     DepthTransformerPriorConfig,
+    LlamaPrior,
+    LlamaPriorConfig,
     MixtureTransformerPrior,
     MixtureTransformerPriorConfig,
     NextScalePrior,
@@ -32,6 +34,7 @@ PriorConfig = (
     | DepthTransformerPriorConfig
     | NextScalePriorConfig
     | PixelCNNPriorConfig
+    | LlamaPriorConfig
 )
 
 
@@ -82,6 +85,14 @@ class TransformerSize(TrunkSize):
 
     def _of_codes(self, model: VQVAE, options: dict[str, Any]) -> PriorConfig:
         return TransformerPriorConfig(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSize(TrunkSize):
+    """Place by place in raster order, with the weights of a Llama, for software that serves language models."""
+
+    def _of_codes(self, model: VQVAE, options: dict[str, Any]) -> PriorConfig:
+        return LlamaPriorConfig(**options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +153,7 @@ PRIOR_KINDS: dict[str, type[PriorSize]] = {
     "DepthTransformer": DepthTransformerSize,
     "NextScale": NextScaleSize,
     "PixelCNN": PixelCNNSize,
+    "Llama": LlamaSize,
 }
 
 
@@ -151,7 +163,7 @@ def kind_of(size: PriorSize) -> str:
 
 
 def name_of(prior: Prior) -> str:
-    """What elbo.json calls it: transformer, any_order, depth_transformer, next_scale, pixelcnn."""
+    """What elbo.json calls it: transformer, any_order, depth_transformer, next_scale, pixelcnn, llama."""
     return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", type(prior).__name__.removesuffix("Prior")).lower()
 
 
@@ -181,3 +193,5 @@ def make_prior(size: PriorSize, model: Autoencoder, num_classes: int | None) -> 
             return NextScalePrior(config)
         case PixelCNNPriorConfig() as config:
             return PixelCNNPrior(config)
+        case LlamaPriorConfig() as config:
+            return LlamaPrior(config)

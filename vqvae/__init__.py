@@ -5,5 +5,16 @@ from vqvae.data import load_images
 from vqvae.elbo import ELBO
 from vqvae.gaussian import GaussianVAE, GaussianVAEConfig
 from vqvae.model import VQVAE, VQVAEConfig
+from vqvae.vqgan import VQGAN, VQGANConfig
 
-__all__ = ["ELBO", "VQVAE", "Autoencoder", "GaussianVAE", "GaussianVAEConfig", "VQVAEConfig", "load_images"]
+__all__ = [
+    "ELBO",
+    "VQGAN",
+    "VQVAE",
+    "Autoencoder",
+    "GaussianVAE",
+    "GaussianVAEConfig",
+    "VQGANConfig",
+    "VQVAEConfig",
+    "load_images",
+]

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -38,25 +38,33 @@ class AutoencoderConfig(abc.ABC):
     """Abstract: what encoder, decoder and likelihood are built from.
 
     Attributes:
-        image_size: height and width in pixels; divisible by `downsampling`.
+        image_size: height and width in pixels; divisible by `factor`.
         num_channels: 1 for greys, 3 for colour.
-        width: channels at half resolution; further levels have twice and four times as many.
-        downsampling: pixels per place of the latents along each side, a power of two.
-        num_blocks: residual blocks at each resolution.
-        attention: self-attention at the resolution of the latents.
         likelihood: which likelihood of the pixels, and its options.
     """
 
     image_size: int = 28
     num_channels: int = 1
-    width: int = 64
-    downsampling: int = 4
-    num_blocks: int = 2
-    attention: bool = False
     likelihood: LikelihoodConfig = field(default_factory=LogisticMixtureConfig)
 
     # The fields that are configs themselves, and the kinds each may be: only these are ever built from a file.
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {"likelihood": get_args(LikelihoodConfig)}
+
+    @property
+    @abc.abstractmethod
+    def factor(self) -> int:
+        """Pixels per place of the latents along each side."""
+
+    @abc.abstractmethod
+    def networks(self, *, encoded: int, decoded: int, num_features: int) -> tuple[nn.Module, nn.Module]:
+        """An encoder and a decoder with fresh weights.
+
+        The encoder takes images, uint8 `"b c h w"`, to features `"b h/s w/s d"` for the factor s, with d = `encoded`;
+        the decoder features with d = `decoded` to `num_features` parameters of the likelihood, `"b f h w"`.
+
+        Raises:
+            ValueError: sizes that do not fit each other.
+        """
 
     @abc.abstractmethod
     def build(self) -> "Autoencoder":
@@ -110,6 +118,43 @@ def _from_plain(name: str, value: Any, kinds: tuple[type, ...]) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResidualConfig(AutoencoderConfig, abc.ABC):
+    """Abstract: the residual networks of `vqvae.encoder` and `vqvae.decoder`.
+
+    Attributes:
+        width: channels at half resolution; further levels have twice and four times as many.
+        downsampling: pixels per place of the latents along each side, a power of two.
+        num_blocks: residual blocks at each resolution.
+        attention: self-attention at the resolution of the latents.
+    """
+
+    width: int = 64
+    downsampling: int = 4
+    num_blocks: int = 2
+    attention: bool = False
+
+    @property
+    def factor(self) -> int:
+        return self.downsampling
+
+    def networks(self, *, encoded: int, decoded: int, num_features: int) -> tuple[Encoder, Decoder]:
+        if self.width < 1 or self.num_blocks < 0:
+            raise ValueError(
+                f"expected width >= 1 and num_blocks >= 0, got width={self.width}, num_blocks={self.num_blocks}"
+            )
+        sizes: dict[str, Any] = {
+            "width": self.width,
+            "downsampling": self.downsampling,
+            "num_blocks": self.num_blocks,
+            "attention": self.attention,
+        }
+        return (
+            Encoder(num_channels=self.num_channels, dim=encoded, **sizes),
+            Decoder(num_features=num_features, dim=decoded, **sizes),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output(abc.ABC):
     """Abstract: the result of a forward pass.
 
@@ -149,43 +194,30 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
     config_class: ClassVar[type[AutoencoderConfig]]
     config: AnyConfig
     grid: tuple[int, ...]
-    encoder: Encoder
-    decoder: Decoder
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, config: AnyConfig):
         super().__init__()
-        if config.image_size < 1 or config.image_size % config.downsampling:
+        if config.image_size < 1 or config.image_size % config.factor:
             raise ValueError(
-                f"image_size {config.image_size} is not a multiple of downsampling {config.downsampling}; "
-                "change one of them"
+                f"image_size {config.image_size} is not a multiple of downsampling {config.factor}; change one of them"
             )
         if config.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {config.num_channels}")
-        if config.width < 1 or config.num_blocks < 0:
-            raise ValueError(
-                f"expected width >= 1 and num_blocks >= 0, got width={config.width}, num_blocks={config.num_blocks}"
-            )
         self.config = config
         self.likelihood = config.likelihood.build(config.num_channels)
 
-    def networks(self, *, encoded: int, decoded: int) -> tuple[Encoder, Decoder]:
+    def make_networks(self, *, encoded: int, decoded: int) -> None:
         """Encoder and decoder of the config, for features of these widths out of the one and into the other."""
-        config = self.config
-        sizes: dict[str, Any] = {
-            "width": config.width,
-            "downsampling": config.downsampling,
-            "num_blocks": config.num_blocks,
-            "attention": config.attention,
-        }
-        return (
-            Encoder(num_channels=config.num_channels, dim=encoded, **sizes),
-            Decoder(num_features=self.likelihood.num_features, dim=decoded, **sizes),
+        self.encoder, self.decoder = self.config.networks(
+            encoded=encoded, decoded=decoded, num_features=self.likelihood.num_features
         )
 
     @property
     def side(self) -> int:
         """Places along each side of the encoder's features."""
-        return self.config.image_size // self.config.downsampling
+        return self.config.image_size // self.config.factor
 
     @property
     def num_dims(self) -> int:
@@ -245,7 +277,7 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         sample: bool = False,
         generator: torch.Generator | None = None,
     ) -> UInt8[Tensor, "b c h w"]:
-        """Latents to images: the likelihood's mean rounded to levels, or pixels drawn from it.
+        """Latents to images: the likelihood's point, which is its mean for most, rounded to levels; or pixels drawn.
 
         Raises:
             ValueError: latents of another grid, or outside their range.
@@ -253,15 +285,15 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         features = self.decoder(self.vectors(latents))
         if sample:
             return self.likelihood.sample(features, generator)
-        return self._mean_levels(features)
+        return self._levels(features)
 
     @torch.no_grad()
     def reconstruct(self, out: Output) -> UInt8[Tensor, "b c h w"]:
-        """The likelihood's mean of a forward pass, rounded to levels: what `decode(encode(images))` gives."""
-        return self._mean_levels(out.features)
+        """The likelihood's point of a forward pass, rounded to levels: what `decode(encode(images))` gives."""
+        return self._levels(out.features)
 
-    def _mean_levels(self, features: Tensor) -> Tensor:
-        return self.likelihood.mean(features).round().clamp(0, 255).to(torch.uint8)
+    def _levels(self, features: Tensor) -> Tensor:
+        return self.likelihood.point(features).round().clamp(0, 255).to(torch.uint8)
 
     def to_levels(self, images: Tensor) -> UInt8[Tensor, "b c h w"]:
         """Check images and give them as uint8 levels."""
@@ -288,14 +320,63 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         """Write `config.json` and `model.safetensors` into `folder`, atomically."""
         safefolder.save(Path(folder), {"class": type(self).__name__, **self.config.to_plain()}, self.state_dict())
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        figures: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Put the model and its card on the hub, in one commit, and say where; see `safefolder.push`."""
+        return safefolder.push_pretrained(
+            self, repo_id, private=private, revision=revision, token=token, figures=figures
+        )
+
+    def card_facts(self) -> dict[str, object]:
+        """What a model card says that it is made of."""
+        size, channels = self.config.image_size, self.config.num_channels
+        images = f"{size} × {size}, {channels} channel{'s' if channels > 1 else ''}"
+        return {"images": images, **safefolder.model_facts(self)}
+
+    def model_card(
+        self, figures: Mapping[str, Any] | None = None, *, source: str = "owner/name", revision: str | None = None
+    ) -> str:
+        """The README.md of the model on the hub at `source`, with figures where some were measured, as in elbo.json."""
+        kind, size = type(self), self.config.image_size
+        usage = safefolder.python(
+            "import torch",
+            "",
+            safefolder.import_line(kind),
+            "",
+            f"model = {safefolder.loading(kind, source, revision=revision)}",
+            f"images = torch.zeros(1, {self.config.num_channels}, {size}, {size}, dtype=torch.uint8)  # yours",
+            "latents = model.encode(images)",
+            "again = model.decode(latents)",
+        )
+        return safefolder.card(
+            title=source.rpartition("/")[2],
+            summary="An image tokenizer: images to latents and back, with a likelihood of every pixel.",
+            facts=self.card_facts(),
+            usage=usage,
+            tags=["image-tokenizer", "vq-vae" if hasattr(self, "num_codes") else "vae"],
+            figures=figures,
+            pipeline_tag="image-feature-extraction",
+        )
+
     @classmethod
-    def from_pretrained(cls: type[AnyAutoencoder], source: str | Path) -> AnyAutoencoder:
+    def from_pretrained(
+        cls: type[AnyAutoencoder], source: str | Path, **hub: Unpack[safefolder.HubOptions]
+    ) -> AnyAutoencoder:
         """Read a model from a folder or a hub id; it comes in eval mode.
+
+        `hub` says which revision, which folder inside, and how it is fetched: `safefolder.HubOptions`.
 
         Raises:
             ValueError: missing, corrupt, of another kind, or with weights that do not fit.
         """
-        config, tensors = safefolder.load(source)
+        config, tensors = safefolder.load(source, **hub)
         kinds = {kind.__name__: kind for kind in _concrete(cls)}
         kind = kinds.get(config["class"])
         if kind is None:

@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vqvae.autoencoder import Autoencoder, AutoencoderConfig, Output
+from vqvae.autoencoder import Autoencoder, Output, ResidualConfig
 from vqvae.metrics import ACTIVE, ChannelUsage
 
 LOG_STD_BOUND = 8.0
@@ -49,8 +49,8 @@ COLLAPSED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianVAEConfig(AutoencoderConfig):
-    """What a GaussianVAE is built from: sizes and likelihood as `AutoencoderConfig` says, and its latents.
+class GaussianVAEConfig(ResidualConfig):
+    """What a GaussianVAE is built from: sizes and likelihood as `ResidualConfig` says, and its latents.
 
     Attributes:
         dim: latent channels of each place.
@@ -120,7 +120,7 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
                 f"expected free_bits and beta of at least zero, got free_bits={config.free_bits}, beta={config.beta}"
             )
         self.grid = (self.side, self.side)
-        self.encoder, self.decoder = self.networks(encoded=2 * config.dim, decoded=config.dim)
+        self.make_networks(encoded=2 * config.dim, decoded=config.dim)
         # Starts at a nat, so that nothing is said in the first two hundred updates or so.
         self.register_buffer("recent_kl", torch.ones(config.dim), persistent=False)
         self.num_checked = 0

@@ -7,6 +7,7 @@ What it shares with other autoencoders, and the objective of training, is in `vq
 are the quantizer's.
 """
 
+import abc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vqvae import quantizers
-from vqvae.autoencoder import Autoencoder, AutoencoderConfig, Output
+from vqvae.autoencoder import Autoencoder, AutoencoderConfig, Output, ResidualConfig
 from vqvae.elbo import PriorLike, check_fit
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizerConfig, PriorInTheLoop, Quantized, QuantizerConfig
@@ -28,8 +29,8 @@ QUANTIZERS: tuple[type, ...] = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig(AutoencoderConfig):
-    """What a VQVAE is built from: sizes and likelihood as `AutoencoderConfig` says, and a quantizer.
+class CodesConfig(AutoencoderConfig, abc.ABC):
+    """Abstract: what a model with codes between its encoder and decoder has, whatever networks these are.
 
     Attributes:
         quantizer: which quantizer, and its options; its `dim` is the width of `z_e`.
@@ -40,6 +41,11 @@ class VQVAEConfig(AutoencoderConfig):
     beta: float | None = None
 
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {**AutoencoderConfig.parts, "quantizer": QUANTIZERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(CodesConfig, ResidualConfig):
+    """What a VQVAE is built from: sizes and likelihood as `ResidualConfig` says, quantizer as `CodesConfig`."""
 
     def build(self) -> "VQVAE":
         """The model, with fresh weights. Errors as `VQVAE`."""
@@ -64,7 +70,7 @@ class VQVAEOutput(Output):
         return self.quantized.codes
 
 
-class VQVAE(Autoencoder[VQVAEConfig]):
+class VQVAE(Autoencoder[CodesConfig]):
     """A tokenizer of images.
 
     `grid` holds the axes of the codes of one image: (h, w); (h, w, depth) for residual and grouped quantizers, and
@@ -79,9 +85,9 @@ class VQVAE(Autoencoder[VQVAEConfig]):
         ValueError: sizes that do not fit each other.
     """
 
-    config_class = VQVAEConfig
+    config_class: ClassVar[type[CodesConfig]] = VQVAEConfig
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: CodesConfig):
         super().__init__(config)
         if config.beta is not None and not 0 < config.beta < math.inf:
             raise ValueError(f"expected a finite beta above zero, or None for no prior in the loop, got {config.beta}")
@@ -89,7 +95,7 @@ class VQVAE(Autoencoder[VQVAEConfig]):
         if config.beta is not None:
             self.quantizer.check_weighs_prior()
         self.grid = self.quantizer.code_grid((self.side, self.side))
-        self.encoder, self.decoder = self.networks(encoded=self.quantizer.dim, decoded=self.quantizer.dim)
+        self.make_networks(encoded=self.quantizer.dim, decoded=self.quantizer.dim)
 
     @property
     def num_codes(self) -> int:

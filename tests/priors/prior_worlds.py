@@ -13,6 +13,8 @@ from priors import (
     ContinuousPrior,
     DepthTransformerPrior,
     DepthTransformerPriorConfig,
+    LlamaPrior,
+    LlamaPriorConfig,
     MixtureTransformerPrior,
     MixtureTransformerPriorConfig,
     NextScalePrior,
@@ -36,6 +38,17 @@ def make_transformer(
     sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
     prior = TransformerPrior(TransformerPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(0.25 / weight.std())
+    return prior.eval()
+
+
+def make_llama(*, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float) -> LlamaPrior:
+    """As `make_transformer`, in the design of Llama."""
+    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
+    torch.manual_seed(7)
+    prior = LlamaPrior(LlamaPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -112,6 +125,9 @@ KINDS = {
     "transformer-labels": lambda: make_transformer(num_codes=3, grid=(2, 2), num_classes=2),
     "transformer-1d": lambda: make_transformer(num_codes=3, grid=(4,)),
     "transformer-3d": lambda: make_transformer(num_codes=2, grid=(2, 2, 2)),
+    "llama": lambda: make_llama(num_codes=3, grid=(2, 2)),
+    "llama-labels": lambda: make_llama(num_codes=3, grid=(2, 2), num_classes=2),
+    "llama-3d": lambda: make_llama(num_codes=2, grid=(2, 2, 2)),
     "depth": lambda: make_depth(num_codes=3, grid=(2, 1, 2)),
     "depth-labels": lambda: make_depth(num_codes=3, grid=(1, 2, 2), num_classes=2),
     "next-scale": lambda: make_next_scale(num_codes=3, scales=(1, 2)),

@@ -8,6 +8,7 @@ from torch import Tensor
 from priors import (
     AnyOrderPrior,
     DepthTransformerPrior,
+    LlamaPrior,
     NextScalePrior,
     NextScalePriorConfig,
     NGramPrior,
@@ -446,7 +447,7 @@ def test_steps_are_refused_by_priors_that_have_their_own(prior: Prior) -> None:
 
 def test_every_precision_draws_codes(prior: Prior) -> None:
     assert prior.has_numerics == isinstance(
-        prior, TransformerPrior | AnyOrderPrior | DepthTransformerPrior | NextScalePrior
+        prior, TransformerPrior | LlamaPrior | AnyOrderPrior | DepthTransformerPrior | NextScalePrior
     )
     prefix, labels = torch.zeros(5, 1, dtype=torch.int64), some_labels(prior, 5)
     for dtype, known in ((torch.float32, prefix[:, :0]), (torch.float64, prefix)):

@@ -45,6 +45,7 @@ KINDS = {
     "DepthTransformer": ("residual", "depth_transformer"),
     "NextScale": ("scales", "next_scale"),
     "PixelCNN": ("one", "pixelcnn"),
+    "Llama": ("one", "llama"),
 }
 
 
@@ -309,6 +310,7 @@ def small_model(kind: str) -> VQVAE | GaussianVAE:
         ("AnyOrder", "one"),
         ("DepthTransformer", "residual"),
         ("NextScale", "scales"),
+        ("Llama", "one"),
     ],
 )
 def test_checkpointing_changes_no_gradient(monkeypatch, kind, latent, precision):

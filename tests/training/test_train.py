@@ -207,7 +207,7 @@ def test_broken_images_are_named_and_counted(run, options, photos, tmp_path, cap
     spoiled = tmp_path / "spoiled"
     shutil.copytree(photos, spoiled)
     images = load_images(spoiled, split, size=8, channels=1)
-    name = images._called(0)
+    name = images.key(0)
     (spoiled / name).write_bytes((spoiled / name).read_bytes()[:60])
     run(*options, "--data.source", str(spoiled))
     out, errors = capsys.readouterr()

@@ -117,6 +117,30 @@ def test_the_order_alone_is_that_of_the_batches():
     assert [next(order).tolist() for _ in range(9)] == seen(take(batches(counted(23), 4, **options), 9))
 
 
+def test_the_order_alone_without_a_seed_is_one_pass():
+    assert [each.tolist() for each in index_batches(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert len(list(index_batches(5, 2, seed=0, epochs=3))) == 6
+    with pytest.raises(ValueError, match="got batch_size=0; expected at least 1"):
+        index_batches(5, 0, seed=0)
+
+
+def test_long_epochs_are_ordered_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
+    whole = {}
+    for places in (4096, 7, 1):
+        monkeypatch.setattr(sys.modules["vqvae.data.batches"], "_PLACES", places)  # a function has that name too
+        for drop_last in (True, False):
+            for start in (0, 5, 13):
+                some = index_batches(101, 6, seed=2, start=start, epochs=3, rank=1, world_size=2, drop_last=drop_last)
+                lists = [each.tolist() for each in some]
+                assert whole.setdefault((drop_last, start), lists) == lists
+
+
+def test_a_set_in_memory_calls_an_image_by_its_number():
+    assert [counted(3).key(i) for i in (0, 2, -1)] == ["0", "2", "2"]
+    with pytest.raises(IndexError):
+        counted(3).key(3)
+
+
 def test_a_set_smaller_than_a_batch_is_one():
     assert [sorted(batch) for batch in seen(take(batches(counted(5), 64, seed=0), 3))] == [list(range(5))] * 3
 

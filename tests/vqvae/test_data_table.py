@@ -154,3 +154,74 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delattr("vqvae.data.table", raising=False)
     with pytest.raises(ValueError, match=r"pip install 'vqvae-priors\[parquet\]'"):
         load_images(source)
+
+
+def grouped(path: Path, pixels: list[np.ndarray], group: int) -> Path:
+    """A file of row groups of so many images each."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"bytes": encoded(each), "path": f"{i}.png"} for i, each in enumerate(pixels)]
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"image": rows, "label": [0] * len(rows)}), path, row_group_size=group)
+    return path
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tables are read group by group; the groups that were read."""
+    from vqvae.data import table
+
+    read: list[int] = []
+    once = table.RowGroups._read
+
+    def noted(self: object, group: int) -> object:
+        read.append(group)
+        return once(self, group)
+
+    monkeypatch.setattr(table, "HELD_BYTES", 0)
+    monkeypatch.setattr(table.RowGroups, "_read", noted)
+    return read
+
+
+def test_a_large_table_is_read_group_by_group(tmp_path: Path, lazy: list[int], monkeypatch: pytest.MonkeyPatch):
+    pixels = [noise(5, 5, 3) for _ in range(23)]
+    grouped(tmp_path / "set" / "train-0.parquet", pixels[:11], 4)
+    grouped(tmp_path / "set" / "train-1.parquet", pixels[11:], 5)
+    grouped(tmp_path / "set" / "test.parquet", pixels[:1], 4)
+    images = load_images(tmp_path / "set")
+    lazy.clear()
+    found = torch.cat([images.__getitems__([i]).images for i in range(23)])
+    assert found.equal(torch.stack([chw(each) for each in pixels]))
+    assert lazy == [1, 2, 3, 4, 5]  # the first was looked at when it was loaded
+    assert images.__getitems__([22, 12, 21, 13]).images.equal(torch.stack([chw(pixels[i]) for i in (22, 12, 21, 13)]))
+    assert lazy == [1, 2, 3, 4, 5, 3]
+    assert [images.key(i) for i in (0, 11)] == ["row 0 (0.png)", "row 11 (0.png)"]
+    assert len(images.column._held) == 2
+    assert pickle.loads(pickle.dumps(images))[17][0].equal(images[17][0])
+    lazy.clear()
+    monkeypatch.setattr("vqvae.data.table.HELD_BYTES", 1 << 30)
+    whole = load_images(tmp_path / "set")
+    assert lazy == []
+    assert whole[17][0].equal(images[17][0])
+    assert whole.shape == images.shape
+
+
+def test_a_damaged_row_group_is_skipped_and_read_once(tmp_path: Path, lazy: list[int]):
+    pixels = [noise(5, 5, 3) for _ in range(12)]
+    path = grouped(tmp_path / "set" / "train.parquet", pixels, 4)
+    grouped(tmp_path / "set" / "test.parquet", pixels[:1], 4)
+    images = load_images(tmp_path / "set")
+    from pyarrow import parquet
+
+    chunk = parquet.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + 40] = bytes(40)
+    path.write_bytes(data)
+    lazy.clear()
+    batch = images.__getitems__(range(12))
+    assert [name for name, _ in batch.skipped] == ["row 4", "row 5", "row 6", "row 7"]
+    assert all("row group 1 of" in reason and "\n" not in reason for _, reason in batch.skipped)
+    assert batch.images.equal(torch.stack([chw(pixels[i]) for i in (0, 1, 2, 3, 8, 9, 10, 11)]))
+    assert lazy == [1, 2]

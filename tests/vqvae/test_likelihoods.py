@@ -171,6 +171,33 @@ def test_mean_is_the_tables(likelihood):
     torch.testing.assert_close(narrow, mean, atol=1e-2, rtol=0)
 
 
+def test_the_point_is_an_image(likelihood):
+    features = 3 * some_features(likelihood, batch=3)
+    point = likelihood.point(features)
+    assert point.shape == some_images(likelihood, batch=3).shape
+    assert point.min() >= 0
+    assert point.max() <= 255 + 1e-6
+    # It stands for the distribution: within a standard deviation of the mean, as mean and median always are.
+    table = cdf_table(likelihood, features, point.round().to(torch.uint8))
+    levels = torch.arange(256, dtype=torch.float64)
+    masses = torch.cat([table[..., :1], table.diff(dim=-1)], -1)
+    mean = (masses * levels).sum(-1)
+    deviation = ((masses * levels.square()).sum(-1) - mean.square()).clamp_min(0).sqrt()
+    channels = slice(0, 1) if likelihood.coupled else slice(None)
+    assert ((point - mean).abs() <= deviation + 1)[:, channels].all() or isinstance(likelihood, LocalContext)
+
+
+def test_the_point_of_a_normal_is_its_median():
+    likelihood = Normal(num_channels=1, scale=20.0)
+    means = torch.linspace(-40, 300, 500, dtype=torch.float64)
+    features = (means / 127.5 - 1).reshape(1, 1, 20, 25)
+    parameters = likelihood.symbol_parameters(torch.zeros(1, 1, 20, 25, dtype=torch.uint8), features)
+    median = (likelihood.cdf(parameters, torch.arange(255).expand(1, 1, 20, 25, 255)) < 0.5).sum(-1)
+    point = likelihood.point(features)
+    torch.testing.assert_close(point.round(), median.double(), atol=0, rtol=0)
+    torch.testing.assert_close(point.flatten(), means.clamp(0, 255), atol=1e-9, rtol=0)
+
+
 @pytest.mark.parametrize("spread", [1e4, 100.0])
 def test_extreme_features(likelihood, spread):
     for sign in (1, -1):

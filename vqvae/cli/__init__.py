@@ -1,4 +1,4 @@
-"""The `vqvae` command: look at what a run made, and write images as files of bits.
+"""The `vqvae` command: look at what a run made, write images as bits and as codes, and exchange models with others.
 
     vqvae reconstruct runs/fashion-mini
     vqvae sample runs/fashion-mini --label 7
@@ -7,6 +7,10 @@
     vqvae decompress runs/fashion-mini album.vq -o again
     vqvae info album.vq runs/fashion-mini
     vqvae dream runs/fashion-mini --seed 1
+    vqvae tokenize runs/fashion-mini photos -o codes
+    vqvae import amused/amused-256 --subfolder vqvae -o amused
+    vqvae export runs/fashion-mini --to onnx -o exported
+    vqvae push runs/fashion-mini owner/name
 
     look.py         reconstruct, evaluate
     sampling.py     sample
@@ -14,6 +18,9 @@
     unpacking.py    decompress
     figures.py      info
     dreaming.py     dream
+    tokenizing.py   tokenize
+    exporting.py    export, import
+    pushing.py      push
     inpainting.py   an image with a part to be drawn anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder
@@ -28,10 +35,13 @@ import sys
 import tyro
 
 from vqvae.cli.dreaming import dream
+from vqvae.cli.exporting import export, import_
 from vqvae.cli.figures import info
 from vqvae.cli.look import evaluate, reconstruct
 from vqvae.cli.packing import compress
+from vqvae.cli.pushing import push
 from vqvae.cli.sampling import sample
+from vqvae.cli.tokenizing import tokenize
 from vqvae.cli.unpacking import decompress
 from vqvae.codec import DamagedFile
 from vqvae.codec.container import RECOVER
@@ -47,13 +57,17 @@ def main() -> None:
         "decompress": decompress,
         "info": info,
         "dream": dream,
+        "tokenize": tokenize,
+        "import": import_,
+        "export": export,
+        "push": push,
     }
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="vqvae",
-            description="Look at what a run made, and write images as files of bits with it. RUN_OR_MODEL is a run's "
-            "folder, a saved model's folder, or a hub id.",
+            description="Look at what a run made, write images as bits or as codes with it, and exchange models with "
+            "other software. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
         )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(_told(error).split())}", file=sys.stderr)

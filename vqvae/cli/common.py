@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
+import safefolder
 from priors import ContinuousPrior, GridModel, Prior
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
@@ -27,21 +28,25 @@ def at_least_one(value: int, name: str) -> None:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The model of a run, or of its own folder or hub id."""
-    codebook = Path(source) / "codebook"
-    return Autoencoder.from_pretrained(codebook if codebook.is_dir() else source)
+    """The model of a run, or else of its own folder; here or on the hub."""
+    return Autoencoder.from_pretrained(
+        source, subfolder="codebook" if safefolder.has_part(source, "codebook") else None
+    )
+
+
+def has_prior(source: str) -> bool:
+    """Whether what is named is a run, here or on the hub, with a prior of its own."""
+    return safefolder.has_part(source, "prior")
 
 
 def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
     """The prior that is named, or else the run's own."""
-    if prior is None:
-        folder = Path(source) / "prior"
-        if not folder.is_dir():
-            raise ValueError(
-                f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior"
-            )
-        prior = str(folder)
-    found = GridModel.from_pretrained(prior).eval()
+    if prior is not None:
+        found = GridModel.from_pretrained(prior)
+    elif has_prior(source):
+        found = GridModel.from_pretrained(source, subfolder="prior")
+    else:
+        raise ValueError(f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior")
     assert isinstance(found, Prior | ContinuousPrior)
     return found
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import safefolder
 from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
 from vqvae import GaussianVAE, pictures
-from vqvae.cli.common import Model, at_least_one, load_prior, load_test_images, load_tokenizer
+from vqvae.cli.common import Model, at_least_one, has_prior, load_prior, load_test_images, load_tokenizer
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
@@ -39,8 +40,7 @@ def reconstruct(
     at_least_one(num, "--num")
     model = load_tokenizer(run_or_model)
     images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
-    has_prior = (Path(run_or_model) / "prior").is_dir()
-    encoder = model.through(load_prior(run_or_model, None)) if has_prior else model
+    encoder = model.through(load_prior(run_or_model, None)) if has_prior(run_or_model) else model
     others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
@@ -66,16 +66,15 @@ def evaluate(
         output: a JSON file to write the figures to.
     """
     model = load_tokenizer(run_or_model)
-    folder = Path(run_or_model)
     priors: dict[str, Prior | ContinuousPrior]
     if isinstance(model, GaussianVAE):
         priors = {"normal": NormalPrior(dim=model.dim, grid=model.grid)}
     else:
         priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
     for name in ("unigram", "ngram"):
-        if (folder / name).is_dir():
-            priors[name] = Prior.from_pretrained(folder / name)
-    if prior is not None or (folder / "prior").is_dir():
+        if safefolder.has_part(run_or_model, name):
+            priors[name] = Prior.from_pretrained(run_or_model, subfolder=name)
+    if prior is not None or has_prior(run_or_model):
         last = load_prior(run_or_model, prior)
         # AnyOrderPrior is any_order, PixelCNNPrior pixelcnn, and a MixtureTransformerPrior a transformer.
         name = type(last).__name__.removesuffix("Prior").removeprefix("Mixture")

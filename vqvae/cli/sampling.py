@@ -14,7 +14,7 @@ from priors import ContinuousPrior, Prior
 from priors.numerics import Precision
 from priors.sampling import guidance_ramp
 from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Model, Output, at_least_one, load_prior, load_tokenizer
+from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_prior, load_tokenizer
 from vqvae.cli.inpainting import read_inpainting
 from vqvae.data.folder import SUFFIXES
 from vqvae.elbo import check_fit
@@ -225,7 +225,7 @@ def _encoder(source: str, model: Any, prior: Prior) -> Any:
     """The model, through the prior that its codes were trained with where there is one."""
     if model.config.beta is None:
         return model
-    return model.through(load_prior(source, None) if (Path(source) / "prior").is_dir() else prior)
+    return model.through(load_prior(source, None) if has_prior(source) else prior)
 
 
 def _codes(prior: Prior, num: int, labels: Tensor | None, options: dict[str, Any]) -> Iterator[Tensor]:

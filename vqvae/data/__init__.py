@@ -8,22 +8,26 @@
     images.py     what a set is: Images, ImageTensors, EncodedImages; Batch
     builtin.py    sets known by name
     folder.py     image files in a folder
+    tars.py       WebDataset archives
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
     decode.py     one encoded image to uint8
     batches.py    order, sharding, workers
+    permutation.py  a shuffle of any number of things, without memory
 
 Stands alone: it knows nothing of models.
 """
 
-from vqvae.data.batches import batches, index_batches, num_batches
+from vqvae.data.batches import batches, index_batches, num_batches, read_ahead
 from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist
 from vqvae.data.folder import ImageFiles, image_folder
 from vqvae.data.images import Batch, EncodedImages, Images, ImageTensors
 from vqvae.data.load import load_images
+from vqvae.data.tars import ImageArchives, image_archives
 
 __all__ = [
     "Batch",
     "EncodedImages",
+    "ImageArchives",
     "ImageFiles",
     "ImageTensors",
     "Images",
@@ -31,8 +35,10 @@ __all__ = [
     "cifar10",
     "fashion_mini",
     "fashion_mnist",
+    "image_archives",
     "image_folder",
     "index_batches",
     "load_images",
     "num_batches",
+    "read_ahead",
 ]

@@ -4,25 +4,30 @@ An epoch of n images, B a rank on each of W ranks, has
 
     S = max(1, floor(n / (B W)))     steps, and one more for the rest where nothing is dropped
 
-Step s lies in epoch e = floor(s / S). With p_e the permutation that (seed, e) gives, the step takes
-the slice p_e[(s mod S) B W : (s mod S + 1) B W], and rank r every W-th image of it from the r-th.
-Nothing is carried from one step to the next, so a run that stopped after k steps goes on with
-`start=k` as if it had not stopped.
+Step s lies in epoch e = floor(s / S). With p_e the permutation that (seed, e) gives (`Permutation`,
+which takes no memory to speak of, however large the set), the step takes the slice
+p_e[(s mod S) B W : (s mod S + 1) B W], and rank r every W-th image of it from the r-th. Nothing is
+carried from one step to the next, so a run that stopped after k steps goes on with `start=k` as if
+it had not stopped.
 """
 
 import signal
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vqvae.data.images import Batch, EncodedImages, Images
+from vqvae.data.permutation import Permutation
+
+# Places whose order is worked out at once: one call costs as much as some thousands of them.
+_PLACES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +53,25 @@ class _Schedule:
 
     def indices(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
         """The images of steps `start` to `stop` (or without end)."""
-        steps, whole = self.steps, self.batch_size * self.world_size
-        epoch, order = -1, np.empty(0, np.int64)
+        ahead = max(1, _PLACES // self.batch_size)
+        order, begin = np.empty(0, np.int64), 0
         for step in count(start) if stop is None else range(start, stop):
-            if step // steps != epoch:
-                epoch = step // steps
-                order = self._order(epoch)
-            first, last = step % steps * whole, (step % steps + 1) * whole
-            if step % steps == steps - 1 and not self.drop_last:
-                # Also where the rest is too small to be a step of its own, see `num_batches`.
-                last = self.num_images
-            yield order[first:last][self.rank :: self.world_size]
+            epoch, place = divmod(step, self.steps)
+            if step == start or place == 0 or place == begin + ahead:
+                begin = place
+                order = self._places(epoch, begin, min(begin + ahead, self.steps))
+            # Also where the rest is too small to be a step of its own, see `num_batches`.
+            rest = place == self.steps - 1 and not self.drop_last
+            first = (place - begin) * self.batch_size
+            yield order[first:] if rest else order[first : first + self.batch_size]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if self.seed is None:
-            return np.arange(self.num_images)
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+    def _places(self, epoch: int, begin: int, end: int) -> np.ndarray:
+        """The images of one epoch's steps `begin` to `end`."""
+        whole = self.batch_size * self.world_size
+        rest = end == self.steps and not self.drop_last
+        last = self.num_images if rest else min(end * whole, self.num_images)
+        places = np.arange(begin * whole + self.rank, last, self.world_size)
+        return places if self.seed is None else Permutation(self.num_images, (self.seed, epoch))(places)
 
 
 def num_batches(num_images: int, batch_size: int, *, world_size: int = 1, drop_last: bool = True) -> int:
@@ -108,24 +116,59 @@ def batches(
     Raises ValueError for numbers out of range, for fewer images than ranks with a seed, and where
     an entire epoch has no readable image.
     """
+    if num_workers < 0:
+        raise ValueError(f"got num_workers={num_workers}; expected at least 0")
+    schedule, stop = _scheduled(
+        len(images), f"images of {images.name}", batch_size, seed, start, epochs, rank, world_size, drop_last
+    )
+    if not isinstance(images, EncodedImages):
+        num_workers = 0
+    return _readable(images, schedule, start, stop, num_workers)
+
+
+def index_batches(
+    num_items: int,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    start: int = 0,
+    epochs: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool | None = None,
+) -> Iterator[np.ndarray]:
+    """The order of `batches` alone, for things other than images: int64 indices. Arguments and errors as there."""
+    schedule, stop = _scheduled(num_items, "items", batch_size, seed, start, epochs, rank, world_size, drop_last)
+    return schedule.indices(start, stop)
+
+
+def _scheduled(
+    num_items: int,
+    name: str,
+    batch_size: int,
+    seed: int | None,
+    start: int,
+    epochs: int | None,
+    rank: int,
+    world_size: int,
+    drop_last: bool | None,
+) -> tuple[_Schedule, int | None]:
+    """The checked schedule, and the step before which it stops."""
     for what, got, least in (
         ("batch_size", batch_size, 1),
         ("seed", 0 if seed is None else seed, 0),
         ("start", start, 0),
         ("epochs", 1 if epochs is None else epochs, 1),
         ("world_size", world_size, 1),
-        ("num_workers", num_workers, 0),
     ):
         if got < least:
             raise ValueError(f"got {what}={got}; expected at least {least}")
     if not 0 <= rank < world_size:
         raise ValueError(f"got rank={rank}; expected 0 to {world_size - 1} (world_size - 1)")
-    if seed is not None and len(images) < world_size:
-        raise ValueError(
-            f"got {len(images)} images of {images.name} for {world_size} ranks; expected at least one image a rank"
-        )
+    if seed is not None and num_items < world_size:
+        raise ValueError(f"got {num_items} {name} for {world_size} ranks; expected at least one a rank")
     schedule = _Schedule(
-        num_images=len(images),
+        num_images=num_items,
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
@@ -134,19 +177,7 @@ def batches(
     )
     if epochs is None and seed is None:
         epochs = 1
-    stop = None if epochs is None else epochs * schedule.steps
-    if not isinstance(images, EncodedImages):
-        num_workers = 0
-    return _readable(images, schedule, start, stop, num_workers)
-
-
-def index_batches(
-    num_items: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
-) -> Iterator[np.ndarray]:
-    """The order of `batches` alone, for things other than images: int64 indices, without end."""
-    return _Schedule(
-        num_images=num_items, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed, drop_last=True
-    ).indices(start, None)
+    return schedule, None if epochs is None else epochs * schedule.steps
 
 
 def _readable(
@@ -189,28 +220,45 @@ def _readable(
 
 
 def _loaded(images: Images, indices: Iterator[np.ndarray], num_workers: int) -> Generator[Batch, None, None]:
+    with closing(read_ahead(images, indices, num_workers, _arrays)) as stream:
+        for pixels, labels, skipped in stream:
+            yield Batch(torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels), skipped)
+
+
+def read_ahead(
+    dataset: Dataset, indices: Iterator[np.ndarray], num_workers: int, pack: Callable[[Any], Any] | None = None
+) -> Generator[Any, None, None]:
+    """`dataset.__getitems__` of each array of indices, in order; `num_workers` processes ahead, or here where it is 0.
+
+    pack: makes of what the set gives what goes from a worker to this process: best of numpy arrays, not tensors.
+    """
+    pack = _as_it_is if pack is None else pack
     if num_workers == 0:
+        # Not every Dataset has it; torch's loader too asks for it by name.
+        getitems: Any = dataset.__getitems__  # pyrefly: ignore
         for chosen in indices:
-            yield images.__getitems__(chosen)
+            yield pack(getitems(chosen))
         return
     loader = DataLoader(
-        images,
+        dataset,
         batch_sampler=_Lists(indices),
         num_workers=num_workers,
-        collate_fn=_arrays,
+        collate_fn=pack,
         # Its own, or starting the workers would draw from the generator that training uses.
         generator=torch.Generator(),
     )
     with _interrupt_ignored():
         reader: Any = iter(loader)
     try:
-        for pixels, labels, skipped in reader:
-            labels = None if labels is None else torch.from_numpy(labels)
-            yield Batch(torch.from_numpy(pixels), labels, skipped)
+        yield from reader
     finally:
         # Dropping the reader would do, were it not for tracebacks: one that is on its way up, as of
         # Ctrl-C, keeps the reader and so its workers, whose end then looks to torch like a crash.
         reader._shutdown_workers()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Lists:

@@ -67,11 +67,13 @@ class ImageFiles(EncodedImages):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def _called(self, index: int) -> str:
+    def key(self, index: int) -> str:
+        """The path from the folder."""
+        index = range(len(self))[index]
         return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
 
     def _encoded(self, index: int) -> Path:
-        return self.folder / self._called(index)
+        return self.folder / self.key(index)
 
 
 def image_folder(

@@ -62,6 +62,10 @@ class Images(Dataset, ABC):
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The images at `indices`, in that order, less those that can't be read."""
 
+    def key(self, index: int) -> str:
+        """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
+        return str(range(len(self))[index])
+
 
 class ImageTensors(Images):
     """Images held in memory: a batch is one fancy index.
@@ -108,7 +112,7 @@ class ImageTensors(Images):
 class EncodedImages(Images):
     """Images kept as JPEG, PNG and the like, and decoded to one shape when asked for.
 
-    A deriving class says where the encoded image is (`_encoded`) and what to call it (`_called`).
+    A deriving class says where the encoded image is (`_encoded`) and what to call it (`key`).
     """
 
     def __init__(
@@ -127,15 +131,11 @@ class EncodedImages(Images):
     def _encoded(self, index: int) -> Path | BytesIO:
         """Where to read image `index` from; 0 <= index < len(self). Raises OSError if gone."""
 
-    @abstractmethod
-    def _called(self, index: int) -> str:
-        """A name by which a person finds image `index` again."""
-
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
         index = range(len(self))[index]
         image = self._decoded(index)
         if isinstance(image, str):
-            raise ValueError(f"{self._called(index)} can't be read as an image: {image}")
+            raise ValueError(f"{self.key(index)} can't be read as an image: {image}")
         return image, None if self.labels is None else int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -145,7 +145,7 @@ class EncodedImages(Images):
         for index in map(int, indices):
             image = self._decoded(index)
             if isinstance(image, str):
-                skipped.append((self._called(index), image))
+                skipped.append((self.key(index), image))
             else:
                 images.append(image)
                 kept.append(index)
@@ -168,7 +168,7 @@ class EncodedImages(Images):
             image = self._decoded(index)
             if not isinstance(image, str):
                 return
-            first = first or f"{self._called(index)}: {image}"
+            first = first or f"{self.key(index)}: {image}"
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 

@@ -6,10 +6,11 @@ from types import ModuleType
 from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist, refitted
 from vqvae.data.folder import DEFAULT_SIZE, image_folder
 from vqvae.data.images import Images, check_shape, check_split
+from vqvae.data.tars import image_archives, is_archives
 
 SOURCES = (
     '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME", a .parquet file, a folder with '
-    "train*.parquet files, or a folder of images"
+    "train*.parquet files, a .tar file, a folder of them, NAME-{0000..0012}.tar, or a folder of images"
 )
 
 
@@ -28,15 +29,15 @@ def load_images(
 
     source: "fashion-mini" (20,000 + 2,000 images, inside the package); "fashion-mnist" or "cifar10"
     (downloaded, or from `root`, a folder that already holds the files); "hf:OWNER/NAME" from
-    Hugging Face, or "hf:FOLDER"; a .parquet file; a folder with train*.parquet files; a folder of
-    images of any size.
-    size: scale and crop to `size` by `size`. By default sets keep theirs, parquet and Hugging Face
+    Hugging Face, or "hf:FOLDER"; a .parquet file; a folder with train*.parquet files; WebDataset archives,
+    as a .tar file, a folder of them, or a pattern such as "photos-{0000..0012}.tar"; a folder of images of any size.
+    size: scale and crop to `size` by `size`. By default sets keep theirs, parquet, archives and Hugging Face
     sets take their first image's, and folders take 64.
     channels: 1 or 3. By default sets keep theirs; of the other sources, 1 where the first image is
     grey, else 3.
 
-    What each does in full: `fashion_mini`, `fashion_mnist`, `cifar10`, `image_folder`, and
-    `parquet` and `hugging_face` in `vqvae.data.table`.
+    What each does in full: `fashion_mini`, `fashion_mnist`, `cifar10`, `image_folder`,
+    `image_archives`, and `parquet` and `hugging_face` in `vqvae.data.table`.
     Raises ValueError for an unknown source or split, and where images are missing or unreadable.
     """
     check_split(split)
@@ -56,13 +57,15 @@ def load_images(
     if source.startswith("hf:"):
         name = source.removeprefix("hf:")
         return _table().hugging_face(name, split, size=size, channels=channels)
+    if is_archives(source):
+        return image_archives(source, split, size=size, channels=channels)
     path = Path(source).expanduser()
     if not path.exists():
         raise ValueError(f"{source} is no known source and does not exist; expected {SOURCES}")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("train*.parquet"))):
         return _table().parquet(path, split, size=size, channels=channels)
     if not path.is_dir():
-        raise ValueError(f"{source} is a file, but not a .parquet one; expected {SOURCES}")
+        raise ValueError(f"{source} is a file, but not a .parquet one or a .tar one; expected {SOURCES}")
     return image_folder(path, split, size=DEFAULT_SIZE if size is None else size, channels=channels)
 
 

@@ -4,10 +4,12 @@ The layout is Hugging Face's image feature: a column of structs {bytes, path}, o
 each; a plain binary column will do. Labels are whole numbers in a column of class labels (by the
 Hugging Face schema) or one called "label" or "labels".
 
-The encoded bytes stay in Arrow's memory and are decoded batch by batch. Those of a parquet file
-are read once and held, as its pages are compressed and can't be used from the disk; those of a
-Hugging Face data set are memory-mapped, so a set larger than memory goes that way:
-`load_images("hf:FOLDER")`.
+The encoded bytes stay in Arrow's memory and are decoded batch by batch. Those of parquet files are
+read once and held up to 1 GiB, as their pages are compressed and can't be used from the disk. Of
+larger ones a row group is read when an image of it is asked for, and the last two are kept. Reading
+in order then reads each group once (once in each worker), but a shuffle reads a whole group for
+nearly every image: tokenize such a set, which goes in order, and train on the codes; or have it
+memory-mapped, by `load_images("hf:FOLDER")`.
 
 Needs the extra `parquet`.
 """
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.dataset
+import pyarrow.parquet
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -31,8 +34,55 @@ from vqvae.data.images import EncodedImages, check_shape, check_split
 LABEL_COLUMNS = ("label", "labels")
 TEST_PARTS = ("test", "validation", "valid", "val")
 
+# Encoded images above this many bytes are not held in memory.
+HELD_BYTES = 1 << 30
+_HELD_GROUPS = 2
+
 # How many rows are tried for the first image, which sets the default size and channels.
 _FIRST_ROWS = 64
+
+
+class RowGroups:
+    """A column of parquet files, of which the last row groups that were asked for are in memory.
+
+    column[row] is what pyarrow's column gives. Raises ValueError where the row's group is damaged.
+    """
+
+    def __init__(self, files: list[str], name: str, rows: list[tuple[int, int, int]]):
+        self.files, self.name = files, name
+        # File, group in the file, and rows up to its end.
+        self.groups = np.array(rows, np.int64).reshape(-1, 3)
+        self.ends = np.cumsum(self.groups[:, 2])
+        self._held: dict[int, pyarrow.ChunkedArray | ValueError] = {}
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, row: int) -> pyarrow.Scalar:
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        found = self._held.pop(group, None)
+        if found is None:
+            while len(self._held) >= _HELD_GROUPS:
+                del self._held[next(iter(self._held))]
+            found = self._read(group)
+        self._held[group] = found  # now the last to go
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found[int(row - self.ends[group] + self.groups[group, 2])]
+
+    def _read(self, group: int) -> pyarrow.ChunkedArray | ValueError:
+        file, number, _ = self.groups[group].tolist()
+        try:
+            with pyarrow.parquet.ParquetFile(self.files[file]) as opened:
+                # Threads would be those of the process that a worker was forked from.
+                column = opened.read_row_group(number, columns=[self.name], use_threads=False).column(0)
+        except (pyarrow.ArrowException, OSError) as error:
+            # Kept, or each image of the group would have it read again.
+            return ValueError(f"row group {number} of {self.files[file]} can't be read: {str(error).splitlines()[0]}")
+        return column
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": {}}
 
 
 class ImageTable(EncodedImages):
@@ -45,7 +95,7 @@ class ImageTable(EncodedImages):
 
     def __init__(
         self,
-        column: pyarrow.ChunkedArray,
+        column: pyarrow.ChunkedArray | RowGroups,
         rows: np.ndarray,
         shape: tuple[int, int, int],
         labels: Int64[Tensor, " n"] | None = None,
@@ -63,10 +113,14 @@ class ImageTable(EncodedImages):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _called(self, index: int) -> str:
-        row = int(self.rows[index])
-        value = self.column[row].as_py()
-        path = value.get("path") if isinstance(value, dict) else None
+    def key(self, index: int) -> str:
+        """The row's number, and the path that it names."""
+        row = int(self.rows[range(len(self))[index]])
+        try:
+            value = self.column[row]
+            path = value["path"].as_py() if isinstance(value, pyarrow.StructScalar) and value.is_valid else None
+        except (KeyError, ValueError):
+            path = None  # there is no such field, or the row group is damaged
         return f"row {row} ({path})" if path else f"row {row}"
 
     def _encoded(self, index: int) -> Path | BytesIO:
@@ -168,7 +222,7 @@ def _images(
     else:
         shape = (channels, size, size)
     part = parts.get(split, parts["train"])
-    column = part.to_table(columns=[image]).column(0)
+    column = _column(part, image)
     rows = np.arange(len(column))
     if "test" not in parts:
         held = held_out(str(row).encode() for row in range(len(rows)))
@@ -179,6 +233,24 @@ def _images(
     if labels is not None:
         labels = labels[rows]
     return ImageTable(column, rows, shape, labels, num_classes, class_names, name=name)
+
+
+def _column(part: pyarrow.dataset.Dataset, image: str) -> pyarrow.ChunkedArray | RowGroups:
+    """The column of images, in memory if it is small or mapped."""
+    if isinstance(part, pyarrow.dataset.FileSystemDataset):
+        groups, num_bytes = [], 0
+        for file, path in enumerate(part.files):
+            known = pyarrow.parquet.read_metadata(path)
+            for number in range(known.num_row_groups):
+                group = known.row_group(number)
+                groups.append((file, number, group.num_rows))
+                chunks = [group.column(each) for each in range(group.num_columns)]
+                num_bytes += sum(
+                    each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == image
+                )
+        if num_bytes > HELD_BYTES:
+            return RowGroups(part.files, image, groups)
+    return part.to_table(columns=[image]).column(0)
 
 
 def _features(schema: pyarrow.Schema) -> dict[str, dict]:
@@ -232,7 +304,7 @@ def _source(value: pyarrow.Scalar) -> Path | BytesIO:
 def _first(part: pyarrow.dataset.Dataset, image: str, name: str) -> tuple[tuple[int, int], int]:
     """Size (height, width) and channels of the first image that can be read."""
     reason = "no rows"
-    for value in part.head(_FIRST_ROWS, columns=[image]).column(0):
+    for value in part.head(_FIRST_ROWS, columns=[image], batch_readahead=0, fragment_readahead=0).column(0):
         try:
             found = read(_source(value))
         except (OSError, ValueError) as error:

@@ -104,6 +104,10 @@ class Likelihood(nn.Module, ABC):
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level, 0..255 (see the families for coupled channels)."""
 
+    def point(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
+        """The levels, 0..255, of one image that stands for the distribution, as a reconstruction: its mean."""
+        return self.mean(features)
+
     def auxiliary(
         self, images: UInt8[Tensor, "b c h w"], features: Float[Tensor, "b f h w"]
     ) -> dict[str, Float[Tensor, ""]]:

@@ -1,0 +1,191 @@
+"""Images a second from JPEG files to shards of codes, and where the time goes, as a small markdown table.
+
+    python benchmarks/tokenizing.py [--num-images 1024] [--rounds 3] [--engines one two ray] [--models small vqgan]
+
+JPEG files of 500x375 (quality 90) are made here of random blotches, which compress about as photographs do; they are
+scaled and cropped to the model's size on the way. Networks have random weights, on which time does not depend; the
+search takes longer where many codes are nearly as near, so the codebook is put where some of the images' features are.
+
+    small    the residual networks of the preset `folder` (64x64, 16x16 codes, K = 1024)
+    large    the same networks at 256x256 (64x64 codes)
+    vqgan    LlamaGen's VQ-16 at 256x256 (16x16 codes, K = 16384), on a sixteenth of the images
+
+    one      one process: a worker decodes on one core while the encoder has the other
+    two      two processes, which decode for themselves and share nothing but the folder
+    ray      Ray Data on two cores, started locally: decoding tasks and one encoder
+
+Each process has one thread of arithmetic. Rounds are interleaved, and medians are shown. `encoder` is the share of the
+time in which the encoder (transfer, networks, search) was at work in the process that has it: the rest is what the
+pipeline costs. `images/s` is of the whole machine, from the first image to the index; it leaves out the start of
+Python and of Ray, and a process's first call of the encoder (Ray's encoder is a process that starts within that time).
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.data import image_folder
+from vqvae.likelihoods import NormalConfig
+from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
+from vqvae.quantizers.codebook import CodebookQuantizer
+from vqvae.tokens import Timings, tokenize
+from vqvae.vqgan import VQGANConfig
+
+MODELS = {
+    "small": VQVAEConfig(image_size=64, num_channels=3, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
+    "large": VQVAEConfig(image_size=256, num_channels=3, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
+    "vqgan": VQGANConfig(
+        image_size=256,
+        num_channels=3,
+        channels=(128, 128, 256, 256, 512),
+        num_blocks=2,
+        down_attention=(4,),
+        up_attention=(4,),
+        latent_channels=256,
+        likelihood=NormalConfig(),
+        quantizer=VectorQuantizerConfig(num_codes=16384, dim=8, normalize=True, revival="off"),
+    ),
+}
+SHARES = {"small": 1, "large": 8, "vqgan": 64}
+ENGINES = ("one", "two", "ray")
+BATCH_SIZE = 16
+
+
+def make_images(folder: Path, num_images: int) -> None:
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(num_images):
+        dots = Image.fromarray(generator.integers(0, 256, (9, 12, 3), np.uint8))
+        coarse = dots.resize((500, 375), Image.Resampling.BICUBIC)
+        fine = generator.normal(0, 4, (375, 500, 3))
+        picture = Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{number:06}.jpg", quality=90)
+
+
+@torch.no_grad()
+def make_model(name: str, images: Path) -> VQVAE:
+    """A model whose codes are features of its own, with some noise."""
+    torch.manual_seed(0)
+    model = MODELS[name].build().eval()
+    source = image_folder(images, "train", size=model.config.image_size, channels=3)
+    features = model.encoder(source.__getitems__(range(min(8, len(source)))).images).flatten(0, 2)
+    chosen = features[torch.randint(len(features), (model.num_codes,))]
+    codes = chosen + 0.1 * features.std(0) * torch.randn_like(chosen)
+    quantizer = model.quantizer
+    assert isinstance(quantizer, CodebookQuantizer)
+    quantizer.overwrite(torch.ones(model.num_codes), codes, torch.tensor(1.0))
+    return model
+
+
+def measure(engine: str, model_folder: Path, images: Path, output: Path, num_images: int) -> None:
+    """In a process of its own: tokenize, and print what it took as JSON."""
+    torch.set_num_threads(1)
+    model = VQVAE.from_pretrained(model_folder)
+    size = model.config.image_size
+    source = image_folder(images, "train", size=size, channels=3)
+    shard_size = max(BATCH_SIZE, num_images // 8 // BATCH_SIZE * BATCH_SIZE)
+    options = {"batch_size": BATCH_SIZE, "shard_size": shard_size}
+    model.encode(torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8))  # what a first call prepares, once
+    start = time.monotonic()
+    if engine == "ray":
+        import ray
+
+        from vqvae.tokens.ray_engine import tokenize_on_ray
+
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**30, logging_level=logging.ERROR)
+        start = time.monotonic()
+        tokenize_on_ray(model, source, output, **options)
+        times = {}
+    else:
+        timings = Timings()
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        num_workers = 1 if world_size == 1 else 0
+        ranks = {"rank": rank, "world_size": world_size}
+        tokenize(model, source, output, num_workers=num_workers, timings=timings, **options, **ranks)
+        times = vars(timings)
+    print(json.dumps({**times, "start": start, "end": time.monotonic(), "images": len(source)}))
+
+
+def run(engine: str, name: str, scratch: Path, num_images: int) -> tuple[float, dict[str, float]]:
+    """Images a second, and the share of each part of the time in the process that encodes."""
+    output = scratch / "codes"
+    shutil.rmtree(output, ignore_errors=True)
+    world_size = 2 if engine == "two" else 1
+    processes = []
+    for rank in range(world_size):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        command = [sys.executable, __file__, "--measure", engine, str(scratch / name), str(scratch / f"jpeg-{name}")]
+        command += [str(output), str(num_images)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+    found = []
+    for process in processes:
+        written, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{engine} failed on {name}: {command}")
+        found.append(json.loads(written.decode().splitlines()[-1]))
+    seconds = max(each["end"] for each in found) - min(each["start"] for each in found)
+    shares = {}
+    if engine != "ray":
+        total = sum(each["total"] for each in found)
+        parts = ("wait", "transfer", "network", "search", "blocked", "write")
+        shares = {part: sum(each[part] for each in found) / total for part in parts}
+        shares["encoder"] = shares["transfer"] + shares["network"] + shares["search"]
+    return found[0]["images"] / seconds, shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        engine, model, images, output, num_images = args.measure
+        measure(engine, Path(model), Path(images), Path(output), int(num_images))
+        return
+
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        for name in args.models:
+            make_images(scratch / f"jpeg-{name}", args.num_images // SHARES[name])
+            make_model(name, scratch / f"jpeg-{name}").save_pretrained(scratch / name)
+        found: dict[tuple[str, str], list[tuple[float, dict[str, float]]]] = {}
+        for _ in range(args.rounds):
+            for name in args.models:
+                for engine in args.engines:
+                    num_images = args.num_images // SHARES[name]
+                    found.setdefault((name, engine), []).append(run(engine, name, scratch, num_images))
+    print("| model | engine | images/s | encoder | of it search | waiting for images | waiting for the disk |")
+    print("|---|---|---|---|---|---|---|")
+    for (name, engine), rounds in found.items():
+        speed = statistics.median(each for each, _ in rounds)
+        cells = ["–"] * 4
+        if engine != "ray":
+            keys = ("encoder", "search", "wait", "blocked")
+            cells = [f"{statistics.median(shares[key] for _, shares in rounds):.1%}" for key in keys]
+        print(f"| {name} | {engine} | {speed:.1f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Files and folders that are written whole or not at all.
+
+Every write goes to a new name beside the old one, is synced to the disk, and is then renamed over it, so a crash,
+a full disk or a `kill -9` leaves either the whole old content or the whole new one.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+
+
+def scratch(path: Path) -> Path:
+    """The name beside `path` that its next content is written to before it takes the place."""
+    return _beside(Path(path), "writing")
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A hidden sibling on the same file system, so that a rename is atomic."""
+    return path.parent / f".{path.name}.{what}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Push a file, or a folder's files and then its own entries, to the disk."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def recover(path: Path) -> None:
+    """Finish a folder exchange that was cut between its two renames (see `replacing`)."""
+    previous = _beside(path, "previous")
+    if not path.exists() and previous.exists():
+        os.replace(previous, path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path` to write a file or a folder to; on success it takes `path`'s place.
+
+    On any error the scratch is removed and what was at `path` stays. A folder cannot be renamed over a full one,
+    so the old folder first steps aside to `.NAME.previous`; a reader that finds only that name takes it back.
+
+    Raises:
+        ValueError: the disk is full or the place cannot be written to; nothing already saved was touched.
+    """
+    path = Path(path)
+    new = scratch(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
+        _remove(new)
+        yield new
+        _sync(new)
+        if path.is_dir():
+            previous = _beside(path, "previous")
+            _remove(previous)
+            os.replace(path, previous)
+            os.replace(new, path)
+            _remove(previous)
+        else:
+            os.replace(new, path)
+        _sync_entries(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _remove(new)
+            recover(path)
+        if isinstance(error, OSError) or _is_write_failure(error):
+            raise ValueError(_why(path, error)) from error
+        raise
+
+
+def _sync_entries(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_write_failure(error: BaseException) -> bool:
+    # torch.save's zip writer and safetensors report a full disk through errors of their own.
+    return isinstance(error, safetensors.SafetensorError) or (
+        isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "file write" in str(error))
+    )
+
+
+def _why(path: Path, error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "no space is left on the disk"
+    else:
+        reason = str(error) or type(error).__name__
+    return f"could not write {path}: {reason}; what was saved there before is untouched"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")

@@ -1,0 +1,369 @@
+"""A model as a folder: `config.json` with plain data, and tensors in safetensors files.
+
+    config.json                        {"format": 1, "class": ..., the rest is the class's own}
+    model.safetensors                  the tensors; or, where they are larger than a shard may be:
+    model-00001-of-00002.safetensors   ... each shard
+    model.safetensors.index.json       {"metadata": {"total_size"}, "weight_map": {tensor: shard}}
+
+Shards and index are as `huggingface_hub` plans and reads them. Nothing in a folder is ever run, and an index can name
+no file outside its folder.
+"""
+
+import glob
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from safefolder import hub
+from safefolder.cards import PICTURES
+from safefolder.files import recover, replacing, write_text
+
+FORMAT = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+SHARD_NAMES = "model-?????-of-?????.safetensors"
+CARD_NAME = "README.md"
+# What may lie beside a model and belongs to it; anything else in its folder stays at home.
+BESIDE = (CARD_NAME, "elbo.json", *PICTURES)
+MAX_SHARD_SIZE = 5 * 10**9
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+
+
+class Pretrained(Protocol):
+    """What `push_pretrained` needs of a model."""
+
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+    def model_card(self, figures: Mapping[str, Any] | None = None, *, source: str, revision: str | None) -> str: ...
+
+
+def save(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, max_shard_size: int = MAX_SHARD_SIZE
+) -> None:
+    """Write `config.json` and `model.safetensors`, or its shards, into `folder`: all or nothing.
+
+    Args:
+        folder: what is there already is replaced whole.
+        config: plain data, with the class under "class".
+        tensors: by name.
+        max_shard_size: bytes of tensors in one file; a single tensor that is larger gets a file to itself.
+
+    Raises:
+        ValueError: the disk is full or the place cannot be written to; nothing already saved was touched.
+    """
+    if max_shard_size < 1:
+        raise ValueError(f"got max_shard_size={max_shard_size}, expected a number of bytes >= 1")
+    text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
+    shards = _plan(tensors, max_shard_size)
+    with replacing(Path(folder)) as scratch:
+        scratch.mkdir()
+        (scratch / CONFIG_NAME).write_text(text, encoding="utf-8")
+        for file, names in shards.items():
+            # Weights of a compiled or strided module may share storage or be non-contiguous; a file holds plain
+            # copies, and memory those of one file at a time.
+            plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in names}
+            safetensors.torch.save_file(plain, scratch / file, metadata={"format": "pt"})
+            del plain
+        if len(shards) > 1:
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            total = sum(_num_bytes(tensor) for tensor in tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (scratch / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _plan(tensors: Mapping[str, Tensor], max_shard_size: int) -> dict[str, list[str]]:
+    """Files, and the names of the tensors in each."""
+    if sum(_num_bytes(tensor) for tensor in tensors.values()) <= max_shard_size:
+        return {WEIGHTS_NAME: list(tensors)}
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    # By sizes alone: what shares storage is written as copies.
+    sizes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    return split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size).filename_to_tensors
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the config and the weights from a folder, or from a hub id `owner/name` where no such folder exists.
+
+    The options are those of `HubOptions`.
+
+    Raises:
+        ValueError: the folder is missing, incomplete, corrupt, foreign, or of a newer format; or an option was given
+            that a folder on this machine has no use for.
+    """
+    place = None if subfolder is None else _inside(subfolder)
+    folder = Path(source)
+    recover(folder)
+    if not folder.exists() and isinstance(source, str) and hub.is_hub_id(source):
+        prefix = "" if place is None else f"{place}/"
+        names = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME]
+        patterns = [glob.escape(prefix) + name for name in (*names, SHARD_NAMES)]
+        folder = hub.download(
+            source,
+            patterns,
+            revision=revision,
+            local_files_only=local_files_only,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        label = source + ("" if place is None else f"/{place}") + ("" if revision is None else f" at {revision!r}")
+        return _read(folder if place is None else folder / place, label)
+    given = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    if folder.exists() and (extra := [name for name, value in given.items() if value is not None]):
+        raise ValueError(
+            f"{folder} is a folder on this machine, which has no {' and no '.join(extra)}; leave that out, "
+            "or name a model on the hub"
+        )
+    if place is not None:
+        folder = folder / place
+        recover(folder)
+    if not folder.exists():
+        raise ValueError(f"no model folder at {folder}")
+    return _read(folder, str(folder))
+
+
+def _inside(subfolder: str) -> PurePosixPath:
+    """A path that stays inside the folder it is joined to."""
+    path = PurePosixPath(subfolder)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in subfolder:
+        raise ValueError(f"got subfolder={subfolder!r}, expected the path of a folder inside the source")
+    return path
+
+
+def has_part(source: str | Path, name: str) -> bool:
+    """Whether a run, here or on the hub, has a model in its folder `name`; of the hub only configs are fetched.
+
+    Raises:
+        ValueError: the hub has no such repository, or cannot be reached and the cache lacks it.
+    """
+    folder = Path(source)
+    if folder.exists() or not isinstance(source, str) or not hub.is_hub_id(source):
+        return (folder / name).is_dir()
+    found = hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"])
+    # A repository with a model at its root is that model.
+    return (found / name / CONFIG_NAME).is_file() and not (found / CONFIG_NAME).is_file()
+
+
+def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    files = _weight_files(folder, label)
+    config = read_config(folder, label)
+    if INDEX_NAME in files:
+        return config, _load_shards(folder, label)
+    try:
+        return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{label}/{WEIGHTS_NAME} is corrupt or no safetensors file: {error}") from error
+
+
+def _weight_files(folder: Path, label: str) -> list[str]:
+    """The single file of weights or else the index; ValueError where the folder lacks a file that every model has."""
+    files = [name for name in (WEIGHTS_NAME, INDEX_NAME) if (folder / name).is_file()]
+    for name, is_there in ((CONFIG_NAME, (folder / CONFIG_NAME).is_file()), (WEIGHTS_NAME, bool(files))):
+        if not is_there:
+            raise ValueError(f"{label} has no {name}: expected a folder that save_pretrained wrote")
+    if len(files) > 1:
+        raise ValueError(f"{label} has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is of another model")
+    return files
+
+
+def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
+    """The config of a folder, without its weights.
+
+    Raises:
+        ValueError: it is corrupt, foreign, or of a newer format; `label` is what the error calls the folder.
+    """
+    label = str(folder) if label is None else label
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of JSON and of UTF-8
+        raise ValueError(f"{label}/{CONFIG_NAME} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or "format" not in config or "class" not in config:
+        raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: it has no 'format' and 'class'")
+    if type(config["format"]) is not int or config["format"] < 1:
+        raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its format is {config['format']!r}")
+    if config["format"] > FORMAT:
+        raise ValueError(
+            f"{label} is of format {config['format']}, this version reads format {FORMAT}; upgrade vqvae-priors"
+        )
+    return config
+
+
+def _load_index(folder: Path, label: str) -> dict[str, str]:
+    """Tensors and the files they are in, all of the folder itself."""
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{label}/{INDEX_NAME} cannot be read as JSON: {error}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{label}/{INDEX_NAME} has no 'weight_map' from names of tensors to files")
+    return weight_map
+
+
+def _load_shards(folder: Path, label: str) -> dict[str, Tensor]:
+    """Every tensor of the index; all that is wrong with the shards stands in one error."""
+    promised: dict[str, set[str]] = {}
+    for name, file in _load_index(folder, label).items():
+        promised.setdefault(file, set()).add(name)
+    problems = []
+    if outside := sorted(repr(file) for file in promised if not _SHARD.fullmatch(file)):
+        problems.append(f"it names {_few(outside)}, expected .safetensors files of this folder")
+    inside = sorted(file for file in promised if _SHARD.fullmatch(file))
+    if missing := [file for file in inside if not (folder / file).is_file()]:
+        problems.append(f"missing {_few(missing)}")
+    lacking, unlisted = [], []
+    for file in inside:
+        if file in missing:
+            continue
+        try:
+            with safetensors.safe_open(folder / file, framework="pt") as opened:
+                held = set(opened.keys())
+        except (OSError, safetensors.SafetensorError) as error:
+            problems.append(f"{file} is corrupt or no safetensors file: {error}")
+            continue
+        lacking += [f"{name} in {file}" for name in sorted(promised[file] - held)]
+        unlisted += [f"{name} in {file}" for name in sorted(held - promised[file])]
+    if lacking:
+        problems.append(f"promised and not there: {_few(lacking)}")
+    if unlisted:
+        problems.append(f"there and not promised: {_few(unlisted)}")
+    if problems:
+        raise ValueError(f"{label}/{INDEX_NAME} does not fit its shards: " + "; ".join(problems))
+    tensors: dict[str, Tensor] = {}
+    for file in inside:
+        tensors |= safetensors.torch.load_file(folder / file)
+    return tensors
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `tensors` into `module`; every name, every shape and every kind of number must match.
+
+    Raises:
+        ValueError: names the first missing, extra, mis-shaped and mis-typed entries, and counts the others.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - tensors.keys()):
+        problems.append(f"missing {_few(missing)}")
+    if extra := sorted(tensors.keys() - own.keys()):
+        problems.append(f"unknown {_few(extra)}")
+    shapes, kinds = [], []
+    for name in sorted(own.keys() & tensors.keys()):
+        got, expected = tensors[name], own[name]
+        if got.shape != expected.shape:
+            shapes.append(f"{name} is {tuple(got.shape)}, expected {tuple(expected.shape)}")
+        # Copying would turn one into the other without a word; other widths of the same kind are a choice.
+        if _kind(got.dtype) != _kind(expected.dtype):
+            kinds.append(f"{name} is {got.dtype}, expected {_kind(expected.dtype)}")
+    problems += [_few(each, "; ") for each in (shapes, kinds) if each]
+    if problems:
+        raise ValueError(f"the weights in {source} do not fit its config: " + "; ".join(problems))
+    with torch.no_grad():
+        module.load_state_dict(dict(tensors))
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "booleans"
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floating point" if dtype.is_floating_point else "integers"
+
+
+def _few(names: Sequence[str], between: str = ", ") -> str:
+    return between.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def members(folder: Path) -> list[str]:
+    """The names of a model's files in its folder: config, weights and, where there are shards, their index.
+
+    Raises:
+        ValueError: it is no folder that `save` wrote, or a shard is missing.
+    """
+    folder = Path(folder)
+    recover(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no model folder at {folder}")
+    files = _weight_files(folder, str(folder))
+    read_config(folder)
+    shards: list[str] = []
+    if INDEX_NAME in files:
+        shards = sorted(set(_load_index(folder, str(folder)).values()))
+        if wrong := [file for file in shards if not _SHARD.fullmatch(file) or not (folder / file).is_file()]:
+            raise ValueError(f"{folder / INDEX_NAME} names {_few(wrong)}, which the folder does not have")
+    return [CONFIG_NAME, *files, *shards]
+
+
+def stale_patterns(prefix: str = "") -> list[str]:
+    """What a new model in a repository's folder takes the place of: weights, whole or in shards, and their figures."""
+    beside = [name for name in BESIDE if name != CARD_NAME]
+    return [glob.escape(prefix) + name for name in (WEIGHTS_NAME, INDEX_NAME, SHARD_NAMES, *beside)]
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "A model of vqvae-priors",
+    token: str | bool | None = None,
+) -> str:
+    """Upload a folder that `save` wrote, in one commit, with its card, elbo.json and pictures where it has them.
+
+    Weights and figures that lay there before go; other files stay. The options are those of `upload`, and so is what
+    comes back: the address of the repository at this commit.
+
+    Raises:
+        ValueError: it is no folder that `save` wrote, or the hub could not be written to.
+    """
+    folder = Path(folder)
+    names = [*members(folder), *(name for name in BESIDE if (folder / name).is_file())]
+    return hub.upload(
+        {name: folder / name for name in names},
+        repo_id,
+        message=message,
+        replaces=stale_patterns(),
+        private=private,
+        revision=revision,
+        token=token,
+    )
+
+
+def push_pretrained(
+    model: Pretrained,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> str:
+    """Save a model with its card to a folder for the while, and push that; see `push`."""
+    card = model.model_card(figures, source=repo_id, revision=revision)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        model.save_pretrained(folder)
+        write_text(folder / CARD_NAME, card)
+        return push(folder, repo_id, private=private, revision=revision, token=token)

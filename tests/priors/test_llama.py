@@ -1,0 +1,493 @@
+"""LlamaPrior against transformers' LlamaForCausalLM: the same weights are the same model, in both directions."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer
+from safetensors.torch import load_file, save_file
+from test_engine import steps
+from torch import Tensor
+
+from priors import LlamaPrior, LlamaPriorConfig, Prior
+from priors.llama_folder import load_llama, save_llama
+from priors.numerics import Numerics
+from priors.sampling import known_chooser
+from priors.static_step import static_step
+from priors.stepper import Stepper, cache_bytes
+from priors.trunk import gated_width
+from priors.walks import taken
+
+NUM_CODES, GRID, PLACES, CLASSES = 11, (3, 4), 12, 3
+
+
+def prior_of(**sizes: Any) -> LlamaPrior:
+    return make_llama(**{"num_codes": NUM_CODES, "grid": GRID, "num_classes": CLASSES, "rope_base": 50.0, **sizes})
+
+
+def read(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
+
+
+def rewrite(folder: Path, name: str = "config.json", **changed: Any) -> None:
+    (folder / name).write_text(json.dumps({**read(folder, name), **changed}))
+
+
+def theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The folder by transformers, as anyone would load it."""
+    transformers = pytest.importorskip("transformers")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert type(model) is transformers.LlamaForCausalLM
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def some_codes(num: int = 5, num_codes: int = NUM_CODES) -> Tensor:
+    return torch.randint(num_codes, (num, *GRID), generator=torch.Generator().manual_seed(0))
+
+
+def tokens_of(codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
+    """What a Llama reads to score codes: where they begin, and all but the last."""
+    start = torch.full((len(codes),), num_codes) if labels is None else num_codes + 1 + labels
+    return torch.cat((start[:, None], codes.flatten(1)[:, :-1]), 1)
+
+
+@torch.no_grad()
+def their_tables(model: Any, codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
+    logits = model(input_ids=tokens_of(codes, labels, num_codes)).logits
+    return logits[..., :num_codes].log_softmax(-1).view(*codes.shape, num_codes)
+
+
+# ---- what transformers makes of ours
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+@torch.no_grad()
+def test_logits_are_those_of_transformers(num_classes: int | None, labelled: bool, tmp_path: Path) -> None:
+    prior = prior_of(num_classes=num_classes, mlp_width=40 if labelled else None)
+    save_llama(prior, tmp_path / "llama")
+    model = theirs(tmp_path / "llama")
+    codes = some_codes()
+    labels = torch.arange(5) % CLASSES if labelled and num_classes else None
+    inner = torch.full((5,), CLASSES) if num_classes and labels is None else labels
+    own = prior._all_logits(prior.code(codes.flatten(1)[:, :-1]), inner)
+    logits = model(input_ids=tokens_of(codes, labels)).logits
+    assert logits.shape == (5, PLACES, NUM_CODES + 1 + (num_classes or 0))
+    assert own.std() > 0.5  # far from those of fresh weights
+    torch.testing.assert_close(logits[..., :NUM_CODES], own, atol=1e-4, rtol=0)
+    # A token that begins a grid is nowhere likelier than a code on average.
+    mean = own.mean(-1, keepdim=True)
+    torch.testing.assert_close(logits[..., NUM_CODES:], mean.expand_as(logits[..., NUM_CODES:]), atol=1e-4, rtol=0)
+    assert (logits.softmax(-1)[..., NUM_CODES:] <= logits.softmax(-1)[..., :NUM_CODES].mean(-1, keepdim=True)).all()
+    tables = their_tables(model, codes, labels)
+    torch.testing.assert_close(tables, prior.tables(codes, labels), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        tables.gather(-1, codes[..., None]).sum((1, 2, 3)), prior.log_prob(codes, labels), atol=1e-4, rtol=0
+    )
+
+
+def test_in_float64_they_agree_to_rounding(tmp_path: Path) -> None:
+    prior = prior_of(width=48, num_heads=6, depth=3).double()
+    save_llama(prior, tmp_path / "llama")
+    assert read(tmp_path / "llama")["dtype"] == "float64"
+    labels, codes = torch.arange(5) % CLASSES, some_codes()
+    tables = their_tables(theirs(tmp_path / "llama", torch.float64), codes, labels)
+    # Their angles are in float32.
+    torch.testing.assert_close(tables, prior.tables(codes, labels).detach(), atol=1e-5, rtol=0)
+    again = load_llama(tmp_path / "llama")
+    assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
+
+
+def test_greedy_grids_are_theirs(tmp_path: Path) -> None:
+    prior = prior_of()
+    save_llama(prior, tmp_path / "llama")
+    model = theirs(tmp_path / "llama")
+    labels = torch.tensor([0, 1, 2, 1])
+    greedy = {"temperature": 0.0, "precision": "float32"}
+    for start, own in (
+        (NUM_CODES + 1 + labels, prior.sample(4, labels, **greedy)),
+        (torch.full((2,), NUM_CODES), prior.sample(2, **greedy)),
+    ):
+        start = start[:, None]
+        drawn = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False)
+        assert drawn.shape == (len(start), 1 + PLACES)
+        assert torch.equal(drawn[:, 1:].view(-1, *GRID), own)
+        # No token of a prompt is taken for padding.
+        assert torch.equal(model.generate(start, do_sample=False), drawn)
+        # From a prompt that holds codes, too.
+        more = torch.cat((start, own.flatten(1)[:, :5]), 1)
+        options = {"do_sample": False, "max_new_tokens": PLACES - 5, "min_new_tokens": PLACES - 5}
+        assert torch.equal(model.generate(more, attention_mask=torch.ones_like(more), **options), drawn)
+    assert len(torch.unique(own)) > 1
+
+
+def test_generation_draws_codes_alone_as_often_as_the_prior(tmp_path: Path) -> None:
+    prior = prior_of(num_codes=3, grid=(2,), num_classes=2)
+    save_llama(prior, tmp_path / "llama")
+    model = theirs(tmp_path / "llama")
+    start, num = torch.full((4000, 1), 3 + 1 + 1), 4000
+    # Without being left out they would be drawn: a third of what there is begins a grid.
+    shares = model(input_ids=start[:1]).logits[0, -1].detach().softmax(-1)
+    assert shares[3:].sum() > 0.1
+    torch.manual_seed(0)
+    drawn = model.generate(start, attention_mask=torch.ones_like(start))[:, 1:]
+    assert drawn.shape == (num, 2)
+    assert drawn.max() < 3
+    world = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    expected = prior.log_prob(world, torch.ones(9, dtype=torch.int64)).exp().detach()
+    found = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9) / num
+    assert ((found - expected).abs() < 4.5 * (expected * (1 - expected) / num).sqrt() + 1e-3).all()
+    assert expected.max() > 0.2
+
+
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_the_readme_says_what_runs(num_classes: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_llama(prior_of(num_classes=num_classes), tmp_path / "llama")
+    text = (tmp_path / "llama" / "README.md").read_text()
+    ours, vllm = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    here = tmp_path / "llama"
+    script = f"{ours}\nassert codes.shape == (4, 3, 4) and codes.max() < {NUM_CODES}, codes"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", script], cwd=here, env=environment, check=True, capture_output=True)
+    compile(vllm, "vllm", "exec")
+    assert f"list(range({NUM_CODES}))" in vllm
+    assert ("12 to 14: 11 + 1 + label" in text) == (num_classes is not None)
+
+
+def test_the_folder_says_what_readers_of_any_age_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_llama(prior_of(), tmp_path / "llama")
+    files = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (tmp_path / "llama").iterdir()} == files
+    config = read(tmp_path / "llama")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50.0
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    # One that knows only the newer, or only the older names.
+    for kept in ("rope_parameters", "rope_theta"):
+        known = {name: value for name, value in config.items() if not name.startswith("rope") or name == kept}
+        read_back = transformers.LlamaConfig(**known)
+        assert read_back.rope_parameters["rope_theta"] == 50.0
+    read_back = transformers.AutoConfig.from_pretrained(tmp_path / "llama")
+    assert (read_back.bos_token_id, read_back.eos_token_id, read_back.vocab_size) == (11, None, 15)
+    assert (read_back.code_grid, read_back.num_codes, read_back.num_classes) == ([3, 4], 11, 3)
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "llama")
+    generation.validate(strict=True)
+    assert generation.suppress_tokens == [11, 12, 13, 14]
+    assert (generation.max_new_tokens, generation.eos_token_id) == (PLACES, None)
+
+
+# ---- what we make of theirs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 2},
+        {"num_key_value_heads": 1, "rms_norm_eps": 1e-2},
+        {"tie_word_embeddings": True, "rms_norm_eps": 1e-2},
+        {"intermediate_size": 64, "vocab_size": 32},
+    ],
+)
+@pytest.mark.parametrize("shards", [False, True])
+def test_folders_by_transformers_are_priors(changes: dict[str, Any], shards: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 15, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2} | changes
+    sizes = {"intermediate_size": 40, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}} | sizes
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # Scales of norms are of either sign; nothing is near what it starts at.
+            weight.copy_(torch.randn_like(weight) * (1.0 if "norm" in name else 0.3))
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if shards else "1GB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == shards
+    torch.manual_seed(5)
+    prior = load_llama(tmp_path / "theirs", grid=GRID, num_codes=NUM_CODES, num_classes=CLASSES)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)
+    assert not prior.training
+    codes = some_codes()
+    for labels in (None, torch.arange(5) % CLASSES):
+        expected = their_tables(model, codes, labels)
+        assert expected.std() > 0.5
+        torch.testing.assert_close(prior.tables(codes, labels).detach(), expected, atol=2e-4, rtol=0)
+    # And they go back as what they are.
+    save_llama(prior, tmp_path / "again")
+    again = their_tables(theirs(tmp_path / "again"), codes, None)
+    torch.testing.assert_close(again, their_tables(model, codes, None), atol=2e-4, rtol=0)
+
+
+def test_ours_trained_on_by_transformers_comes_back(tmp_path: Path) -> None:
+    prior = prior_of()
+    save_llama(prior, tmp_path / "llama")
+    model = theirs(tmp_path / "llama").train()
+    codes, labels = some_codes(), torch.arange(5) % CLASSES
+    tokens = torch.cat((tokens_of(codes, labels), codes.flatten(1)[:, -1:]), 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path / "trained")
+    assert not torch.equal(model.model.norm.weight, torch.ones(24))
+    trained = load_llama(tmp_path / "trained")  # the grid is still said
+    assert (trained.grid, trained.num_codes, trained.num_classes) == (GRID, NUM_CODES, CLASSES)
+    tables = trained.tables(codes, labels).detach()
+    torch.testing.assert_close(tables, their_tables(model, codes, labels), atol=1e-4, rtol=0)
+    assert (tables - prior.tables(codes, labels)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_llama(prior_of().to(dtype), tmp_path / "llama")
+    assert load_file(tmp_path / "llama" / "model.safetensors")["lm_head.weight"].dtype == dtype
+    prior = load_llama(tmp_path / "llama")
+    assert prior.logits.weight.dtype == torch.float32
+    tables = their_tables(theirs(tmp_path / "llama"), some_codes(), None)
+    torch.testing.assert_close(prior.tables(some_codes()).detach(), tables, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_saved_loaded_and_saved_again_is_bit_equal(dtype: torch.dtype, num_classes: int | None, tmp_path: Path) -> None:
+    prior = prior_of(num_classes=num_classes, mlp_width=None if num_classes else 40).to(dtype)
+    save_llama(prior, tmp_path / "first")
+    again = load_llama(str(tmp_path / "first"))
+    assert again.config == prior.config
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in prior.state_dict().items())
+    save_llama(again, tmp_path / "second")
+    save_llama(again, tmp_path / "second")  # over one that is there
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *CONTINUOUS])
+def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> None:
+    if kind.startswith("llama"):
+        return
+    model = KINDS[kind]() if kind in KINDS else CONTINUOUS[kind](dim=2, grid=(2,))
+    with pytest.raises(ValueError, match=r"prior that is one: train\.py --stage prior --prior-kind Llama") as error:
+        save_llama(model, tmp_path / "llama")
+    assert f"got a {type(model).__name__}, which is no Llama" in str(error.value)
+    assert "its weights are others" not in str(error.value)  # each has a reason of its own
+    assert not (tmp_path / "llama").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "got a model of type 'mistral', expected 'llama'"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "expected LlamaForCausalLM"),
+        ({"attention_bias": True}, "got attention_bias=True, expected False"),
+        ({"mlp_bias": True}, "got mlp_bias=True, expected False"),
+        ({"hidden_act": "gelu"}, "got hidden_act='gelu', expected 'silu'"),
+        ({"quantization_config": {"bits": 4}}, "got quantization_config="),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "of type 'llama3', expected 'default'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "of type 'linear'"),
+        ({"rope_parameters": {"rope_theta": -1}}, "got rope_base=-1"),
+        ({"rope_parameters": [1]}, "got rope_parameters="),
+        ({"partial_rotary_factor": 0.5}, "got partial_rotary_factor=0.5"),
+        ({"head_dim": 8}, "got head_dim=8, expected hidden_size / num_attention_heads, 12"),
+        ({"num_key_value_heads": 3}, "got num_attention_heads=2 for num_key_value_heads=3"),
+        ({"rms_norm_eps": 0}, "got rms_norm_eps=0"),
+        ({"hidden_size": "24"}, "got hidden_size='24', expected an integer"),
+        ({"hidden_size": None}, "got hidden_size=None"),
+        ({"num_codes": 14}, "got vocab_size=15, expected 18 or more: 14 codes"),
+        ({"code_grid": None}, "it does not say grid, expected as arguments"),
+        ({"code_grid": [3, -4]}, "got a grid size=-4"),
+        ({"num_codes": "many"}, "got num_codes='many'"),
+        ({"num_classes": []}, "got num_classes="),
+        ({"num_hidden_layers": 3}, "missing model.layers.2"),
+        ({"num_hidden_layers": 1}, "unknown model.layers.1"),
+        ({"vocab_size": 16}, r"model.embed_tokens.weight is \(15, 24\), expected \(16, 24\)"),
+        ({"num_key_value_heads": 1}, r"k_proj.weight is \(24, 24\), expected \(12, 24\)"),
+        ({"tie_word_embeddings": True}, "lm_head.weight that differs"),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_configs_of_other_models_are_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_llama(prior_of(), tmp_path / "llama")
+    rewrite(tmp_path / "llama", **changes)
+    refuses(tmp_path / "llama", message)
+
+
+def refuses(folder: Path, message: str, **given: Any) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_llama(folder, **given)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    refuses(folder, "no model folder at")
+    make_transformer(num_codes=3, grid=(2, 2)).save_pretrained(folder)
+    refuses(folder, "got a saved TransformerPrior of this library, which Prior.from_pretrained reads")
+    save_llama(prior_of(), folder)
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-8])
+    refuses(folder, "is corrupt or no safetensors file")
+    weights.unlink()
+    refuses(folder, "has no model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../model.safetensors"}}))
+    refuses(folder, r"has no \.\./model.safetensors: expected weights as safetensors in the folder itself")
+    index.write_text(json.dumps({"weight_map": [3]}))
+    refuses(folder, "has no weight_map of names to files")
+    weights.write_bytes(good)
+    tensors = load_file(weights)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    save_file({**tensors, name: tensors[name].long()}, weights)
+    refuses(folder, "is of torch.int64, expected floating point")
+    save_file({**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}, weights)
+    load_llama(folder)  # which old versions kept
+    save_file({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(24)}, weights)
+    refuses(folder, "unknown model.layers.0.self_attn.q_proj.bias")
+    for text in ("{", "[1]"):
+        (folder / "config.json").write_text(text)
+        refuses(folder, "config.json")
+    (folder / "config.json").unlink()
+    refuses(folder, "has no config.json")
+
+
+def test_what_is_given_must_be_what_is_said(tmp_path: Path) -> None:
+    save_llama(prior_of(), tmp_path / "llama")
+    assert load_llama(tmp_path / "llama", GRID, NUM_CODES, CLASSES).grid == GRID
+    refuses(tmp_path / "llama", r"it says code_grid=\[3, 4\], got \[4, 3\]; leave it out", grid=(4, 3))
+    refuses(tmp_path / "llama", "it says num_codes=11, got 10", num_codes=10)
+    refuses(tmp_path / "llama", "it says num_classes=3, got 2", num_classes=2)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rope_base": 1.0}, "got rope_base=1.0, expected a number above 1"),
+        ({"rope_base": float("inf")}, "got rope_base=inf"),
+        ({"mlp_width": 0}, "got mlp_width=0"),
+        ({"width": 10}, "got width=10 with num_heads=6"),
+        ({"label_dropout": 1.0}, "got label_dropout=1.0"),
+        ({"code_noise": -0.1}, "got code_noise=-0.1"),
+    ],
+)
+def test_bad_sizes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LlamaPriorConfig(**{"num_codes": 4, "grid": (2, 2), **options})
+
+
+# ---- walks: queries and keys that are not normalised, in every arithmetic
+
+
+@pytest.mark.parametrize(("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.7), ("int8", 0.6)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_greedy_walks_are_the_same_in_every_arithmetic(
+    precision: str, agreement: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = prior_of(width=32)
+    monkeypatch.setattr("priors.stepper.Compiled", lambda: static_step)
+    labels = torch.arange(12) % CLASSES
+    prefix = some_codes(12).flatten(1)[:, :3]
+    options = {"temperature": 0.0, "prefix": prefix}
+    expected = copy.deepcopy(prior).double().sample(12, labels, **options)
+    got = prior.sample(12, labels, precision=precision, compiled=compiled, **options)
+    assert (got == expected).float().mean() >= agreement
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_walks_in_bfloat16_score_nearly_like_the_forward(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr("priors.stepper._LARGE", 1)
+    prior, codes = prior_of(), some_codes(16)
+    chooser = known_chooser(codes)
+    route = prior._route(*prior._check_known(16, None, None, None), None)
+    labels = torch.full((16,), CLASSES)
+    assert Stepper(prior.trunk.trunk, 16, PLACES, Numerics(torch.bfloat16)).whole == large
+    prior._walk(chooser, labels, None, taken(route, torch.arange(16)), Numerics(torch.bfloat16), None)
+    assert (chooser.log_prob - prior.log_prob(codes)).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize("sizes", [(1,) * PLACES, (PLACES,), (3, 1, 1, 5, 1, 1)])
+@pytest.mark.parametrize("static", [False, True])
+def test_steps_are_the_trunk_at_once(static: bool, sizes: tuple[int, ...]) -> None:
+    prior = prior_of(num_heads=3, mlp_width=40).double()
+    x = torch.randn(4, PLACES, 24, generator=torch.Generator().manual_seed(0)).double()
+    turns = prior.trunk.turns(x)
+    stepper = Stepper(prior.trunk.trunk, 4, PLACES, Numerics(torch.float64, compiled=static))
+    stepper.one = static_step if static else None
+    expected = prior.trunk(x[:, 0], x[:, 1:]).detach()
+    torch.testing.assert_close(steps(stepper, x, turns, sizes), expected, atol=1e-11, rtol=0)
+    # Normalised queries and keys would give others.
+    stepper.normalised = True
+    stepper.reset()
+    assert (steps(stepper, x, turns, sizes) - expected).abs().max() > 0.1
+
+
+def test_wide_branches_count_in_the_bytes_of_a_walk() -> None:
+    plain, wide = prior_of(), prior_of(mlp_width=200)
+    numerics = Numerics(torch.float32)
+    extra = cache_bytes(wide.trunk.trunk, PLACES, numerics, 2) - cache_bytes(plain.trunk.trunk, PLACES, numerics, 2)
+    assert extra == 4 * 2 * 3 * (200 - gated_width(24))
+    assert wide.walk_bytes(numerics, 2) == cache_bytes(wide.trunk.trunk, PLACES, numerics, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("untyped")
+def test_compiled_walks_are_eager_ones() -> None:
+    prior = prior_of()
+    eager, compiled = (
+        prior.sample(8, compiled=compiled, precision="float32", generator=torch.Generator().manual_seed(0))
+        for compiled in (False, True)
+    )
+    assert (eager == compiled).float().mean() > 0.95
+
+
+def test_it_learns_what_one_place_says_of_the_next() -> None:
+    torch.manual_seed(0)
+    prior = LlamaPrior(LlamaPriorConfig(num_codes=5, grid=(6,), width=32, depth=2, num_heads=2))
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
+    for _ in range(150):
+        first = torch.randint(5, (64, 1))
+        loss = -prior((first + torch.arange(6)) % 5).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(weight.grad is not None and weight.grad.any() for weight in prior.parameters())
+    assert abs(loss.item() - torch.tensor(5.0).log().item()) < 0.2
+
+
+def test_relaxed_tables_at_corners_are_tables() -> None:
+    prior, codes = prior_of(), some_codes()
+    relaxed = prior.relaxed_tables(torch.nn.functional.one_hot(codes, NUM_CODES).float())
+    torch.testing.assert_close(relaxed, prior.tables(codes), atol=1e-5, rtol=0)
+
+
+def test_a_place_sees_only_what_is_before_it() -> None:
+    prior, codes = prior_of(), some_codes(1)
+    tables = prior.tables(codes).flatten(1, 2)
+    for place in range(PLACES):
+        other = codes.flatten(1).clone()
+        other[:, place] = (other[:, place] + 1) % NUM_CODES
+        changed = prior.tables(other.view(1, *GRID)).flatten(1, 2)
+        assert torch.equal(changed[:, : place + 1], tables[:, : place + 1])
+        assert place == PLACES - 1 or (changed[:, place + 1 :] - tables[:, place + 1 :]).abs().min(-1)[0].max() > 1e-4
+
+
+def test_it_is_loaded_by_what_was_saved(tmp_path: Path) -> None:
+    prior = prior_of(mlp_width=40, dropout=0.1)
+    prior.save_pretrained(tmp_path / "prior")
+    again = Prior.from_pretrained(tmp_path / "prior")
+    assert isinstance(again, LlamaPrior)
+    assert again.config == prior.config

@@ -1,0 +1,192 @@
+"""Model cards: what they say is true of the model, and figures stand there as they were measured or not at all."""
+
+import math
+
+import huggingface_hub
+import pytest
+import torch
+
+import safefolder
+from priors import (
+    MixtureTransformerPrior,
+    MixtureTransformerPriorConfig,
+    NGramPrior,
+    TransformerPrior,
+    TransformerPriorConfig,
+    UniformPrior,
+)
+from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig
+from vqvae.data import Batch
+from vqvae.evaluation import evaluate
+from vqvae.quantizers import EMAVectorQuantizerConfig
+
+PLAIN = {"title": "small", "summary": "It is small.", "facts": {"class": "`Thing`"}, "usage": "Use it."}
+FIGURES = {
+    "images": 10_000,
+    "skipped": 2,
+    "dims": 784,
+    "rate": {"uniform": 305.75, "transformer": 99.12345678901},
+    "distortion": 1200.5,
+    "entropy": 0.0,
+    "negative_elbo": 1299.6,
+    "bits_per_dim": 2.3914,
+    "usage": 0.981,
+    "perplexity": 203.25,
+    "psnr": 24.031,
+    "seconds": 61.0,
+    "seed": 3,
+}
+
+
+def metrics(text):
+    return {
+        result.metric_type: result.metric_value for result in huggingface_hub.ModelCard(text).data.eval_results or []
+    }
+
+
+def test_the_header_has_the_figures_to_the_last_digit():
+    text = safefolder.card(**PLAIN, tags=["a", "b"], figures=FIGURES, data="photos", pipeline_tag="image-to-image")
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.library_name, data.tags, data.pipeline_tag) == ("vqvae-priors", ["a", "b"], "image-to-image")
+    assert (data.license, data.model_name) == (None, "small")
+    names = ("bits_per_dim", "negative_elbo", "distortion", "entropy", "psnr", "usage", "perplexity")
+    rates = {f"rate_{name}": value for name, value in FIGURES["rate"].items()}
+    assert metrics(text) == {**{name: FIGURES[name] for name in names}, **rates}
+    assert {result.dataset_name for result in data.eval_results} == {"photos"}
+
+
+def test_the_table_has_units():
+    text = safefolder.card(**PLAIN, figures=FIGURES, data="photos")
+    assert "| Rate, transformer prior | 99.12 | nats per image |" in text
+    assert "| PSNR of the reconstructions | 24.03 | dB |" in text
+    assert "| Usage | 98.1% | share of the codes or channels |" in text
+    assert "2.3914 | bits per dimension |" in text
+    assert "Means over 10,000 test images of photos; 2 more could not be read; seed 3." in text
+
+
+def test_without_figures_it_says_so():
+    for figures in (None, {}, {"images": 3, "seconds": 1.0, "psnr": None}):
+        text = safefolder.card(**PLAIN, figures=figures)
+        assert "No figures were measured with this model" in text
+        assert "nats" not in text
+        assert metrics(text) == {}
+        assert "model-index" not in text
+        assert "pipeline_tag" not in text
+
+
+def test_only_what_was_measured_stands_there():
+    text = safefolder.card(**PLAIN, figures={"psnr": 20.0})
+    assert metrics(text) == {"psnr": 20.0}
+    assert "Rate" not in text
+    assert "seed" not in text
+    endless = safefolder.card(**PLAIN, figures={"psnr": math.inf, "usage": 1.0})
+    assert "| inf | dB |" in endless
+    assert metrics(endless) == {"usage": 1.0}
+
+
+@pytest.mark.parametrize("figures", [{"psnr": "20"}, {"rate": {"uniform": [1.0]}}, {"usage": True}])
+def test_what_is_no_figure_is_refused(figures):
+    with pytest.raises(ValueError, match="expected a number"):
+        safefolder.card(**PLAIN, figures=figures)
+
+
+def test_pictures_that_are_there_are_shown():
+    text = safefolder.card(**PLAIN, pictures=["usage.png", "cat.png"])
+    assert "](usage.png)" in text
+    assert "samples.png" not in text
+    assert "cat.png" not in text
+    assert "Pictures" not in safefolder.card(**PLAIN)
+
+
+def test_names_cannot_break_the_page():
+    text = safefolder.card(
+        **{**PLAIN, "title": "a\n---\nlicense: mit", "facts": {"x | y": "z\n# head"}},
+        figures={"rate": {"a | b\n# c": 1.0}},
+        data="d\n# e",
+    )
+    assert not [
+        line for line in text.splitlines() if line.startswith("#") and line.strip("# ")[:4] in ("head", "c", "e")
+    ]
+    data = huggingface_hub.ModelCard(text).data
+    assert data.license is None
+    assert data.model_name == "a --- license: mit"
+    assert metrics(text) == {"rate_a_b_c": 1.0}
+
+
+def ran(text, name, folder):
+    """What the Python of a card defines, of a model in a folder here instead of the hub."""
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert '"owner/name"' in code
+    scope = {}
+    exec(compile(code.replace('"owner/name"', repr(str(folder))), "README.md", "exec"), scope)
+    return scope[name]
+
+
+@pytest.mark.parametrize("kind", ["codes", "channels", "vectors"])
+def test_the_card_of_a_tokenizer(tmp_path, kind):
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "width": 8, "num_blocks": 1, "num_channels": 3 if kind == "channels" else 1}
+    quantizer = EMAVectorQuantizerConfig(num_codes=32, dim=4)
+    config = GaussianVAEConfig(**sizes, dim=3) if kind == "vectors" else VQVAEConfig(**sizes, quantizer=quantizer)
+    model = config.build()
+    model.save_pretrained(tmp_path / "model")
+    text = model.model_card()
+    assert ran(text, "latents", tmp_path / "model").shape[1:3] == (2, 2)
+    assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in text
+    assert f"| class | `{'GaussianVAE' if kind == 'vectors' else 'VQVAE'}` |" in text
+    assert "| images | 8 × 8, 3 channels |" in text or "| images | 8 × 8, 1 channel |" in text
+    assert ("| num_codes | 32 |" in text) == (kind != "vectors")
+    assert ("| bits per image of uniform codes | 20.0 |" in text) == (kind != "vectors")
+    assert "No figures were measured" in text
+    assert type(model) in (VQVAE, GaussianVAE)
+
+
+def test_the_figures_of_an_evaluation(tmp_path):
+    """From images to elbo.json to the card, number by number."""
+    import json
+
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1)).eval()
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    prior = UniformPrior(num_codes=model.num_codes, grid=model.grid)
+    evaluate(model, {"uniform": prior}, [Batch(images=images, labels=None, skipped=[])]).save(
+        tmp_path / "e.json", seed=7
+    )
+    figures = json.loads((tmp_path / "e.json").read_text())
+    text = model.model_card(figures, source="owner/name")
+    for name, value in metrics(text).items():
+        assert value == (figures["rate"]["uniform"] if name == "rate_uniform" else figures[name])
+    assert {"bits_per_dim", "rate_uniform", "distortion", "psnr", "usage", "perplexity"} <= metrics(text).keys()
+    assert "Means over 4 test images; seed 7." in text
+
+
+@pytest.mark.parametrize("kind", ["transformer", "classes", "ngram", "uniform", "vectors"])
+def test_the_card_of_a_prior(tmp_path, kind):
+    torch.manual_seed(0)
+    small = {"grid": (2, 3), "width": 16, "depth": 1, "num_heads": 2}
+    prior = {
+        "transformer": lambda: TransformerPrior(TransformerPriorConfig(num_codes=8, **small)),
+        "classes": lambda: TransformerPrior(TransformerPriorConfig(num_codes=8, num_classes=3, **small)),
+        "ngram": lambda: NGramPrior(num_codes=8, grid=(2, 3)),
+        "uniform": lambda: UniformPrior(num_codes=8, grid=(2, 3)),
+        "vectors": lambda: MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=2, **small)),
+    }[kind]()
+    if kind == "ngram":
+        prior.fit(torch.randint(0, 8, (20, 2, 3)))
+    prior.save_pretrained(tmp_path / "model")
+    text = prior.model_card()
+    assert ran(text, "nats", tmp_path / "model").shape == (4,)
+    assert "| grid | 2 × 3 |" in text
+    assert ("| bits per image of uniform codes | 18.0 |" in text) == (kind != "vectors")
+    assert f"| classes | {3 if kind == 'classes' else 'none'} |" in text
+    assert "No figures were measured" in text
+
+
+def test_a_class_that_its_package_does_not_export_is_imported_from_its_module():
+    assert safefolder.import_line(VQVAE) == "from vqvae import VQVAE"
+    assert safefolder.import_line(EMAVectorQuantizerConfig) == (
+        f"from {EMAVectorQuantizerConfig.__module__} import EMAVectorQuantizerConfig"
+    )
+    assert (
+        safefolder.loading(VQVAE, "o/n", revision=None, subfolder="a") == 'VQVAE.from_pretrained("o/n", subfolder="a")'
+    )

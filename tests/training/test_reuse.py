@@ -1,0 +1,123 @@
+"""Runs that begin with what another run, or another library, has made; and runs that another program launches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from run_files import SMALL, weights
+
+from vqvae import VQVAE, load_images
+from vqvae.tokens import tokenize
+
+PROJECT = Path(__file__).parents[2]
+# The small run's options of the prior and of how both models are fitted; its model's own come with a tokenizer.
+FIT = [
+    text
+    for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)
+    if not name.startswith("--model")
+    for text in (name, value)
+]
+
+
+@pytest.fixture
+def made(run, options, tmp_path) -> Path:
+    """The codebook of a small run, somewhere else."""
+    run(*options, "--stage", "codebook")
+    return (tmp_path / "run" / "codebook").rename(tmp_path / "made")
+
+
+def test_a_prior_for_a_saved_tokenizer(run, made, photos, tmp_path):
+    folder = tmp_path / "reused"
+    options = [*FIT, "--data.source", str(photos), "--run", str(folder), "--tokenizer", str(made)]
+    run(*options, "--stage", "prior")
+    assert (folder / "codebook" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    before = weights(folder)
+    run("--run", str(folder), "--stage", "evaluate")
+    assert json.loads((folder / "elbo.json").read_text())["bits_per_dim"] > 0
+    run(*options, "--stage", "prior", "--resume")  # the same again is nothing more to do
+    assert weights(folder) == before
+
+
+def test_a_saved_tokenizer_trains_on(run, made, photos, tmp_path):
+    folder = tmp_path / "reused"
+    still = ["--codebook-fit.learning-rate", "0", "--codebook-fit.weight-decay", "0"]
+    options = [*FIT, "--data.source", str(photos), "--run", str(folder), "--tokenizer", str(made)]
+    run(*options, *still, "--stage", "codebook")
+    old, new = (safetensors.torch.load_file(place / "model.safetensors") for place in (made, folder / "codebook"))
+    learned = {name for name, _ in VQVAE.from_pretrained(made).named_parameters()}
+    assert all(torch.equal(old[name], new[name]) for name in learned)
+    # Its moving averages went on: from where they were, not from a start.
+    assert new["quantizer.num_updates"] == old["quantizer.num_updates"] + 8
+
+
+def test_a_tokenizer_and_other_weights_are_one_line(run, made, photos, fails, tmp_path):
+    options = [*FIT, "--data.source", str(photos), "--run", str(tmp_path / "reused")]
+    line = fails(*options, "--tokenizer", str(made), "--stage", "prior", "--model.width", "16")
+    assert "--model options" in line
+    assert "expected (32,)" in line
+    line = fails(*options, "--tokenizer", str(tmp_path / "nothing"), "--stage", "prior")
+    assert "no model folder" in line
+    run(*options, "--tokenizer", str(made), "--stage", "prior")
+    line = fails(*options, "--tokenizer", str(tmp_path / "run"), "--stage", "prior")
+    assert "has a codebook of its own" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ("--strategy", "fsdp", "--stage", "prior")], ids=["ddp", "fsdp"])
+def test_torchrun_is_as_good_as_our_own_launch(options, run, tmp_path, extra):
+    """Two gloo processes that torchrun starts end with the weights of two that Fabric starts."""
+    if extra:
+        run(*options, "--stage", "codebook")
+    own, other = tmp_path / "run", tmp_path / "launched"
+    # Without "--" torchrun takes our --run for the beginning of an option of its own.
+    if extra:
+        subprocess.run(["cp", "-r", str(own), str(other)], check=True)
+    two = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
+    elsewhere = [*options[:-1], str(other)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    for launcher, arguments in (
+        ([sys.executable], options),
+        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"], elsewhere),
+    ):
+        command = [*launcher, str(PROJECT / "train.py"), *arguments, *two, *extra]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+    assert weights(own) == weights(other)
+
+
+@pytest.fixture
+def tokenized(made, photos, tmp_path) -> Path:
+    """The small run's images as codes."""
+    model = VQVAE.from_pretrained(made)
+    for split in ("train", "test"):
+        images = load_images(photos, split, size=8, channels=1)
+        tokenize(model, images, tmp_path / "codes" / split, split=split, tokenizer_source=str(made), shard_size=64)
+    return tmp_path / "codes"
+
+
+def test_a_prior_from_a_tokenized_set(run, made, tokenized, photos, tmp_path):
+    """The same prior as from the images themselves, with none of them at hand."""
+    common = [*FIT, "--stage", "prior"]
+    run(*common, "--data.source", str(photos), "--tokenizer", str(made), "--run", str(tmp_path / "images"))
+    run(*common, "--data.source", "nowhere", "--codes", str(tokenized), "--run", str(tmp_path / "codes-run"))
+    assert weights(tmp_path / "codes-run") == weights(tmp_path / "images")
+    # The run knows its images again where they are needed.
+    run("--run", str(tmp_path / "codes-run"), "--stage", "evaluate", "--data.source", str(photos))
+    assert (tmp_path / "codes-run" / "elbo.json").exists()
+
+
+def test_codes_that_do_not_fit_are_one_line(made, tokenized, fails, tmp_path):
+    common = [*FIT, "--codes", str(tokenized), "--run", str(tmp_path / "other")]
+    assert "is for a prior" in fails(*common)
+    assert "--live" in fails(*common, "--stage", "prior", "--live")
+    assert "nowhere" in fails(*common[:-4], "--codes", "nowhere", "--run", str(tmp_path / "other"), "--stage", "prior")
+    model = VQVAE.from_pretrained(made)
+    with torch.no_grad():
+        model.quantizer.codebook.add_(1)
+    model.save_pretrained(tmp_path / "moved")
+    assert "another tokenizer" in fails(*common, "--stage", "prior", "--tokenizer", str(tmp_path / "moved"))

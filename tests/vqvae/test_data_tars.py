@@ -1,0 +1,234 @@
+"""WebDataset archives: found by their headers, read at random, and never half."""
+
+import io
+import json
+import pickle
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import chw, noise
+from PIL import Image
+
+from vqvae.data import ImageArchives, batches, load_images
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def write(path: Path, samples: list[dict]) -> Path:
+    """An archive as the `webdataset` package writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it imports
+        webdataset = pytest.importorskip("webdataset")
+    with path.open("wb") as file:  # its own open leaves the file to the garbage collector
+        writer = webdataset.TarWriter(file)
+        for sample in samples:
+            writer.write(sample)
+        writer.close()
+    return path
+
+
+def plain_tar(path: Path, members: list[tuple[str, bytes]], **options) -> Path:
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+PIXELS = [noise(6, 9, 3) for _ in range(40)]
+
+
+def samples(numbers: range) -> list[dict]:
+    return [{"__key__": f"deep/{i:04}", "png": encoded(PIXELS[i]), "cls": i % 3} for i in numbers]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "set" / "train-0000.tar", samples(range(20)))
+    write(tmp_path / "set" / "train-0001.tar", samples(range(20, 31)))
+    write(tmp_path / "set" / "val-0000.tar", samples(range(31, 40)))
+    return tmp_path / "set"
+
+
+def test_a_folder_as_webdataset_writes_it(folder: Path):
+    train, test = (load_images(folder, split) for split in ("train", "test"))
+    assert isinstance(train, ImageArchives)
+    assert (len(train), len(test)) == (31, 9)
+    assert train.shape == (3, 6, 9)
+    assert (train.num_classes, test.num_classes) == (3, 3)
+    batch = train.__getitems__([25, 3, 30])
+    assert batch.images.equal(torch.stack([chw(PIXELS[i]) for i in (25, 3, 30)]))
+    assert batch.labels.tolist() == [1, 0, 0]
+    assert test[0][0].equal(chw(PIXELS[31]))
+    assert train.key(25) == "train-0001.tar/deep/0025.png"
+    assert pickle.loads(pickle.dumps(train))[7][0].equal(train[7][0])
+    assert load_images(folder, size=4, channels=1)[0][0].shape == (1, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_read_them_too(folder: Path):
+    images = load_images(folder)
+    here, ahead = (list(batches(images, 4, seed=0, epochs=1, num_workers=num)) for num in (0, 2))
+    assert all(a.images.equal(b.images) for a, b in zip(here, ahead, strict=True))
+
+
+def test_a_pattern_is_expanded_and_a_tenth_held_out(folder: Path, tmp_path: Path):
+    train, test = (load_images(folder / "train-{0000..0001}.tar", split) for split in ("train", "test"))
+    assert len(train) + len(test) == 31
+    assert 1 <= len(test) <= 10
+    names = {images.key(i) for images in (train, test) for i in range(len(images))}
+    assert names == {f"train-000{int(i >= 20)}.tar/deep/{i:04}.png" for i in range(31)}
+    for number in range(8, 12):
+        write(tmp_path / f"a{number}b0.tar", samples(range(number, number + 1)))
+    assert len(load_images(tmp_path / "a{8..11}b{0..0}.tar")) + len(load_images(tmp_path, "test")) == 4
+    with pytest.raises(ValueError, match=r"train-0002\.tar does not exist; expected a \.tar file"):
+        load_images(folder / "train-{0000..0002}.tar")
+
+
+def test_a_single_archive_and_a_folder_without_train(tmp_path: Path):
+    path = write(tmp_path / "photos.tar", samples(range(30)))
+    for split in ("train", "test"):
+        alone, within = load_images(path, split), load_images(tmp_path, split)
+        assert [alone.key(i) for i in range(len(alone))] == [within.key(i) for i in range(len(within))]
+
+
+def test_labels_in_json_or_none(tmp_path: Path):
+    image = encoded(PIXELS[0])
+    path = write(tmp_path / "a.tar", [{"__key__": str(i), "png": image, "json": {"label": i}} for i in range(9)])
+    images = load_images(path)
+    assert images.num_classes == 9
+    assert [images[i][1] for i in range(len(images))] == [int(images.key(i)[6:-4]) for i in range(len(images))]
+    for other in ({"text": "a cat"}, {"label": "cat"}, {"label": None}, {"label": -1}, {"label": True}, [1]):
+        part = {"__key__": "x", "png": image, "json": other}
+        assert load_images(write(tmp_path / "b.tar", [part, *samples(range(5))])).num_classes is None
+
+
+def test_the_first_image_of_a_sample_wherever_its_parts_lie(tmp_path: Path):
+    image, other = encoded(PIXELS[0]), encoded(PIXELS[1], "JPEG")
+    members = [
+        ("./a.seg.png", image),
+        ("./b.cls", b"1\n"),
+        ("./a.jpg", other),
+        ("./.hidden.png", b"no"),
+        ("./a.cls", b"0"),
+        ("./only.txt", b"text"),
+        ("./noending", b"?"),
+        ("./b.JPG", other),
+        ("./" + "long/" * 60 + "c.webp", encoded(PIXELS[2], "WEBP")),
+        ("./" + "long/" * 60 + "c.cls", b"2"),
+    ]
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        train, test = (load_images(plain_tar(tmp_path / "a.tar", members, format=kind), each) for each in SPLITS)
+        found = {images.key(i)[6:]: images[i][1] for images in (train, test) for i in range(len(images))}
+        assert found == {"./a.seg.png": 0, "./b.JPG": 1, "./" + "long/" * 60 + "c.webp": 2}
+
+
+SPLITS = ("train", "test")
+
+
+def test_links_are_followed_or_named(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(20):
+            data = encoded(PIXELS[i])
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, kind in (("hard.png", tarfile.LNKTYPE), ("soft.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "4.png"
+            archive.addfile(member)
+    sets = [load_images(tmp_path / "a.tar", split) for split in SPLITS]
+    by_name = {images.key(i): (images, i) for images in sets for i in range(len(images))}
+    assert len(by_name) == 22
+    images, at = by_name["a.tar/hard.png"]
+    assert images[at][0].equal(chw(PIXELS[4]))
+    images, at = by_name["a.tar/soft.png"]
+    assert images.__getitems__([at]).skipped == (("a.tar/soft.png", "the member is a link or a sparse file"),)
+
+
+def test_a_broken_image_is_named_and_skipped(tmp_path: Path):
+    parts = samples(range(8))
+    parts[5]["png"] = parts[5]["png"][:60]
+    write(tmp_path / "train.tar", parts)
+    write(tmp_path / "test.tar", samples(range(2)))
+    batch = load_images(tmp_path).__getitems__(range(8))
+    assert [name for name, _ in batch.skipped] == ["train.tar/deep/0005.png"]
+    assert batch.images.equal(torch.stack([chw(PIXELS[i]) for i in (0, 1, 2, 3, 4, 6, 7)]))
+    assert batch.labels.tolist() == [0, 1, 2, 0, 1, 0, 1]
+
+
+def test_a_cut_archive_is_refused_wherever_it_was_cut(tmp_path: Path):
+    path = write(tmp_path / "a.tar", samples(range(3)))
+    data = path.read_bytes()
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+        last = members[-1]
+        end = last.offset_data + 512  # of the last member's only block
+    assert data[end : end + 1024].count(0) == 1024
+    cuts = sorted({*range(0, end, 97), *(member.offset for member in members), end, end + 100})
+    for number, cut in enumerate(cuts):
+        part = tmp_path / f"cut{number}.tar"
+        part.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"is cut, damaged, or no plain tar file") as caught:
+            load_images(part)
+        assert "\n" not in str(caught.value)
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(data[: end + 512])
+    assert load_images(whole).num_classes is not None
+
+
+def test_damaged_headers_and_what_follows_the_end_are_refused(tmp_path: Path):
+    path = write(tmp_path / "a.tar", samples(range(3)))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        offsets = [member.offset for member in archive.getmembers()]
+    for offset in offsets:
+        spoiled = data.copy()
+        spoiled[offset + 130] ^= 4
+        path.write_bytes(spoiled)
+        with pytest.raises(ValueError, match="is cut, damaged, or no plain tar file"):
+            load_images(path)
+    path.write_bytes(data + data)
+    with pytest.raises(ValueError, match="there is no header, but there is data"):
+        load_images(path)
+    plain_tar(path, [])
+    with pytest.raises(ValueError, match="hold no images; expected members that end in"):
+        load_images(path)
+    plain_tar(path, [("a.png", b"broken")])
+    with pytest.raises(ValueError, match="no readable image among its first"):
+        load_images(path)
+
+
+def test_a_label_that_is_none_is_named(tmp_path: Path):
+    image = encoded(PIXELS[0])
+    for name, data in (("b.cls", b"cat"), ("b.json", b"{")):
+        path = plain_tar(tmp_path / "a.tar", [("a.png", image), ("b.png", image), (name, data)])
+        with pytest.raises(ValueError, match=rf"a\.tar: its member {name} holds no label"):
+            load_images(path)
+
+
+def test_an_archive_that_shrank_since_is_named(tmp_path: Path):
+    images = load_images(write(tmp_path / "train.tar", samples(range(12))).parent)
+    data = (tmp_path / "train.tar").read_bytes()
+    (tmp_path / "train.tar").write_bytes(data[:600])
+    (_, reason), *_ = images.__getitems__([len(images) - 1]).skipped
+    assert reason == "the archive has become shorter"
+
+
+def test_json_with_labels_larger_than_any_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vqvae.data.tars._MAX_JSON", 100)
+    image = encoded(PIXELS[0])
+    text = json.dumps({"label": 3, "caption": "x" * 200}).encode()
+    path = plain_tar(tmp_path / "a.tar", [("a.png", image), ("a.json", text), ("b.png", image)])
+    assert load_images(path).num_classes is None

@@ -1,0 +1,38 @@
+"""Small tokenizers and images on the disk, for tests of tokenized sets."""
+
+from pathlib import Path
+
+import torch
+from image_files import save
+
+from vqvae import VQVAE, VQVAEConfig
+from vqvae.quantizers import FSQConfig, ResidualQuantizerConfig, VectorQuantizerConfig
+
+QUANTIZERS = {
+    "plain": VectorQuantizerConfig(num_codes=16, dim=4),
+    "residual": ResidualQuantizerConfig(depth=3, quantizer=VectorQuantizerConfig(num_codes=16, dim=4)),
+    "many": FSQConfig(levels=(9, 9, 9, 9, 9, 9)),  # 531,441 codes
+}
+
+
+def tokenizer(kind: str = "plain", seed: int = 0) -> VQVAE:
+    torch.manual_seed(seed)
+    quantizer = QUANTIZERS[kind]
+    return VQVAE(VQVAEConfig(image_size=8, num_channels=3, width=8, num_blocks=1, quantizer=quantizer)).eval()
+
+
+def photos(folder: Path, num: int = 50, broken: tuple[int, ...] = ()) -> Path:
+    """A folder of images of two classes, and one to test on; some are no images."""
+    generator = torch.Generator().manual_seed(7)
+    for number in range(num):
+        pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator).numpy()
+        path = save(folder / "train" / "ab"[number >= num // 2] / f"{number:03}.png", pixels)
+        if number in broken:
+            path.write_bytes(b"broken")
+    save(folder / "test" / "a" / "0.png", pixels)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones too."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

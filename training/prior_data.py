@@ -1,0 +1,131 @@
+"""What a prior is trained on, wherever its latents are: in memory, made batch by batch, or on the disk.
+
+in memory      the default: encoded once, and kept in the run's folder
+live           --live: each batch is encoded when it is asked for
+on the disk    --codes: a tokenized set that `vqvae tokenize` wrote, memory-mapped
+"""
+
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from training.latents import ENCODE_BATCH, encode_or_load, encoded, live_batches, live_sample
+from training.options import Run
+from training.records import Metrics
+from vqvae import VQVAE, Autoencoder
+from vqvae.data import Batch, Images, index_batches
+from vqvae.tokens import CodeDataset
+
+# Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
+NUM_WATCHED = 512
+# Training images by which real latents are standardised where they are not all at hand.
+LIVE_SAMPLE = 10_000
+# Rows that are looked at together where all have to be.
+PART = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorData:
+    """What a prior is trained on.
+
+    Attributes:
+        batches: shuffled batches without end; takes what `vqvae.data.index_batches` does.
+        parts: all of it once, in parts.
+        sample: some of it, or all where it is in memory.
+        watched: of the test images, to look at during training.
+    """
+
+    batches: Callable[..., Generator[Batch, None, None]]
+    parts: Callable[[], Iterable[Tensor]]
+    sample: Callable[[], Tensor]
+    watched: Batch
+
+
+def prior_data(
+    fabric: Fabric, metrics: Metrics, run: Run, model: Autoencoder, in_loop: Any, data: Mapping[str, Images]
+) -> PriorData:
+    """The latents that the run's options ask for.
+
+    Args:
+        in_loop: the prior in the loop of a model that has one.
+        data: images by split; none where the run has codes.
+
+    Raises:
+        ValueError: codes that are not there, or are of another tokenizer.
+    """
+    if run.codes is not None:
+        train, test = (stored_codes(run.codes, split, model) for split in ("train", "test"))
+        return PriorData(
+            batches=functools.partial(_stored_batches, train),
+            parts=functools.partial(_stored_parts, train),
+            sample=lambda: _stored(train, np.arange(min(PART, len(train)))).images,
+            watched=_stored(test, np.arange(min(NUM_WATCHED, len(test)))),
+        )
+    options = (fabric, metrics, run.seed, model, in_loop)
+    kept = {
+        split: encode_or_load(
+            *options,
+            data[split],
+            f"encode {split}",
+            limit=limit,
+            path=run.run / "state" / f"codes-{split}.safetensors",
+            about=(run.data.source, run.data.root),
+        )
+        for split, limit in {"test": NUM_WATCHED, **({} if run.live else {"train": None})}.items()
+    }
+    watched = kept["test"].at(np.arange(min(NUM_WATCHED, len(kept["test"].values))))
+    if not run.live:
+        values = kept["train"].values
+        return PriorData(
+            batches=kept["train"].batches, parts=lambda: values.split(PART), sample=lambda: values, watched=watched
+        )
+    live = functools.partial(live_batches, fabric, model, in_loop, data["train"], num_workers=run.data.num_workers)
+    first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
+    return PriorData(
+        batches=live,
+        parts=lambda: (batch.images for batch in encoded(*options, data["train"], "encode train")),
+        sample=lambda: live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))),
+        watched=watched,
+    )
+
+
+def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
+    """How many classes what `prior_data` gives has; None without labels. Errors as there."""
+    known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
+    return known.num_classes
+
+
+def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
+    """The part of a tokenized set, if it is one of this model's.
+
+    Raises:
+        ValueError: no such set, one of another tokenizer, or a model whose codes depend on a prior in its loop.
+    """
+    if not isinstance(model, VQVAE) or model.config.beta is not None:
+        raise ValueError(
+            f"--codes {folder} are those of an encoder by itself, but this model has "
+            f"{'a prior in its loop' if isinstance(model, VQVAE) else 'real latents'}: leave --codes out"
+        )
+    codes = CodeDataset(folder / split)
+    codes.check_tokenizer(model)
+    return codes
+
+
+def _stored(codes: CodeDataset, indices: np.ndarray) -> Batch:
+    found = codes.__getitems__(indices)
+    return Batch(found.codes, found.labels)
+
+
+def _stored_batches(codes: CodeDataset, **order: Any) -> Generator[Batch, None, None]:
+    return (_stored(codes, indices) for indices in index_batches(len(codes), **order))
+
+
+def _stored_parts(codes: CodeDataset) -> Iterator[Tensor]:
+    for first in range(0, len(codes), PART):
+        yield codes.__getitems__(range(first, min(first + PART, len(codes)))).codes

@@ -1,0 +1,100 @@
+"""Models in other projects' formats: export, and import."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from priors.llama_folder import load_llama, save_llama
+from vqvae import VQVAE
+from vqvae.cli.common import Model, Output, has_prior, load_prior, load_tokenizer, tell
+from vqvae.data import batches, load_images
+from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
+
+# Images that a likelihood's scale is fitted to: its error is then far under a thousandth of a bit.
+NUM_FITTED = 256
+
+Source = tyro.conf.Positional[str]
+
+
+def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "llama"], output: Output) -> None:
+    """Write a model for other software: the tokenizer, or with llama the prior.
+
+    onnx: encoder.onnx and decoder.onnx, images to codes and codes to images, in batches of any size (extra `onnx`).
+    program: the same as encoder.pt2 and decoder.pt2 of torch.export, which need PyTorch alone.
+    diffusers: a folder for `diffusers.VQModel.from_pretrained`, of a VQGAN.
+    llama: a folder for `transformers.LlamaForCausalLM.from_pretrained` and vLLM, of a prior of kind Llama.
+
+    Example: vqvae export runs/fashion-mini --to onnx -o exported
+
+    Args:
+        run_or_model: a run's folder, a model's own folder, or a hub id.
+        to: the format.
+        output: the folder to write, which must not be there yet.
+    """
+    _check_free(output)
+    if to == "llama":
+        prior = load_prior(run_or_model, None if has_prior(run_or_model) else run_or_model)
+        save_llama(prior, output)
+        print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
+        return
+    model = load_tokenizer(run_or_model)
+    if not isinstance(model, VQVAE):
+        raise ValueError(f"{run_or_model} holds a {type(model).__name__}, which has no codes; expected a VQVAE")
+    write = {"onnx": export_onnx, "program": export_program, "diffusers": export_diffusers}[to]
+    write(model, output)
+    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+
+
+def import_(
+    source: Source,
+    output: Output,
+    image_size: int | None = None,
+    config: Path | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    data: str | None = None,
+) -> None:
+    """Read a public model, and write it as one of ours.
+
+    Tokenizers: a VQModel of diffusers (folder or hub id), a .ckpt of taming-transformers, a .pt of LlamaGen. Priors: a
+    folder of `LlamaForCausalLM` that was trained on codes. What is pickled is read without running what is in it.
+
+    Example: vqvae import amused/amused-256 --subfolder vqvae -o runs/amused/codebook --data photos
+
+    Args:
+        source: folder, file or hub id.
+        output: the folder to write, which must not be there yet.
+        image_size: height and width in pixels, any that the networks can halve; the source's own unless given.
+        config: the yaml of a taming checkpoint, unless it lies beside it.
+        revision: branch, tag or commit of a hub id.
+        subfolder: where in the folder or repository the model is.
+        data: images to fit the likelihood's scale to, without which distortion and bits mean nothing.
+    """
+    _check_free(output)
+    if (Path(source) / "config.json").is_file() and '"LlamaForCausalLM"' in (Path(source) / "config.json").read_text():
+        given = {"image_size": image_size, "config": config, "revision": revision, "subfolder": subfolder, "data": data}
+        if unknown := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+            raise ValueError(f"{source} is a language model, for which there is no {', '.join(unknown)}: leave it out")
+        prior = load_llama(source)
+        prior.save_pretrained(output)
+        print(f"{output}: a {type(prior).__name__} of {prior.num_codes} codes on a grid of {prior.grid}")
+        return
+    model = import_tokenizer(source, config=config, image_size=image_size, revision=revision, subfolder=subfolder)
+    size = model.config.image_size
+    if data is None:
+        tell("the scale of its likelihood is not fitted, so that distortion and bits mean nothing yet: add --data")
+    else:
+        images = load_images(data, size=size, channels=model.config.num_channels)
+        scale = fit_scale(model, next(batches(images, min(NUM_FITTED, len(images)), seed=0)).images)
+        print(f"scale of the likelihood: {', '.join(f'{level:.1f}' for level in scale.tolist())} levels")
+    model.save_pretrained(output)
+    print(f"{output}: {model.num_codes} codes, a grid of {model.grid} for images of {size} x {size}")
+
+
+def _check_free(output: Path) -> None:
+    """Before what takes long: ValueError where something stands at the output, which writing it would replace."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(
+            f"{output} is there already, expected the name of a new folder: remove it, or take another name"
+        )

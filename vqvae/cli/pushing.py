@@ -1,0 +1,157 @@
+"""Put a run, or a model of one, on the Hugging Face hub: push."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import safefolder
+from priors import GridModel
+from vqvae import Autoencoder
+
+# What a run has to give: folders of models, of which the first is always there.
+PARTS = ("codebook", "prior", "unigram", "ngram")
+
+Folder = Annotated[Path, tyro.conf.Positional]
+Repository = Annotated[str, tyro.conf.Positional]
+
+
+def push(run_or_model: Folder, repository: Repository, private: bool = False, revision: str | None = None) -> None:
+    """Upload a run, or a saved model, to the Hugging Face hub in one commit, with a model card.
+
+    Of a run go: its tokenizer, its priors, elbo.json and the pictures, with the README.md of its folder, or else a
+    card that is made of these. After that `vqvae sample OWNER/NAME` works anywhere, and so does
+    `VQVAE.from_pretrained("OWNER/NAME", subfolder="codebook")`. Log in first, by `hf auth login`.
+
+    Example: vqvae push runs/fashion-mini owner/fashion-mini --private
+
+    Args:
+        run_or_model: a run's folder, or a saved model's.
+        repository: where to, as OWNER/NAME; it is made where there is none.
+        private: make it a private one.
+        revision: the branch to upload to; main unless given.
+    """
+    send = push_run if (run_or_model / PARTS[0]).is_dir() else push_model
+    print(send(run_or_model, repository, private=private, revision=revision))
+
+
+def push_run(
+    run: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | bool | None = None
+) -> str:
+    """Upload the models, the figures and the pictures of a run with its card; the address at this commit comes back.
+
+    Raises:
+        ValueError: a part of the run cannot be read, or the hub could not be written to.
+    """
+    files: dict[str, Path | bytes] = {}
+    for part in PARTS:
+        if (run / part).is_dir():
+            files |= {f"{part}/{name}": run / part / name for name in safefolder.members(run / part)}
+    beside = [name for name in safefolder.BESIDE if (run / name).is_file()]
+    files |= {name: run / name for name in beside}
+    if "README.md" not in beside:
+        files["README.md"] = run_card(run, repo_id, revision=revision).encode()
+    return safefolder.upload(
+        files,
+        repo_id,
+        message=f"The run {run.resolve().name}",
+        # What an earlier run or model left there would pass for this run's.
+        replaces=[*(f"{part}/*" for part in PARTS), safefolder.CONFIG_NAME, *safefolder.stale_patterns()],
+        private=private,
+        revision=revision,
+        token=token,
+    )
+
+
+def push_model(
+    folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | bool | None = None
+) -> str:
+    """Upload a saved model with its card, and with figures where an elbo.json lies beside it."""
+    names = [*safefolder.members(folder), *(name for name in safefolder.BESIDE if (folder / name).is_file())]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    if "README.md" not in files:
+        files["README.md"] = _model(folder).model_card(_figures(folder), source=repo_id, revision=revision).encode()
+    return safefolder.upload(
+        files,
+        repo_id,
+        message="A model of vqvae-priors",
+        replaces=safefolder.stale_patterns(),
+        private=private,
+        revision=revision,
+        token=token,
+    )
+
+
+def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
+    """The card of a run: its tokenizer and its prior, how to use them together, and what it measured."""
+    model = Autoencoder.from_pretrained(run / "codebook")
+    prior = GridModel.from_pretrained(run / "prior") if (run / "prior").is_dir() else None
+    facts = {f"tokenizer, {name}": value for name, value in model.card_facts().items()}
+    imports = [safefolder.import_line(type(model))]
+    lines = [f"model = {safefolder.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
+    if prior is None:
+        lines += [f"images = torch.zeros(1, {', '.join(map(str, _shape(model)))}, dtype=torch.uint8)  # yours"]
+        lines += ["codes = model.encode(images)", "again = model.decode(codes)"]
+        imports.insert(0, "import torch\n")
+    else:
+        kept = ("class", "classes", "parameters")
+        facts |= {f"prior, {name}": value for name, value in prior.card_facts().items() if name in kept}
+        imports.insert(0, safefolder.import_line(type(prior)))
+        lines += [f"prior = {safefolder.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
+        lines += ["images = model.decode(prior.sample(4))  # drawn anew", "codes = model.through(prior).encode(images)"]
+    usage = safefolder.python(*imports, "", *lines)
+    if prior is not None and revision is None:
+        usage += f"\n\n```sh\nvqvae sample {repo_id} --num 16 --output samples.png\n```"
+    and_prior = "" if prior is None else f" and a prior over its latents ({type(prior).__name__})"
+    return safefolder.card(
+        title=repo_id.rpartition("/")[2],
+        summary=f"An image tokenizer ({type(model).__name__}){and_prior}.",
+        facts=facts,
+        usage=usage,
+        tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
+        figures=_figures(run),
+        data=_data(run),
+        pictures=[name for name in safefolder.PICTURES if (run / name).is_file()],
+        pipeline_tag=None if prior is None else "unconditional-image-generation",
+    )
+
+
+def _shape(model: Autoencoder) -> tuple[int, int, int]:
+    return model.config.num_channels, model.config.image_size, model.config.image_size
+
+
+def _model(folder: Path) -> Autoencoder | GridModel:
+    """The model of a folder, of whichever of the two families."""
+    kind = safefolder.read_config(folder)["class"]
+    return GridModel.from_pretrained(folder) if kind in _names(GridModel) else Autoencoder.from_pretrained(folder)
+
+
+def _names(kind: type) -> set[str]:
+    return {kind.__name__}.union(*(_names(below) for below in kind.__subclasses__()))
+
+
+def _figures(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "elbo.json"
+    if not path.is_file():
+        return None
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it, or make it anew by `vqvae evaluate`") from error
+    if not isinstance(figures, dict):
+        raise ValueError(f"{path} holds no figures; remove it, or make it anew by `vqvae evaluate`")
+    return figures
+
+
+def _data(run: Path) -> str | None:
+    """What the run's images are called: the name of a set, or of a folder without where it lies."""
+    try:
+        source = json.loads((run / "state" / "run.json").read_text(encoding="utf-8"))["data"]["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a card can do without
+    if not isinstance(source, str):
+        return None
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source or Path(source).exists()
+    return (Path(source).name or None) if is_path else source

@@ -1,0 +1,158 @@
+"""Images to shards of codes: tokenize."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from vqvae.cli.common import Model, Output, load_tokenizer, printable, speed, tell
+from vqvae.data import Images, load_images
+from vqvae.tokens import CodeDataset, Tokenized, write_parquet
+from vqvae.tokens import tokenize as tokenize_images
+from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE
+
+# Unreadable images that are named on stderr; all are in the index.
+_NAMED = 10
+_MAX_WORKERS = 8
+
+
+def tokenize(
+    run_or_model: Model,
+    source: Annotated[str, tyro.conf.Positional],
+    *,
+    output: Output,
+    split: Literal["train", "test"] | None = None,
+    batch_size: int = BATCH_SIZE,
+    shard_size: int = SHARD_SIZE,
+    num_workers: int | None = None,
+    device: str = "auto",
+    parquet: Path | None = None,
+) -> int:
+    """Encode images of any number to shards of codes, which `vqvae.tokens.CodeDataset` and `train.py` read.
+
+    A run that was stopped goes on when the same command is given again: shards that are there are kept, and the files
+    are in the end the same, byte for byte. Images that cannot be read are left out and listed in index.json; the exit
+    status is then 1. Under `torchrun` every process takes its share of the shards.
+
+    Example: vqvae tokenize runs/fashion-mini photos -o codes
+
+    Args:
+        run_or_model: a run's folder, a tokenizer's folder, or a hub id.
+        source: images: a folder, a parquet file, WebDataset archives (a .tar file, a folder of them, or
+            NAME-{0000..0012}.tar), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
+        output: the folder to write; the codes are in its folders train and test.
+        split: which part of the source; both unless given.
+        batch_size: images that are encoded at once.
+        shard_size: images to a file, and what a run that is stopped may have to do again.
+        num_workers: processes that decode ahead; all cores but one, at most 8, unless given.
+        device: auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
+        parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts.
+    """
+    place = _Place.of_environment()
+    if parquet is not None and place.world_size > 1:
+        raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
+    model = load_tokenizer(run_or_model).to(place.device(device))
+    sets = {part: _load(source, part, model, split) for part in ((split,) if split else ("train", "test"))}
+    status = 0
+    for part, images in sets.items():
+        with tqdm(desc=f"tokenize {part}", unit="img", disable=None, dynamic_ncols=True) as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            made = tokenize_images(
+                model,
+                images,
+                output / part,
+                split=part,
+                tokenizer_source=run_or_model,
+                batch_size=batch_size,
+                shard_size=shard_size,
+                num_workers=place.num_workers if num_workers is None else num_workers,
+                rank=place.rank,
+                world_size=place.world_size,
+                progress=progress,
+            )
+        _tell_unreadable(made, output / part)
+        print(f"{output / part}: {_told(made, place)}")
+        status = 1 if made.unreadable else status
+        if parquet is not None:
+            path = parquet if split else parquet.with_stem(f"{parquet.stem}-{part}")
+            write_parquet(CodeDataset(output / part), path)
+            print(f"{path}: {made.num_rows:,} rows")
+    return status
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Which of how many processes this is, as torchrun says."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @classmethod
+    def of_environment(cls) -> "_Place":
+        values = {}
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+            text = os.environ.get(name, str(default))
+            if not text.isdecimal():
+                raise ValueError(f"got {name}={text!r} in the environment; expected a number, as torchrun sets it")
+            values[name.lower()] = int(text)
+        place = cls(**values)
+        if place.rank >= place.world_size:
+            raise ValueError(f"got RANK={place.rank} and WORLD_SIZE={place.world_size} in the environment")
+        return place
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that decode, where each process of this machine leaves one core to itself."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(_MAX_WORKERS, cores // max(1, self.local_world_size) - 1))
+
+    def device(self, name: str) -> torch.device:
+        """The device of that name, each process of a machine having a GPU of its own."""
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device must be auto, cpu, cuda or cuda:NUMBER, got {name!r}") from error
+        if device.type != "cuda":
+            return device
+        found = torch.cuda.device_count()
+        number = self.local_rank % max(1, found) if device.index is None else device.index
+        if number >= found:
+            raise ValueError(f"got --device {name}; this machine has {found} GPU(s) that torch can use")
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
+
+
+def _load(source: str, part: str, model: Any, split: str | None) -> Images:
+    try:
+        return load_images(source, part, size=model.config.image_size, channels=model.config.num_channels)
+    except ValueError as error:
+        if split is None and part == "test" and "split='test'" in str(error):
+            raise ValueError(f"{error}; for the rest alone, pass --split train") from error
+        raise
+
+
+def _tell_unreadable(made: Tokenized, folder: Path) -> None:
+    for key, reason in made.unreadable[:_NAMED]:
+        tell(f"skipped {printable(key)}: {printable(reason)}")
+    if len(made.unreadable) > _NAMED:
+        tell(f"and {len(made.unreadable) - _NAMED:,} more, all named in {folder / 'index.json'}")
+
+
+def _told(made: Tokenized, place: _Place) -> str:
+    text = f"{made.num_rows:,} rows in {made.num_shards:,} shards, {len(made.unreadable):,} unreadable; "
+    text += speed(made.num_images, made.seconds) if made.num_images else "all was there already"
+    if not made.whole:
+        text = f"rank {place.rank} of {place.world_size} made {text}; other ranks are still at work"
+    return text

@@ -1,0 +1,149 @@
+"""Whether two programs give the same codes, but for ties: what "equal" can mean between different roundings.
+
+A code is the nearest vector to a feature, and features are sums of float32 products, which every program rounds in an
+order of its own. Where a feature lies within rounding of the plane between two code vectors, either code is right.
+So another program's code o, where the model's nearest is k, is a *tie* if at the model's own feature z
+
+    (‖z − e_o‖² − ‖z − e_k‖²)/2  ≤  δ·‖e_o − e_k‖ + ρ            in float64
+
+The left side over ‖e_o − e_k‖ is how far z lies from that plane, so the first term says that the plane is within δ of
+z, the rounding of features. How large that is depends on the depth and the sizes of a network far more than on ‖z‖, so
+it is measured: with z* the features of the same network in float64,
+
+    δ  =  8 · max over the image's places ‖z − z*‖   +   16 eps · max over the image's places ‖z‖
+
+Another program's error is another draw of what z − z* is a draw of: as many sums, in another order. The largest of an
+image's places says how large such errors are, and 8 leaves room for a program that sums less carefully. The second term
+is for what features go through afterwards (projections, remainders, grids), a few float32 operations each, and for
+networks that happen to make no error. ρ = (d + 3) eps (‖z − c‖·max‖e − c‖ + max‖e − c‖²/2) bounds the rounding of the
+search itself in float32, as `vqvae.quantizers.nearest` derives it; c is the codes' mean. eps is float32's, 2^-23.
+
+Kinds that round or take signs have distances to their codes' vectors like any other; logits are affine like halved
+distances. Both z and z* are carried through projections, groups, remainders and grids up to each codebook, and compared
+there. A code after a tie depends on which of the two was taken: what is left is that after the other program's own
+codes, so each of its codes is judged on its own path.
+
+Pixels: a level is right if it is the nearest to the model's point estimate, or would be if that were `LEVEL_MARGIN`
+elsewhere.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from vqvae.interop.code_graphs import Codebook, code_graph
+from vqvae.model import VQVAE
+
+NUM_ERRORS = 8
+NUM_ULPS = 16
+# A 64th of a level. The expected level of a mixture, a float32 sum of 255 terms, is accurate to a thousandth.
+LEVEL_MARGIN = 1 / 64
+# Images that are judged at once, in float64.
+GROUP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How another program's codes compare with a model's.
+
+    Attributes:
+        num_codes_compared: all codes of all images.
+        num_equal: of these, the same code; after a tie of an earlier depth or scale, if it is right there too.
+        num_ties: another code, which is as near up to rounding.
+        num_wrong: the rest, which rounding does not explain.
+    """
+
+    num_codes_compared: int
+    num_equal: int
+    num_ties: int
+    num_wrong: int
+
+
+def compare_codes(
+    model: VQVAE, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], other_codes: Int[Tensor, "b *grid"]
+) -> Agreement:
+    """What another program made of these images, compared with `model.encode(images)`.
+
+    Where all is equal this is the encoding alone; images with another code are encoded in float64 too.
+
+    Raises:
+        ValueError: codes of another shape or outside the codebook, images that the model does not take, or a kind of
+            quantizer that is none of the library's.
+    """
+    levels = model.to_levels(images)
+    codes = model.encode(levels)
+    if other_codes.shape != codes.shape or other_codes.is_floating_point():
+        raise ValueError(
+            f"expected codes as integers of shape {tuple(codes.shape)}, "
+            f"got {other_codes.dtype} of shape {tuple(other_codes.shape)}"
+        )
+    others = other_codes.to(codes)
+    if others.numel() and not 0 <= int(others.min()) <= int(others.max()) < model.num_codes:
+        raise ValueError(f"codes must lie in [0, {model.num_codes}), got {int(others.min())} to {int(others.max())}")
+    differs = codes != others
+    wrong = torch.zeros_like(differs)
+    images_to_judge = differs.flatten(1).any(1).nonzero().squeeze(1)
+    if len(images_to_judge):
+        judge = _Judge(model)
+        for group in images_to_judge.split(GROUP):
+            wrong[group] = judge.wrong(levels[group], others[group])
+    num_wrong = int(wrong.sum())
+    num_ties = int((differs & ~wrong).sum())
+    return Agreement(
+        num_codes_compared=codes.numel(),
+        num_equal=codes.numel() - num_ties - num_wrong,
+        num_ties=num_ties,
+        num_wrong=num_wrong,
+    )
+
+
+@torch.no_grad()
+def count_wrong_pixels(
+    model: VQVAE, codes: Int[Tensor, "b *grid"], other_images: UInt8[Tensor, "b c h w"]
+) -> tuple[int, int]:
+    """Of another program's decoded pixels, how many are not those of `model.decode`, and how many of them wrongly.
+
+    Raises:
+        ValueError: images of another shape, or codes that the model does not take.
+    """
+    with model.evaluating():
+        estimate = model.likelihood.point(model.decoder(model.vectors(codes))).double()
+    if other_images.shape != estimate.shape:
+        raise ValueError(f"expected images of shape {tuple(estimate.shape)}, got {tuple(other_images.shape)}")
+    others = other_images.to(estimate.device).double()
+    num_other = int((others != estimate.round().clamp(0, 255)).sum())
+    return num_other, int((~((others - estimate).abs() <= 0.5 + LEVEL_MARGIN)).sum())
+
+
+class _Judge:
+    """A model in float32 and in float64, for codes of both."""
+
+    def __init__(self, model: VQVAE):
+        self.model = model
+        self.exact_encoder = copy.deepcopy(model.encoder).eval().double()
+        self.graph = code_graph(model.quantizer, torch.float64)
+
+    @torch.no_grad()
+    def wrong(self, levels: Tensor, others: Tensor) -> Tensor:
+        """Which of these codes rounding does not explain, in their shape."""
+        with self.model.evaluating():
+            z = self.model.encoder(levels).double()
+        both = torch.cat([z, self.exact_encoder(levels)])
+        return self.graph.run(both, torch.cat([others, others]), _is_wrong)[0][: len(levels)]
+
+
+def _is_wrong(codebook: Codebook, both: Tensor, given: Tensor) -> Tensor:
+    z, exact = both.chunk(2)
+    others = given[: len(z)]
+    lead, slope = codebook.lead(z, codebook.find(z), others)
+    error = NUM_ERRORS * _largest(z - exact) + NUM_ULPS * torch.finfo(torch.float32).eps * _largest(z)
+    wrong = ~(lead <= error.reshape(-1, *[1] * (slope.ndim - 1)) * slope + codebook.rounding(z))
+    return torch.cat([wrong, wrong])
+
+
+def _largest(z: Tensor) -> Tensor:
+    """The largest norm of each image's places, "b"."""
+    return z.norm(dim=-1).flatten(1).amax(1)

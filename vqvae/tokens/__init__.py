@@ -1,0 +1,42 @@
+"""Tokenized sets of images: shards of codes that any program can read, made once and of any size.
+
+    made = tokenize(model, images, "codes/train")               # goes on where a run before was stopped
+    codes = CodeDataset("codes/train")                          # memory-mapped
+    for batch in codes.batches(1024, seed=0):                   # without end; a `CodeBatch` each
+        batch.codes                                             # int64 "b *grid"
+
+    layout.py       the format: what a folder holds; Plan, which shard takes which images
+    shards.py       one shard: written whole or not at all, and checked; the index
+    pipeline.py     images to shards on one machine: tokenize, and its steps for other engines
+    dataset.py      CodeDataset: shards to batches
+    table.py        one parquet file of it all (extra `parquet`; imported only when needed)
+
+It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights, and nothing of priors.
+"""
+
+from vqvae.tokens.dataset import CodeBatch, CodeDataset
+from vqvae.tokens.layout import Plan, Tokenizer, plan
+from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
+from vqvae.tokens.shards import Encoded, Summary, finish, is_done, missing, write_shard
+from vqvae.tokens.table import write_parquet
+
+__all__ = [
+    "CodeBatch",
+    "CodeDataset",
+    "Decoded",
+    "Encoded",
+    "Plan",
+    "Summary",
+    "Timings",
+    "Tokenized",
+    "Tokenizer",
+    "encode_batch",
+    "finish",
+    "is_done",
+    "missing",
+    "plan",
+    "read_batch",
+    "tokenize",
+    "write_parquet",
+    "write_shard",
+]

@@ -1,0 +1,215 @@
+"""What a tokenized set of images is on the disk, and which images each shard takes.
+
+    codes-00000.safetensors ...   the shards; shard s is of the source's images s S ... (s + 1) S - 1
+        codes       uint16, or uint32 above 65,536 codes, "n *grid": the images that could be read, in order
+        labels      int64, "n", where the source has labels
+        key_bytes, key_ends       uint8 and int64 "n": what the source calls each image, in UTF-8; key i is
+                                  key_bytes[key_ends[i - 1] : key_ends[i]]
+        and one entry of metadata, "about": JSON that says of which tokenizer, source and images it is, and which
+        of them could not be read
+    index.json                    everything else, and how many rows each shard has; written last
+
+Within a shard images are encoded in slices of the batch size from its first image on, the last one padded, so the
+numbers of a batch never depend on where a run was stopped or who made which shard: the files of an undisturbed run,
+of a resumed one and of many processes are the same, byte for byte. (On the same kind of device and with the same
+number of threads. Kernels for others round differently, which can move a code between two that are equally near.)
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from torch import Tensor
+
+from vqvae import fingerprint
+from vqvae.data import Images
+
+FORMAT = 1
+INDEX_NAME = "index.json"
+CLASS_NAME = "CodeDataset"
+SHARD_SIZE = 8192
+BATCH_SIZE = 64
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; a `VQVAE` is one. It is also a torch module, on the device that is to encode."""
+
+    config: Any
+
+    @property
+    def num_codes(self) -> int: ...
+
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+
+    def encode(self, images: UInt8[Tensor, "b c h w"]) -> Shaped[Tensor, "b *grid"]: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a folder of codes will hold: plain data, which goes to any process.
+
+    Attributes:
+        folder: where shards and index lie.
+        num_images: images of the source, readable or not.
+        image_shape: (c, h, w) of each.
+        source: what the set calls itself.
+        split: which part of the source, "train" or "test".
+        num_classes, class_names: of the labels; None where there are none.
+        tokenizer: class, config, fingerprint, and the source that it was loaded from.
+        num_codes, grid: of the tokenizer.
+        batch_size: images that are encoded at once.
+        shard_size: images of the source to a shard.
+    """
+
+    folder: Path
+    num_images: int
+    image_shape: tuple[int, int, int]
+    source: str
+    split: str
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    tokenizer: dict[str, Any]
+    num_codes: int
+    grid: tuple[int, ...]
+    batch_size: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    @property
+    def has_labels(self) -> bool:
+        return self.num_classes is not None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the codes on the disk."""
+        return code_dtype(self.num_codes)
+
+    def images(self, shard: int) -> range:
+        """Which images of the source a shard is of."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.num_images))
+
+    def slices(self, shard: int) -> Iterator[range]:
+        """Its images, as many at a time as are encoded at once."""
+        images = self.images(shard)
+        return (images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size))
+
+    def path(self, shard: int) -> Path:
+        """Its file."""
+        return self.folder / shard_name(shard)
+
+    def about(self, shard: int) -> dict[str, Any]:
+        """What its file says of itself, less the images that could not be read."""
+        images = self.images(shard)
+        return {
+            "format": FORMAT,
+            "class": CLASS_NAME,
+            "tokenizer": self.tokenizer["fingerprint"],
+            "source": self.source,
+            "split": self.split,
+            "num_images": self.num_images,
+            "image_shape": list(self.image_shape),
+            "batch_size": self.batch_size,
+            "first": images.start,
+            "stop": images.stop,
+        }
+
+    def index(self) -> dict[str, Any]:
+        """What the index says before any shard is there."""
+        return {
+            "format": FORMAT,
+            "class": CLASS_NAME,
+            "grid": list(self.grid),
+            "num_codes": self.num_codes,
+            "dtype": str(self.dtype),
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "batch_size": self.batch_size,
+            "shard_size": self.shard_size,
+            "tokenizer": self.tokenizer,
+            "source": self.source,
+            "split": self.split,
+            "num_images": self.num_images,
+            "image_shape": list(self.image_shape),
+        }
+
+
+def plan(
+    model: Tokenizer,
+    images: Images,
+    folder: str | Path,
+    *,
+    split: str = "train",
+    tokenizer_source: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    shard_size: int = SHARD_SIZE,
+) -> Plan:
+    """What `folder` will hold of these images.
+
+    Args:
+        split: which part of the source `images` is; it is noted, and nothing else.
+        tokenizer_source: where the model was loaded from, for people to find it again; its fingerprint is what counts.
+
+    Raises:
+        ValueError: a model without codes, or for other images; numbers out of range.
+    """
+    for what, got in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if got < 1:
+            raise ValueError(f"got {what}={got}; expected at least 1")
+    if not hasattr(model, "num_codes"):
+        raise ValueError(
+            f"{type(model).__name__} has no codes, its latents are real vectors; expected a tokenizer such as VQVAE"
+        )
+    expected = (model.config.num_channels, model.config.image_size, model.config.image_size)
+    if images.shape != expected:
+        raise ValueError(
+            f"the tokenizer is for images of shape {expected}, got {images.shape} of {images.name}; "
+            f"load them with size={expected[1]} and channels={expected[0]}"
+        )
+    code_dtype(model.num_codes)
+    plain = json.loads(json.dumps(model.config.to_plain()))  # as it will be read again, tuples being lists
+    return Plan(
+        folder=Path(folder),
+        num_images=len(images),
+        image_shape=images.shape,
+        source=images.name,
+        split=split,
+        num_classes=images.num_classes,
+        class_names=images.class_names,
+        tokenizer={
+            "class": type(model).__name__,
+            "config": plain,
+            "fingerprint": fingerprint.of_tokenizer(model),
+            "source": tokenizer_source,
+        },
+        num_codes=model.num_codes,
+        grid=tuple(model.grid),
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+
+
+def code_dtype(num_codes: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every code.
+
+    Raises:
+        ValueError: more codes than 32 bits tell apart.
+    """
+    if num_codes > 1 << 32:
+        raise ValueError(f"got num_codes={num_codes:,}; codes of tokenized sets have at most 32 bits")
+    return np.dtype(np.uint16 if num_codes <= 1 << 16 else np.uint32)
+
+
+def shard_name(shard: int) -> str:
+    return f"codes-{shard:05}.safetensors"

@@ -1,0 +1,408 @@
+"""Images to shards on a cluster, by Ray Data.
+
+    tasks, wherever a CPU is free       actors, one to a device             the caller
+    read, decode, pad               ──>   to the device, encode, back   ──>   collect, write, index
+
+The shards are those of `vqvae.tokens.tokenize`, byte for byte: the same slices, each encoded alone, on as many threads
+as the caller has. Nothing depends on the order in which slices come back, as a shard is written when it has all of its
+own; so no slice waits for one that was lost.
+
+What goes where. The model and the set go through Ray's object store, so nodes need not share a disk for them; only
+the image files themselves must be at the same path on every node (or `open_images` opens what is there). A process
+opens the set once and an actor loads the model once. The output folder is the caller's alone. Every process needs this
+package.
+
+What is lost. Tasks and actors that die are run again, by Ray, as often as it takes, on whatever node has room; what a
+lost node had decoded is decoded again. An image that cannot be read is data and stops nothing. Where the caller dies,
+the next call goes on from the shards that are there.
+
+What fills memory. Decoded images wait in the object store for an encoder: of all nodes together at most
+`_BLOCKS_AHEAD` blocks for each CPU and encoder, after which Ray starts no more tasks.
+
+Needs the extra `ray`.
+"""
+
+import importlib
+import io
+import logging
+import math
+import os
+import pickle
+import socket
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vqvae.data import EncodedImages, Images, ImageTensors
+from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
+from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch
+from vqvae.tokens.shards import Encoded, finish, missing, write_shard
+
+# Of a task: enough that Ray's own work on it is small, few enough that little is done again when it is lost.
+_SLICES_PER_TASK = 32
+_TASKS_PER_CPU = 4
+# Small slices travel together.
+_MIN_BLOCK_BYTES = 1 << 20
+_BLOCKS_AHEAD = 4
+# A CPU always has room for one decoding task beside a few encoders. Were an encoder to hold a whole CPU, a cluster that
+# loses nodes could end with encoders on all that is left, and nothing to decode on.
+_DECODER_CPUS = 0.9
+_ENCODER_CPUS = 0.01
+_CONNECT_SECONDS = 10.0
+# Nothing is sent to Ray's makers. Its processes' own log of what they do goes to files only where it ends them: else it
+# would tell on the terminal of each actor that may be started again.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# torch warns that it could write to arrays that lie read-only in the object store; nothing here does.
+_READ_ONLY = "The given NumPy array is not writable"
+
+
+def tokenize_on_ray(
+    model: Tokenizer,
+    images: Images,
+    folder: str | Path,
+    *,
+    address: str | None = None,
+    split: str = "train",
+    tokenizer_source: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    shard_size: int = SHARD_SIZE,
+    device: str | None = None,
+    num_encoders: int | None = None,
+    open_images: Callable[[], Images] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tokenized:
+    """Encode images to shards of codes in `folder`, as `tokenize` does, on a cluster.
+
+        tokenize_on_ray(model, load_images("photos", size=256), "codes/train")                          # this machine
+        tokenize_on_ray(model, load_images("photos", size=256), "codes/train", address="10.0.0.1:6379")
+
+    A Ray that runs in this process already is used and left running; else one is joined or started, and ended after.
+
+    Args:
+        model: on any device; encoders load a copy of it.
+        address: of a cluster (of its head node, or "auto"); None uses RAY_ADDRESS, else a cluster that was started on
+            this machine, else starts Ray here.
+        split, tokenizer_source, batch_size, shard_size: as `tokenize`.
+        device: of the encoders, "cuda" or "cpu"; None is "cuda" where the cluster has GPUs.
+        num_encoders: None is one to a GPU; on CPUs, as many as the threads that `torch.get_num_threads()` says go into
+            the cluster's CPUs.
+        open_images: how a process opens the same set itself, for nodes that have it elsewhere, or in a cache of their
+            own: `partial(load_images, source, split=split, size=..., channels=...)`. None sends `images`.
+        progress: called with the images that are done, and those that this call has to do, as codes come back.
+
+    Raises:
+        ValueError: as `tokenize`; the extra is missing; no cluster at `address`; it has not the GPUs; a node where not
+            one image of the set can be read; the work came to a stop, as the cluster has lost what it needs.
+    """
+    start = time.perf_counter()
+    ray = _ray()
+    todo = plan(
+        model,
+        images,
+        folder,
+        split=split,
+        tokenizer_source=tokenizer_source,
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+    if device not in (None, "cuda", "cpu"):
+        raise ValueError(f"got device={device!r}; expected 'cuda', 'cpu', or None for what the cluster has")
+    if num_encoders is not None and num_encoders < 1:
+        raise ValueError(f"got num_encoders={num_encoders}; expected at least 1")
+    shards = missing(todo)
+    total = sum(len(todo.images(shard)) for shard in shards)
+    num_images = 0
+    if shards:
+        arrived: dict[int, dict[int, Encoded]] = defaultdict(dict)
+        with (
+            _running(ray, address),
+            _quiet(ray),
+            closing(_encoded(ray, model, images, open_images, todo, shards, device, num_encoders)) as stream,
+        ):
+            for shard, part in stream:
+                # By its first image: a slice that was made twice counts once.
+                parts = arrived[shard]
+                if part.first not in parts:
+                    parts[part.first] = part
+                    num_images += len(part.codes) + len(part.skipped)
+                    if progress is not None:
+                        progress(num_images, total)
+                if len(parts) == len(list(todo.slices(shard))):
+                    write_shard(todo, shard, list(arrived.pop(shard).values()))
+        assert not arrived, "slices are missing"
+    summary = finish(todo)
+    if summary is None:
+        raise ValueError(
+            f"shards of {todo.folder} are gone again; expected that nobody else changes it while it is made"
+        )
+    return Tokenized(
+        whole=True,
+        num_rows=summary.num_rows,
+        num_shards=summary.num_shards,
+        unreadable=summary.unreadable,
+        num_images=num_images,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _ray() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # Ray tells of options that it will change; they are not ours.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+            import ray
+            import ray.data
+            import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise ValueError(f"the Ray engine needs more packages ({error}): pip install 'vqvae-priors[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _running(ray: Any, address: str | None) -> Iterator[None]:
+    """Ray runs inside: the one that does already, else one of our own."""
+    if ray.is_initialized():
+        if address is not None:
+            raise ValueError(f"got address={address!r}, but Ray runs in this process already; expected no address")
+        yield
+        return
+    try:
+        host, _, port = (address or "").rpartition(":")
+        if host and port.isdigit():
+            # Ray itself tries for minutes.
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        with _environment(_ENVIRONMENT):
+            # Workers' own output would come between the lines of the caller's.
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"no Ray at {address or 'this machine'}: {reason}; expected the address of a running cluster "
+            "(HOST:PORT of its head node), or none to start Ray here"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Settings of the environment that are as said inside, unless the user has set them."""
+    new = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Ray Data says what is wrong on the terminal, and no more; its file of logs has everything."""
+    # Of its handlers only the one for the terminal is a StreamHandler.
+    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
+    before = [each.level for each in handlers]
+    for each in handlers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+            yield
+    finally:
+        for each, level in zip(handlers, before, strict=True):
+            each.setLevel(level)
+
+
+def _encoded(
+    ray: Any,
+    model: Tokenizer,
+    images: Images,
+    open_images: Callable[[], Images] | None,
+    todo: Plan,
+    shards: list[int],
+    device: str | None,
+    num_encoders: int | None,
+) -> Iterator[tuple[int, Encoded]]:
+    """Shard and codes of each slice, in the order in which they come back."""
+    has = ray.cluster_resources()
+    num_cpus, num_gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    device = device or ("cuda" if num_gpus else "cpu")
+    if num_encoders is None:
+        num_encoders = max(1, num_gpus if device == "cuda" else num_cpus // torch.get_num_threads())
+    if num_cpus < 1 or (device == "cuda" and num_gpus < num_encoders):
+        raise ValueError(
+            f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs; expected at least 1 CPU"
+            + (f" and a GPU for each of {num_encoders} encoders" if device == "cuda" else "")
+        )
+    num_slices = sum(len(list(todo.slices(shard))) for shard in shards)
+    per_task = min(_SLICES_PER_TASK, math.ceil(num_slices / (_TASKS_PER_CPU * num_cpus)))
+    num_tasks = math.ceil(num_slices / per_task)
+    block_bytes = max(_MIN_BLOCK_BYTES, todo.batch_size * math.prod(todo.image_shape))
+
+    with warnings.catch_warnings():
+        # A copy sets every option, and Ray warns of those that are to go.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
+        context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = block_bytes
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=_BLOCKS_AHEAD * (num_cpus + num_encoders) * block_bytes
+    )
+    _check_nodes(ray, {__name__, type(model).__module__, type(images).__module__})
+    source = ray.put(_pack(images) if open_images is None else open_images)
+    weights = ray.put(_dump(model))
+    with ray.data.DataContext.current(context):
+        encoded = (
+            ray.data.range(num_tasks, override_num_blocks=num_tasks)
+            .map_batches(
+                partial(_decode, source=source, todo=todo, shards=shards, per_task=per_task, num_slices=num_slices),
+                batch_size=None,
+                batch_format="numpy",
+                num_cpus=_DECODER_CPUS,
+            )
+            .map_batches(
+                _Encode,
+                fn_constructor_args=(weights, device, torch.get_num_threads(), torch.get_float32_matmul_precision()),
+                batch_size=1,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=num_encoders),
+                num_cpus=_ENCODER_CPUS,
+                num_gpus=1 if device == "cuda" else 0,
+            )
+        )
+        try:
+            with closing(iter(encoded.iter_batches(batch_size=None, batch_format="numpy"))) as batches:
+                for batch in batches:
+                    for part in batch["part"]:
+                        yield pickle.loads(part)
+        except ray.exceptions.RayError as error:
+            raise _plain(error) from error
+
+
+def _check_nodes(ray: Any, modules: set[str]) -> None:
+    """Raise ValueError where a node lacks one of these: Ray Data would try there without end."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    # A lambda, as that travels as code and not as a name in a module that may not be there.
+    probe = ray.remote(num_cpus=_DECODER_CPUS)(
+        lambda: [importlib.import_module(name).__name__ for name in sorted(modules)]
+    )
+    for node in nodes:
+        try:
+            ray.get(probe.options(scheduling_strategy=strategy(node["NodeID"], soft=True)).remote())
+        except ImportError as error:
+            raise ValueError(
+                f"the node {node['NodeManagerAddress']} lacks what is here ({error.cause}); expected the same packages "
+                "on all nodes: pip install 'vqvae-priors[ray]' there"
+            ) from error
+
+
+def _plain(error: Exception) -> Exception:
+    """The ValueError that a process raised, in place of Ray's account of where."""
+    each: BaseException | None = error
+    while each is not None:
+        if type(each) is ValueError:
+            return ValueError(str(each))
+        each = getattr(each, "cause", None) or each.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ValueError(f"the work on Ray came to a stop: {(lines or [type(error).__name__])[-1]}; run it again to go on")
+
+
+def _dump(model: Tokenizer) -> bytes:
+    assert isinstance(model, nn.Module)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    return buffer.getvalue()
+
+
+def _pack(images: Images) -> Any:
+    """A set for the object store. Of arrays, unlike tensors, all processes of a node share one copy there."""
+    if type(images) is not ImageTensors:
+        return images
+    return (
+        images.images.numpy(),
+        None if images.labels is None else images.labels.numpy(),
+        images.class_names,
+        images.name,
+    )
+
+
+# What follows runs in Ray's processes.
+
+
+@lru_cache(maxsize=1)
+def _open(source: Any, shape: tuple[int, int, int], num_images: int) -> Images:
+    """The set, opened once in a process."""
+    import ray
+
+    found = ray.get(source)
+    if isinstance(found, tuple):
+        pixels, labels, class_names, name = found
+        labels = None if labels is None else torch.from_numpy(labels)
+        return ImageTensors(torch.from_numpy(pixels), labels, class_names, name=name)
+    images = found if isinstance(found, Images) else found()
+    if images.shape != shape or len(images) != num_images:
+        raise ValueError(
+            f"open_images gave {len(images)} images of shape {images.shape}, expected {num_images} of {shape}; "
+            "every node must have the same set"
+        )
+    if isinstance(images, EncodedImages):
+        # On a node without the files every image would be one that cannot be read, and no error.
+        images.check_readable()
+    return images
+
+
+def _decode(
+    batch: dict[str, np.ndarray], *, source: Any, todo: Plan, shards: list[int], per_task: int, num_slices: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The slices of a task, one by one, so that no more than a few are here at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _READ_ONLY)
+        images = _open(source, todo.image_shape, todo.num_images)
+        # All shards have as many slices but the last of the set, behind which there is none.
+        per_shard = math.ceil(todo.shard_size / todo.batch_size)
+        for task in batch["id"].tolist():
+            for at in range(task * per_task, min((task + 1) * per_task, num_slices)):
+                shard = shards[at // per_shard]
+                indices = list(todo.slices(shard))[at % per_shard]
+                decoded = read_batch(images, indices, todo.batch_size)
+                rest = replace(decoded, images=np.empty(0, np.uint8))
+                yield {"images": decoded.images[None], "rest": _cell((shard, str(todo.dtype), rest))}
+
+
+class _Encode:
+    """An encoder: the model, on one device."""
+
+    def __init__(self, weights: Any, device: str, num_threads: int, precision: str):
+        import ray
+
+        # As the caller has them: with other numbers of threads sums are cut elsewhere, and round differently.
+        torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision(precision)
+        warnings.filterwarnings("ignore", _READ_ONLY)
+        # Written by `_dump` in this run, so it is what the caller has in memory, no file of others.
+        self.model = torch.load(io.BytesIO(ray.get(weights)), map_location=device, weights_only=False)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shard, dtype, rest = pickle.loads(batch["rest"][0])
+        decoded: Decoded = replace(rest, images=batch["images"][0])
+        part = encode_batch(self.model, decoded)
+        return {"part": _cell((shard, replace(part, codes=part.codes.astype(dtype))))}
+
+
+def _cell(value: Any) -> np.ndarray:
+    """A column of one row that holds any value."""
+    return np.array([pickle.dumps(value)], object)
