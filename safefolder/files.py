@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
         recover(path)
         _remove(new)
         yield new
+        _share(new)
         _sync(new)
         if path.is_dir():
             previous = _beside(path, "previous")
@@ -84,6 +86,19 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) or _is_write_failure(error):
             raise ValueError(_why(path, error)) from error
         raise
+
+
+def _share(path: Path) -> None:
+    """Let those read a file, or a folder's files, who may read what this process writes; safetensors lets nobody."""
+    probe = _beside(path, "mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
 
 
 def _sync_entries(folder: Path) -> None:

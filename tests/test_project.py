@@ -69,8 +69,8 @@ def test_public_names():
     ]
     assert sorted(vqvae.tokens.__all__) == [
         *("CodeBatch", "CodeDataset", "Decoded", "Encoded", "Plan", "Summary", "Timings", "Tokenized", "Tokenizer"),
-        *("encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize", "write_parquet"),
-        "write_shard",
+        *("encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize", "tokenize_on_ray"),
+        *("write_parquet", "write_shard"),
     ]
     modules = (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em, vqvae.codec)
     modules += (vqvae.interop, vqvae.tokens)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -337,3 +338,18 @@ def test_a_folder_takes_no_revision(tmp_path):
         safefolder.load(tmp_path / "thing", revision="main")
     with pytest.raises(ValueError, match="has no token and no cache_dir"):
         safefolder.load(tmp_path / "thing", token="x", cache_dir=tmp_path)
+
+
+def test_what_is_written_can_be_read_as_the_umask_says(tmp_path):
+    """safetensors' own files are for their owner alone."""
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            safefolder.save(tmp_path / f"{mask}", {"class": "A"}, {"a": torch.zeros(2)})
+            with safefolder.replacing(tmp_path / f"{mask}.safetensors") as scratch:
+                safetensors.torch.save_file({"a": torch.zeros(2)}, scratch)
+        finally:
+            os.umask(before)
+        files = [*(tmp_path / f"{mask}").iterdir(), tmp_path / f"{mask}.safetensors"]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~mask}
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -93,8 +93,8 @@ class Run:
     """encode each batch anew while the prior trains, in place of once before: for sets whose codes do not fit in
     memory, and for stochastic encoders, whose draws then never repeat"""
     tokenizer: str | None = None
-    """a saved model (folder or hub id) in place of fresh weights: --stage codebook trains it on, --stage prior takes it
-    as it is; the model's options start from its own"""
+    """a run or a saved model (folder or hub id) in place of fresh weights: --stage codebook trains it on, --stage prior
+    takes it as it is; the model's options start from its own"""
     codes: Path | None = None
     """a folder that `vqvae tokenize` wrote: --stage prior trains on it and looks at no image; the tokenizer is the
     run's or --tokenizer, else the one that the folder names"""
@@ -208,7 +208,7 @@ def parse(args: list[str]) -> Run:
                 f"{folder} has a codebook of its own, got --tokenizer {tokenizer}: leave it out, or name another "
                 "folder with --run"
             )
-        model: Any = Autoencoder.from_pretrained(tokenizer).config
+        model: Any = load_tokenizer(tokenizer, given.codes).config
         default = dataclasses.replace(default, model=model, tokenizer=tokenizer)
     if given.latents:
         default = dataclasses.replace(default, model=_with_latents(default.model, LATENTS[given.latents]))
@@ -241,7 +241,10 @@ def _with_latents(model: AutoencoderConfig, kind: type[AutoencoderConfig]) -> An
     """The sizes and the likelihood of one kind of model, for another."""
     if isinstance(model, kind):
         return model
-    return kind(**{field.name: getattr(model, field.name) for field in dataclasses.fields(AutoencoderConfig)})
+    shared = {field.name for field in dataclasses.fields(kind)} - {"quantizer", "dim", "beta"}
+    return kind(
+        **{field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name in shared}
+    )
 
 
 def _quantizer(path: str) -> QuantizerConfig:
@@ -279,6 +282,16 @@ def source_of(codes: Path) -> str:
     if source is None:
         raise ValueError(f"{codes} does not say where its tokenizer lies: name it with --tokenizer")
     return source
+
+
+def load_tokenizer(source: str, codes: str | None) -> Autoencoder:
+    """The model of --tokenizer, or that a tokenized set names."""
+    try:
+        return Autoencoder.from_run(source)
+    except ValueError as error:
+        if codes is None:
+            raise
+        raise ValueError(f"the tokenizer of {codes} cannot be read, name it with --tokenizer: {error}") from error
 
 
 def load_run(folder: Path) -> Run:

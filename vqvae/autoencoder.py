@@ -199,6 +199,11 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
 
     def __init__(self, config: AnyConfig):
         super().__init__()
+        if type(config) is not self.config_class:
+            raise ValueError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}, got a {type(config).__name__}: "
+                "call its build()"
+            )
         if config.image_size < 1 or config.image_size % config.factor:
             raise ValueError(
                 f"image_size {config.image_size} is not a multiple of downsampling {config.factor}; change one of them"
@@ -388,6 +393,13 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
             raise ValueError(f"{source}: config.json does not fit {kind.__name__}: {error}") from error
         safefolder.load_weights(model, tensors, source)
         return model.eval()
+
+    @classmethod
+    def from_run(cls: type[AnyAutoencoder], source: str | Path) -> AnyAutoencoder:
+        """Read the model of a run, or else of its own folder; here or on the hub. Errors as `from_pretrained`."""
+        if safefolder.has_part(source, "codebook"):
+            return cls.from_pretrained(source, subfolder="codebook")
+        return cls.from_pretrained(source)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

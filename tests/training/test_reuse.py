@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,14 @@ def made(run, options, tmp_path) -> Path:
     """The codebook of a small run, somewhere else."""
     run(*options, "--stage", "codebook")
     return (tmp_path / "run" / "codebook").rename(tmp_path / "made")
+
+
+def test_a_tokenizer_may_be_a_run(run, made, photos, tmp_path):
+    shutil.copytree(made, tmp_path / "whole" / "codebook")
+    common = [*FIT, "--data.source", str(photos), "--stage", "prior"]
+    for name in ("made", "whole"):
+        run(*common, "--tokenizer", str(tmp_path / name), "--run", str(tmp_path / f"of-{name}"))
+    assert weights(tmp_path / "of-made") == weights(tmp_path / "of-whole")
 
 
 def test_a_prior_for_a_saved_tokenizer(run, made, photos, tmp_path):
@@ -120,4 +129,6 @@ def test_codes_that_do_not_fit_are_one_line(made, tokenized, fails, tmp_path):
     with torch.no_grad():
         model.quantizer.codebook.add_(1)
     model.save_pretrained(tmp_path / "moved")
+    made.rename(tmp_path / "gone")
+    assert "name it with --tokenizer" in fails(*common, "--stage", "prior")
     assert "another tokenizer" in fails(*common, "--stage", "prior", "--tokenizer", str(tmp_path / "moved"))

@@ -10,6 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def noise(*shape: int) -> np.ndarray:
+    """Random levels; the generator starts anew with each test, see conftest.py."""
     return RNG.integers(0, 256, shape, np.uint8)
 
 

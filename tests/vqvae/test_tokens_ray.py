@@ -19,6 +19,7 @@ import pytest
 import torch
 from ray_worlds import BROKEN, NUM_IMAGES, WatchedFiles, WatchedTokenizer, photos, tokenizer, watched_by
 
+from vqvae.cli.tokenizing import tokenize as tokenize_command
 from vqvae.data import ImageFiles, ImageTensors, image_folder
 from vqvae.tokens import Tokenized, missing, plan, ray_engine, tokenize
 from vqvae.tokens.ray_engine import tokenize_on_ray
@@ -108,7 +109,7 @@ def test_tasks_take_every_missing_slice_once(
     shards = [shard for shard in missing(todo) if shard not in (0, 3)]
     expected = [(shard, part.start) for shard in shards for part in todo.slices(shard)]
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    encode = ray_engine._Encode(ray_engine._dump(model), "cpu", threads, precision)
+    encode = ray_engine._Encode(ray_engine._pack_model(model), "cpu", threads, precision)
     found = []
     for task in range(-(-len(expected) // per_task)):
         ids = {"id": np.array([task])}
@@ -123,15 +124,20 @@ def test_tasks_take_every_missing_slice_once(
 
 
 @pytest.mark.slow
-def test_same_bytes_though_processes_and_a_node_die(settings: None, images: ImageFiles, tmp_path: Path) -> None:
+def test_same_bytes_though_processes_and_a_node_die(
+    settings: None, images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = ray_engine._ray()
     from ray.cluster_utils import Cluster
 
+    # Blocks of one slice, so that little is decoded ahead and a decoder is at work when it is killed.
+    monkeypatch.setattr(ray_engine, "_MIN_BLOCK_BYTES", 1)
+    sizes: dict[str, Any] = {"batch_size": 4, "shard_size": 30}
     watched = tmp_path / "watched"
     watched.mkdir()
     model = WatchedTokenizer(tokenizer().config)
     model.watched, model.seconds = watched, 0.05
-    expected = tokenize(model, images, tmp_path / "one", **SIZES)
+    expected = tokenize(model, images, tmp_path / "one", **sizes)
     mine = watched_by(watched, "encoded").keys()
     node = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -146,6 +152,7 @@ def test_same_bytes_though_processes_and_a_node_die(settings: None, images: Imag
                 os.kill(pid, signal.SIGKILL)
                 done.append("encoder")
             elif num >= 40 and "decoder" not in done:
+                assert sum(watched_by(watched, "read").values()) < NUM_IMAGES, "all is decoded already"
                 # Who has read most recently is still at work.
                 newest = max(watched.glob("read.*"), key=lambda path: path.stat().st_mtime_ns)
                 os.kill(int(newest.name.split(".")[1]), signal.SIGKILL)
@@ -155,7 +162,7 @@ def test_same_bytes_though_processes_and_a_node_die(settings: None, images: Imag
                 done.append("node")
 
         slow = WatchedFiles.of(images, watched, 0.05)
-        made = tokenize_on_ray(model, slow, tmp_path / "ray", **SIZES, address=cluster.address, progress=disturb)
+        made = tokenize_on_ray(model, slow, tmp_path / "ray", **sizes, address=cluster.address, progress=disturb)
         assert done == ["encoder", "decoder", "node"]
         assert not ray.is_initialized()
     finally:
@@ -163,6 +170,7 @@ def test_same_bytes_though_processes_and_a_node_die(settings: None, images: Imag
     assert files(tmp_path / "ray") == files(tmp_path / "one")
     assert same(made, expected)
     assert made.num_images == NUM_IMAGES
+    assert sum(watched_by(watched, "read").values()) > NUM_IMAGES, "nothing was decoded again"
     assert len(watched_by(watched, "encoded").keys() - mine) >= 2, "the encoder was not started again"
 
 
@@ -173,7 +181,12 @@ def test_same_bytes_resumed_and_listed(images: ImageFiles, tmp_path: Path, capfd
     expected = tokenize(model, images, tmp_path / "one", **SIZES)
     progress: list[tuple[int, int]] = []
     made = tokenize_on_ray(
-        model, images, tmp_path / "ray", **SIZES, num_encoders=1, progress=lambda *each: progress.append(each)
+        model,
+        images,
+        tmp_path / "ray",
+        **SIZES,
+        num_encoders=1,
+        progress=lambda *each: progress.append((each[0], each[1])),
     )
     assert files(tmp_path / "ray") == files(tmp_path / "one")
     assert same(made, expected)
@@ -199,12 +212,20 @@ def test_same_bytes_resumed_and_listed(images: ImageFiles, tmp_path: Path, capfd
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local")
-def test_sets_in_memory(tmp_path: Path) -> None:
+def test_sets_in_memory_and_an_interrupt(tmp_path: Path) -> None:
     torch.manual_seed(1)
     images = ImageTensors(
         torch.randint(256, (50, 3, 16, 16)).byte(), torch.arange(50) % 3, ("a", "b", "c"), name="noise"
     )
     tokenize(tokenizer(), images, tmp_path / "one", **SIZES)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 30:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_on_ray(tokenizer(), images, tmp_path / "ray", **SIZES, num_encoders=1, progress=interrupt)
+    assert "index.json" not in files(tmp_path / "ray")
     tokenize_on_ray(tokenizer(), images, tmp_path / "ray", **SIZES, num_encoders=1)
     assert files(tmp_path / "ray") == files(tmp_path / "one")
 
@@ -225,7 +246,7 @@ def test_mistakes_of_workers_are_told(images: ImageFiles, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"2 CPUs and 0 GPUs; .* a GPU for each of 2"):
         tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, device="cuda", num_encoders=2)
     # Of a module that is here alone.
-    alone = type("Alone", (ImageFiles,), {"__module__": "nowhere"})
+    alone: Any = type("Alone", (ImageFiles,), {"__module__": "nowhere"})
     elsewhere = alone.__new__(alone)
     elsewhere.__dict__.update(images.__dict__)
     with pytest.raises(ValueError, match=r"the node .* lacks .*No module named 'nowhere'.*pip install") as caught:
@@ -263,3 +284,18 @@ def test_images_do_not_pile_up(images: ImageFiles, tmp_path: Path, monkeypatch: 
     # Two CPUs and one encoder; besides what waits, some are being decoded, encoded, or on their way to the caller.
     limit = (ray_engine._BLOCKS_AHEAD * 3 + 8) * 2
     assert max(ahead) <= limit < NUM_IMAGES // 3, (max(ahead), limit)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local")
+def test_the_command_gives_the_same_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "photos"
+    photos(source)
+    tokenizer().save_pretrained(tmp_path / "run" / "codebook")
+    for engine in ("local", "ray"):
+        options = {"batch_size": 8, "shard_size": 32, "engine": engine, "device": "cpu"}
+        assert tokenize_command(str(tmp_path / "run"), str(source), output=tmp_path / engine, **options) == 1
+    for split in ("train", "test"):
+        assert files(tmp_path / "ray" / split) == files(tmp_path / "local" / split)
+    lines = [line.partition("; ")[0].partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == lines[2:]

@@ -270,3 +270,15 @@ def test_torchrun_itself(model, source, tmp_path):
     )
     assert alone.whole
     assert contents(tmp_path / "codes" / "train") == contents(tmp_path / "alone")
+
+
+def test_options_of_the_other_engine_are_refused(monkeypatch):
+    paths = ("no-model", "no-images", "-o", "codes")
+    with pytest.raises(ValueError, match="without --engine ray"):
+        call(*paths, "--address", "10.0.0.1:6379")
+    with pytest.raises(ValueError, match="got --num-workers 2 with --engine ray"):
+        call(*paths, "--engine", "ray", "--num-workers", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="is for one process"):
+        call(*paths, "--engine", "ray")

@@ -27,13 +27,6 @@ def at_least_one(value: int, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def load_tokenizer(source: str) -> Any:
-    """The model of a run, or else of its own folder; here or on the hub."""
-    return Autoencoder.from_pretrained(
-        source, subfolder="codebook" if safefolder.has_part(source, "codebook") else None
-    )
-
-
 def has_prior(source: str) -> bool:
     """Whether what is named is a run, here or on the hub, with a prior of its own."""
     return safefolder.has_part(source, "prior")
@@ -54,7 +47,7 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
 def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
     """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
     # The kinds are checked by Codec, which names what does not fit.
-    model, known = load_tokenizer(source), load_prior(source, prior)
+    model, known = Autoencoder.from_run(source), load_prior(source, prior)
     tensors = [*model.state_dict().values(), *known.state_dict().values()]
     return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
 

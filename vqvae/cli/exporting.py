@@ -6,8 +6,8 @@ from typing import Literal
 import tyro
 
 from priors.llama_folder import load_llama, save_llama
-from vqvae import VQVAE
-from vqvae.cli.common import Model, Output, has_prior, load_prior, load_tokenizer, tell
+from vqvae import VQVAE, Autoencoder
+from vqvae.cli.common import Model, Output, has_prior, load_prior, tell
 from vqvae.data import batches, load_images
 from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
 
@@ -38,7 +38,7 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
         save_llama(prior, output)
         print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
         return
-    model = load_tokenizer(run_or_model)
+    model = Autoencoder.from_run(run_or_model)
     if not isinstance(model, VQVAE):
         raise ValueError(f"{run_or_model} holds a {type(model).__name__}, which has no codes; expected a VQVAE")
     write = {"onnx": export_onnx, "program": export_program, "diffusers": export_diffusers}[to]

@@ -4,14 +4,15 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import safefolder
 from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
-from vqvae import GaussianVAE, pictures
-from vqvae.cli.common import Model, at_least_one, has_prior, load_prior, load_test_images, load_tokenizer
+from vqvae import Autoencoder, GaussianVAE, pictures
+from vqvae.cli.common import Model, at_least_one, has_prior, load_prior, load_test_images
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
@@ -38,7 +39,7 @@ def reconstruct(
         output: the PNG file to write.
     """
     at_least_one(num, "--num")
-    model = load_tokenizer(run_or_model)
+    model = Autoencoder.from_run(run_or_model)
     images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
     encoder = model.through(load_prior(run_or_model, None)) if has_prior(run_or_model) else model
     others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
@@ -65,7 +66,7 @@ def evaluate(
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
         output: a JSON file to write the figures to.
     """
-    model = load_tokenizer(run_or_model)
+    model: Any = Autoencoder.from_run(run_or_model)
     priors: dict[str, Prior | ContinuousPrior]
     if isinstance(model, GaussianVAE):
         priors = {"normal": NormalPrior(dim=model.dim, grid=model.grid)}

@@ -9,9 +9,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from vqvae.cli.common import Model, Output, load_tokenizer, printable, speed, tell
+from vqvae import Autoencoder
+from vqvae.cli.common import Model, Output, printable, speed, tell
 from vqvae.data import Images, load_images
-from vqvae.tokens import CodeDataset, Tokenized, write_parquet
+from vqvae.tokens import CodeDataset, Tokenized, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE
 
@@ -31,6 +32,8 @@ def tokenize(
     num_workers: int | None = None,
     device: str = "auto",
     parquet: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> int:
     """Encode images of any number to shards of codes, which `vqvae.tokens.CodeDataset` and `train.py` read.
 
@@ -50,12 +53,18 @@ def tokenize(
         shard_size: images to a file, and what a run that is stopped may have to do again.
         num_workers: processes that decode ahead; all cores but one, at most 8, unless given.
         device: auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
+        engine: local is this machine; ray is a cluster, by Ray Data (extra ray): every node decodes and encodes, and
+            needs to see the images at the same path, and this process writes.
+        address: of a running Ray cluster (HOST:PORT of its head node); none starts Ray here, or joins RAY_ADDRESS.
         parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts.
     """
     place = _Place.of_environment()
     if parquet is not None and place.world_size > 1:
         raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
-    model = load_tokenizer(run_or_model).to(place.device(device))
+    _check_engine(engine, address, num_workers, place)
+    model: Any = Autoencoder.from_run(run_or_model)
+    if engine == "local":
+        model = model.to(place.device(device))
     sets = {part: _load(source, part, model, split) for part in ((split,) if split else ("train", "test"))}
     status = 0
     for part, images in sets.items():
@@ -65,19 +74,20 @@ def tokenize(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            made = tokenize_images(
-                model,
-                images,
-                output / part,
-                split=part,
-                tokenizer_source=run_or_model,
-                batch_size=batch_size,
-                shard_size=shard_size,
-                num_workers=place.num_workers if num_workers is None else num_workers,
-                rank=place.rank,
-                world_size=place.world_size,
-                progress=progress,
-            )
+            common: dict[str, Any] = {
+                "split": part,
+                "tokenizer_source": run_or_model,
+                "batch_size": batch_size,
+                "shard_size": shard_size,
+                "progress": progress,
+            }
+            if engine == "ray":
+                kind = None if device == "auto" else device
+                made = tokenize_on_ray(model, images, output / part, address=address, device=kind, **common)
+            else:
+                common["num_workers"] = place.num_workers if num_workers is None else num_workers
+                common |= {"rank": place.rank, "world_size": place.world_size}
+                made = tokenize_images(model, images, output / part, **common)
         _tell_unreadable(made, output / part)
         print(f"{output / part}: {_told(made, place)}")
         status = 1 if made.unreadable else status
@@ -86,6 +96,16 @@ def tokenize(
             write_parquet(CodeDataset(output / part), path)
             print(f"{path}: {made.num_rows:,} rows")
     return status
+
+
+def _check_engine(engine: str, address: str | None, num_workers: int | None, place: "_Place") -> None:
+    """ValueError for options that the engine has no use for."""
+    if engine == "local" and address is not None:
+        raise ValueError(f"got --address {address} without --engine ray, which it is for")
+    if engine == "ray" and num_workers is not None:
+        raise ValueError(f"got --num-workers {num_workers} with --engine ray, which decodes wherever a CPU is free")
+    if engine == "ray" and place.world_size > 1:
+        raise ValueError("--engine ray is for one process, which has the cluster do the work: leave torchrun out")
 
 
 @dataclass(frozen=True, kw_only=True)

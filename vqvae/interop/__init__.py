@@ -1,20 +1,20 @@
 """Tokenizers in and out of other projects' formats.
 
-    model = import_tokenizer("amused/amused-256", subfolder="vqvae")    # or a .ckpt of taming's, a .pt of LlamaGen's
-    export_onnx(model, "exported")                                      # images to codes, codes to images
+model = import_tokenizer("amused/amused-256", subfolder="vqvae")    # or a .ckpt of taming's, a .pt of LlamaGen's
+export_onnx(model, "exported")                                      # images to codes, codes to images
 
-    detect.py       which of the formats a source is in; import_tokenizer
-    diffusers.py    VQModel, in and out
-    taming.py       taming-transformers' VQGAN and Gumbel VQGAN, in
-    llamagen.py     LlamaGen's tokenizers, in
-    pickles.py      PyTorch's pickled files, read without running what is in them
-    layout.py       their names of weights to those of `vqvae.vqgan`
-    scale.py        a likelihood's scale for models that were trained without one
-    onnx.py         ONNX, out
-    program.py      torch.export, out
-    exported.py     what both write, and how it is checked before it takes its place
-    traced.py       encode and decode in a form that can be traced
-    ties.py         codes of two programs compared: equal, tied, wrong
+detect.py       which of the formats a source is in; import_tokenizer
+diffusers.py    VQModel, in and out
+taming.py       taming-transformers' VQGAN and Gumbel VQGAN, in
+llamagen.py     LlamaGen's tokenizers, in
+pickles.py      PyTorch's pickled files, read without running what is in them
+layout.py       their names of weights to those of `vqvae.vqgan`
+scale.py        a likelihood's scale for models that were trained without one
+onnx.py         ONNX, out
+program.py      torch.export, out
+exported.py     what both write, and how it is checked before it takes its place
+traced.py       encode and decode in a form that can be traced
+ties.py         codes of two programs compared: equal, tied, wrong
 """
 
 from vqvae.interop.detect import import_tokenizer

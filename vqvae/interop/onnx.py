@@ -10,7 +10,7 @@ fingerprint are in the files' metadata too.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ def _save(program: Program, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without a line for each operator of several results: onnxscript warns that it computes none in advance."""
     logger = logging.getLogger("onnxscript.optimizer._constant_folding")
     level = logger.level

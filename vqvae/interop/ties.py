@@ -42,7 +42,7 @@ NUM_ULPS = 16
 # A 64th of a level. The expected level of a mixture, a float32 sum of 255 terms, is accurate to a thousandth.
 LEVEL_MARGIN = 1 / 64
 # Images that are judged at once, in float64.
-GROUP = 8
+GROUP = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@
     layout.py       the format: what a folder holds; Plan, which shard takes which images
     shards.py       one shard: written whole or not at all, and checked; the index
     pipeline.py     images to shards on one machine: tokenize, and its steps for other engines
+    ray_engine.py   the same on a cluster: tokenize_on_ray (extra `ray`; imported only when needed)
     dataset.py      CodeDataset: shards to batches
     table.py        one parquet file of it all (extra `parquet`; imported only when needed)
 
@@ -17,6 +18,7 @@ It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights,
 from vqvae.tokens.dataset import CodeBatch, CodeDataset
 from vqvae.tokens.layout import Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
+from vqvae.tokens.ray_engine import tokenize_on_ray
 from vqvae.tokens.shards import Encoded, Summary, finish, is_done, missing, write_shard
 from vqvae.tokens.table import write_parquet
 
@@ -37,6 +39,7 @@ __all__ = [
     "plan",
     "read_batch",
     "tokenize",
+    "tokenize_on_ray",
     "write_parquet",
     "write_shard",
 ]

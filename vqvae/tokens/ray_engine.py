@@ -23,7 +23,6 @@ Needs the extra `ray`.
 """
 
 import importlib
-import io
 import logging
 import math
 import os
@@ -32,7 +31,7 @@ import socket
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -41,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqvae.data import EncodedImages, Images, ImageTensors
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
@@ -210,7 +209,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Ray Data says what is wrong on the terminal, and no more; its file of logs has everything."""
+    """Ray Data logs to its file alone; what goes wrong reaches the caller as an error."""
     # Of its handlers only the one for the terminal is a StreamHandler.
     handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
     before = [each.level for each in handlers]
@@ -234,7 +233,7 @@ def _encoded(
     shards: list[int],
     device: str | None,
     num_encoders: int | None,
-) -> Iterator[tuple[int, Encoded]]:
+) -> Generator[tuple[int, Encoded], None, None]:
     """Shard and codes of each slice, in the order in which they come back."""
     has = ray.cluster_resources()
     num_cpus, num_gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
@@ -263,10 +262,11 @@ def _encoded(
     )
     _check_nodes(ray, {__name__, type(model).__module__, type(images).__module__})
     source = ray.put(_pack(images) if open_images is None else open_images)
-    weights = ray.put(_dump(model))
+    packed = ray.put(_pack_model(model))
     with ray.data.DataContext.current(context):
         encoded = (
-            ray.data.range(num_tasks, override_num_blocks=num_tasks)
+            # Not `range`: its tasks want a whole CPU each, which a node of one CPU and an encoder has not.
+            ray.data.from_items([{"id": task} for task in range(num_tasks)], override_num_blocks=num_tasks)
             .map_batches(
                 partial(_decode, source=source, todo=todo, shards=shards, per_task=per_task, num_slices=num_slices),
                 batch_size=None,
@@ -275,7 +275,7 @@ def _encoded(
             )
             .map_batches(
                 _Encode,
-                fn_constructor_args=(weights, device, torch.get_num_threads(), torch.get_float32_matmul_precision()),
+                fn_constructor_args=(packed, device, torch.get_num_threads(), torch.get_float32_matmul_precision()),
                 batch_size=1,
                 batch_format="numpy",
                 compute=ray.data.ActorPoolStrategy(size=num_encoders),
@@ -304,8 +304,9 @@ def _check_nodes(ray: Any, modules: set[str]) -> None:
         try:
             ray.get(probe.options(scheduling_strategy=strategy(node["NodeID"], soft=True)).remote())
         except ImportError as error:
+            reason = getattr(error, "cause", error)
             raise ValueError(
-                f"the node {node['NodeManagerAddress']} lacks what is here ({error.cause}); expected the same packages "
+                f"the node {node['NodeManagerAddress']} lacks what is here ({reason}); expected the same packages "
                 "on all nodes: pip install 'vqvae-priors[ray]' there"
             ) from error
 
@@ -315,17 +316,21 @@ def _plain(error: Exception) -> Exception:
     each: BaseException | None = error
     while each is not None:
         if type(each) is ValueError:
-            return ValueError(str(each))
+            # Ray Data adds lines to it, on how to try again.
+            return ValueError(str(each).splitlines()[0])
         each = getattr(each, "cause", None) or each.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ValueError(f"the work on Ray came to a stop: {(lines or [type(error).__name__])[-1]}; run it again to go on")
 
 
-def _dump(model: Tokenizer) -> bytes:
+def _pack_model(model: Tokenizer) -> tuple[Any, Any, dict[str, Tensor]]:
+    """A model as its class, its config and its weights, which are copies on the CPU."""
     assert isinstance(model, nn.Module)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    return buffer.getvalue()
+    return (
+        type(model),
+        model.config,
+        {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
+    )
 
 
 def _pack(images: Images) -> Any:
@@ -386,15 +391,19 @@ def _decode(
 class _Encode:
     """An encoder: the model, on one device."""
 
-    def __init__(self, weights: Any, device: str, num_threads: int, precision: str):
+    def __init__(self, packed: Any, device: str, num_threads: int, precision: str):
         import ray
 
         # As the caller has them: with other numbers of threads sums are cut elsewhere, and round differently.
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision(precision)
         warnings.filterwarnings("ignore", _READ_ONLY)
-        # Written by `_dump` in this run, so it is what the caller has in memory, no file of others.
-        self.model = torch.load(io.BytesIO(ray.get(weights)), map_location=device, weights_only=False)
+        kind, config, weights = ray.get(packed)
+        # As the caller's, which may be of another precision than a fresh one.
+        dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+        self.model = kind(config).to(device, dtype)
+        self.model.load_state_dict(weights)
+        self.model.eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         shard, dtype, rest = pickle.loads(batch["rest"][0])

@@ -1,0 +1,138 @@
+"""Models in and out by the command line: import, export."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vqvae.cli
+from priors import GridModel, LlamaPrior, LlamaPriorConfig, TransformerPrior, TransformerPriorConfig
+from vqvae import VQGAN, VQVAE, GaussianVAE, GaussianVAEConfig, VQGANConfig, VQVAEConfig, load_images
+from vqvae.interop import export_diffusers
+from vqvae.quantizers import VectorQuantizerConfig
+
+SMALL = VQVAEConfig(width=8, num_blocks=1, quantizer=VectorQuantizerConfig(num_codes=16, dim=4))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call the command; its exit status and its lines on stdout and stderr come back."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vqvae", *map(str, args)])
+        status = 0
+        try:
+            vqvae.cli.main()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        out, errors = capsys.readouterr()
+        return status, out, errors
+
+    return call
+
+
+@pytest.fixture
+def vqmodel(tmp_path) -> Path:
+    """A folder of diffusers."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizerConfig(num_codes=32, dim=4, revival="off")
+    config = VQGANConfig(image_size=32, channels=(32, 32), num_blocks=1, latent_channels=8, quantizer=quantizer)
+    export_diffusers(VQGAN(config).eval(), tmp_path / "vqmodel")
+    return tmp_path / "vqmodel"
+
+
+def test_a_model_of_diffusers_comes_in_and_goes_out(command, vqmodel, tmp_path):
+    output = tmp_path / "ours"
+    fitted = ["--data", "fashion-mini", "--image-size", 32]
+    status, out, errors = command("import", vqmodel, "-o", output, *fitted)
+    assert (status, errors) == (0, "")
+    assert "32 codes, a grid of (16, 16) for images of 32 x 32" in out
+    model = VQVAE.from_pretrained(output)
+    scale = model.likelihood.log_scale.exp()
+    assert out.startswith(f"scale of the likelihood: {scale[0]:.1f}, ")
+    # Fitted: a smaller scale is less likely on what it was fitted to (a larger one there is not: nothing was trained).
+    images = load_images("fashion-mini", size=32, channels=3).__getitems__(range(256)).images
+    with torch.no_grad():
+        best = model(images).distortion.mean()
+        for factor in (0.5, 0.8):
+            model.likelihood.log_scale.copy_((scale * factor).log())
+            assert model(images).distortion.mean() > best
+
+    status, out, _ = command("export", output, "--to", "diffusers", "-o", tmp_path / "again")
+    assert status == 0
+    same = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / same).read_bytes() == (vqmodel / same).read_bytes()
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config == json.loads((vqmodel / "config.json").read_text())
+
+
+def test_without_data_the_scale_is_said_to_be_unfitted(command, vqmodel, tmp_path):
+    status, _, errors = command("import", vqmodel, "-o", tmp_path / "ours", "--image-size", 64)
+    assert status == 0
+    assert "distortion and bits mean nothing yet: add --data" in errors
+    assert VQVAE.from_pretrained(tmp_path / "ours").grid == (32, 32)
+
+
+def test_a_llama_goes_out_and_comes_in(command, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"num_codes": 16, "grid": (7, 7), "num_classes": 3, "width": 16, "depth": 1, "num_heads": 2}
+    prior = LlamaPrior(LlamaPriorConfig(**sizes))
+    VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
+    prior.save_pretrained(tmp_path / "run" / "prior")
+    for source, name in ((tmp_path / "run", "of-run"), (tmp_path / "run" / "prior", "alone")):
+        status, out, _ = command("export", source, "--to", "llama", "-o", tmp_path / name)
+        assert status == 0
+        assert "a LlamaForCausalLM of 49 codes a grid" in out
+    assert (tmp_path / "of-run" / "model.safetensors").read_bytes() == (
+        tmp_path / "alone" / "model.safetensors"
+    ).read_bytes()
+    status, out, _ = command("import", tmp_path / "alone", "-o", tmp_path / "back")
+    assert status == 0
+    assert "a LlamaPrior of 16 codes on a grid of (7, 7)" in out
+    codes = torch.randint(16, (3, 7, 7))
+    back = GridModel.from_pretrained(tmp_path / "back")
+    torch.testing.assert_close(back.log_prob(codes), prior.eval().log_prob(codes), atol=1e-4, rtol=0)
+    status, _, errors = command("import", tmp_path / "alone", "-o", tmp_path / "x", "--image-size", 32)
+    assert status == 2
+    assert "there is no --image-size" in errors
+
+
+@pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), ("onnx", "onnx")])
+def test_a_tokenizer_goes_out(command, tmp_path, to, ending):
+    torch.manual_seed(0)
+    VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
+    status, out, errors = command("export", tmp_path / "run", "--to", to, "-o", tmp_path / "out")
+    assert (status, errors) == (0, "")
+    assert f"decoder.{ending}, encoder.{ending}, tokenizer.json" in out
+
+
+def test_mistakes_are_one_line(command, vqmodel, tmp_path):
+    VQVAE(SMALL).save_pretrained(tmp_path / "ours")
+    GaussianVAE(GaussianVAEConfig(width=8, num_blocks=1, dim=2)).save_pretrained(tmp_path / "vae")
+    config = TransformerPriorConfig(num_codes=16, grid=(7, 7), width=16, depth=1, num_heads=2)
+    TransformerPrior(config).save_pretrained(tmp_path / "prior")
+    (tmp_path / "notes.pt").write_text("no pickle")
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
+    out = ("-o", tmp_path / "out")
+    for args, message in (
+        (("export", tmp_path / "ours", "--to", "diffusers", *out), "VQModel"),
+        (("export", tmp_path / "vae", "--to", "onnx", *out), "holds a GaussianVAE, which has no codes"),
+        (("export", tmp_path / "prior", "--to", "llama", *out), "train.py --stage prior --prior-kind Llama"),
+        (("export", tmp_path / "ours", "--to", "llama", *out), "VQVAE"),
+        (("export", tmp_path / "ours", "--to", "onnx", "-o", vqmodel), "is there already"),
+        (("export", tmp_path / "nothing", "--to", "onnx", *out), "no model folder"),
+        (("import", vqmodel, "-o", tmp_path / "ours"), "is there already"),
+        (("import", tmp_path / "ours", *out), "VQModel"),
+        (("import", tmp_path / "notes.pt", *out), "notes.pt is corrupt"),
+        (("import", tmp_path / "other.pt", *out), "holds no tokenizer that is known here"),
+        (("import", vqmodel, "--config", "x.yaml", *out), "is of diffusers, which has no config"),
+        (("import", vqmodel, "--image-size", 33, *out), "33"),
+    ):
+        status, _, errors = command(*args)
+        assert status == 2, args
+        assert errors.count("\n") == 1, errors
+        assert errors.startswith("error: "), errors
+        assert message in errors, (message, errors)
+        assert not (tmp_path / "out").exists()
