@@ -22,7 +22,7 @@ from training.prior_kinds import (
     with_kind,
 )
 from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, quantizers
-from vqvae.autoencoder import AutoencoderConfig
+from vqvae.config import AutoencoderConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
 from vqvae.tokens import CodeDataset

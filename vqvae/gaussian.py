@@ -38,7 +38,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vqvae.autoencoder import Autoencoder, Output, ResidualConfig
+from vqvae.autoencoder import Autoencoder, Output
+from vqvae.config import ResidualConfig
 from vqvae.metrics import ACTIVE, ChannelUsage
 
 LOG_STD_BOUND = 8.0

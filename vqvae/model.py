@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vqvae import quantizers
-from vqvae.autoencoder import Autoencoder, AutoencoderConfig, Output, ResidualConfig
+from vqvae.autoencoder import Autoencoder, Output
+from vqvae.config import AutoencoderConfig, ResidualConfig
 from vqvae.elbo import PriorLike, check_fit
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizerConfig, PriorInTheLoop, Quantized, QuantizerConfig

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from vqvae.autoencoder import LikelihoodConfig
+from vqvae.config import LikelihoodConfig
 from vqvae.likelihoods import NormalConfig
 from vqvae.model import VQVAE, CodesConfig
 from vqvae.vqgan_networks import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
