@@ -6,6 +6,7 @@ Ray's processes import this module by its name, as they do the library.
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +58,27 @@ class WatchedFiles(ImageFiles):
         return super().__getitems__(indices)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WatchedConfig(VQVAEConfig):
+    """Where a `WatchedTokenizer` leaves its files, and how slow it is; a config, as that is what travels."""
+
+    watched: str
+    seconds: float
+
+
 class WatchedTokenizer(VQVAE):
     """A tokenizer that leaves a file named by its process for each batch, and may be slow."""
 
-    watched: Path
-    seconds: float = 0.0
+    config_class = WatchedConfig
+
+    @classmethod
+    def of(cls, watched: Path, seconds: float) -> "WatchedTokenizer":
+        torch.manual_seed(0)
+        return cls(WatchedConfig(**vars(tokenizer().config), watched=str(watched), seconds=seconds))
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        (self.watched / f"encoded.{os.getpid()}.{time.monotonic_ns()}").touch()
-        time.sleep(self.seconds)
+        (Path(self.config.watched) / f"encoded.{os.getpid()}.{time.monotonic_ns()}").touch()
+        time.sleep(self.config.seconds)
         return super().encode(images)
 
 

@@ -135,8 +135,7 @@ def test_same_bytes_though_processes_and_a_node_die(
     sizes: dict[str, Any] = {"batch_size": 4, "shard_size": 30}
     watched = tmp_path / "watched"
     watched.mkdir()
-    model = WatchedTokenizer(tokenizer().config)
-    model.watched, model.seconds = watched, 0.05
+    model = WatchedTokenizer.of(watched, 0.05)
     expected = tokenize(model, images, tmp_path / "one", **sizes)
     mine = watched_by(watched, "encoded").keys()
     node = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
@@ -262,20 +261,19 @@ def test_mistakes_of_workers_are_told(images: ImageFiles, tmp_path: Path) -> Non
 def test_images_do_not_pile_up(images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding is fast and encoding slow; what is decoded ahead is bounded by blocks, of which each here is a slice."""
     monkeypatch.setattr(ray_engine, "_MIN_BLOCK_BYTES", 1)
-    torch.manual_seed(0)
-    model = WatchedTokenizer(tokenizer().config)
-    model.watched, model.seconds = tmp_path / "watched", 0.1
-    model.watched.mkdir()
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    model = WatchedTokenizer.of(watched, 0.1)
     sizes: dict[str, Any] = {"batch_size": 2, "shard_size": 60}
     ahead = []
 
     def count(done: int, total: int) -> None:
-        read = sum(watched_by(tmp_path / "watched", "read").values())
+        read = sum(watched_by(watched, "read").values())
         ahead.append(read - done)
 
     tokenize_on_ray(
         model,
-        WatchedFiles.of(images, model.watched, 0.0),
+        WatchedFiles.of(images, watched, 0.0),
         tmp_path / "codes",
         **sizes,
         num_encoders=1,

@@ -218,6 +218,8 @@ def _quiet(ray: Any) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+            # Where little is left to do, fewer encoders have work; that is as it should be.
+            warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
             yield
     finally:
         for each, level in zip(handlers, before, strict=True):
@@ -246,6 +248,7 @@ def _encoded(
             + (f" and a GPU for each of {num_encoders} encoders" if device == "cuda" else "")
         )
     num_slices = sum(len(list(todo.slices(shard))) for shard in shards)
+    num_encoders = min(num_encoders, num_slices)
     per_task = min(_SLICES_PER_TASK, math.ceil(num_slices / (_TASKS_PER_CPU * num_cpus)))
     num_tasks = math.ceil(num_slices / per_task)
     block_bytes = max(_MIN_BLOCK_BYTES, todo.batch_size * math.prod(todo.image_shape))
