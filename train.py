@@ -34,7 +34,7 @@ from priors import (
     TransformerPrior,
     UniformPrior,
 )
-from training.checks import check, check_in_loop
+from training.checks import check, check_in_loop, stages
 from training.devices import make_fabric
 from training.latents import (
     ENCODE_BATCH,
@@ -47,10 +47,11 @@ from training.latents import (
 from training.learner import Learner, Objective
 from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 from training.options import FitConfig, Run, parse, save_run
-from training.prior_data import NUM_WATCHED, known_classes, prior_data
+from training.prior_data import NUM_WATCHED, check_codes, known_classes, prior_data
 from training.prior_kinds import make_prior, name_of
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, Autoencoder, GaussianVAE, load_images, pictures
+from vqvae.codec.fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
@@ -71,8 +72,11 @@ def main() -> None:
 
 def train(run: Run) -> None:
     """The three stages."""
-    wanted = ("codebook", "prior", "evaluate") if run.stage == "all" else (run.stage,)
+    wanted = stages(run)
     check(run, wanted)
+    if "prior" in wanted and run.codes is not None:
+        has_codebook = (run.run / "codebook").exists()
+        check_codes(run, Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run))
     needs_images = run.codes is None or wanted != ("prior",)
     data = {
         split: load_images(
@@ -207,7 +211,8 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     fabric, run, *_ = session
     began = time.monotonic()
     torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
-    model = first_model(run)
+    # A checkpoint has all weights, and what the run began with may be gone.
+    model = run.model.build() if (run.run / "state" / "codebook.ckpt").exists() else first_model(run)
     if isinstance(model, VQVAE) and model.config.beta is not None:
         prior = make_prior(run.prior, model, data["train"].num_classes)
         assert isinstance(prior, TransformerPrior)
@@ -330,7 +335,8 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     pictures.save_usage(run.run / "usage.png", result.code_usage)
     pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)
     seconds = metrics.seconds() + time.monotonic() - began
-    result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed)
+    of = {"models": fingerprint(model, learned).hex(), "data": run.data.source, "split": "test"}
+    result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
     print(result.table(seconds))
     print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
 

@@ -55,6 +55,7 @@ def download(
     import huggingface_hub
     from huggingface_hub import constants, errors
 
+    check_token(token)
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id,
@@ -75,6 +76,15 @@ def download(
             reason = f"{reason}, and the cache does not hold all of it{at}; load it once while online"
         raise ValueError(f"{hub_id!r} is neither a folder nor a model on the hub that can be read: {reason}") from error
     return Path(folder)
+
+
+def check_token(token: str | bool | None) -> None:
+    """ValueError, which does not show it, for a token that no HTTP header can hold, as one read with its line's end."""
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            "the token holds a line's end, a space or another character that no token has; pass it without, as "
+            "path.read_text().strip()"
+        )
 
 
 def upload(
@@ -106,6 +116,7 @@ def upload(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    check_token(token)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError(f"got revision {revision}, which is a commit; expected the name of a branch to push to")
     try:
@@ -150,5 +161,6 @@ def _why(error: Exception, revision: str | None) -> str:
         return f"this token may not do that (status {status}); log in by `hf auth login`, or pass another"
     if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # it names a file, its cause the reason
         return f"{error} {_why(error.__cause__, revision)}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"Bearer \S+", "Bearer ...", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

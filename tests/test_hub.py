@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 
 import huggingface_hub
 import pytest
@@ -18,6 +19,7 @@ import safefolder
 from priors import GridModel, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
 from vqvae import VQVAE, Autoencoder, VQVAEConfig, cli
 from vqvae.cli import pushing
+from vqvae.codec.fingerprint import fingerprint
 from vqvae.quantizers import EMAVectorQuantizerConfig
 
 CONFIG = {"class": "Thing", "size": 3}
@@ -267,9 +269,12 @@ def run(tmp_path_factory):
     model.save_pretrained(folder / "codebook")
     sizes = {"num_codes": 8, "grid": model.grid}
     config = TransformerPriorConfig(**sizes, num_classes=2, width=16, depth=1, num_heads=2)
-    TransformerPrior(config).save_pretrained(folder / "prior")
+    prior = TransformerPrior(config)
+    prior.save_pretrained(folder / "prior")
     UniformPrior(**sizes).save_pretrained(folder / "unigram")
-    (folder / "elbo.json").write_text(json.dumps({"bits_per_dim": 1.25, "rate": {"transformer": 30.5}, "images": 30}))
+    of = {"models": fingerprint(model, prior).hex(), "data": "/home/me/photos", "split": "test"}
+    figures = {"bits_per_dim": 1.25, "rate": {"transformer": 30.5}, "images": 30, **of}
+    (folder / "elbo.json").write_text(json.dumps(figures))
     for name in ("samples.png", "usage.png"):
         Image.new("RGB", (4, 4)).save(folder / name)
     (folder / "state").mkdir()
@@ -387,8 +392,40 @@ def test_what_a_command_cannot_find_on_the_hub_is_one_line(hub, run, monkeypatch
 def test_figures_that_are_none_are_refused(hub, run, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(run / "codebook", folder / "codebook")
-    for text, message in (("[]", "holds no figures"), ("{", "cannot be read"), ('{"psnr": "20"}', "figure 'psnr'")):
+    model = VQVAE.from_pretrained(folder / "codebook")
+    of = fingerprint(model, UniformPrior(num_codes=model.num_codes, grid=model.grid)).hex()
+    wrong = json.dumps({"psnr": "20", "models": of})
+    for text, message in (("[]", "holds no figures"), ("{", "cannot be read"), (wrong, "figure 'psnr'")):
         (folder / "elbo.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             pushing.push(folder, "owner/broken")
+    assert not hub.asked
+
+
+def test_figures_of_other_weights_stay_at_home(hub, run, tmp_path, logged_in, capsys):
+    """A run that trained on after its evaluation has figures and pictures, but they are not its own any more."""
+    folder = tmp_path / "on"
+    shutil.copytree(run, folder)
+    prior = GridModel.from_pretrained(folder / "prior")
+    with torch.no_grad():
+        prior.logits.weight.add_(0.1)
+    prior.save_pretrained(folder / "prior")
+    pushing.push(folder, "owner/on")
+    repository = hub.repositories["owner/on"]
+    there = repository.commits[repository.branches["main"]]
+    assert not {"elbo.json", "samples.png", "usage.png"} & there.keys()
+    assert b"1.25" not in there["README.md"]
+    assert "are of other weights and stay here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", ["hf_SECRET\n", "hf_SECRET\r", " hf_SECRET", "hf SECRET"])
+def test_a_token_is_never_shown(hub, tmp_path, token):
+    saved(tmp_path / "a")
+    for call in (
+        lambda: safefolder.load("owner/name", token=token),
+        lambda: safefolder.push(tmp_path / "a", "owner/name", token=token),
+    ):
+        with pytest.raises(ValueError, match="no token has") as caught:
+            call()
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
     assert not hub.asked

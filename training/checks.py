@@ -1,5 +1,7 @@
 """What a run cannot do, said before it begins."""
 
+from pathlib import Path
+
 from training.options import Run
 from training.prior_kinds import kind_of
 from vqvae.model import CodesConfig
@@ -8,12 +10,33 @@ from vqvae.quantizers import QuantizerConfig
 MAX_PRIOR_CODES = 2**20
 
 
+def stages(run: Run) -> tuple[str, ...]:
+    """What a run does. A codebook that it took from elsewhere stays as it is, also where it is resumed."""
+    if run.stage != "all":
+        return (run.stage,)
+    return ("prior", "evaluate") if has_taken_codebook(run) else ("codebook", "prior", "evaluate")
+
+
+def has_taken_codebook(run: Run) -> bool:
+    """Whether the run's codebook is a copy of --tokenizer that it has not trained on."""
+    folder = run.run
+    return run.tokenizer is not None and (folder / "codebook").exists() and not _state(run, "codebook").exists()
+
+
+def _state(run: Run, stage: str) -> Path:
+    return run.run / "state" / f"{stage}.ckpt"
+
+
 def check(run: Run, wanted: tuple[str, ...]) -> None:
     """ValueError for stages or options that do not go together."""
     config = run.model
     in_loop = isinstance(config, CodesConfig) and config.beta is not None
     if isinstance(config, CodesConfig) and ("prior" in wanted or in_loop):
         check_listable(config.quantizer)
+    if "codebook" in wanted and has_taken_codebook(run):
+        raise ValueError(
+            f"{run.run} has the codebook of {run.tokenizer} as it is: train it on in another folder, with --run"
+        )
     if run.codes is not None and "codebook" in wanted:
         raise ValueError(
             f"--codes {run.codes} is for a prior, got stages {', '.join(wanted)}: add --stage prior, or leave it out"
@@ -35,7 +58,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
     if "codebook" in wanted and ("prior" in wanted or in_loop):  # before hours of training; others have a codebook
         run.prior.config(config.build(), None)
     for stage in wanted:
-        if stage != "evaluate" and not run.resume and (run.run / "state" / f"{stage}.ckpt").exists():
+        if stage != "evaluate" and not run.resume and _state(run, stage).exists():
             raise ValueError(
                 f"{run.run} already holds a {stage}; add --resume to go on with it, or name another folder with --run"
             )

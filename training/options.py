@@ -24,6 +24,7 @@ from training.prior_kinds import (
 from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, quantizers
 from vqvae.config import AutoencoderConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.model import CodesConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
 from vqvae.tokens import CodeDataset
 from vqvae.vqgan import VQGANConfig
@@ -200,6 +201,9 @@ def parse(args: list[str]) -> Run:
     if given.codes and tokenizer is None and not (folder / "codebook").exists():
         tokenizer = source_of(Path(given.codes))
     is_new = tokenizer is not None and not (folder / "state" / "run.json").exists()
+    if given.codes:
+        source = CodeDataset(Path(given.codes) / "train").source
+        default = dataclasses.replace(default, data=dataclasses.replace(default.data, source=source))
     if given.resume or (given.stage in ("prior", "evaluate") and not is_new):
         default = dataclasses.replace(load_run(folder), stage="all")
     if tokenizer is not None:
@@ -239,7 +243,7 @@ def parse(args: list[str]) -> Run:
 
 def _with_latents(model: AutoencoderConfig, kind: type[AutoencoderConfig]) -> Any:
     """The sizes and the likelihood of one kind of model, for another."""
-    if isinstance(model, kind):
+    if isinstance(model, CodesConfig if kind is VQVAEConfig else kind):
         return model
     shared = {field.name for field in dataclasses.fields(kind)} - {"quantizer", "dim", "beta"}
     return kind(

@@ -95,6 +95,13 @@ def prior_data(
     )
 
 
+def check_codes(run: Run, model: Autoencoder) -> None:
+    """ValueError, before anything is written, for codes that `prior_data` would refuse."""
+    if run.codes is not None:
+        for split in ("train", "test"):
+            stored_codes(run.codes, split, model)
+
+
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
     """How many classes what `prior_data` gives has; None without labels. Errors as there."""
     known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
@@ -105,12 +112,20 @@ def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
     """The part of a tokenized set, if it is one of this model's.
 
     Raises:
-        ValueError: no such set, one of another tokenizer, or a model whose codes depend on a prior in its loop.
+        ValueError: no such set, one of another tokenizer, or a model whose prior is for other codes than the likeliest.
     """
-    if not isinstance(model, VQVAE) or model.config.beta is not None:
+    if not isinstance(model, VQVAE) or model.config.beta is not None or model.stochastic:
+        what = "a posterior that codes are drawn from"
+        if not isinstance(model, VQVAE) or model.config.beta is not None:
+            what = "a prior in its loop" if isinstance(model, VQVAE) else "real latents"
         raise ValueError(
-            f"--codes {folder} are those of an encoder by itself, but this model has "
-            f"{'a prior in its loop' if isinstance(model, VQVAE) else 'real latents'}: leave --codes out"
+            f"--codes {folder} are the likeliest of an encoder by itself, but this model has {what}, and a prior is "
+            "for what comes of that: leave --codes out"
+        )
+    if not (folder / split).is_dir():
+        raise ValueError(
+            f"{folder} has no {split}: a prior is trained on train and watched on test; run `vqvae tokenize` "
+            "without --split"
         )
     codes = CodeDataset(folder / split)
     codes.check_tokenizer(model)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import safetensors.torch
 import torch
 from run_files import SMALL, weights
 
-from vqvae import VQVAE, load_images
+from training.records import Stop
+from vqvae import VQGAN, VQVAE, VQGANConfig, load_images
+from vqvae.quantizers import VectorQuantizerConfig
 from vqvae.tokens import tokenize
 
 PROJECT = Path(__file__).parents[2]
@@ -132,3 +135,94 @@ def test_codes_that_do_not_fit_are_one_line(made, tokenized, fails, tmp_path):
     made.rename(tmp_path / "gone")
     assert "name it with --tokenizer" in fails(*common, "--stage", "prior")
     assert "another tokenizer" in fails(*common, "--stage", "prior", "--tokenizer", str(tmp_path / "moved"))
+
+
+def test_a_codebook_that_was_taken_stays_when_its_prior_is_resumed(run, made, photos, fails, tmp_path, monkeypatch):
+    """Ctrl-C in the prior, then what it says: --resume."""
+    folder = tmp_path / "reused"
+    options = [*FIT, "--data.source", str(photos), "--run", str(folder), "--tokenizer", str(made), "--stage", "prior"]
+    monkeypatch.setattr(Stop, "requested", lambda self, fabric, step: signal.SIGINT if step == 2 else 0)
+    with pytest.raises(SystemExit):
+        run(*options)
+    monkeypatch.undo()
+    run("--resume", "--run", str(folder))
+    assert (folder / "codebook" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert (folder / "elbo.json").exists()
+    line = fails("--resume", "--stage", "codebook", "--run", str(folder))
+    assert "train it on in another folder" in line
+
+
+def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "reused"
+    options = [
+        *FIT,
+        "--data.source",
+        str(photos),
+        "--run",
+        str(folder),
+        "--tokenizer",
+        str(made),
+        "--stage",
+        "codebook",
+    ]
+    monkeypatch.setattr(Stop, "requested", lambda self, fabric, step: signal.SIGINT if step == 2 else 0)
+    with pytest.raises(SystemExit):
+        run(*options)
+    monkeypatch.undo()
+    made.rename(tmp_path / "gone")
+    run("--resume", "--stage", "codebook", "--run", str(folder))
+    assert (folder / "codebook").exists()
+
+
+def test_a_run_on_codes_is_resumed_and_evaluated_on_their_images(run, made, tokenized, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "coded"
+    monkeypatch.setattr(Stop, "requested", lambda self, fabric, step: signal.SIGINT if step == 2 else 0)
+    with pytest.raises(SystemExit):
+        run(*FIT, "--stage", "prior", "--codes", str(tokenized), "--run", str(folder))
+    monkeypatch.undo()
+    run("--resume", "--run", str(folder))
+    figures = json.loads((folder / "elbo.json").read_text())
+    assert figures["images"] == len(load_images(photos, "test", size=8, channels=1))
+    assert figures["data"] == str(photos)
+
+
+def test_what_is_refused_leaves_no_run(made, tokenized, fails, tmp_path):
+    """The corrected command then works in the same folder."""
+    model = VQVAE.from_pretrained(made)
+    with torch.no_grad():
+        model.quantizer.codebook.add_(1)
+    model.save_pretrained(tmp_path / "moved")
+    common = [*FIT, "--stage", "prior", "--codes", str(tokenized), "--run", str(tmp_path / "new")]
+    assert "another tokenizer" in fails(*common, "--tokenizer", str(tmp_path / "moved"))
+    assert not (tmp_path / "new").exists()
+    shutil.rmtree(tokenized / "test")
+    assert "has no test" in fails(*common, "--tokenizer", str(made))
+    assert not (tmp_path / "new").exists()
+
+
+def test_codes_of_a_posterior_are_not_what_its_prior_is_for(run, photos, fails, tmp_path):
+    options = [*SMALL, "--quantizer", "GumbelQuantizer", "--data.source", str(photos)]
+    run(*options, "--stage", "codebook", "--run", str(tmp_path / "drawn"))
+    model = VQVAE.from_pretrained(tmp_path / "drawn" / "codebook")
+    for split in ("train", "test"):
+        images = load_images(photos, split, size=8, channels=1)
+        tokenize(model, images, tmp_path / "codes" / split, split=split)
+    line = fails(
+        *FIT, "--stage", "prior", "--codes", str(tmp_path / "codes"), "--tokenizer", str(tmp_path / "drawn"),
+        "--run", str(tmp_path / "new"),
+    )  # fmt: skip
+    assert "a posterior that codes are drawn from" in line
+
+
+def test_an_imported_tokenizer_trains_on_and_takes_a_prior(run, photos, tmp_path):
+    quantizer = VectorQuantizerConfig(num_codes=8, dim=4, revival="off")
+    config = VQGANConfig(
+        image_size=8, num_channels=1, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer
+    )
+    torch.manual_seed(0)
+    VQGAN(config).save_pretrained(tmp_path / "imported")
+    folder = tmp_path / "reused"
+    options = [*FIT, "--data.source", str(photos), "--run", str(folder), "--tokenizer", str(tmp_path / "imported")]
+    run(*options, "--latents", "codes")
+    assert VQVAE.from_pretrained(folder / "codebook").config == config
+    assert json.loads((folder / "elbo.json").read_text())["bits_per_dim"] > 0

@@ -13,6 +13,7 @@ import safefolder
 from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
 from vqvae import Autoencoder, GaussianVAE, pictures
 from vqvae.cli.common import Model, at_least_one, has_prior, load_prior, load_test_images
+from vqvae.codec.fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
@@ -87,7 +88,8 @@ def evaluate(
     with bar:
         result = evaluate_images(model, priors, _watched(batches(images, BATCH_SIZE), bar))
     if output is not None:
-        result.save(output)
+        last = list(priors.values())[-1]
+        result.save(output, models=fingerprint(model, last).hex(), data=images.name, split="test")
     print(result.table())
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import tyro
 
 import safefolder
-from priors import GridModel
-from vqvae import Autoencoder
+from priors import GridModel, NormalPrior, UniformPrior
+from vqvae import Autoencoder, GaussianVAE
+from vqvae.cli.common import tell
+from vqvae.codec.fingerprint import fingerprint
 
 # What a run has to give: folders of models, of which the first is always there.
 PARTS = ("codebook", "prior", "unigram", "ngram")
@@ -50,6 +52,12 @@ def push_run(
         if (run / part).is_dir():
             files |= {f"{part}/{name}": run / part / name for name in safefolder.members(run / part)}
     beside = [name for name in safefolder.BESIDE if (run / name).is_file()]
+    if "elbo.json" in beside and _figures(run, *_parts(run)) is None:
+        beside = [name for name in beside if name == "README.md"]
+        tell(
+            f"{run / 'elbo.json'} and the pictures are of other weights and stay here; make them anew by "
+            f"`train.py --stage evaluate --run {run}`"
+        )
     files |= {name: run / name for name in beside}
     if "README.md" not in beside:
         files["README.md"] = run_card(run, repo_id, revision=revision).encode()
@@ -72,7 +80,9 @@ def push_model(
     names = [*safefolder.members(folder), *(name for name in safefolder.BESIDE if (folder / name).is_file())]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     if "README.md" not in files:
-        files["README.md"] = _model(folder).model_card(_figures(folder), source=repo_id, revision=revision).encode()
+        files["README.md"] = (
+            _model(folder).model_card(_read_figures(folder), source=repo_id, revision=revision).encode()
+        )
     return safefolder.upload(
         files,
         repo_id,
@@ -86,8 +96,7 @@ def push_model(
 
 def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
     """The card of a run: its tokenizer and its prior, how to use them together, and what it measured."""
-    model = Autoencoder.from_pretrained(run / "codebook")
-    prior = GridModel.from_pretrained(run / "prior") if (run / "prior").is_dir() else None
+    model, prior = _parts(run)
     facts = {f"tokenizer, {name}": value for name, value in model.card_facts().items()}
     imports = [safefolder.import_line(type(model))]
     lines = [f"model = {safefolder.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
@@ -101,6 +110,7 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         imports.insert(0, safefolder.import_line(type(prior)))
         lines += [f"prior = {safefolder.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
         lines += ["images = model.decode(prior.sample(4))  # drawn anew", "codes = model.through(prior).encode(images)"]
+    figures = _figures(run, model, prior)
     usage = safefolder.python(*imports, "", *lines)
     if prior is not None and revision is None:
         usage += f"\n\n```sh\nvqvae sample {repo_id} --num 16 --output samples.png\n```"
@@ -111,11 +121,16 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         facts=facts,
         usage=usage,
         tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
-        figures=_figures(run),
-        data=_data(run),
-        pictures=[name for name in safefolder.PICTURES if (run / name).is_file()],
+        figures=figures,
+        data=None if figures is None else _called(figures.get("data")),
+        pictures=[name for name in safefolder.PICTURES if (run / name).is_file()] if figures is not None else [],
         pipeline_tag=None if prior is None else "unconditional-image-generation",
     )
+
+
+def _parts(run: Path) -> tuple[Autoencoder, GridModel | None]:
+    prior = GridModel.from_pretrained(run / "prior") if (run / "prior").is_dir() else None
+    return Autoencoder.from_pretrained(run / "codebook"), prior
 
 
 def _shape(model: Autoencoder) -> tuple[int, int, int]:
@@ -132,7 +147,21 @@ def _names(kind: type) -> set[str]:
     return {kind.__name__}.union(*(_names(below) for below in kind.__subclasses__()))
 
 
-def _figures(folder: Path) -> Mapping[str, Any] | None:
+def _figures(run: Path, model: Autoencoder, prior: GridModel | None) -> Mapping[str, Any] | None:
+    """What elbo.json says, if it is of these very weights."""
+    found = _read_figures(run)
+    of = fingerprint(model, prior or _even(model)).hex()
+    return found if found is not None and found.get("models") == of else None
+
+
+def _even(model: Any) -> GridModel:
+    """What `vqvae evaluate` takes where there is no prior."""
+    if isinstance(model, GaussianVAE):
+        return NormalPrior(dim=model.dim, grid=model.grid)
+    return UniformPrior(num_codes=model.num_codes, grid=model.grid)
+
+
+def _read_figures(folder: Path) -> Mapping[str, Any] | None:
     path = folder / "elbo.json"
     if not path.is_file():
         return None
@@ -145,12 +174,8 @@ def _figures(folder: Path) -> Mapping[str, Any] | None:
     return figures
 
 
-def _data(run: Path) -> str | None:
-    """What the run's images are called: the name of a set, or of a folder without where it lies."""
-    try:
-        source = json.loads((run / "state" / "run.json").read_text(encoding="utf-8"))["data"]["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a card can do without
+def _called(source: object) -> str | None:
+    """What images are called: the name of a set, or of a folder without where it lies."""
     if not isinstance(source, str):
         return None
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source or Path(source).exists()
