@@ -24,19 +24,12 @@ is to be served by software for language models.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor, nn
-
-from priors.base import Prior
-from priors.code_maps import CodeEmbedding, code_nats
 from priors.grid import check_grid, check_size
-from priors.linear_maps import prepare
-from priors.numerics import Numerics
-from priors.stepper import cache_bytes, raster_walk
-from priors.trunk import SequenceTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
-from priors.walks import Start, Step
+from priors.raster import RasterPrior
+from priors.trunk import SequenceTrunk, check_labelled, check_share, check_trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +77,7 @@ class LlamaPriorConfig:
         check_share(self.code_noise, "code_noise")
 
 
-class LlamaPrior(Prior):
+class LlamaPrior(RasterPrior):
     """A Llama over a code grid; `priors.llama_folder` writes it for other software, and reads theirs.
 
     >>> prior = LlamaPrior(LlamaPriorConfig(num_codes=512, grid=(7, 7), num_classes=10))
@@ -92,42 +85,7 @@ class LlamaPrior(Prior):
     torch.Size([3])
     """
 
-    has_numerics = True
+    config_class: ClassVar = LlamaPriorConfig
 
     def __init__(self, config: LlamaPriorConfig):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
-        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
-        self.trunk = SequenceTrunk(config, self.num_places, config.mlp_width, config.rope_base)
-        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
-        initialise(self)
-
-    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
-        return -code_nats(self._all_logits(self.code(codes[:, :-1]), labels), codes).sum(1)
-
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
-        return self._all_logits(self.code(codes[:, :-1]), labels).log_softmax(-1)
-
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
-        return self._all_logits(mixtures, labels).log_softmax(-1)
-
-    def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
-        """Logits "b n k" of every place, from the embedded codes "b n-1 w" of all but the last."""
-        return widen(self.logits(self.trunk(self.start(len(embedded), labels), embedded)))
-
-    def _start_walk(self, start: Start) -> Step:
-        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.numerics)
-        to_logits = prepare(self.logits.weight, start.numerics, start.num)
-        return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
-
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "LlamaPrior":
-        return cls(LlamaPriorConfig(**fields))
+        super().__init__(config, SequenceTrunk(config, math.prod(config.grid), config.mlp_width, config.rope_base))

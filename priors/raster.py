@@ -1,0 +1,66 @@
+"""What priors that take a grid in raster order, one code a step, through one causal trunk have in common.
+
+    x_1 = start(label),  x_i = code(z_{i-1})  ->  trunk  ->  features_i
+    ln P(z_i | before, label) = log-softmax(Linear(features_i))
+
+The trunk is what tells them apart. For relaxed codes (`relaxed_tables`) the input is the mixture
+sum_k w_{i-1,k} code(k). Log-softmax is in float32 or better under any autocast.
+"""
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from priors.base import Prior
+from priors.code_maps import CodeEmbedding, code_nats
+from priors.linear_maps import prepare
+from priors.numerics import Numerics
+from priors.stepper import cache_bytes, raster_walk
+from priors.trunk import GridTrunk, SequenceTrunk, StartToken, initialise, widen
+from priors.walks import Start, Step
+
+
+class RasterPrior(Prior):
+    """Abstract: start token, code embedding, a trunk, and logits."""
+
+    has_numerics = True
+    config_class: ClassVar[Any]
+
+    def __init__(self, config: Any, trunk: GridTrunk | SequenceTrunk):
+        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
+        self.config = config
+        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
+        self.trunk = trunk
+        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
+        initialise(self)
+
+    def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return -code_nats(self._all_logits(self.code(codes[:, :-1]), labels), codes).sum(1)
+
+    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        return self._all_logits(self.code(codes[:, :-1]), labels).log_softmax(-1)
+
+    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
+        return self._all_logits(mixtures, labels).log_softmax(-1)
+
+    def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+        """Logits "b n k" of every place, from the embedded codes "b n-1 w" of all but the last."""
+        return widen(self.logits(self.trunk(self.start(len(embedded), labels), embedded)))
+
+    def _start_walk(self, start: Start) -> Step:
+        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.numerics)
+        to_logits = prepare(self.logits.weight, start.numerics, start.num)
+        return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
+
+    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
+
+    def config_fields(self) -> dict[str, Any]:
+        return {**asdict(self.config), "grid": list(self.grid)}
+
+    @classmethod
+    def _from_config_fields(cls, fields: dict[str, Any]) -> "RasterPrior":
+        return cls(cls.config_class(**fields))
