@@ -63,4 +63,4 @@ class RasterPrior(Prior):
 
     @classmethod
     def _from_config_fields(cls, fields: dict[str, Any]) -> "RasterPrior":
-        return cls(cls.config_class(**fields))
+        return cls(cls.config_class(**fields))  # pyrefly: ignore [missing-argument]
