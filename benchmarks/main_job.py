@@ -41,7 +41,7 @@ def main() -> None:
         "distortion (nats)": f"{result['distortion']:.1f}",
         "negative ELBO (bits/dim)": f"{result['bits_per_dim']:.4f}",
         "usage, perplexity": f"{result['usage']:.1%}, {result['perplexity']:.0f}",
-        "PSNR of the mean (dB)": f"{result['psnr']:.2f}",
+        "PSNR of reconstructions (dB)": f"{result['psnr']:.2f}",
         "time, whole process (s)": f"{seconds:.0f}",
         "peak memory (GiB)": f"{memory:.2f}",
     }

@@ -14,10 +14,11 @@ search takes longer where many codes are nearly as near, so the codebook is put 
     two      two processes, which decode for themselves and share nothing but the folder
     ray      Ray Data on two cores, started locally: decoding tasks and one encoder
 
-Each process has one thread of arithmetic. Rounds are interleaved, and medians are shown. `encoder` is the share of the
-time in which the encoder (transfer, networks, search) was at work in the process that has it: the rest is what the
-pipeline costs. `images/s` is of the whole machine, from the first image to the index; it leaves out the start of
-Python and of Ray, and a process's first call of the encoder (Ray's encoder is a process that starts within that time).
+Then random rows a second out of such a set, by `CodeDataset.batches`. Each process has one thread of arithmetic. Rounds
+are interleaved, and medians are shown. `encoder` is the share of the time in which the encoder (transfer, networks,
+search) was at work in the process that has it: the rest is what the pipeline costs. `images/s` is of the whole machine,
+from the first image to the index; it leaves out the start of Python and of Ray, and a process's first call of the
+encoder (Ray's encoder is a process that starts within that time).
 """
 
 import argparse
@@ -41,7 +42,7 @@ from vqvae.data import image_folder
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
 from vqvae.quantizers.codebook import CodebookQuantizer
-from vqvae.tokens import Timings, tokenize
+from vqvae.tokens import CodeDataset, Encoded, Plan, Timings, finish, tokenize, tokenize_on_ray, write_shard
 from vqvae.vqgan import VQGANConfig
 
 MODELS = {
@@ -103,8 +104,6 @@ def measure(engine: str, model_folder: Path, images: Path, output: Path, num_ima
     if engine == "ray":
         import ray
 
-        from vqvae.tokens.ray_engine import tokenize_on_ray
-
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**30, logging_level=logging.ERROR)
         start = time.monotonic()
         tokenize_on_ray(model, source, output, **options)
@@ -152,12 +151,50 @@ def run(engine: str, name: str, scratch: Path, num_images: int) -> tuple[float, 
     return found[0]["images"] / seconds, shares
 
 
+def read_rows(folder: Path, num_rows: int) -> tuple[float, float]:
+    """Random rows of 16x16 codes a second, 1,024 at a time: of CPU time and of wall time, from warm files."""
+    generator = np.random.default_rng(0)
+    size = 8192
+    todo = Plan(
+        folder=folder,
+        num_images=num_rows,
+        image_shape=(3, 256, 256),
+        source="random",
+        split="train",
+        num_classes=None,
+        class_names=None,
+        tokenizer={"class": "VQVAE", "config": {}, "fingerprint": "0" * 64, "source": None},
+        num_codes=16384,
+        grid=(16, 16),
+        batch_size=size,
+        shard_size=size,
+        digests=("0",) * -(-num_rows // size),
+    )
+    for shard in range(todo.num_shards):
+        images = todo.images(shard)
+        codes = generator.integers(0, 16384, (len(images), 16, 16), np.int64)
+        keys = tuple(map(str, images))
+        write_shard(todo, shard, [Encoded(first=images.start, codes=codes, labels=None, keys=keys, skipped=())])
+    finish(todo)
+    codes = CodeDataset(folder)
+    stream = codes.batches(1024, seed=0)
+    num_batches = num_rows // 1024
+    for _ in range(num_batches):  # every page once
+        next(stream)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(num_batches):
+        next(stream)
+    num = 1024 * num_batches
+    return num / (time.process_time() - cpu), num / (time.perf_counter() - wall)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))
+    parser.add_argument("--num-rows", type=int, default=400_000, help="of the set that is read; 0 reads none")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -176,6 +213,10 @@ def main() -> None:
                 for engine in args.engines:
                     num_images = args.num_images // SHARES[name]
                     found.setdefault((name, engine), []).append(run(engine, name, scratch, num_images))
+        found_rows = []
+        if args.num_rows:
+            torch.set_num_threads(1)
+            found_rows = [read_rows(scratch / f"rows-{turn}", args.num_rows) for turn in range(args.rounds)]
     print("| model | engine | images/s | encoder | of it search | waiting for images | waiting for the disk |")
     print("|---|---|---|---|---|---|---|")
     for (name, engine), rounds in found.items():
@@ -185,6 +226,11 @@ def main() -> None:
             keys = ("encoder", "search", "wait", "blocked")
             cells = [f"{statistics.median(shares[key] for _, shares in rounds):.1%}" for key in keys]
         print(f"| {name} | {engine} | {speed:.1f} | {' | '.join(cells)} |")
+
+    if args.num_rows:
+        cpu, wall = (statistics.median(column) for column in zip(*found_rows, strict=True))
+        speeds = f"{cpu:,.0f} a second of CPU time, {wall:,.0f} of wall"
+        print(f"\nRandom rows of {args.num_rows:,}, 16x16 codes each: {speeds}")
 
 
 if __name__ == "__main__":

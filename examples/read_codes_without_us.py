@@ -23,7 +23,8 @@ def read_shards(folder: Path) -> None:
         tensors = load_file(folder / shard["file"])
         counts += np.bincount(tensors["codes"].ravel(), minlength=index["num_codes"])
         ends = tensors["key_ends"]  # of each row's key among the bytes of all keys
-        first = tensors["key_bytes"][: ends[0]].tobytes().decode() if len(ends) else ""
+        # A file's name may be bytes that are no UTF-8.
+        first = tensors["key_bytes"][: ends[0]].tobytes().decode(errors="backslashreplace") if len(ends) else ""
         label = int(tensors["labels"][0]) if "labels" in tensors and len(ends) else None
         print(f"{shard['file']}: {tensors['codes'].shape}; first key {first!r}, label {label}")
     print(f"{(counts > 0).sum()} codes are in use")

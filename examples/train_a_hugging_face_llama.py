@@ -4,8 +4,10 @@
     python examples/train_a_hugging_face_llama.py RUN_OR_MODEL codes [--num-steps 300] [--output llama]
 
 Needs transformers. The tokens are the codes 0..K-1, then K, which begins a grid without a class, then one for each
-class; a sequence is the class's token and the codes of the grid in raster order. A folder with these tokens is a prior
-of ours: `load_llama` gives its bits, draws from it and decodes, and `vqvae import` does the same from a terminal.
+class; a sequence is the class's token and the codes of the grid in raster order. In a tenth of training's sequences K
+stands for the class, or its vector would stay as random as it began. A folder with these tokens is a prior of ours:
+`load_llama` gives its bits, with labels and without, draws from it and decodes, and `vqvae import` does the same from a
+terminal.
 """
 
 import argparse
@@ -19,10 +21,14 @@ from priors.llama_folder import load_llama
 from vqvae import VQVAE, pictures
 from vqvae.tokens import CodeBatch, CodeDataset
 
+# The share of training's sequences that begin without their class.
+UNLABELLED = 0.1
+
 
 def to_tokens(batch: CodeBatch, num_codes: int) -> torch.Tensor:
-    """Codes "b *grid" to sequences "b 1+n": what begins them, then the codes."""
-    classes = torch.full((len(batch.codes),), -1) if batch.labels is None else batch.labels
+    """Codes "b *grid" to sequences "b 1+n" for training: what begins them, then the codes."""
+    without = torch.full((len(batch.codes),), -1)
+    classes = without if batch.labels is None else batch.labels.where(torch.rand(len(without)) >= UNLABELLED, without)
     return torch.cat([num_codes + 1 + classes[:, None], batch.codes.flatten(1)], 1)
 
 
@@ -66,10 +72,12 @@ def main() -> None:
 
     prior = load_llama(args.output)
     held = test.__getitems__(range(min(500, len(test))))
-    with torch.no_grad():
-        nats = -prior.log_prob(held.codes, held.labels)
-    bits = nats.mean().item() / math.log(2) / num_places
-    print(f"{bits:.3f} bits a code on test codes; even codes would take {math.log2(train.num_codes):.3f}")
+    even = f"even codes would take {math.log2(train.num_codes):.3f}"
+    known = {} if held.labels is None else {"labels known": held.labels}
+    for name, labels in {**known, "no labels": None}.items():
+        with torch.no_grad():
+            bits = -prior.log_prob(held.codes, labels).mean().item() / math.log(2) / num_places
+        print(f"{bits:.3f} bits a code on test codes, {name}; {even}")
 
     codebook = args.model / "codebook"
     model = VQVAE.from_pretrained(codebook if codebook.is_dir() else args.model)

@@ -76,7 +76,7 @@ class GridModel(nn.Module, ABC):
                 part.training = True
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors; a folder already there is replaced whole."""
+        """Write config.json and model.safetensors; an earlier model is replaced whole, and anything else refused."""
         config = {"class": type(self).__name__, "format": 1, **self.config_fields()}
         safefolder.save(Path(folder), config, dict(self.state_dict()))
 

@@ -18,11 +18,11 @@ read as that. Key heads that several query heads share are repeated.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from einops import rearrange, repeat
@@ -42,6 +42,14 @@ from priors.transformer import TransformerPrior
 from priors.trunk import gated_width
 from priors.uniform import UniformPrior
 from priors.unigram import UnigramPrior
+from safefolder.files import replacing_folder
+from safefolder.tensors import few, index_of, read_json, read_tensors
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What is written; a README.md among it, so that an edited one is replaced.
+_FILES = (CONFIG, "generation_config.json", WEIGHTS, "README.md")
+# What is read, for a download.
+PATTERNS = (CONFIG, WEIGHTS, index_of(WEIGHTS), "model-?????-of-?????.safetensors")
 
 _WHY_NOT: dict[type[GridModel], str] = {
     TransformerPrior: "its positions follow the axes of the grid, it normalises queries and keys, and it adds a vector "
@@ -66,11 +74,11 @@ _ONLY: dict[str, tuple[object, ...]] = {
 
 
 def save_llama(prior: GridModel, folder: str | Path) -> None:
-    """Write a prior as a folder of `LlamaForCausalLM`; a folder already there is replaced whole.
+    """Write a prior as a folder of `LlamaForCausalLM`; one that is there is replaced, if it holds these files only.
 
     It holds config.json, generation_config.json, model.safetensors and a README.md with how to draw from it. What
     training alone uses (dropout and the like) is not kept: `save_pretrained` keeps it.
-    Raises ValueError for a prior that is no Llama, and where the folder cannot be written.
+    Raises ValueError for a prior that is no Llama, and where the folder cannot be written or has something else in it.
     """
     if not isinstance(prior, LlamaPrior):
         reasons = (why for kind, why in _WHY_NOT.items() if isinstance(prior, kind))
@@ -79,13 +87,27 @@ def save_llama(prior: GridModel, folder: str | Path) -> None:
             "train a prior that is one: train.py --stage prior --prior-kind Llama"
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _to_llama(prior).items()}
-    with safefolder.replacing(Path(folder)) as scratch:
-        scratch.mkdir()
+    with replacing_folder(folder, _FILES, _is_theirs) as scratch:
         for name, content in (("config", llama_config(prior)), ("generation_config", generation_of(prior))):
             (scratch / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (scratch / "README.md").write_text(readme_of(prior), encoding="utf-8")
         # transformers asks which library's tensors they are.
-        safetensors.torch.save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+        safetensors.torch.save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+
+
+def is_llama(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a Llama: whether `load_llama` is what reads it, or says why it cannot."""
+    architectures = config.get("architectures")
+    return config.get("model_type") == "llama" or (
+        isinstance(architectures, list) and "LlamaForCausalLM" in architectures
+    )
+
+
+def _is_theirs(folder: Path) -> bool:
+    try:
+        return is_llama(read_json(folder / CONFIG))
+    except ValueError:
+        return False
 
 
 def load_llama(
@@ -105,7 +127,13 @@ def load_llama(
     Raises ValueError where there is no such model, or one that a LlamaPrior cannot be.
     """
     folder = Path(folder)
-    config = _read_json(folder, "config.json")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} has no {CONFIG}: expected a folder of transformers' save_pretrained"
+            if folder.is_dir()
+            else f"no model folder at {folder}"
+        )
+    config = read_json(folder / CONFIG)
     given = {"code_grid": grid, "num_codes": num_codes, "num_classes": num_classes}
     try:
         _check_design(config)
@@ -130,17 +158,17 @@ def load_llama(
         epsilon = config.get("rms_norm_eps", EPSILON)
         if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
             raise ValueError(f"got rms_norm_eps={epsilon!r}, expected a number in (0, 1)")
-        # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
-        with torch.random.fork_rng(devices=[]):
-            prior = LlamaPrior(sizes)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
     tensors = _read_tensors(folder)
     vocabulary = _size(config, "vocab_size")
     try:
-        _check_tensors(tensors, prior, key_heads, vocabulary, bool(config.get("tie_word_embeddings")))
-    except ValueError as error:
-        raise ValueError(f"{folder}: the weights do not fit config.json: {error}") from error
+        _check_tensors(tensors, sizes, key_heads, vocabulary, bool(config.get("tie_word_embeddings")))
+    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
+        raise ValueError(f"{folder}: the weights do not fit config.json: {str(error).splitlines()[0]}") from error
+    # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        prior = LlamaPrior(sizes)
     own = _from_llama(tensors, sizes, key_heads, math.sqrt(EPSILON / epsilon))
     prior.to(next(iter(own.values())).dtype)
     safefolder.load_weights(prior, own, folder)
@@ -220,20 +248,6 @@ def _neighbours(weight: Tensor, heads: int) -> Tensor:
 # ---- what is read
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ValueError(f"no model folder at {folder}")
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {name}: expected a folder of transformers' save_pretrained") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / name} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{folder / name} holds a {type(content).__name__}, expected names and values")
-    return content
-
-
 def _check_design(config: Mapping[str, Any]) -> None:
     if "model_type" not in config and "class" in config:
         raise ValueError(f"got a saved {config['class']} of this library, which Prior.from_pretrained reads")
@@ -289,32 +303,29 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> i
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if not (folder / names[0]).is_file() and index.is_file():
-        listed = _read_json(folder, index.name).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise ValueError(f"{index} has no weight_map of names to files")
-        names = sorted(set(listed.values()))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: expected weights as safetensors in the folder itself")
-        try:
-            tensors |= safetensors.torch.load_file(folder / name)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{folder / name} is corrupt or no safetensors file: {error}") from error
+    if not any((folder / name).is_file() for name in (WEIGHTS, index_of(WEIGHTS))):
+        raise ValueError(f"{folder} has no {WEIGHTS} and no index of one, expected weights as safetensors")
+    tensors = read_tensors(folder, WEIGHTS)
     # Old versions kept angles, which follow from the base.
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _check_tensors(tensors: dict[str, Tensor], prior: LlamaPrior, key_heads: int, vocabulary: int, tied: bool) -> None:
-    """ValueError unless they are those of a Llama of these sizes."""
-    expected = {name: tuple(tensor.shape) for name, tensor in _to_llama(prior).items()}
+def _check_tensors(
+    tensors: dict[str, Tensor], sizes: LlamaPriorConfig, key_heads: int, vocabulary: int, tied: bool
+) -> None:
+    """ValueError unless they are those of a Llama of these sizes, of which none is built before with memory."""
+    layers = {m[1] for name in tensors if (m := re.match(r"model\.layers\.(\d+)\.", name))}
+    if sizes.depth > len(layers):
+        lacking = next(number for number in range(len(layers) + 1) if str(number) not in layers)
+        raise ValueError(f"missing model.layers.{lacking} of {sizes.depth}")
+    with torch.device("meta"):
+        prior = LlamaPrior(sizes)
+        expected = {name: tuple(tensor.shape) for name, tensor in _to_llama(prior).items()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        expected[name] = (vocabulary, prior.config.width)
+        expected[name] = (vocabulary, sizes.width)
     for name in expected:
         if name.endswith(("k_proj.weight", "v_proj.weight")):
-            expected[name] = (key_heads * prior.trunk.trunk.head_width, prior.config.width)
+            expected[name] = (key_heads * prior.trunk.trunk.head_width, sizes.width)
     if tied and "lm_head.weight" not in tensors:
         del expected["lm_head.weight"]
     elif tied and not torch.equal(tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight", torch.empty(0))):
@@ -324,7 +335,7 @@ def _check_tensors(tensors: dict[str, Tensor], prior: LlamaPrior, key_heads: int
         ("unknown", tensors.keys() - expected.keys()),
     ):
         if names:
-            raise ValueError(f"{problem} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}")
+            raise ValueError(f"{problem} {few(sorted(names))}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, expected {shape}")

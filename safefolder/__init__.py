@@ -5,6 +5,7 @@ index, as the Hugging Face libraries write them). Reading it runs no code. A rep
 a folder, or has such folders inside it.
 
     files.py    files and folders written whole or not at all
+    tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     hub.py      to and from the Hugging Face hub
     cards.py    what a model's page on the hub says

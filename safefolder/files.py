@@ -1,15 +1,19 @@
 """Files and folders that are written whole or not at all.
 
 Every write goes to a new name beside the old one, is synced to the disk, and is then renamed over it, so a crash,
-a full disk or a `kill -9` leaves either the whole old content or the whole new one.
+a full disk or a `kill -9` leaves either the whole old content or the whole new one. Where the old one is a symbolic
+link, that stays, and what it points to is written.
+
+A folder is replaced whole, so it must be known that nothing else is in it: see `replacing_folder`.
 """
 
 import contextlib
 import errno
+import fnmatch
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import safetensors
@@ -17,7 +21,16 @@ import safetensors
 
 def scratch(path: Path) -> Path:
     """The name beside `path` that its next content is written to before it takes the place."""
-    return _beside(Path(path), "writing")
+    return _beside(_target(path), "writing")
+
+
+def _target(path: str | Path) -> Path:
+    """What is written: the end of a symbolic link, which the link then still points to."""
+    return Path(os.path.realpath(path))
+
+
+# What ends the hidden names that files of ours have for the moment.
+_HIDDEN = ("writing", "mode")
 
 
 def _beside(path: Path, what: str) -> Path:
@@ -46,6 +59,7 @@ def _sync(path: Path) -> None:
 
 def recover(path: Path) -> None:
     """Finish a folder exchange that was cut between its two renames (see `replacing`)."""
+    path = _target(path)
     previous = _beside(path, "previous")
     if not path.exists() and previous.exists():
         os.replace(previous, path)
@@ -61,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: the disk is full or the place cannot be written to; nothing already saved was touched.
     """
-    path = Path(path)
+    given, path = path, _target(path)
     new = scratch(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +98,61 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(new)
             recover(path)
         if isinstance(error, OSError) or _is_write_failure(error):
-            raise ValueError(_why(path, error)) from error
+            raise ValueError(_why(given, error)) from error
         raise
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    folder: str | Path, names: Sequence[str], is_own: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
+    """`replacing` for a folder, which is made; one that is there is replaced if all in it is what this writer writes.
+
+    It is looked at before the writing and again after it. Where a file is among its things that is not, or a folder,
+    nothing is written and nothing is lost; nor is a card, a figure or a picture that was put beside a model, as these
+    tell of the model that is there and not of the one that would replace it.
+
+    Args:
+        names: of all files that the writer may write; they may hold the wildcards of `fnmatch`.
+        is_own: whether a folder with no other names is the writer's, where other kinds of folder have the same names.
+
+    Raises:
+        ValueError: something else is there, by name; or as `replacing`.
+    """
+    folder = Path(folder)
+    recover(folder)
+    check_replaceable(folder, names, is_own)
+    with replacing(folder) as new:
+        new.mkdir()
+        yield new
+        check_replaceable(folder, names, is_own)
+
+
+def check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path], bool] | None = None) -> None:
+    """Raise ValueError for a folder that `replacing_folder` would not replace."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder, or a name for a new one")
+    if os.path.samefile(folder, os.curdir):
+        raise ValueError(f"{folder} is the folder that this program runs in, expected another, which can be replaced")
+    allowed = [*names, *(f".{name}.{what}" for name in names for what in _HIDDEN)]
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path.is_dir() and not path.is_symlink())
+        or not any(fnmatch.fnmatchcase(path.name, each) for each in allowed)
+    )
+    if others:
+        raise ValueError(
+            f"{folder} holds other things, {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which "
+            "writing there would remove; take another folder, or move them away"
+        )
+    if is_own is not None and any(folder.iterdir()) and not is_own(folder):
+        raise ValueError(
+            f"{folder} holds something else under the same names, which writing there would replace; take another "
+            "folder, or move it away"
+        )
 
 
 def _share(path: Path) -> None:

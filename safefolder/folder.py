@@ -11,31 +11,30 @@ no file outside its folder.
 
 import glob
 import json
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from safefolder import hub
 from safefolder.cards import PICTURES
-from safefolder.files import recover, replacing, write_text
+from safefolder.files import recover, replacing_folder, write_text
+from safefolder.tensors import few, index_of, read_index, read_json, read_tensors, shard_name
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = index_of(WEIGHTS_NAME)
 SHARD_NAMES = "model-?????-of-?????.safetensors"
 CARD_NAME = "README.md"
 # What may lie beside a model and belongs to it; anything else in its folder stays at home.
 BESIDE = (CARD_NAME, "elbo.json", *PICTURES)
 MAX_SHARD_SIZE = 5 * 10**9
-_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+_SHARD = shard_name(".safetensors")
 
 
 class Pretrained(Protocol):
@@ -52,20 +51,22 @@ def save(
     """Write `config.json` and `model.safetensors`, or its shards, into `folder`: all or nothing.
 
     Args:
-        folder: what is there already is replaced whole.
+        folder: a model of this library that is there already is replaced. Where anything else is in its folder, a card,
+            figures and pictures (`BESIDE`) among it, nothing is written: those tell of the model that is there. Where
+            it is a symbolic link, what that points to is written.
         config: plain data, with the class under "class".
         tensors: by name.
         max_shard_size: bytes of tensors in one file; a single tensor that is larger gets a file to itself.
 
     Raises:
-        ValueError: the disk is full or the place cannot be written to; nothing already saved was touched.
+        ValueError: the disk is full, the place cannot be written to, or something else is there; nothing already there
+            was touched.
     """
     if max_shard_size < 1:
         raise ValueError(f"got max_shard_size={max_shard_size}, expected a number of bytes >= 1")
     text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
     shards = _plan(tensors, max_shard_size)
-    with replacing(Path(folder)) as scratch:
-        scratch.mkdir()
+    with replacing_folder(folder, (CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, SHARD_NAMES), _is_ours) as scratch:
         (scratch / CONFIG_NAME).write_text(text, encoding="utf-8")
         for file, names in shards.items():
             # Weights of a compiled or strided module may share storage or be non-contiguous; a file holds plain
@@ -78,6 +79,14 @@ def save(
             total = sum(_num_bytes(tensor) for tensor in tensors.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (scratch / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Other libraries' folders have files of the same names."""
+    try:
+        return bool(read_config(folder))
+    except ValueError:
+        return False
 
 
 def _plan(tensors: Mapping[str, Tensor], max_shard_size: int) -> dict[str, list[str]]:
@@ -166,14 +175,9 @@ def has_part(source: str | Path, name: str) -> bool:
 
 
 def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    files = _weight_files(folder, label)
+    _weight_files(folder, label)
     config = read_config(folder, label)
-    if INDEX_NAME in files:
-        return config, _load_shards(folder, label)
-    try:
-        return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{label}/{WEIGHTS_NAME} is corrupt or no safetensors file: {error}") from error
+    return config, read_tensors(folder, WEIGHTS_NAME, label)
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:
@@ -194,11 +198,8 @@ def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
         ValueError: it is corrupt, foreign, or of a newer format; `label` is what the error calls the folder.
     """
     label = str(folder) if label is None else label
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # of JSON and of UTF-8
-        raise ValueError(f"{label}/{CONFIG_NAME} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict) or "format" not in config or "class" not in config:
+    config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}")
+    if "format" not in config or "class" not in config:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: it has no 'format' and 'class'")
     if type(config["format"]) is not int or config["format"] < 1:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its format is {config['format']!r}")
@@ -209,65 +210,24 @@ def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
     return config
 
 
-def _load_index(folder: Path, label: str) -> dict[str, str]:
-    """Tensors and the files they are in, all of the folder itself."""
-    try:
-        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{label}/{INDEX_NAME} cannot be read as JSON: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{label}/{INDEX_NAME} has no 'weight_map' from names of tensors to files")
-    return weight_map
-
-
-def _load_shards(folder: Path, label: str) -> dict[str, Tensor]:
-    """Every tensor of the index; all that is wrong with the shards stands in one error."""
-    promised: dict[str, set[str]] = {}
-    for name, file in _load_index(folder, label).items():
-        promised.setdefault(file, set()).add(name)
-    problems = []
-    if outside := sorted(repr(file) for file in promised if not _SHARD.fullmatch(file)):
-        problems.append(f"it names {_few(outside)}, expected .safetensors files of this folder")
-    inside = sorted(file for file in promised if _SHARD.fullmatch(file))
-    if missing := [file for file in inside if not (folder / file).is_file()]:
-        problems.append(f"missing {_few(missing)}")
-    lacking, unlisted = [], []
-    for file in inside:
-        if file in missing:
-            continue
-        try:
-            with safetensors.safe_open(folder / file, framework="pt") as opened:
-                held = set(opened.keys())
-        except (OSError, safetensors.SafetensorError) as error:
-            problems.append(f"{file} is corrupt or no safetensors file: {error}")
-            continue
-        lacking += [f"{name} in {file}" for name in sorted(promised[file] - held)]
-        unlisted += [f"{name} in {file}" for name in sorted(held - promised[file])]
-    if lacking:
-        problems.append(f"promised and not there: {_few(lacking)}")
-    if unlisted:
-        problems.append(f"there and not promised: {_few(unlisted)}")
-    if problems:
-        raise ValueError(f"{label}/{INDEX_NAME} does not fit its shards: " + "; ".join(problems))
-    tensors: dict[str, Tensor] = {}
-    for file in inside:
-        tensors |= safetensors.torch.load_file(folder / file)
-    return tensors
-
-
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy `tensors` into `module`; every name, every shape and every kind of number must match.
 
     Raises:
         ValueError: names the first missing, extra, mis-shaped and mis-typed entries, and counts the others.
     """
-    own = module.state_dict()
+    check_weights(module.state_dict(), tensors, source)
+    with torch.no_grad():
+        module.load_state_dict(dict(tensors))
+
+
+def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """What `load_weights` checks, of a module with this state, which may be on the device "meta". Errors as there."""
     problems = []
     if missing := sorted(own.keys() - tensors.keys()):
-        problems.append(f"missing {_few(missing)}")
+        problems.append(f"missing {few(missing)}")
     if extra := sorted(tensors.keys() - own.keys()):
-        problems.append(f"unknown {_few(extra)}")
+        problems.append(f"unknown {few(extra)}")
     shapes, kinds = [], []
     for name in sorted(own.keys() & tensors.keys()):
         got, expected = tensors[name], own[name]
@@ -276,11 +236,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
         # Copying would turn one into the other without a word; other widths of the same kind are a choice.
         if _kind(got.dtype) != _kind(expected.dtype):
             kinds.append(f"{name} is {got.dtype}, expected {_kind(expected.dtype)}")
-    problems += [_few(each, "; ") for each in (shapes, kinds) if each]
+    problems += [few(each, "; ") for each in (shapes, kinds) if each]
     if problems:
         raise ValueError(f"the weights in {source} do not fit its config: " + "; ".join(problems))
-    with torch.no_grad():
-        module.load_state_dict(dict(tensors))
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -289,10 +247,6 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex numbers"
     return "floating point" if dtype.is_floating_point else "integers"
-
-
-def _few(names: Sequence[str], between: str = ", ") -> str:
-    return between.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def members(folder: Path) -> list[str]:
@@ -309,9 +263,9 @@ def members(folder: Path) -> list[str]:
     read_config(folder)
     shards: list[str] = []
     if INDEX_NAME in files:
-        shards = sorted(set(_load_index(folder, str(folder)).values()))
+        shards = sorted(set(read_index(folder, WEIGHTS_NAME).values()))
         if wrong := [file for file in shards if not _SHARD.fullmatch(file) or not (folder / file).is_file()]:
-            raise ValueError(f"{folder / INDEX_NAME} names {_few(wrong)}, which the folder does not have")
+            raise ValueError(f"{folder / INDEX_NAME} names {few(wrong)}, which the folder does not have")
     return [CONFIG_NAME, *files, *shards]
 
 

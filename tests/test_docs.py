@@ -119,7 +119,8 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
     from training.options import parse
 
     monkeypatch.setattr(options.Autoencoder, "from_run", lambda source: vqvae.VQVAEConfig().build())
-    monkeypatch.setattr(options, "source_of", lambda codes: "somewhere")
+    for name in ("source_of", "images_of"):
+        monkeypatch.setattr(options, name, lambda codes: "somewhere")
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
     lines = re.findall(r"^(?:python|torchrun .* --) train\.py +(.*)$", text, re.MULTILINE)
     assert lines

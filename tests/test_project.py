@@ -68,7 +68,18 @@ def test_public_names():
         *("export_program", "fit_scale", "import_diffusers", "import_llamagen", "import_taming", "import_tokenizer"),
     ]
     assert sorted(vqvae.tokens.__all__) == [
-        *("CodeBatch", "CodeDataset", "Decoded", "Encoded", "Plan", "Summary", "Timings", "Tokenized", "Tokenizer"),
+        *(
+            "CodeBatch",
+            "CodeDataset",
+            "Decoded",
+            "Encoded",
+            "Plan",
+            "RaySession",
+            "Summary",
+            "Timings",
+            "Tokenized",
+            "Tokenizer",
+        ),
         *("encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize", "tokenize_on_ray"),
         *("write_parquet", "write_shard"),
     ]

@@ -284,7 +284,7 @@ def test_an_index_that_is_none(tmp_path):
     folder = tmp_path / "thing"
     for index, message in (
         ("{", "cannot be read as JSON"),
-        ("[]", "no 'weight_map'"),
+        ("[]", "holds a list, expected an object"),
         ('{"weight_map": {"a": 1}}', "no 'weight_map'"),
     ):
         safefolder.save(folder, CONFIG, SHARDED, max_shard_size=100)

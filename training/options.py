@@ -202,8 +202,8 @@ def parse(args: list[str]) -> Run:
         tokenizer = source_of(Path(given.codes))
     is_new = tokenizer is not None and not (folder / "state" / "run.json").exists()
     if given.codes:
-        source = CodeDataset(Path(given.codes) / "train").source
-        default = dataclasses.replace(default, data=dataclasses.replace(default.data, source=source))
+        data = dataclasses.replace(default.data, source=images_of(Path(given.codes)))
+        default = dataclasses.replace(default, data=data)
     if given.resume or (given.stage in ("prior", "evaluate") and not is_new):
         default = dataclasses.replace(load_run(folder), stage="all")
     if tokenizer is not None:
@@ -286,6 +286,11 @@ def source_of(codes: Path) -> str:
     if source is None:
         raise ValueError(f"{codes} does not say where its tokenizer lies: name it with --tokenizer")
     return source
+
+
+def images_of(codes: Path) -> str:
+    """Where the images of a tokenized set were read from."""
+    return CodeDataset(codes / "train").source
 
 
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:

@@ -63,7 +63,8 @@ class Evaluation:
             channel to N(0, 1).
         features_distortion: of the pixels given the latents alone, where the likelihood also looks at pixels nearby:
             what the codes know of an image by themselves; None elsewhere.
-        psnr: of the likelihood's mean against the image without draws, in dB, mean over images that differ.
+        psnr: of the reconstruction, the likelihood's point, against the image, without draws, in dB; the mean over
+            images that differ.
     """
 
     images: int
@@ -126,7 +127,7 @@ class Evaluation:
             lines += [self._row("KL to N(0, I)", usage.kl), f"{'active channels':24}{usage.usage:12.1%}"]
         else:
             lines += [f"{'usage':24}{usage.usage:12.1%}", f"{'perplexity':24}{usage.perplexity:12.1f}"]
-        lines += [f"{'PSNR of the mean':24}{self.psnr:9.2f} dB"]
+        lines += [f"{'PSNR of reconstructions':24}{self.psnr:9.2f} dB"]
         if seconds is not None:
             lines += [f"{'time':24}{seconds:10.0f} s"]
         skipped = f", {self.skipped} that could not be read left out" if self.skipped else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -18,15 +18,28 @@ class Digest(Protocol):
 
 def add(digest: Digest, module: nn.Module, config: Mapping[str, Any]) -> None:
     """Put a module's class, config and tensors into a digest; the tensors by name, wherever they lie."""
-    digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    _add(digest, module, config, module.state_dict())
 
 
 def of_tokenizer(model: Any) -> str:
-    """The 64 hexadecimal digits that tell a tokenizer from all others."""
+    """The 64 hexadecimal digits that tell a tokenizer from all that give other codes.
+
+    It covers what images are encoded with: the class, the size and channels of images, the quantizer's config, and the
+    weights of encoder and quantizer. A decoder that is trained on, or another likelihood, leaves codes what they are.
+    Of a model that is not made of an encoder and a quantizer it covers everything.
+    """
+    config, tensors = model.config.to_plain(), model.state_dict()
+    if all(isinstance(getattr(model, part, None), nn.Module) for part in ("encoder", "quantizer")):
+        config = {name: config[name] for name in ("image_size", "num_channels", "quantizer")}
+        tensors = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "quantizer."))}
     digest = hashlib.sha256()
-    add(digest, model, model.config.to_plain())
+    _add(digest, model, config, tensors)
     return digest.hexdigest()
+
+
+def _add(digest: Digest, module: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())

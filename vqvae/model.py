@@ -79,7 +79,7 @@ class VQVAE(Autoencoder[CodesConfig]):
 
         model = VQVAE(VQVAEConfig(image_size=32, num_channels=3))
         codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"
-        model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's mean
+        model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's point
         model(images).distortion              # nats per image, "b"
 
     Raises:

@@ -50,7 +50,8 @@ class VQGANConfig(CodesConfig):
         diffusers: for the way back to diffusers, if it came from there.
 
     Raises:
-        ValueError: no level, levels that are not there, or widths that the groups do not divide.
+        ValueError: no level, levels that are not there, widths that the groups do not divide, an image that cannot be
+            halved so often, or what is no tuple of integers.
     """
 
     image_size: int = 256
@@ -69,10 +70,19 @@ class VQGANConfig(CodesConfig):
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {**CodesConfig.parts, "diffusers": (DiffusersConfig,)}
 
     def __post_init__(self) -> None:
+        for name in ("channels", "down_attention", "up_attention"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or any(type(each) is not int for each in value):
+                raise ValueError(f"got {name}={value!r}, expected a tuple of integers")
         if not self.channels or min(self.num_blocks, self.latent_channels, self.num_groups) < 1:
             raise ValueError(
                 f"got channels={self.channels}, num_blocks={self.num_blocks}, latent_channels={self.latent_channels}, "
                 f"num_groups={self.num_groups}, expected one level and one of each at least"
+            )
+        if self.image_size < 1 or self.image_size % self.factor:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {self.factor}, by which the networks reduce it, "
+                f"having {len(self.channels)} levels; change one of them"
             )
         groups = {"num_groups": self.num_groups}
         if self.spatial_norm:

@@ -1,9 +1,9 @@
 """LlamaPrior against transformers' LlamaForCausalLM: the same weights are the same model, in both directions."""
 
-import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +13,10 @@ import pytest
 import torch
 from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer
 from safetensors.torch import load_file, save_file
-from test_engine import steps
 from torch import Tensor
 
-from priors import LlamaPrior, LlamaPriorConfig, Prior
+from priors import LlamaPrior, LlamaPriorConfig
 from priors.llama_folder import load_llama, save_llama
-from priors.numerics import Numerics
-from priors.sampling import known_chooser
-from priors.static_step import static_step
-from priors.stepper import Stepper, cache_bytes
-from priors.trunk import gated_width
-from priors.walks import taken
 
 NUM_CODES, GRID, PLACES, CLASSES = 11, (3, 4), 12, 3
 
@@ -148,7 +141,7 @@ def test_generation_draws_codes_alone_as_often_as_the_prior(tmp_path: Path) -> N
     assert expected.max() > 0.2
 
 
-@pytest.mark.parametrize("num_classes", [None, CLASSES])
+@pytest.mark.parametrize("num_classes", [pytest.param(None, marks=pytest.mark.slow), CLASSES])
 def test_the_readme_says_what_runs(num_classes: int | None, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     save_llama(prior_of(num_classes=num_classes), tmp_path / "llama")
@@ -311,6 +304,9 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
         ({"num_classes": []}, "got num_classes="),
         ({"num_hidden_layers": 3}, "missing model.layers.2"),
         ({"num_hidden_layers": 1}, "unknown model.layers.1"),
+        ({"num_hidden_layers": 10**15}, "missing model.layers.2 of 1000000000000000"),
+        ({"intermediate_size": 10**12}, "gate_proj.weight is "),
+        ({"intermediate_size": 10**30}, "the weights do not fit config.json"),
         ({"vocab_size": 16}, r"model.embed_tokens.weight is \(15, 24\), expected \(16, 24\)"),
         ({"num_key_value_heads": 1}, r"k_proj.weight is \(24, 24\), expected \(12, 24\)"),
         ({"tie_word_embeddings": True}, "lm_head.weight that differs"),
@@ -335,6 +331,7 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
     refuses(folder, "no model folder at")
     make_transformer(num_codes=3, grid=(2, 2)).save_pretrained(folder)
     refuses(folder, "got a saved TransformerPrior of this library, which Prior.from_pretrained reads")
+    shutil.rmtree(folder)
     save_llama(prior_of(), folder)
     weights = folder / "model.safetensors"
     good = weights.read_bytes()
@@ -344,9 +341,10 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
     refuses(folder, "has no model.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../model.safetensors"}}))
-    refuses(folder, r"has no \.\./model.safetensors: expected weights as safetensors in the folder itself")
-    index.write_text(json.dumps({"weight_map": [3]}))
-    refuses(folder, "has no weight_map of names to files")
+    refuses(folder, r"it names '\.\./model.safetensors', expected \.safetensors files of this folder")
+    for weight_map in ([3], {"a": 1}, {"a": ["x"]}):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        refuses(folder, "has no 'weight_map' from names of tensors to files")
     weights.write_bytes(good)
     tensors = load_file(weights)
     name = "model.layers.1.self_attn.o_proj.weight"
@@ -361,6 +359,22 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
         refuses(folder, "config.json")
     (folder / "config.json").unlink()
     refuses(folder, "has no config.json")
+
+
+def test_other_files_are_not_removed(tmp_path: Path) -> None:
+    """Nor is a prior that we saved, whose files have the same names."""
+    prior = prior_of()
+    prior.save_pretrained(tmp_path / "prior")
+    save_llama(prior, tmp_path / "llama")
+    (tmp_path / "llama" / "thesis.tex").write_text("mine")
+    for name, message in (
+        ("prior", "something else under the same names"),
+        ("llama", "things, thesis.tex"),
+    ):
+        before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        with pytest.raises(ValueError, match=message):
+            save_llama(prior_of(num_classes=None), tmp_path / name)
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
 
 
 def test_what_is_given_must_be_what_is_said(tmp_path: Path) -> None:
@@ -386,108 +400,3 @@ def test_what_is_given_must_be_what_is_said(tmp_path: Path) -> None:
 def test_bad_sizes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LlamaPriorConfig(**{"num_codes": 4, "grid": (2, 2), **options})
-
-
-# ---- walks: queries and keys that are not normalised, in every arithmetic
-
-
-@pytest.mark.parametrize(("precision", "agreement"), [("float32", 1.0), ("bfloat16", 0.7), ("int8", 0.6)])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_greedy_walks_are_the_same_in_every_arithmetic(
-    precision: str, agreement: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prior = prior_of(width=32)
-    monkeypatch.setattr("priors.stepper.Compiled", lambda: static_step)
-    labels = torch.arange(12) % CLASSES
-    prefix = some_codes(12).flatten(1)[:, :3]
-    options = {"temperature": 0.0, "prefix": prefix}
-    expected = copy.deepcopy(prior).double().sample(12, labels, **options)
-    got = prior.sample(12, labels, precision=precision, compiled=compiled, **options)
-    assert (got == expected).float().mean() >= agreement
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_walks_in_bfloat16_score_nearly_like_the_forward(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if large:
-        monkeypatch.setattr("priors.stepper._LARGE", 1)
-    prior, codes = prior_of(), some_codes(16)
-    chooser = known_chooser(codes)
-    route = prior._route(*prior._check_known(16, None, None, None), None)
-    labels = torch.full((16,), CLASSES)
-    assert Stepper(prior.trunk.trunk, 16, PLACES, Numerics(torch.bfloat16)).whole == large
-    prior._walk(chooser, labels, None, taken(route, torch.arange(16)), Numerics(torch.bfloat16), None)
-    assert (chooser.log_prob - prior.log_prob(codes)).abs().mean() < 0.3
-
-
-@pytest.mark.parametrize("sizes", [(1,) * PLACES, (PLACES,), (3, 1, 1, 5, 1, 1)])
-@pytest.mark.parametrize("static", [False, True])
-def test_steps_are_the_trunk_at_once(static: bool, sizes: tuple[int, ...]) -> None:
-    prior = prior_of(num_heads=3, mlp_width=40).double()
-    x = torch.randn(4, PLACES, 24, generator=torch.Generator().manual_seed(0)).double()
-    turns = prior.trunk.turns(x)
-    stepper = Stepper(prior.trunk.trunk, 4, PLACES, Numerics(torch.float64, compiled=static))
-    stepper.one = static_step if static else None
-    expected = prior.trunk(x[:, 0], x[:, 1:]).detach()
-    torch.testing.assert_close(steps(stepper, x, turns, sizes), expected, atol=1e-11, rtol=0)
-    # Normalised queries and keys would give others.
-    stepper.normalised = True
-    stepper.reset()
-    assert (steps(stepper, x, turns, sizes) - expected).abs().max() > 0.1
-
-
-def test_wide_branches_count_in_the_bytes_of_a_walk() -> None:
-    plain, wide = prior_of(), prior_of(mlp_width=200)
-    numerics = Numerics(torch.float32)
-    extra = cache_bytes(wide.trunk.trunk, PLACES, numerics, 2) - cache_bytes(plain.trunk.trunk, PLACES, numerics, 2)
-    assert extra == 4 * 2 * 3 * (200 - gated_width(24))
-    assert wide.walk_bytes(numerics, 2) == cache_bytes(wide.trunk.trunk, PLACES, numerics, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("untyped")
-def test_compiled_walks_are_eager_ones() -> None:
-    prior = prior_of()
-    eager, compiled = (
-        prior.sample(8, compiled=compiled, precision="float32", generator=torch.Generator().manual_seed(0))
-        for compiled in (False, True)
-    )
-    assert (eager == compiled).float().mean() > 0.95
-
-
-def test_it_learns_what_one_place_says_of_the_next() -> None:
-    torch.manual_seed(0)
-    prior = LlamaPrior(LlamaPriorConfig(num_codes=5, grid=(6,), width=32, depth=2, num_heads=2))
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
-    for _ in range(150):
-        first = torch.randint(5, (64, 1))
-        loss = -prior((first + torch.arange(6)) % 5).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert all(weight.grad is not None and weight.grad.any() for weight in prior.parameters())
-    assert abs(loss.item() - torch.tensor(5.0).log().item()) < 0.2
-
-
-def test_relaxed_tables_at_corners_are_tables() -> None:
-    prior, codes = prior_of(), some_codes()
-    relaxed = prior.relaxed_tables(torch.nn.functional.one_hot(codes, NUM_CODES).float())
-    torch.testing.assert_close(relaxed, prior.tables(codes), atol=1e-5, rtol=0)
-
-
-def test_a_place_sees_only_what_is_before_it() -> None:
-    prior, codes = prior_of(), some_codes(1)
-    tables = prior.tables(codes).flatten(1, 2)
-    for place in range(PLACES):
-        other = codes.flatten(1).clone()
-        other[:, place] = (other[:, place] + 1) % NUM_CODES
-        changed = prior.tables(other.view(1, *GRID)).flatten(1, 2)
-        assert torch.equal(changed[:, : place + 1], tables[:, : place + 1])
-        assert place == PLACES - 1 or (changed[:, place + 1 :] - tables[:, place + 1 :]).abs().min(-1)[0].max() > 1e-4
-
-
-def test_it_is_loaded_by_what_was_saved(tmp_path: Path) -> None:
-    prior = prior_of(mlp_width=40, dropout=0.1)
-    prior.save_pretrained(tmp_path / "prior")
-    again = Prior.from_pretrained(tmp_path / "prior")
-    assert isinstance(again, LlamaPrior)
-    assert again.config == prior.config

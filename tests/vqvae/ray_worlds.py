@@ -51,11 +51,15 @@ class WatchedFiles(ImageFiles):
         found.__dict__.update(images.__dict__, watched=watched, seconds=seconds)
         return found
 
-    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+    def copy(self) -> "WatchedFiles":
+        """What a node opens for itself."""
+        return WatchedFiles.of(self, self.watched, self.seconds)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
         for index in indices:
             (self.watched / f"read.{os.getpid()}.{index}").touch()
         time.sleep(self.seconds)
-        return super().__getitems__(indices)
+        return super().read(indices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,15 +45,15 @@ def vqmodel(tmp_path) -> Path:
 
 def test_a_model_of_diffusers_comes_in_and_goes_out(command, vqmodel, tmp_path):
     output = tmp_path / "ours"
-    fitted = ["--data", "fashion-mini", "--image-size", 32]
+    fitted = ["--data", "fashion-mini", "--image-size", 16]
     status, out, errors = command("import", vqmodel, "-o", output, *fitted)
     assert (status, errors) == (0, "")
-    assert "32 codes, a grid of (16, 16) for images of 32 x 32" in out
+    assert "32 codes, a grid of (8, 8) for images of 16 x 16" in out
     model = VQVAE.from_pretrained(output)
     scale = model.likelihood.log_scale.exp()
     assert out.startswith(f"scale of the likelihood: {scale[0]:.1f}, ")
     # Fitted: a smaller scale is less likely on what it was fitted to (a larger one there is not: nothing was trained).
-    images = load_images("fashion-mini", size=32, channels=3).__getitems__(range(256)).images
+    images = load_images("fashion-mini", size=16, channels=3).__getitems__(range(256)).images
     with torch.no_grad():
         best = model(images).distortion.mean()
         for factor in (0.5, 0.8):
@@ -75,7 +75,7 @@ def test_without_data_the_scale_is_said_to_be_unfitted(command, vqmodel, tmp_pat
     assert VQVAE.from_pretrained(tmp_path / "ours").grid == (32, 32)
 
 
-def test_a_llama_goes_out_and_comes_in(command, tmp_path):
+def test_a_llama_goes_out_and_comes_in(command, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = {"num_codes": 16, "grid": (7, 7), "num_classes": 3, "width": 16, "depth": 1, "num_heads": 2}
     prior = LlamaPrior(LlamaPriorConfig(**sizes))
@@ -94,12 +94,30 @@ def test_a_llama_goes_out_and_comes_in(command, tmp_path):
     codes = torch.randint(16, (3, 7, 7))
     back = GridModel.from_pretrained(tmp_path / "back")
     torch.testing.assert_close(back.log_prob(codes), prior.eval().log_prob(codes), atol=1e-4, rtol=0)
+    # Told by what the JSON says, however it is written; and of a repository a folder of it.
+    config = json.loads((tmp_path / "alone" / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "alone" / "config.json").write_text(json.dumps(config))
+    asked = []
+
+    def download(source, patterns, *, revision):
+        asked.append((source, list(patterns), revision))
+        return tmp_path
+
+    monkeypatch.setattr("vqvae.cli.exporting.download", download)
+    options = ("--subfolder", "alone", "--revision", "v1")
+    status, out, _ = command("import", "owner/llama", "-o", tmp_path / "fetched", *options)
+    assert status == 0
+    assert "a LlamaPrior of 16 codes" in out
+    assert [(source, revision) for source, _, revision in asked] == [("owner/llama", "v1")] * 2
+    assert asked[0][1] == ["alone/config.json"]
+    assert "alone/model.safetensors" in asked[1][1]
     status, _, errors = command("import", tmp_path / "alone", "-o", tmp_path / "x", "--image-size", 32)
     assert status == 2
     assert "there is no --image-size" in errors
 
 
-@pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), ("onnx", "onnx")])
+@pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), pytest.param("onnx", "onnx", marks=pytest.mark.slow)])
 def test_a_tokenizer_goes_out(command, tmp_path, to, ending):
     torch.manual_seed(0)
     VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
@@ -113,6 +131,8 @@ def test_mistakes_are_one_line(command, vqmodel, tmp_path):
     GaussianVAE(GaussianVAEConfig(width=8, num_blocks=1, dim=2)).save_pretrained(tmp_path / "vae")
     config = TransformerPriorConfig(num_codes=16, grid=(7, 7), width=16, depth=1, num_heads=2)
     TransformerPrior(config).save_pretrained(tmp_path / "prior")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "config.json").write_bytes(b'{"model_type": "\xe9"}')
     (tmp_path / "notes.pt").write_text("no pickle")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     out = ("-o", tmp_path / "out")
@@ -124,7 +144,9 @@ def test_mistakes_are_one_line(command, vqmodel, tmp_path):
         (("export", tmp_path / "ours", "--to", "onnx", "-o", vqmodel), "is there already"),
         (("export", tmp_path / "nothing", "--to", "onnx", *out), "no model folder"),
         (("import", vqmodel, "-o", tmp_path / "ours"), "is there already"),
-        (("import", tmp_path / "ours", *out), "VQModel"),
+        (("import", tmp_path / "ours", *out), "is of a VQVAE that this library saved, so there is nothing to import"),
+        (("import", tmp_path / "prior", *out), "is of a TransformerPrior that this library saved"),
+        (("import", tmp_path / "latin", *out), "config.json cannot be read as JSON"),
         (("import", tmp_path / "notes.pt", *out), "notes.pt is corrupt"),
         (("import", tmp_path / "other.pt", *out), "holds no tokenizer that is known here"),
         (("import", vqmodel, "--config", "x.yaml", *out), "is of diffusers, which has no config"),

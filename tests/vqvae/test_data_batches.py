@@ -16,9 +16,8 @@ from image_files import noise, save
 
 from vqvae.data import Batch, Images, ImageTensors, batches, index_batches, load_images, num_batches
 
-# Workers may be more than the cores of a small machine, and are forked from a process with threads.
+# Workers are forked from a process with threads.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 

@@ -1,5 +1,7 @@
 """A folder of images: how files are decoded, what happens to broken ones, and which are held out."""
 
+import errno
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +211,37 @@ def test_broken_files_are_named_and_skipped(with_broken: Path):
         images[index]
     with pytest.raises(IndexError):
         images[len(images)]
+
+
+class Failing(io.BytesIO):
+    """The bytes of an image on a disk that fails after some of them; `silently` where only reading again tells."""
+
+    def __init__(self, data: bytes, good: int, silently: bool):
+        super().__init__(data[:good] if silently else data)
+        self.good, self.silently, self.again = good, silently, False
+
+    def seek(self, *args: int) -> int:
+        self.again = self.again or (self.tell() >= self.good and args[0] == 0)
+        return super().seek(*args)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self.tell() > self.good or (self.silently and self.again and not data):
+            raise OSError(errno.EIO, "Input/output error")
+        return data
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "avif"])
+@pytest.mark.parametrize("silently", [False, True])
+def test_a_disk_that_fails_is_no_fault_of_the_image(suffix: str, silently: bool):
+    stream = io.BytesIO()
+    Image.fromarray(noise(64, 64, 3)).save(stream, suffix)
+    data = stream.getvalue()
+    assert read(io.BytesIO(data)).size == (64, 64)
+    with pytest.raises(OSError, match="Input/output error"):
+        read(Failing(data, len(data) // 2, silently))
+    with pytest.raises(ValueError, match=r"."):
+        read(io.BytesIO(data[: len(data) // 2]))
 
 
 def test_labels_stay_with_their_images_where_one_is_skipped(tmp_path: Path):

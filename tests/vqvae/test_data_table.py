@@ -1,5 +1,6 @@
 """Parquet and Hugging Face: images in the rows of a table."""
 
+import errno
 import io
 import pickle
 import sys
@@ -114,7 +115,7 @@ def test_broken_rows_are_named_and_skipped(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", image=images, label=[0, 1, 2, 3, -1])
     write_parquet(tmp_path / "validation.parquet", image=images[:1], label=[0])
     loaded = load_images(tmp_path)
-    assert loaded.num_classes is None  # since one label is not known
+    assert (loaded.num_classes, loaded.unlabelled) == (None, 1)  # since one label is not known
     batch = loaded.__getitems__(range(5))
     assert batch.images.equal(chw(pixels)[None])
     assert [name for name, _ in batch.skipped] == ["row 1 (cut.png)", "row 2", "row 3 (gone.png)", "row 4"]
@@ -135,6 +136,36 @@ def test_parquet_without_images_is_refused(tmp_path: Path, name: str, columns: d
     with pytest.raises(ValueError, match=message) as caught:
         load_images(path, "test")
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_counted_where_some_lack_and_bounded(tmp_path: Path):
+    image = [encoded(noise(4, 4))] * 9
+    for label, lacking in (([0, None] * 4 + [1], 4), ([-1] * 9, 0), ([None] * 8 + [3], 8)):
+        loaded = load_images(write_parquet(tmp_path / "a.parquet", image=image, label=label))
+        assert (loaded.num_classes, loaded.unlabelled) == (None, lacking)
+    write_parquet(tmp_path / "a.parquet", image=image, label=[0] * 8 + [4_000_000_000])
+    with pytest.raises(ValueError, match="the column label has the label 4000000000; expected at most 2147483647"):
+        load_images(tmp_path / "a.parquet")
+
+
+def test_a_disk_that_fails_under_a_row_group_is_tried_again(
+    tmp_path: Path, lazy: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    from pyarrow import parquet
+
+    images = load_images(grouped(tmp_path / "a.parquet", [noise(5, 5, 3) for _ in range(12)], 4))
+
+    def fails(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    images.column._held.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet.ParquetFile, "read_row_group", fails)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            images.read([0])
+        assert caught.value.filename == "row 0"
+        assert [reason for _, reason in images.__getitems__([0]).skipped] == ["Input/output error"]
+    assert len(images.read([0]).images) == 1
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path):

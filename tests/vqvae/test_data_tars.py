@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import chw, noise
+from image_files import chw, noise, save
 from PIL import Image
 
-from vqvae.data import ImageArchives, batches, load_images
+from vqvae.data import ImageArchives, batches, image_archives, load_images
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -75,7 +75,6 @@ def test_a_folder_as_webdataset_writes_it(folder: Path):
     assert load_images(folder, size=4, channels=1)[0][0].shape == (1, 4, 4)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_read_them_too(folder: Path):
     images = load_images(folder)
@@ -131,7 +130,7 @@ def test_the_first_image_of_a_sample_wherever_its_parts_lie(tmp_path: Path):
     for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         train, test = (load_images(plain_tar(tmp_path / "a.tar", members, format=kind), each) for each in SPLITS)
         found = {images.key(i)[6:]: images[i][1] for images in (train, test) for i in range(len(images))}
-        assert found == {"./a.seg.png": 0, "./b.JPG": 1, "./" + "long/" * 60 + "c.webp": 2}
+        assert found == {"./a.jpg": 0, "./b.JPG": 1, "./" + "long/" * 60 + "c.webp": 2}
 
 
 SPLITS = ("train", "test")
@@ -210,12 +209,94 @@ def test_damaged_headers_and_what_follows_the_end_are_refused(tmp_path: Path):
         load_images(path)
 
 
-def test_a_label_that_is_none_is_named(tmp_path: Path):
-    image = encoded(PIXELS[0])
-    for name, data in (("b.cls", b"cat"), ("b.json", b"{")):
-        path = plain_tar(tmp_path / "a.tar", [("a.png", image), ("b.png", image), (name, data)])
-        with pytest.raises(ValueError, match=rf"a\.tar: its member {name} holds no label"):
+IMAGE = encoded(PIXELS[0])
+
+
+def test_labels_that_can_be_none_are_named(tmp_path: Path):
+    cases = [(".cls", b"9" * number, "a label above 2147483647") for number in (10, 30, 1000)]
+    cases += [(".cls", data, "no label") for data in (b"", b" \n", b"\xff\xfe", b"a\x00b", b"x" * 1024, b"7" * 5000)]
+    cases += [(".cls", b"4000000000", "a label above"), (".json", b'{"label": 2147483648}', "a label above")]
+    cases += [(".json", json.dumps({"label": 10**30}).encode(), "a label above")]
+    for ending, data, message in cases:
+        path = plain_tar(tmp_path / "a.tar", [("a.png", IMAGE), ("b.png", IMAGE), ("b" + ending, data)])
+        with pytest.raises(ValueError, match=rf"a\.tar: its member b{ending} holds {message}") as caught:
             load_images(path)
+        assert len(str(caught.value)) < len(str(path)) + 150
+    members = [("a.png", IMAGE), ("a.cls", b"2147483647"), ("b.png", IMAGE), ("b.cls", b"+0\n")]
+    assert load_images(plain_tar(tmp_path / "a.tar", members)).num_classes == 1 << 31
+
+
+def test_json_that_is_no_label_is_none(tmp_path: Path):
+    for data in (b"", b"{", b"\xff\xfe\x00", b"[" * 200_000, b"9" * 5000, b'{"label": ' + b"9" * 5000 + b"}", b'"cat"'):
+        members = [(f"{i}.png", IMAGE) for i in range(12)] + [(f"{i}.json", b'{"label": 1}') for i in range(11)]
+        images = load_images(plain_tar(tmp_path / "a.tar", [*members, ("11.json", data)]))
+        assert (images.num_classes, images.unlabelled) == (None, 1)
+
+
+def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
+    names = ["cat", "ant", "bee", "ant", " cat \n", "Ääl"]
+    for number, some in enumerate((range(3), range(3, 6))):
+        members = [(f"{i}.{each}", data) for i in some for each, data in (("png", IMAGE), ("cls", names[i].encode()))]
+        plain_tar(tmp_path / f"train-{number}.tar", members)
+    plain_tar(tmp_path / "test.tar", [("x.png", IMAGE), ("x.cls", b"dog")])
+    train, test = (load_images(tmp_path, split) for split in SPLITS)
+    assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog", "Ääl")
+    assert train.num_classes == 5
+    assert train.__getitems__(range(6)).labels.tolist() == [2, 0, 1, 0, 2, 4]
+    assert test[0][1] == 3
+    plain_tar(tmp_path / "test.tar", [("x.png", IMAGE)])
+    assert (load_images(tmp_path).class_names, load_images(tmp_path).unlabelled) == (None, 1)
+    plain_tar(tmp_path / "test.tar", [("x.png", IMAGE), ("x.cls", b"3")])
+    with pytest.raises(ValueError, match=r"train-0\.tar has names of classes for labels, .*test\.tar has numbers"):
+        load_images(tmp_path)
+    members = [("x.png", IMAGE), ("x.cls", b"3"), ("y.png", IMAGE), ("y.cls", b"bee")]
+    with pytest.raises(ValueError, match=r"the label of y\.png is the name 'bee', that of x\.png the number 3;"):
+        load_images(plain_tar(tmp_path / "test.tar", members))
+
+
+def test_of_several_images_of_a_sample_all_give_the_same_one(tmp_path: Path):
+    def set_of(*names: str) -> set[str]:
+        path = plain_tar(tmp_path / "a.tar", [(name, IMAGE) for name in names])
+        return {
+            images.key(i)[6:] for images in (load_images(path, each) for each in SPLITS) for i in range(len(images))
+        }
+
+    assert set_of("0.depth.png", "0.png", "1.png", "1.depth.png", "2.jpg") == {"0.png", "1.png", "2.jpg"}
+    assert set_of("0.depth.png", "0.rgb.png", "1.rgb.png", "2.RGB.png", "2.seg.png") == {
+        "0.rgb.png",
+        "1.rgb.png",
+        "2.RGB.png",
+    }
+    for names, one, other in (
+        (("0.png", "1.depth.png"), "0.png", "1.depth.png"),
+        (("0.depth.png", "1.png", "2.depth.png"), "1.png", "0.depth.png"),
+        (("0.depth.png", "1.rgb.png"), "0.depth.png", "1.rgb.png"),
+    ):
+        with pytest.raises(ValueError, match=rf"of different kinds, as {one} and {other}; expected one ending"):
+            set_of(*names)
+    plain_tar(tmp_path / "b.tar", [("3.rgb.png", IMAGE)])
+    plain_tar(tmp_path / "a.tar", [("3.png", IMAGE)])
+    with pytest.raises(ValueError, match=r"b\.tar has images that end in \.rgb\.png, .*a\.tar has .* in \.ENDING"):
+        load_images(tmp_path)
+
+
+def test_archives_beside_images_are_refused_and_folders_named_so_are_folders(tmp_path: Path):
+    for number in range(4):
+        save(tmp_path / "set" / "a" / f"{number}.png", PIXELS[number])
+    (tmp_path / "set" / "b.tar").mkdir()
+    (tmp_path / "set" / "a").rename(tmp_path / "set" / "b.tar" / "a")
+    assert len(load_images(tmp_path / "set", size=4)) == 3
+    assert len(load_images(tmp_path / "set" / "b.tar", size=4)) == 3
+    backup = plain_tar(tmp_path / "set" / "backup.tar", [("x.png", IMAGE), ("y.png", IMAGE)])
+    with pytest.raises(
+        ValueError, match=r"holds archives \(backup\.tar\) and images \(b\.tar/a/\d\.png\); expected"
+    ) as caught:
+        load_images(tmp_path / "set")
+    assert str(backup) in str(caught.value)
+    assert len(load_images(backup)) == 1
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"holds no \.tar files"):
+        image_archives(tmp_path / "none")
 
 
 def test_an_archive_that_shrank_since_is_named(tmp_path: Path):
@@ -227,7 +308,7 @@ def test_an_archive_that_shrank_since_is_named(tmp_path: Path):
 
 
 def test_json_with_labels_larger_than_any_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vqvae.data.tars._MAX_JSON", 100)
+    monkeypatch.setattr("vqvae.data.tar_index._MAX_JSON", 100)
     image = encoded(PIXELS[0])
     text = json.dumps({"label": 3, "caption": "x" * 200}).encode()
     path = plain_tar(tmp_path / "a.tar", [("a.png", image), ("a.json", text), ("b.png", image)])

@@ -34,7 +34,6 @@ from vqvae.tokens import (
 )
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 SIZES = {"batch_size": 4, "shard_size": 9}
@@ -133,7 +132,7 @@ def test_the_steps_of_another_engine_write_the_same_bytes(source, whole, tmp_pat
         made.setdefault(shard, []).append(encode_batch(model, read_batch(images, part, todo.batch_size)))
         if len(made[shard]) == len(list(todo.slices(shard))):
             write_shard(todo, shard, made[shard])
-    ends = [threading.Thread(target=finish, args=(todo, rank)) for rank in range(4)]
+    ends = [threading.Thread(target=finish, args=(todo,)) for _ in range(4)]
     for each in ends:
         each.start()
     for each in ends:
@@ -181,7 +180,8 @@ def test_no_flipped_byte_of_a_header_is_worse_than_a_damaged_shard(source, whole
                 seen.add(str(error).split(" ")[2].rstrip(","))
             with contextlib.suppress(ValueError):
                 CodeDataset(folder).__getitems__(range(8, 17))
-    assert seen == {True, False, "codes-00001.safetensors"}  # white space may change, and a key that could not be read
+    assert False in seen
+    assert seen <= {True, False, "codes-00001.safetensors"}  # white space may change, and the name of the class
 
 
 def test_other_tokenizers_sources_and_layouts_are_refused(source, whole, tmp_path):
@@ -195,7 +195,7 @@ def test_other_tokenizers_sources_and_layouts_are_refused(source, whole, tmp_pat
         ("batch_size", lambda folder: run(model, source, folder, batch_size=5)),
         ("first|stop|shard_size|makes 5", lambda folder: run(model, source, folder, shard_size=10)),
         ("split", lambda folder: run(model, source, folder, split="test")),
-        ("source", lambda folder: run(model, other, folder)),
+        ("of other images than", lambda folder: run(model, other, folder)),
         ("num_images|makes 1", lambda folder: tokenize(model, load_images(source, "test", size=8), folder, **SIZES)),
         ("num_classes|without labels|with labels", lambda folder: tokenize(model, some, folder, **SIZES)),
     ]
@@ -260,7 +260,7 @@ def test_a_set_without_one_readable_image_is_an_error_or_empty(tmp_path):
     source = photos(tmp_path / "photos", num=6)
     images = load_images(source, size=8)
     for path in (source / "train").rglob("*.png"):
-        path.unlink()
+        path.write_bytes(b"broken")
     made = tokenize(tokenizer(), images, tmp_path / "codes", **SIZES)
     assert (made.num_rows, len(made.unreadable)) == (0, 6)
     codes = CodeDataset(tmp_path / "codes")

@@ -6,6 +6,7 @@ Starting Ray takes longer than all else here, so tests that need it are slow one
 import builtins
 import os
 import pickle
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from ray_worlds import BROKEN, NUM_IMAGES, WatchedFiles, WatchedTokenizer, photo
 
 from vqvae.cli.tokenizing import tokenize as tokenize_command
 from vqvae.data import ImageFiles, ImageTensors, image_folder
-from vqvae.tokens import Tokenized, missing, plan, ray_engine, tokenize
+from vqvae.tokens import Tokenized, missing, plan, ray_engine, ray_session, tokenize
 from vqvae.tokens.ray_engine import tokenize_on_ray
+from vqvae.tokens.ray_session import RaySession
 
 STORE = 100_000_000
 SIZES: dict[str, Any] = {"batch_size": 8, "shard_size": 30}
@@ -59,8 +61,8 @@ def settings() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def local(settings: None) -> Iterator[None]:
-    ray = ray_engine._ray()
-    with ray_engine._environment(ray_engine._ENVIRONMENT):
+    ray = ray_session.import_ray()
+    with ray_session.environment(ray_session.ENVIRONMENT):
         ray.init(num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level=40)
     yield
     ray.shutdown()
@@ -127,7 +129,7 @@ def test_tasks_take_every_missing_slice_once(
 def test_same_bytes_though_processes_and_a_node_die(
     settings: None, images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = ray_engine._ray()
+    ray = ray_session.import_ray()
     from ray.cluster_utils import Cluster
 
     # Blocks of one slice, so that little is decoded ahead and a decoder is at work when it is killed.
@@ -240,7 +242,15 @@ def test_mistakes_of_workers_are_told(images: ImageFiles, tmp_path: Path) -> Non
     gone = WatchedFiles.of(images, tmp_path, 0.0)
     gone.folder = tmp_path / "elsewhere"
     with pytest.raises(ValueError, match=f"none of the {NUM_IMAGES} images .* can be read") as caught:
-        tokenize_on_ray(tokenizer(), gone, tmp_path / "codes", **SIZES)
+        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, open_images=partial(WatchedFiles.copy, gone))
+    assert "\n" not in str(caught.value)
+    # A file that is there no more, on a node that has the others.
+    shutil.copytree(images.folder, tmp_path / "partly")
+    partly = WatchedFiles.of(images, tmp_path, 0.0)
+    partly.folder = tmp_path / "partly"
+    (partly.folder / partly.key(100)).unlink()
+    with pytest.raises(ValueError, match=r"odd/100\.png of .* cannot be read: No such file") as caught:
+        tokenize_on_ray(tokenizer(), images, tmp_path / "lost", **SIZES, open_images=partial(WatchedFiles.copy, partly))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"2 CPUs and 0 GPUs; .* a GPU for each of 2"):
         tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, device="cuda", num_encoders=2)
@@ -253,6 +263,10 @@ def test_mistakes_of_workers_are_told(images: ImageFiles, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="runs in this process already"):
         tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, address="127.0.0.1:1")
+    with pytest.raises(ValueError, match="and a session, which has an address of its own"):
+        tokenize_on_ray(
+            tokenizer(), images, tmp_path / "codes", **SIZES, address="127.0.0.1:1", session=RaySession("127.0.0.1:1")
+        )
     assert not list(tmp_path.glob("codes/*"))
 
 
@@ -263,7 +277,7 @@ def test_images_do_not_pile_up(images: ImageFiles, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(ray_engine, "_MIN_BLOCK_BYTES", 1)
     watched = tmp_path / "watched"
     watched.mkdir()
-    model = WatchedTokenizer.of(watched, 0.1)
+    model = WatchedTokenizer.of(watched, 0.05)
     sizes: dict[str, Any] = {"batch_size": 2, "shard_size": 60}
     ahead = []
 
@@ -285,15 +299,33 @@ def test_images_do_not_pile_up(images: ImageFiles, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local")
-def test_the_command_gives_the_same_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("settings")
+def test_the_command_gives_the_same_folder_and_starts_ray_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a Ray of its own: the last of these tests, as those before share one."""
     source = tmp_path / "photos"
     photos(source)
     tokenizer().save_pretrained(tmp_path / "run" / "codebook")
-    for engine in ("local", "ray"):
+    ray = ray_session.import_ray()
+    ray.shutdown()
+    starts: list[dict[str, Any]] = []
+    init = ray.init
+
+    def counted(**options: Any) -> None:
+        starts.append(options)
+        init(**options, num_cpus=2, object_store_memory=STORE)
+
+    monkeypatch.setattr(ray, "init", counted)
+    for engine in ("local", "ray", "ray"):
         options = {"batch_size": 8, "shard_size": 32, "engine": engine, "device": "cpu"}
         assert tokenize_command(str(tmp_path / "run"), str(source), output=tmp_path / engine, **options) == 1
     for split in ("train", "test"):
         assert files(tmp_path / "ray" / split) == files(tmp_path / "local" / split)
-    lines = [line.partition("; ")[0].partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert lines[:2] == lines[2:]
+    out, errors = capfd.readouterr()
+    lines = [line.partition("; ")[0].partition(": ")[2] for line in out.splitlines()]
+    assert lines[:2] == lines[2:4] == lines[4:]
+    assert out.count("all was there already") == 2
+    assert all(line.startswith("skipped ") for line in errors.splitlines()), errors
+    assert len(starts) == 1
+    assert not ray.is_initialized()

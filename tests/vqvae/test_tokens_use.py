@@ -19,7 +19,6 @@ from vqvae.data import batches, load_images
 from vqvae.tokens import CodeBatch, CodeDataset, tokenize, write_parquet
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 SIZES = {"batch_size": 4, "shard_size": 7}
@@ -107,6 +106,7 @@ def test_batches_come_in_the_order_of_images(folder, source, expected):
         codes.batches(0)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # one of torch itself, which tells of few cores
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_of_torch_reads_them(folder, expected, num_workers):
     codes = CodeDataset(folder)

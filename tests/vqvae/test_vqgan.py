@@ -14,6 +14,7 @@ from priors.transformer import TransformerPriorConfig
 from vqvae import VQVAE, Autoencoder, VQVAEConfig
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
 from vqvae.interop.scale import fit_scale
+from vqvae.interop.ties import compare_codes
 from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.quantizers import (
     EMAVectorQuantizerConfig,
@@ -122,9 +123,13 @@ def test_it_learns():
         ({"channels": (32, 40), "num_groups": 8, "spatial_norm": True}, "multiples of the groups of spatial norms, 32"),
         ({"down_attention": (2,)}, r"got down_attention=\(2,\), expected levels from 0 .finest. to 1, ascending"),
         ({"up_attention": (1, 0)}, "got up_attention"),
-        ({"image_size": 9}, "not a multiple"),
+        ({"image_size": 9}, "image_size 9 is not a multiple of 2, by which the networks reduce it, having 2 levels"),
+        ({"channels": [32, 32]}, r"got channels=\[32, 32\], expected a tuple of integers"),
+        ({"channels": (32.0, 32)}, r"got channels=\(32.0, 32\), expected a tuple of integers"),
+        ({"up_attention": [1]}, r"got up_attention=\[1\], expected a tuple"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)
@@ -204,6 +209,46 @@ def test_a_trained_codebook_of_averages_is_exported(tmp_path):
     assert torch.equal(import_diffusers(tmp_path / "out", image_size=8).encode(y), model.encode(y))
 
 
+def test_unit_codes_are_exported_as_they_are(tmp_path):
+    """The nearest of unit vectors is nearest to the direction too, however long the feature is."""
+    import diffusers
+
+    model = small(quantizer=VectorQuantizerConfig(num_codes=16, dim=4, normalize=True)).eval()
+    y = images(16)
+    export_diffusers(model, tmp_path / "out")
+    peer = diffusers.VQModel.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(peer.quantize.embedding.weight.norm(dim=1), torch.ones(16))
+    with torch.no_grad():
+        h = peer.encode(y / 127.5 - 1).latents
+        codes = peer.quantize(h)[2][2].reshape(16, 4, 4)
+        theirs = peer.decode(h).sample
+    assert (h.norm(dim=1) - 1).abs().max() > 0.3
+    found = compare_codes(model, y, codes)
+    assert found.num_wrong == 0
+    assert found.num_ties <= 1
+    assert len(codes.unique()) > 4
+    torch.testing.assert_close(theirs[:2], model(y[:2]).features.detach(), rtol=0, atol=1e-4)
+    again = import_diffusers(tmp_path / "out", image_size=8)
+    assert compare_codes(again, y, model.encode(y)).num_wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("thesis.tex",), "holds other things, thesis.tex"),
+        (("model_index.json", "unet/weights.bin"), "holds other things, model_index.json, unet"),
+        (("config.json",), "holds something else under the same names"),
+    ],
+)
+def test_an_export_removes_nothing_else(files, message, tmp_path):
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        export_diffusers(small(), tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_text() == "{}" for name in files)
+
+
 def test_an_export_replaces_a_folder_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "out"
     model = small(diffusers=DiffusersConfig(lookup_from_codebook=True, scaling_factor=0.5))
@@ -224,7 +269,6 @@ def test_an_export_replaces_a_folder_whole_or_not_at_all(tmp_path):
     ("changes", "message"),
     [
         ({"quantizer": GumbelQuantizerConfig(num_codes=16, dim=4)}, "GumbelQuantizer finds codes otherwise"),
-        ({"quantizer": VectorQuantizerConfig(num_codes=16, dim=4, normalize=True)}, "train with normalize=False"),
         ({"likelihood": LogisticMixtureConfig()}, "train with NormalConfig"),
         ({"spatial_norm": True, "latent_channels": 8}, "need them equal"),
     ],
@@ -288,3 +332,18 @@ def test_a_fitted_scale_stays_within_its_bounds():
 def test_a_scale_that_cannot_be_fitted(likelihood, num, message):
     with pytest.raises(ValueError, match=message):
         fit_scale(small(likelihood=likelihood), images(num))
+
+
+def test_a_scale_is_fitted_in_inference_mode():
+    model = small().eval()
+    y = images(4)
+    expected = fit_scale(copy.deepcopy(model), y)
+    with torch.inference_mode():
+        assert torch.equal(fit_scale(model, y.clone()), expected)
+    assert torch.equal(model.likelihood.log_scale.exp(), expected)
+
+
+@pytest.mark.parametrize("convert", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_a_coarse_model_s_scale_is_not_fitted(convert):
+    with pytest.raises(ValueError, match=r"float16, expected float32: fit the scale of model.float\(\)"):
+        fit_scale(convert(small()), images(2))

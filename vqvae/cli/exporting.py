@@ -1,11 +1,13 @@
 """Models in other projects' formats: export, and import."""
 
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import tyro
 
-from priors.llama_folder import load_llama, save_llama
+from priors.llama_folder import PATTERNS, is_llama, load_llama, save_llama
+from safefolder.hub import download, is_hub_id
+from safefolder.tensors import read_json
 from vqvae import VQVAE, Autoencoder
 from vqvae.cli.common import Model, Output, has_prior, load_prior, tell
 from vqvae.data import batches, load_images
@@ -58,7 +60,8 @@ def import_(
     """Read a public model, and write it as one of ours.
 
     Tokenizers: a VQModel of diffusers (folder or hub id), a .ckpt of taming-transformers, a .pt of LlamaGen. Priors: a
-    folder of `LlamaForCausalLM` that was trained on codes. What is pickled is read without running what is in it.
+    `LlamaForCausalLM` (folder or hub id) that was trained on codes. What is pickled is read without running what is in
+    it.
 
     Example: vqvae import amused/amused-256 --subfolder vqvae -o runs/amused/codebook --data photos
 
@@ -72,11 +75,11 @@ def import_(
         data: images to fit the likelihood's scale to, without which distortion and bits mean nothing.
     """
     _check_free(output)
-    if (Path(source) / "config.json").is_file() and '"LlamaForCausalLM"' in (Path(source) / "config.json").read_text():
-        given = {"image_size": image_size, "config": config, "revision": revision, "subfolder": subfolder, "data": data}
+    if is_llama(_config(source, revision, subfolder)):
+        given = {"image_size": image_size, "config": config, "data": data}
         if unknown := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
             raise ValueError(f"{source} is a language model, for which there is no {', '.join(unknown)}: leave it out")
-        prior = load_llama(source)
+        prior = load_llama(_fetched(source, revision, subfolder, PATTERNS))
         prior.save_pretrained(output)
         print(f"{output}: a {type(prior).__name__} of {prior.num_codes} codes on a grid of {prior.grid}")
         return
@@ -90,6 +93,23 @@ def import_(
         print(f"scale of the likelihood: {', '.join(f'{level:.1f}' for level in scale.tolist())} levels")
     model.save_pretrained(output)
     print(f"{output}: {model.num_codes} codes, a grid of {model.grid} for images of {size} x {size}")
+
+
+def _config(source: str, revision: str | None, subfolder: str | None) -> dict[str, Any]:
+    """The config.json of a folder or a repository; none of a file, and of what has none."""
+    path = _fetched(source, revision, subfolder, ("config.json",)) / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _fetched(source: str, revision: str | None, subfolder: str | None, patterns: tuple[str, ...]) -> Path:
+    """The folder that is named, of which only these files are fetched where it is on the hub."""
+    inside = PurePosixPath(subfolder or ".")
+    folder = Path(source)
+    if not folder.exists() and is_hub_id(source):
+        folder = download(source, [str(inside / pattern) for pattern in patterns], revision=revision)
+    elif folder.exists() and revision is not None:
+        raise ValueError(f"{folder} is on this machine, where it has no revision {revision!r}; leave revision out")
+    return folder / inside
 
 
 def _check_free(output: Path) -> None:

@@ -1,6 +1,8 @@
 """Images to shards of codes: tokenize."""
 
 import os
+import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +14,7 @@ from tqdm import tqdm
 from vqvae import Autoencoder
 from vqvae.cli.common import Model, Output, printable, speed, tell
 from vqvae.data import Images, load_images
-from vqvae.tokens import CodeDataset, Tokenized, tokenize_on_ray, write_parquet
+from vqvae.tokens import CodeDataset, RaySession, Tokenized, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE
 
@@ -38,8 +40,9 @@ def tokenize(
     """Encode images of any number to shards of codes, which `vqvae.tokens.CodeDataset` and `train.py` read.
 
     A run that was stopped goes on when the same command is given again: shards that are there are kept, and the files
-    are in the end the same, byte for byte. Images that cannot be read are left out and listed in index.json; the exit
-    status is then 1. Under `torchrun` every process takes its share of the shards.
+    are in the end the same, byte for byte; if the source was changed since, that is refused. What is no image is left
+    out and listed in index.json; the exit status is then 1. An image that cannot be read, as its disk fails or it is
+    gone, ends the run. Under `torchrun` every process takes its share of the shards.
 
     Example: vqvae tokenize runs/fashion-mini photos -o codes
 
@@ -67,34 +70,37 @@ def tokenize(
         model = model.to(place.device(device))
     sets = {part: _load(source, part, model, split) for part in ((split,) if split else ("train", "test"))}
     status = 0
-    for part, images in sets.items():
-        with tqdm(desc=f"tokenize {part}", unit="img", disable=None, dynamic_ncols=True) as bar:
+    with ExitStack() as stack:
+        # One Ray for both parts, which starts if there is work for it.
+        session = stack.enter_context(RaySession(address)) if engine == "ray" else None
+        for part, images in sets.items():
+            with tqdm(desc=f"tokenize {part}", unit="img", disable=None, dynamic_ncols=True) as bar:
 
-            def progress(done: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-            common: dict[str, Any] = {
-                "split": part,
-                "tokenizer_source": run_or_model,
-                "batch_size": batch_size,
-                "shard_size": shard_size,
-                "progress": progress,
-            }
-            if engine == "ray":
-                kind = None if device == "auto" else device
-                made = tokenize_on_ray(model, images, output / part, address=address, device=kind, **common)
-            else:
-                common["num_workers"] = place.num_workers if num_workers is None else num_workers
-                common |= {"rank": place.rank, "world_size": place.world_size}
-                made = tokenize_images(model, images, output / part, **common)
-        _tell_unreadable(made, output / part)
-        print(f"{output / part}: {_told(made, place)}")
-        status = 1 if made.unreadable else status
-        if parquet is not None:
-            path = parquet if split else parquet.with_stem(f"{parquet.stem}-{part}")
-            write_parquet(CodeDataset(output / part), path)
-            print(f"{path}: {made.num_rows:,} rows")
+                common: dict[str, Any] = {
+                    "split": part,
+                    "tokenizer_source": run_or_model,
+                    "batch_size": batch_size,
+                    "shard_size": shard_size,
+                    "progress": progress,
+                }
+                if engine == "ray":
+                    kind = None if device == "auto" else device
+                    made = tokenize_on_ray(model, images, output / part, session=session, device=kind, **common)
+                else:
+                    common["num_workers"] = place.num_workers if num_workers is None else num_workers
+                    common |= {"rank": place.rank, "world_size": place.world_size}
+                    made = tokenize_images(model, images, output / part, **common)
+            _tell_unreadable(made, output / part)
+            _say(f"{output / part}: {_told(made, images, place)}")
+            status = 1 if made.unreadable else status
+            if parquet is not None:
+                path = parquet if split else parquet.with_stem(f"{parquet.stem}-{part}")
+                write_parquet(CodeDataset(output / part), path)
+                _say(f"{path}: {made.num_rows:,} rows")
     return status
 
 
@@ -158,9 +164,19 @@ def _load(source: str, part: str, model: Any, split: str | None) -> Images:
     try:
         return load_images(source, part, size=model.config.image_size, channels=model.config.num_channels)
     except ValueError as error:
-        if split is None and part == "test" and "split='test'" in str(error):
-            raise ValueError(f"{error}; for the rest alone, pass --split train") from error
+        if split is None and part == "test":
+            # The training images could be loaded.
+            raise ValueError(f"the test split: {error}; for the rest alone, pass --split train") from error
         raise
+
+
+def _say(text: str) -> None:
+    """A line on stdout, if anybody reads it: who has heard enough takes nothing from what was done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would be an error again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell_unreadable(made: Tokenized, folder: Path) -> None:
@@ -170,9 +186,12 @@ def _tell_unreadable(made: Tokenized, folder: Path) -> None:
         tell(f"and {len(made.unreadable) - _NAMED:,} more, all named in {folder / 'index.json'}")
 
 
-def _told(made: Tokenized, place: _Place) -> str:
+def _told(made: Tokenized, images: Images, place: _Place) -> str:
     text = f"{made.num_rows:,} rows in {made.num_shards:,} shards, {len(made.unreadable):,} unreadable; "
     text += speed(made.num_images, made.seconds) if made.num_images else "all was there already"
+    if images.unlabelled:
+        few = images.unlabelled == 1
+        text += f"; no labels, as {images.unlabelled:,} {'image has' if few else 'images have'} none"
     if not made.whole:
         text = f"rank {place.rank} of {place.world_size} made {text}; other ranks are still at work"
     return text

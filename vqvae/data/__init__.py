@@ -9,6 +9,7 @@
     builtin.py    sets known by name
     folder.py     image files in a folder
     tars.py       WebDataset archives
+    tar_index.py  where their images and labels lie
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
     decode.py     one encoded image to uint8
     batches.py    order, sharding, workers

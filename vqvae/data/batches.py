@@ -13,6 +13,7 @@ it had not stopped.
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -231,6 +232,8 @@ def read_ahead(
     """`dataset.__getitems__` of each array of indices, in order; `num_workers` processes ahead, or here where it is 0.
 
     pack: makes of what the set gives what goes from a worker to this process: best of numpy arrays, not tensors.
+
+    A ValueError of the set is raised here as it is, also by workers, of which torch would make many lines.
     """
     pack = _as_it_is if pack is None else pack
     if num_workers == 0:
@@ -239,18 +242,23 @@ def read_ahead(
         for chosen in indices:
             yield pack(getitems(chosen))
         return
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_Lists(indices),
-        num_workers=num_workers,
-        collate_fn=pack,
-        # Its own, or starting the workers would draw from the generator that training uses.
-        generator=torch.Generator(),
-    )
-    with _interrupt_ignored():
+    with warnings.catch_warnings(), _interrupt_ignored():
+        # Of more workers than cores: who asks for them may know that they wait for a disk.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _Caught(dataset),
+            batch_sampler=_Lists(indices),
+            num_workers=num_workers,
+            collate_fn=_Packed(pack),
+            # Its own, or starting the workers would draw from the generator that training uses.
+            generator=torch.Generator(),
+        )
         reader: Any = iter(loader)
     try:
-        yield from reader
+        for found in reader:
+            if isinstance(found, ValueError):
+                raise found
+            yield found
     finally:
         # Dropping the reader would do, were it not for tracebacks: one that is on its way up, as of
         # Ctrl-C, keeps the reader and so its workers, whose end then looks to torch like a crash.
@@ -259,6 +267,29 @@ def read_ahead(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class _Caught(Dataset):
+    """A set in a worker, which gives a ValueError instead of raising it."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)
+        except ValueError as error:
+            return ValueError(str(error))
+
+
+class _Packed:
+    """`pack`, for all but errors."""
+
+    def __init__(self, pack: Callable[[Any], Any]):
+        self.pack = pack
+
+    def __call__(self, batch: Any) -> Any:
+        return batch if isinstance(batch, ValueError) else self.pack(batch)
 
 
 class _Lists:

@@ -5,8 +5,9 @@ scaled so that its short side fits, cropped about the centre and given the wante
 
     scale = max(h / H, w / W),   then the middle h x w of the scaled H x W image
 
-Any way in which a file fails to be an image comes out as one kind of error, `ValueError` (or the
-`OSError` of a file that can't be opened), so that a caller can name the file and go on. Only
+Any way in which a file fails to be an image comes out as one kind of error, `ValueError`, so that a
+caller can name the file and go on. Where the bytes themselves can't be had (a disk that fails, a
+folder that is gone) it is an `OSError` with its number, which says nothing about the image. Only
 raster formats that Pillow reads by itself are tried: a file that claims to be PostScript, say,
 never reaches an outside program.
 """
@@ -42,7 +43,7 @@ _UPRIGHT = {
 def decode(source: Path | BytesIO, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
     """Read one encoded image at `size` (height, width) with 1 or 3 channels.
 
-    Raises ValueError, or OSError where the file can't be opened.
+    Raises ValueError, or OSError where the file can't be read.
     """
     return fit(read(source, cover=max(size)), size, channels)
 
@@ -54,7 +55,7 @@ def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
     reduced (its decoder skips the detail), its short side still at least twice `cover`.
     Raises ValueError for what is not an image, is cut off, is too large to be safe (Pillow's
     limit, 89 million pixels), or has levels without a known range; OSError where the file can't
-    be opened.
+    be read.
     """
     with nullcontext(source) if isinstance(source, BytesIO) else source.open("rb") as stream:
         if not stream.read(1):
@@ -74,11 +75,22 @@ def _read(stream: BufferedReader | BytesIO, cover: int | None) -> Image.Image:
                 image.load()
                 return _eight_bits(_upright(image))
         except Image.UnidentifiedImageError:
+            _check_whole(stream)
             raise ValueError("not an image in a known format") from None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's; Pillow's own have no number
+            _check_whole(stream)
             # Decoders raise whatever a damaged file drives them to: SyntaxError, struct.error,
             # KeyError, EOFError, zlib.error, ... None of them may end a training run.
             raise ValueError(f"{error or type(error).__name__}") from error
+
+
+def _check_whole(stream: BufferedReader | BytesIO) -> None:
+    """Raise OSError where the bytes can't be read: some decoders take that for a fault of the image."""
+    stream.seek(0)
+    while stream.read(1 << 20):
+        pass
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:

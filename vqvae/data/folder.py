@@ -38,7 +38,8 @@ SUFFIXES = frozenset(
 class ImageFiles(EncodedImages):
     """Image files under one folder, read when asked for.
 
-    names: paths from `folder`, with "/" between the parts. labels: int64, "n", or None.
+    names: paths from `folder`, with "/" between the parts. labels: int64, "n", or None. To `digest` a file is its
+    name, its size and its time of change.
     Raises ValueError where `names` is empty or none of the files can be read.
     """
 
@@ -74,6 +75,15 @@ class ImageFiles(EncodedImages):
 
     def _encoded(self, index: int) -> Path:
         return self.folder / self.key(index)
+
+    def _stamps(self, indices: range) -> Iterator[bytes]:
+        for index in indices:
+            name = self._names[self._ends[index] : self._ends[index + 1]]
+            try:
+                status = os.stat(os.path.join(os.fsencode(self.folder), name))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self.key(index)) from error
+            yield b"%b\0%d %d" % (name, status.st_size, status.st_mtime_ns)
 
 
 def image_folder(
@@ -122,7 +132,10 @@ def image_folder(
     if classes is not None:
         number = {name: label for label, name in enumerate(classes)}
         labels = torch.tensor([number[name.partition("/")[0]] for name in chosen])
-    return ImageFiles(base, chosen, (channels, size, size), labels, classes, name=str(folder))
+    images = ImageFiles(base, chosen, (channels, size, size), labels, classes, name=str(folder))
+    outside = sum("/" not in name for name in every)
+    images.unlabelled = outside if outside < len(every) else 0
+    return images
 
 
 def held_out(keys: Iterable[bytes]) -> np.ndarray:
@@ -148,9 +161,12 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 def _image_names(folder: Path) -> list[str]:
     """Sorted paths from `folder` of every file in it that is named like an image."""
-    return sorted(
-        path.relative_to(folder).as_posix() for path in _files(folder, set()) if path.suffix.lower() in SUFFIXES
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in files_of(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Every file in a folder, at any depth, save for hidden ones."""
+    return _files(folder, set())
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

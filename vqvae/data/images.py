@@ -3,10 +3,15 @@
 Images stay uint8, "c h w", from here to the model. A set in memory is `ImageTensors`; a set of
 encoded images, decoded batch by batch, derives from `EncodedImages` (a folder, a table). An
 encoded image that can't be read is left out of its batch and named in `Batch.skipped`.
+
+There are two reasons for that: what is there is no image, or it can't be had at this moment (a disk
+that fails, a folder that is not mounted, a link to nothing). Training goes on without either. What
+is kept for good must not lack images for the second reason: `Images.read` raises it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +25,8 @@ from torch.utils.data import Dataset
 from vqvae.data.decode import decode
 
 SPLITS = ("train", "test")
+# Of a label: that of more classes is a slip, and would be made an embedding of that many rows.
+MAX_LABEL = (1 << 31) - 1
 
 
 class Batch(NamedTuple):
@@ -41,12 +48,16 @@ class Images(Dataset, ABC):
     shape: (c, h, w) of every image.
     num_classes, class_names: None where the set has no labels, or labels without names.
     name: what to call the set in print.
+    labels: int64, "n"; None where it has none, or has them elsewhere.
+    unlabelled: how many images of the source have no label, where that is why the set has none.
     """
 
     shape: tuple[int, int, int]
     num_classes: int | None
     class_names: tuple[str, ...] | None
     name: str
+    labels: Tensor | None = None
+    unlabelled: int = 0
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,9 +73,35 @@ class Images(Dataset, ABC):
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The images at `indices`, in that order, less those that can't be read."""
 
+    def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """As `__getitems__`, but only what is no image is left out.
+
+        Raises OSError, with the image's key as its file name, where one can't be had.
+        """
+        return self.__getitems__(indices)
+
     def key(self, index: int) -> str:
         """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
         return str(range(len(self))[index])
+
+    def digest(self, indices: range) -> str:
+        """32 hexadecimal digits that change where the set has other images or labels at `indices`.
+
+        Where the source lies is no part of it. Raises OSError where that can't be found out.
+        """
+        digest = blake2b(repr((self.num_classes, self.class_names)).encode(), digest_size=16)
+        if self.labels is not None:
+            digest.update(
+                self.labels[indices.start : indices.stop : indices.step].cpu().numpy().astype("<i8").tobytes()
+            )
+        for part in self._stamps(indices):
+            digest.update(len(part).to_bytes(8))
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _stamps(self, indices: range) -> Iterator[bytes]:
+        """What tells the images at `indices` from others, cheaper than to decode them; here what they are called."""
+        return (self.key(index).encode("utf-8", "surrogateescape") for index in indices)
 
 
 class ImageTensors(Images):
@@ -108,11 +145,15 @@ class ImageTensors(Images):
             None if self.labels is None else self.labels.index_select(0, chosen),
         )
 
+    def _stamps(self, indices: range) -> Iterator[bytes]:
+        yield self.images[indices.start : indices.stop : indices.step].cpu().numpy().tobytes()
+
 
 class EncodedImages(Images):
     """Images kept as JPEG, PNG and the like, and decoded to one shape when asked for.
 
-    A deriving class says where the encoded image is (`_encoded`) and what to call it (`key`).
+    A deriving class says where the encoded image is (`_encoded`), what to call it (`key`), and what tells it from
+    others (`_stamps`).
     """
 
     def __init__(
@@ -129,23 +170,34 @@ class EncodedImages(Images):
 
     @abstractmethod
     def _encoded(self, index: int) -> Path | BytesIO:
-        """Where to read image `index` from; 0 <= index < len(self). Raises OSError if gone."""
+        """Where to read image `index` from; 0 <= index < len(self).
+
+        Raises ValueError where there is none, and OSError with its number where it can't be had.
+        """
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
         index = range(len(self))[index]
         image = self._decoded(index)
-        if isinstance(image, str):
-            raise ValueError(f"{self.key(index)} can't be read as an image: {image}")
+        if isinstance(image, Exception):
+            raise ValueError(f"{self.key(index)} can't be read as an image: {_reason(image)}") from image
         return image, None if self.labels is None else int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        return self._batch(indices, strict=False)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        return self._batch(indices, strict=True)
+
+    def _batch(self, indices: Sequence[int] | np.ndarray, strict: bool) -> Batch:
         images: list[Tensor] = []
         kept: list[int] = []
         skipped: list[tuple[str, str]] = []
         for index in map(int, indices):
             image = self._decoded(index)
-            if isinstance(image, str):
-                skipped.append((self.key(index), image))
+            if strict and isinstance(image, OSError):
+                raise OSError(image.errno, _reason(image), self.key(index)) from image
+            if isinstance(image, Exception):
+                skipped.append((self.key(index), _reason(image)))
             else:
                 images.append(image)
                 kept.append(index)
@@ -153,22 +205,22 @@ class EncodedImages(Images):
         labels = None if self.labels is None else self.labels[torch.tensor(kept).long()]
         return Batch(stacked, labels, tuple(skipped))
 
-    def _decoded(self, index: int) -> Tensor | str:
-        """The image, or why it can't be read."""
+    def _decoded(self, index: int) -> Tensor | OSError | ValueError:
+        """The image; or why it can't be had, which is an OSError, or is none."""
         channels, height, width = self.shape
         try:
             return decode(self._encoded(index), (height, width), channels)
         except (OSError, ValueError) as error:
-            return _reason(error)
+            return error
 
     def check_readable(self) -> None:
         """Raise ValueError where not one image of the set can be read."""
         first = ""
         for index in range(len(self)):
             image = self._decoded(index)
-            if not isinstance(image, str):
+            if not isinstance(image, Exception):
                 return
-            first = first or f"{self.key(index)}: {image}"
+            first = first or f"{self.key(index)}: {_reason(image)}"
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 

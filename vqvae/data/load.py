@@ -38,7 +38,8 @@ def load_images(
 
     What each does in full: `fashion_mini`, `fashion_mnist`, `cifar10`, `image_folder`,
     `image_archives`, and `parquet` and `hugging_face` in `vqvae.data.table`.
-    Raises ValueError for an unknown source or split, and where images are missing or unreadable.
+    Raises ValueError for an unknown source or split, where images are missing or unreadable, and for a folder that
+    holds archives and images besides.
     """
     check_split(split)
     check_shape((channels, size, size))

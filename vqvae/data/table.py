@@ -15,6 +15,7 @@ Needs the extra `parquet`.
 """
 
 import json
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from vqvae.data.decode import read
 from vqvae.data.folder import held_out
-from vqvae.data.images import EncodedImages, check_shape, check_split
+from vqvae.data.images import MAX_LABEL, EncodedImages, check_shape, check_split
 
 LABEL_COLUMNS = ("label", "labels")
 TEST_PARTS = ("test", "validation", "valid", "val")
@@ -45,7 +46,8 @@ _FIRST_ROWS = 64
 class RowGroups:
     """A column of parquet files, of which the last row groups that were asked for are in memory.
 
-    column[row] is what pyarrow's column gives. Raises ValueError where the row's group is damaged.
+    column[row] is what pyarrow's column gives. Raises ValueError where the row's group is damaged, and OSError where
+    the file can't be read.
     """
 
     def __init__(self, files: list[str], name: str, rows: list[tuple[int, int, int]]):
@@ -77,9 +79,21 @@ class RowGroups:
                 # Threads would be those of the process that a worker was forked from.
                 column = opened.read_row_group(number, columns=[self.name], use_threads=False).column(0)
         except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's; Arrow's own, of a damaged file, have no number
             # Kept, or each image of the group would have it read again.
             return ValueError(f"row group {number} of {self.files[file]} can't be read: {str(error).splitlines()[0]}")
         return column
+
+    def stamps(self, rows: np.ndarray) -> Iterator[bytes]:
+        """What tells these rows from others: which row groups of which files they are in."""
+        known = {}
+        for group in np.unique(np.searchsorted(self.ends, rows, side="right")).tolist():
+            file, number, num_rows = self.groups[group].tolist()
+            if file not in known:
+                status = Path(self.files[file]).stat()
+                known[file] = f"{status.st_size} {status.st_mtime_ns}"
+            yield f"{Path(self.files[file]).name}\0{number} {num_rows} {known[file]}".encode()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": {}}
@@ -90,7 +104,9 @@ class ImageTable(EncodedImages):
 
     column: structs with a binary field `bytes` (and, where that is null, the `path` of a file),
     or binary. rows: which of its rows make up the set, in which order. labels: int64, one for
-    each of `rows`. Raises ValueError where there are no rows or no image can be read.
+    each of `rows`. To `digest` a row is its encoded bytes; of a column above 1 GiB only how many
+    they are, and of row groups that are read when asked for the file's name, size and time of
+    change. Raises ValueError where there are no rows or no image can be read.
     """
 
     def __init__(
@@ -119,12 +135,27 @@ class ImageTable(EncodedImages):
         try:
             value = self.column[row]
             path = value["path"].as_py() if isinstance(value, pyarrow.StructScalar) and value.is_valid else None
-        except (KeyError, ValueError):
-            path = None  # there is no such field, or the row group is damaged
+        except (KeyError, ValueError, OSError):
+            path = None  # there is no such field, or the row group can't be read
         return f"row {row} ({path})" if path else f"row {row}"
 
     def _encoded(self, index: int) -> Path | BytesIO:
         return _source(self.column[int(self.rows[index])])
+
+    def _stamps(self, indices: range) -> Iterator[bytes]:
+        rows = self.rows[indices.start : indices.stop : indices.step]
+        yield rows.astype("<i8").tobytes()
+        if isinstance(self.column, RowGroups):
+            yield from self.column.stamps(rows)
+            return
+        whole = self.column.nbytes <= HELD_BYTES
+        for row in rows.tolist():
+            value = self.column[row]
+            path, data = b"", value
+            if isinstance(value, pyarrow.StructScalar):
+                path, data = repr(value.get("path")).encode(), value["bytes"] if value.is_valid else None
+            held = None if data is None else data.as_buffer()
+            yield path + b"\0" + (b"-" if held is None else bytes(held) if whole else b"%d" % held.size)
 
 
 def parquet(
@@ -229,10 +260,12 @@ def _images(
         rows = rows[held == (split == "test")]
     if not len(rows):
         raise ValueError(f"{name} has {len(column)} row(s), none of them for split={split!r}")
-    labels, num_classes, class_names = _labels(parts, part, image)
+    labels, num_classes, class_names, unlabelled = _labels(parts, part, image)
     if labels is not None:
         labels = labels[rows]
-    return ImageTable(column, rows, shape, labels, num_classes, class_names, name=name)
+    images = ImageTable(column, rows, shape, labels, num_classes, class_names, name=name)
+    images.unlabelled = unlabelled
+    return images
 
 
 def _column(part: pyarrow.dataset.Dataset, image: str) -> pyarrow.ChunkedArray | RowGroups:
@@ -316,8 +349,11 @@ def _first(part: pyarrow.dataset.Dataset, image: str, name: str) -> tuple[tuple[
 
 def _labels(
     parts: dict[str, pyarrow.dataset.Dataset], part: pyarrow.dataset.Dataset, image: str
-) -> tuple[Tensor | None, int | None, tuple[str, ...] | None]:
-    """Labels of every row of `part`; with classes counted over all parts, as splits may lack one."""
+) -> tuple[Tensor | None, int | None, tuple[str, ...] | None, int]:
+    """Labels of every row of `part`; with classes counted over all parts, as splits may lack one.
+
+    And how many rows have none, where that is why there are no labels.
+    """
     schema = part.schema
     features = _features(schema)
     noted = [each for each, feature in features.items() if feature["_type"] == "ClassLabel"]
@@ -327,23 +363,25 @@ def _labels(
         if each != image and each in schema.names and _is_label(schema.field(each).type)
     ]
     if not fitting:
-        return None, None, None
+        return None, None, None, 0
     label = fitting[0]
     columns = {
         id(each): each.to_table(columns=[label]).column(0) for each in parts.values() if label in each.schema.names
     }
-    if any(column.null_count for column in columns.values()):
-        return None, None, None
-    values = {key: column.to_numpy().astype(np.int64) for key, column in columns.items()}
+    values = {key: column.cast(pyarrow.int64()).fill_null(-1).to_numpy().copy() for key, column in columns.items()}
     together = np.concatenate(list(values.values()))
     if id(part) not in values or together.min() < 0:
         # -1 and null stand for "not known": labels that only some images have are no labels.
-        return None, None, None
+        missing = sum(each.count_rows() for each in parts.values() if id(each) not in values)
+        unlabelled = int((together < 0).sum()) + missing
+        return None, None, None, unlabelled if (together >= 0).any() else 0
+    if together.max() > MAX_LABEL:
+        raise ValueError(f"the column {label} has the label {together.max()}; expected at most {MAX_LABEL}")
     num_classes = int(together.max()) + 1
     names = features.get(label, {}).get("names")
     class_names = tuple(names) if names is not None and len(names) >= num_classes else None
     labels = torch.from_numpy(values[id(part)])
-    return labels, num_classes if class_names is None else len(class_names), class_names
+    return labels, num_classes if class_names is None else len(class_names), class_names, 0
 
 
 def _is_label(kind: pyarrow.DataType) -> bool:

@@ -8,13 +8,14 @@ diffusers.py    VQModel, in and out
 taming.py       taming-transformers' VQGAN and Gumbel VQGAN, in
 llamagen.py     LlamaGen's tokenizers, in
 pickles.py      PyTorch's pickled files, read without running what is in them
-layout.py       their names of weights to those of `vqvae.vqgan`
+layout.py       weights by name, their names to those of `vqvae.vqgan`, and a model of them
 scale.py        a likelihood's scale for models that were trained without one
 onnx.py         ONNX, out
 program.py      torch.export, out
 exported.py     what both write, and how it is checked before it takes its place
 traced.py       encode and decode in a form that can be traced
 ties.py         codes of two programs compared: equal, tied, wrong
+precision.py    float32 without autocast and TF32, and models that are not in it
 """
 
 from vqvae.interop.detect import import_tokenizer

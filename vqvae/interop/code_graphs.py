@@ -72,7 +72,13 @@ class CodeGraph(nn.Module, abc.ABC):
 
 
 class Codebook(CodeGraph):
-    """Abstract: one code a place."""
+    """Abstract: one code a place.
+
+    Attributes:
+        num_scores: what `find` holds at once for each place.
+    """
+
+    num_scores = 1
 
     @abc.abstractmethod
     def find(self, z: Tensor) -> Tensor:
@@ -124,6 +130,7 @@ class Listed(Codebook):
         super().__init__()
         self.normalize = normalize
         exact = table.detach().to(dtype)
+        self.num_scores = min(len(exact), SECTION)
         self.register_buffer("table", exact.clone())
         centre = exact.double().mean(0).to(dtype) if weight is None else torch.zeros_like(exact[0])
         offsets = (exact.double() - centre.double()).square().sum(1) / 2 if bias is None else -bias.detach().double()

@@ -2,9 +2,9 @@
 
 A `VQModel` folder is `config.json` and `diffusion_pytorch_model.safetensors` (or shards of it, or a pickled `.bin`).
 Reading and writing one needs no diffusers. Its encoder, its decoder and its codebook are those of `vqvae.vqgan`, weight
-for weight; its nearest code is that of `VectorQuantizer`. Pictures go in as 2y/255 − 1, and what its `decode` gives is
-the mean of a discretised normal, y = 127.5 (1 + f). A `VQModel` has no scale for that: an imported model's starts where
-a new one's does, and `vqvae.interop.fit_scale` finds the one of most likelihood.
+for weight; its nearest code is that of `VectorQuantizer`. Pictures go in as 2y/255 − 1, and its `decode` gives μ of a
+discretised normal, μ = 127.5 (1 + f), which is its point and not quite its mean. A `VQModel` has no scale for that: an
+imported model's starts where a new one's does, and `vqvae.interop.fit_scale` finds the one of most likelihood.
 
 Files written before diffusers 0.18 have other names for attention's weights; these are read, the present ones written.
 """
@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
-import safefolder
+from safefolder.files import replacing_folder
 from safefolder.hub import download, is_hub_id
-from vqvae.interop.layout import WITHIN, assembled, few, to_diffusers
-from vqvae.interop.pickles import check_is_content, read_pickle
+from safefolder.tensors import few, index_of, read_json, read_tensors
+from vqvae.interop.layout import MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers, weights_of
+from vqvae.interop.pickles import read_pickle
 from vqvae.likelihoods import NormalConfig
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
@@ -31,8 +31,10 @@ from vqvae.vqgan import VQGAN, DiffusersConfig, VQGANConfig
 CLASS = "VQModel"
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 PICKLED = "diffusion_pytorch_model.bin"
+# What a file may be called in one piece or in several.
+SAFE_FILES = (WEIGHTS, index_of(WEIGHTS), "diffusion_pytorch_model-?????-of-?????.safetensors")
+PICKLED_FILES = (PICKLED, index_of(PICKLED), "diffusion_pytorch_model-?????-of-?????.bin")
 CODEBOOK = "quantize.embedding.weight"
 
 DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -57,6 +59,16 @@ DEFAULTS: dict[str, Any] = {
     "lookup_from_codebook": False,
     "force_upcast": False,
 }
+KINDS = {
+    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "latent_channels"), "an integer"),
+    **dict.fromkeys(("num_vq_embeddings", "norm_num_groups"), "an integer"),
+    **dict.fromkeys(("sample_size", "vq_embed_dim"), "an integer or null"),
+    **dict.fromkeys(("down_block_types", "up_block_types"), "a list of texts"),
+    **dict.fromkeys(("act_fn", "norm_type"), "a text"),
+    **dict.fromkeys(("mid_block_add_attention", "lookup_from_codebook", "force_upcast"), "true or false"),
+    "block_out_channels": "a list of integers",
+    "scaling_factor": "a number",
+}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DEFAULT_IMAGE_SIZE = 256
 
@@ -75,7 +87,7 @@ def import_diffusers(
     Args:
         folder_or_hub_id: a folder that its `save_pretrained` wrote, or `owner/name` on the hub.
         image_size: height and width, any multiple of 2^(levels − 1). Without it the file's `sample_size` where that is
-            such a multiple and more than 32, which is what files hold that do not say; else 256.
+            such a multiple, more than 32, which is what files hold that do not say, and at most 4096; else 256.
         revision: a branch, tag or commit of the hub.
         subfolder: where in the folder or repository the model is, such as "vqvae", "vqgan" or "movq".
 
@@ -83,22 +95,26 @@ def import_diffusers(
         ValueError: missing, corrupt, another class, or options that no `VQGAN` has, by name.
     """
     folder = _folder(folder_or_hub_id, revision, subfolder)
-    plain = _config(folder)
-    config = _ours(plain, folder / CONFIG, image_size)
-    weights = to_diffusers(_weights(folder), _present_name, folder, CLASS)
-    if CODEBOOK not in weights:
-        raise ValueError(f"{folder} has no {CODEBOOK}, expected all weights of a {CLASS}")
-    weights["quantizer.codebook"] = weights.pop(CODEBOOK)
-    return assembled(config, weights, folder)
+    path = folder / CONFIG
+    plain = _config(path)
+    weights = to_diffusers(_weights(folder), _present_name, {CODEBOOK: "quantizer.codebook"}, folder, CLASS)
+    _check_design(plain, path)
+    return assembled(lambda: _ours(plain, image_size), weights, folder)
 
 
 def export_diffusers(model: VQVAE, folder: str | Path) -> None:
-    """Write a `VQModel` folder, whole or not at all: `VQModel.from_pretrained(folder)` has the model's codes and means.
+    """Write a folder for `VQModel.from_pretrained`, whole or not at all, with the model's codes and pictures.
 
-    The likelihood's scale has no place there, nor have a moving-average codebook's statistics.
+    The likelihood's scale has no place there, nor have a moving-average codebook's statistics. Of unit vectors
+    (`normalize=True`) the nearest to a feature is the one nearest to the feature's direction, so their codes are the
+    same but for ties; a `VQModel` that is trained on would not keep their length.
+
+    Args:
+        folder: a `VQModel` of these two files that is there already is replaced; where anything else is in it, nothing
+            is written.
 
     Raises:
-        ValueError: an architecture that `VQModel` has not; says why not, and what to do.
+        ValueError: an architecture that `VQModel` has not; says why not, and what to do. Or the folder has other files.
     """
     config = _theirs(model)
     within = {ours: theirs for theirs, ours in WITHIN.items()}
@@ -110,8 +126,7 @@ def export_diffusers(model: VQVAE, folder: str | Path) -> None:
             first = ".".join(name.split(".", 2)[:2])
             tensors[name.replace(first, within[first], 1) if first in within else name] = tensor
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with safefolder.replacing(Path(folder)) as scratch:
-        scratch.mkdir()
+    with replacing_folder(folder, (CONFIG, WEIGHTS), _is_theirs) as scratch:
         (scratch / CONFIG).write_text(json.dumps({"_class_name": CLASS, **config}, indent=2) + "\n", encoding="utf-8")
         safetensors.torch.save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
 
@@ -122,8 +137,9 @@ def _folder(source: str | Path, revision: str | None, subfolder: str | None) -> 
         if not isinstance(source, str) or not is_hub_id(source):
             raise ValueError(f"no folder at {folder}, expected one of a {CLASS}, or owner/name on the hub")
         prefix = "" if subfolder is None else f"{subfolder}/"
-        names = (CONFIG, WEIGHTS, INDEX, "diffusion_pytorch_model-*.safetensors", PICKLED)
-        folder = download(source, [prefix + name for name in names], revision=revision)
+        folder = download(source, [prefix + name for name in (CONFIG, *SAFE_FILES)], revision=revision)
+        if not any(any((folder / prefix).glob(name)) for name in SAFE_FILES):
+            folder = download(source, [prefix + name for name in (CONFIG, *PICKLED_FILES)], revision=revision)
     elif revision is not None:
         raise ValueError(f"{folder} is a folder here, which has no revision {revision!r}; leave revision out")
     if subfolder is not None:
@@ -135,30 +151,33 @@ def _folder(source: str | Path, revision: str | None, subfolder: str | None) -> 
     return folder
 
 
-def _json(path: Path) -> dict[str, Any]:
-    check_is_content(path)
+def _is_theirs(folder: Path) -> bool:
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} holds a {type(plain).__name__}, expected an object")
-    return plain
+        return read_json(folder / CONFIG).get("_class_name") == CLASS
+    except ValueError:
+        return False
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    plain = _json(path)
+def _config(path: Path) -> dict[str, Any]:
+    plain = read_json(path)
     kind = plain.get("_class_name")
+    if kind is None and "class" in plain and "format" in plain:
+        raise ValueError(
+            f"{path} is of a {plain['class']} that this library saved, so there is nothing to import: from_pretrained "
+            "and the commands read it as it is"
+        )
     if kind != CLASS:
         raise ValueError(f"{path} is of {kind or 'no class of diffusers'}, expected {CLASS}")
     fields = {name: value for name, value in plain.items() if not name.startswith("_")}
     if unknown := fields.keys() - DEFAULTS.keys():
-        raise ValueError(f"{path} has {few(unknown)}, which this version does not know and so cannot follow")
+        raise ValueError(f"{path} has {few(sorted(unknown))}, which this version does not know and so cannot follow")
+    check_kinds(fields, KINDS, path)
     return {**DEFAULTS, **fields}
 
 
-def _ours(plain: Mapping[str, Any], source: Path, image_size: int | None) -> VQGANConfig:
+def _check_design(plain: Mapping[str, Any], source: Path) -> None:
+    """Raise ValueError for options that no `VQGAN` has."""
+
     def expect(name: str, known: Any) -> Any:
         if plain[name] not in known:
             raise ValueError(f"{source}: got {name}={plain[name]!r}, expected {' or '.join(map(repr, known))}")
@@ -167,77 +186,60 @@ def _ours(plain: Mapping[str, Any], source: Path, image_size: int | None) -> VQG
     expect("act_fn", ("silu",))
     expect("out_channels", (plain["in_channels"],))
     spatial = expect("norm_type", ("group", "spatial")) == "spatial"
-    channels = tuple(plain["block_out_channels"])
+    num_levels = len(plain["block_out_channels"])
     for name, kinds in (("down_block_types", DOWN), ("up_block_types", UP)):
         if unknown := [kind for kind in plain[name] if kind not in kinds]:
             raise ValueError(f"{source}: got {name} with {unknown[0]!r}, expected {' or '.join(map(repr, kinds))}")
-        if len(plain[name]) != len(channels):
+        if len(plain[name]) != num_levels:
             raise ValueError(
-                f"{source}: got {len(plain[name])} {name}, expected one for each of {len(channels)} block_out_channels"
+                f"{source}: got {len(plain[name])} {name}, expected one for each of {num_levels} block_out_channels"
             )
-    factor = 2 ** (len(channels) - 1)
+    if spatial and plain["vq_embed_dim"] not in (None, plain["latent_channels"]):
+        raise ValueError(
+            f"{source}: got vq_embed_dim={plain['vq_embed_dim']}, expected latent_channels for spatial norms"
+        )
+
+
+def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGANConfig:
+    channels, size = tuple(plain["block_out_channels"]), plain["sample_size"]
     if image_size is None:
-        size = plain["sample_size"]
-        fits = isinstance(size, int) and size > DEFAULTS["sample_size"] and size % factor == 0
+        fits = (
+            size is not None and DEFAULTS["sample_size"] < size <= MOST_PIXELS and size % 2 ** (len(channels) - 1) == 0
+        )
         image_size = size if fits else DEFAULT_IMAGE_SIZE
     dim = plain["latent_channels"] if plain["vq_embed_dim"] is None else plain["vq_embed_dim"]
-    if spatial and dim != plain["latent_channels"]:
-        raise ValueError(f"{source}: got vq_embed_dim={dim}, expected latent_channels for spatial norms")
-    try:
-        return VQGANConfig(
-            image_size=image_size,
-            num_channels=plain["in_channels"],
-            likelihood=NormalConfig(),
-            quantizer=VectorQuantizerConfig(num_codes=plain["num_vq_embeddings"], dim=dim, revival="off"),
-            channels=channels,
-            num_blocks=plain["layers_per_block"],
-            down_attention=tuple(level for level, kind in enumerate(plain["down_block_types"]) if DOWN[kind]),
-            up_attention=tuple(level for level, kind in enumerate(reversed(plain["up_block_types"])) if UP[kind]),
-            mid_attention=plain["mid_block_add_attention"],
-            latent_channels=plain["latent_channels"],
-            spatial_norm=spatial,
-            num_groups=plain["norm_num_groups"],
-            diffusers=DiffusersConfig(
-                scaling_factor=plain["scaling_factor"],
-                lookup_from_codebook=plain["lookup_from_codebook"],
-                force_upcast=plain["force_upcast"],
-                sample_size=plain["sample_size"],
-            ),
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} does not fit a VQGAN: {error}") from error
+    return VQGANConfig(
+        image_size=image_size,
+        num_channels=plain["in_channels"],
+        likelihood=NormalConfig(),
+        quantizer=VectorQuantizerConfig(num_codes=plain["num_vq_embeddings"], dim=dim, revival="off"),
+        channels=channels,
+        num_blocks=plain["layers_per_block"],
+        down_attention=tuple(level for level, kind in enumerate(plain["down_block_types"]) if DOWN[kind]),
+        up_attention=tuple(level for level, kind in enumerate(reversed(plain["up_block_types"])) if UP[kind]),
+        mid_attention=plain["mid_block_add_attention"],
+        latent_channels=plain["latent_channels"],
+        spatial_norm=plain["norm_type"] == "spatial",
+        num_groups=plain["norm_num_groups"],
+        diffusers=DiffusersConfig(
+            scaling_factor=plain["scaling_factor"],
+            lookup_from_codebook=plain["lookup_from_codebook"],
+            force_upcast=plain["force_upcast"],
+            sample_size=size,
+        ),
+    )
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / WEIGHTS).is_file():
-        return _safetensors(folder / WEIGHTS)
-    if (folder / INDEX).is_file():
-        places = _json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict):
-            raise ValueError(f"{folder / INDEX} has no weight_map, expected one from names to files")
-        weights: dict[str, Tensor] = {}
-        for file in sorted(set(places.values())):
-            if Path(file).name != file:
-                raise ValueError(f"{folder / INDEX} names {file}, expected files of its own folder")
-            weights |= _safetensors(folder / file)
-        if weights.keys() != places.keys():
-            differing = few(weights.keys() ^ places.keys())
-            raise ValueError(f"{folder}: {differing} stand in the index or in a shard, not in both")
-        return weights
-    if (folder / PICKLED).is_file():
-        weights = read_pickle(folder / PICKLED)
-        if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise ValueError(f"{folder / PICKLED} is no dict of tensors, expected the weights of a {CLASS}")
-        return weights
-    raise ValueError(f"{folder} has no {WEIGHTS}, no {INDEX} and no {PICKLED}; expected one of them")
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    check_is_content(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is corrupt or no safetensors file: {error}") from error
+    if any((folder / name).is_file() for name in SAFE_FILES[:2]):
+        return read_tensors(folder, WEIGHTS)
+    if any((folder / name).is_file() for name in PICKLED_FILES[:2]):
+        return read_tensors(folder, PICKLED, read=lambda path, _: weights_of(read_pickle(path), (), path, f"a {CLASS}"))
+    found = sorted(path.name for path in folder.iterdir() if path.name != CONFIG)
+    raise ValueError(
+        f"{folder} has no {WEIGHTS} and no {PICKLED}, in one file or with an index; it has "
+        f"{few(found) or 'its config alone'}. Of variants such as fp16 none is read: save the model again without one"
+    )
 
 
 def _present_name(name: str) -> str:
@@ -258,11 +260,6 @@ def _theirs(model: VQVAE) -> dict[str, Any]:
         raise ValueError(
             f"{type(model.quantizer).__name__} finds codes otherwise than a {CLASS}, which takes the nearest of one "
             "codebook: train with VectorQuantizer or EMAVectorQuantizer, or export ONNX or torch.export programs"
-        )
-    if quantizer.normalize:
-        raise ValueError(
-            f"a {CLASS} does not normalise vectors before it compares them: train with normalize=False, or export ONNX "
-            "or torch.export programs"
         )
     if not isinstance(config.likelihood, NormalConfig):
         raise ValueError(

@@ -5,9 +5,11 @@
     FOLDER/tokenizer.json     sizes, the model's fingerprint, and how to call the two
 
 What was written is read again and must give the model's own codes (but for ties, `vqvae.interop.ties`) and pixels for
-batches of several sizes; only then does it take the folder's place.
+batches of several sizes; only then does it take the folder's place. The judge is a copy of the model on the CPU in full
+float32, wherever the model is: what another device rounds otherwise says nothing of the files.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 
 import safefolder
 from vqvae import fingerprint
+from vqvae.interop.precision import without_autocast
 from vqvae.interop.ties import compare_codes, count_wrong_pixels
-from vqvae.interop.traced import CodesToImages, ImagesToCodes
+from vqvae.interop.traced import CodesToImages, ImagesToCodes, check_exportable
 from vqvae.model import VQVAE
 
 FORMAT = 1
 INFO_NAME = "tokenizer.json"
+PARTS = ("encoder", "decoder")
 # Batches of the check: another size than the traced one, and a single image, which some tools take for a constant.
 CHECKED_BATCHES = (1, 3)
 TRACED_BATCH = 2
@@ -56,6 +60,7 @@ class Form:
         name: what people call it.
         suffix: of its files.
         usage: lines of Python that call it.
+        beside: what may follow the suffix in further names of files.
         save: writes a program to a path, which may get further files of its name beside it.
         load: reads a path as a function.
     """
@@ -63,59 +68,42 @@ class Form:
     name: str
     suffix: str
     usage: str
+    beside: tuple[str, ...]
     save: Callable[[Program, Path], None]
     load: Callable[[Path], Callable[[Tensor], Tensor]]
 
 
 def write_folder(model: VQVAE, folder: Path, form: Form) -> None:
-    """Write both programs and `tokenizer.json`, all or none; what an earlier export left there is replaced.
+    """Write both programs and `tokenizer.json`, all or none; an earlier export of the same form is replaced.
 
     Raises:
-        ValueError: a model that has no such graph, a folder of other files, a disk that is full, or programs that do
-            not give what the model gives. What was there before is untouched.
+        ValueError: a model that has no such graph, a folder with other files in it, a disk that is full, or programs
+            that do not give what the model gives. What was there before is untouched.
     """
-    folder = Path(folder)
-    _check_destination(folder)
-    # In torch's plain layout: `torch.export.save` takes others for parts of larger tensors.
-    encoder, decoder = (
-        part.cpu().to(memory_format=torch.contiguous_format) for part in (ImagesToCodes(model), CodesToImages(model))
-    )
-    info = _info(model, form)
-    metadata = {key: json.dumps(info[key]) for key in ("grid", "num_codes", "image_size", "num_channels")}
-    metadata["fingerprint"] = info["fingerprint"]
-    images = _check_images(model, TRACED_BATCH)
-    parts = {
-        "encoder": Program(module=encoder, input="images", output="codes", example=images, metadata=metadata),
-        "decoder": Program(
-            module=decoder, input="codes", output="images", example=_codes(model, images), metadata=metadata
-        ),
-    }
-    with safefolder.replacing(folder) as scratch:
-        scratch.mkdir()
+    names = [INFO_NAME, *(f"{part}{form.suffix}{rest}" for part in PARTS for rest in ("", *form.beside))]
+    check_exportable(model)
+    with safefolder.files.replacing_folder(folder, names) as scratch, without_autocast():
+        judge = copy.deepcopy(model).cpu()
+        # In torch's plain layout: `torch.export.save` takes others for parts of larger tensors.
+        encoder, decoder = (
+            part.to(memory_format=torch.contiguous_format) for part in (ImagesToCodes(judge), CodesToImages(judge))
+        )
+        info = _info(model, form)
+        metadata = {key: json.dumps(info[key]) for key in ("grid", "num_codes", "image_size", "num_channels")}
+        metadata["fingerprint"] = info["fingerprint"]
+        images = _check_images(judge, TRACED_BATCH)
+        parts = {
+            "encoder": Program(module=encoder, input="images", output="codes", example=images, metadata=metadata),
+            "decoder": Program(
+                module=decoder, input="codes", output="images", example=judge.encode(images), metadata=metadata
+            ),
+        }
         for name, program in parts.items():
             form.save(program, scratch / f"{name}{form.suffix}")
         (scratch / INFO_NAME).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         encode, decode = (form.load(scratch / f"{name}{form.suffix}") for name in parts)
         for num in CHECKED_BATCHES:
-            _check(model, form.name, encode, decode, num)
-
-
-def _check_destination(folder: Path) -> None:
-    """Replacing a folder removes what is in it, so it must be an export's alone."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder, or a name for a new one")
-    others = sorted(
-        path.name for path in folder.iterdir() if path.name != INFO_NAME and path.stem.split(".")[0] not in _PARTS
-    )
-    if others:
-        raise ValueError(
-            f"{folder} holds other files, such as {others[0]}, which an export would remove; give a folder of its own"
-        )
-
-
-_PARTS = ("encoder", "decoder")
+            _check(judge, form.name, encode, decode, num)
 
 
 def _info(model: VQVAE, form: Form) -> dict[str, Any]:
@@ -148,29 +136,21 @@ def _check_images(model: VQVAE, num: int) -> UInt8[Tensor, "b c h w"]:
     return torch.cat(pictures).round().to(torch.uint8)
 
 
-def _codes(model: VQVAE, images: Tensor) -> Tensor:
-    return model.encode(images.to(_device(model))).cpu()
-
-
 def _check(
     model: VQVAE, form: str, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], num: int
 ) -> None:
     images = _check_images(model, num)
-    agreement = compare_codes(model, images.to(_device(model)), encode(images).to(_device(model)))
+    agreement = compare_codes(model, images, encode(images))
     if agreement.num_wrong:
         raise ValueError(
             f"the encoder as {form} gives {agreement.num_wrong} of {agreement.num_codes_compared} codes that are not "
             "the model's, and that no tie of two codes explains; nothing was written"
         )
     drawn = torch.randint(model.num_codes, (num, *model.grid), generator=torch.Generator().manual_seed(num))
-    for codes in (_codes(model, images), drawn):
-        _, num_wrong = count_wrong_pixels(model, codes.to(_device(model)), decode(codes))
+    for codes in (model.encode(images), drawn):
+        _, num_wrong = count_wrong_pixels(model, codes, decode(codes))
         if num_wrong:
             raise ValueError(
                 f"the decoder as {form} gives {num_wrong} of {images.numel()} pixels that are not the model's; "
                 "nothing was written"
             )
-
-
-def _device(model: VQVAE) -> torch.device:
-    return next(model.parameters()).device

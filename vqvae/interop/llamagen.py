@@ -4,18 +4,19 @@ VQGAN's networks with attention at the resolution of the codes alone; codes and 
 (`VectorQuantizer(normalize=True)`). All sizes are in the weights' shapes.
 """
 
-import re
 from pathlib import Path
 
-from torch import Tensor
-
-from vqvae.interop.layout import ATTENTION, RESNET, assembled, sizes, to_diffusers
+from vqvae.interop.layout import Layout, assembled, sizes, to_diffusers, weights_of
 from vqvae.interop.pickles import read_pickle
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import VectorQuantizerConfig
 from vqvae.vqgan import VQGAN, VQGANConfig
 
-CODEBOOK = "quantize.embedding.weight"
+LAYOUT = Layout(
+    levels={"encoder": "conv_blocks", "decoder": "conv_blocks"}, block="res", middle=("0", "1", "2"), finest_first=False
+)
+KIND = "tokenizer of LlamaGen's"
+QUANTIZER = {"quantize.embedding.weight": "quantizer.codebook"}
 # Codes that the last batches of training used.
 STATISTICS = "quantize.codebook_used"
 
@@ -34,50 +35,18 @@ def import_llamagen(file: str | Path, *, image_size: int = 256) -> VQGAN:
         ValueError: missing, corrupt, or no tokenizer of LlamaGen's.
     """
     file = Path(file)
-    held = read_pickle(file)
-    parts = [held[name] for name in ("ema", "model", "state_dict") if name in held] if isinstance(held, dict) else []
-    state = parts[0] if parts else held
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{file} has no weights under model, expected a tokenizer of LlamaGen's")
-    names = {CODEBOOK: "quantizer.codebook"}
-    named = to_diffusers(
-        {name: tensor for name, tensor in state.items() if name != STATISTICS},
-        lambda name: names.get(name) or _name(name),
-        file,
-        "tokenizer of LlamaGen's",
-    )
-    if "quantizer.codebook" not in named:
-        raise ValueError(f"{file} has no {CODEBOOK}, expected a tokenizer of LlamaGen's")
+    state = weights_of(read_pickle(file), ("ema", "model", "state_dict"), file, f"a {KIND}")
+    weights = {name: tensor for name, tensor in state.items() if name != STATISTICS}
+    named = to_diffusers(weights, lambda name: LAYOUT.name(name, 0), QUANTIZER, file, KIND)
     num_codes, dim = named["quantizer.codebook"].shape
-    config = VQGANConfig(
-        image_size=image_size,
-        likelihood=NormalConfig(),
-        quantizer=VectorQuantizerConfig(num_codes=num_codes, dim=dim, normalize=True, revival="off"),
-        **sizes(named, file),
+    found = sizes(named, file)
+    return assembled(
+        lambda: VQGANConfig(
+            image_size=image_size,
+            likelihood=NormalConfig(),
+            quantizer=VectorQuantizerConfig(num_codes=num_codes, dim=dim, normalize=True, revival="off"),
+            **found,
+        ),
+        named,
+        file,
     )
-    return assembled(config, named, file)
-
-
-def _name(name: str) -> str | None:
-    """A weight's name in diffusers' layout, whose order of levels is LlamaGen's; None for one that it has not."""
-    start, _, leaf = name.rpartition(".")
-    if leaf not in ("weight", "bias"):
-        return None
-    if start in ("quant_conv", "post_quant_conv"):
-        return name
-    net, _, place = start.partition(".")
-    if net not in ("encoder", "decoder"):
-        return None
-    if place in ("conv_in", "conv_out", "norm_out"):
-        return f"{net}.{'conv_norm_out' if place == 'norm_out' else place}.{leaf}"
-    if (m := re.fullmatch(r"mid\.([012])\.(\w+)", place)) is not None:
-        new = (ATTENTION if m[1] == "1" else RESNET).get(m[2])
-        return new and f"{net}.mid_block.{('resnets.0', 'attentions.0', 'resnets.1')[int(m[1])]}.{new}.{leaf}"
-    levels, resample = ("down", "downsample") if net == "encoder" else ("up", "upsample")
-    if (m := re.fullmatch(rf"conv_blocks\.(\d+)\.{resample}\.conv", place)) is not None:
-        return f"{net}.{levels}_blocks.{m[1]}.{resample}rs.0.conv.{leaf}"
-    if (m := re.fullmatch(r"conv_blocks\.(\d+)\.(res|attn)\.(\d+)\.(\w+)", place)) is None:
-        return None
-    names, parts = (RESNET, "resnets") if m[2] == "res" else (ATTENTION, "attentions")
-    new = names.get(m[4])
-    return new and f"{net}.{levels}_blocks.{m[1]}.{parts}.{m[3]}.{new}.{leaf}"

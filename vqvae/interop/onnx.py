@@ -97,4 +97,4 @@ def _load(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-FORM = Form(name="onnx", suffix=".onnx", usage=USAGE, save=_save, load=_load)
+FORM = Form(name="onnx", suffix=".onnx", usage=USAGE, beside=(".data",), save=_save, load=_load)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LFS_POINTER = b"version https://git-lfs"
+from safefolder.tensors import check_is_content
 
 
 class StandIn:
@@ -60,6 +60,8 @@ def read_pickle(path: str | Path) -> Any:
     """
     path = Path(path)
     check_is_content(path)
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(ALLOWED)):
             # Other libraries' pickles are of other protocols; what torch cannot follow it refuses.
@@ -76,18 +78,6 @@ def read_pickle(path: str | Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         # What a cut or altered file makes torch stumble over.
         raise ValueError(f"{path} is corrupt, or no file that torch.save wrote: {_first_line(error)}") from error
-
-
-def check_is_content(path: Path) -> None:
-    """Raise ValueError where a file is missing, empty, or only Git LFS's pointer to it."""
-    if not path.is_file():
-        raise ValueError(f"no file at {path}")
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-    if not start:
-        raise ValueError(f"{path} is empty")
-    if start == LFS_POINTER:
-        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself; fetch that with: git lfs pull")
 
 
 def _refused(message: str) -> str | None:

@@ -54,4 +54,4 @@ def _load(path: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()
 
 
-FORM = Form(name="torch.export", suffix=".pt2", usage=USAGE, save=_save, load=_load)
+FORM = Form(name="torch.export", suffix=".pt2", usage=USAGE, beside=(), save=_save, load=_load)

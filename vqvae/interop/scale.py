@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vqvae.autoencoder import Autoencoder
+from vqvae.interop.precision import check_float32
 from vqvae.likelihoods.normal import Normal
 
 BATCH = 16
@@ -38,7 +39,8 @@ def fit_scale(model: Autoencoder, images: UInt8[Tensor, "n c h w"]) -> Float[Ten
     CPU meanwhile. A scale stays within the likelihood's bounds, 0.1 to 128 levels.
 
     Raises:
-        ValueError: another likelihood, one whose scale is fixed, no images, or images of another shape.
+        ValueError: another likelihood, one whose scale is fixed, a model in less than float32, where the scale would be
+            rounded by up to a 256th, no images, or images of another shape.
     """
     likelihood = model.likelihood
     if not isinstance(likelihood, Normal) or likelihood.scale is not None:
@@ -46,13 +48,22 @@ def fit_scale(model: Autoencoder, images: UInt8[Tensor, "n c h w"]) -> Float[Ten
         raise ValueError(
             f"got a model with a {name}, expected NormalConfig() with the scale learned; build it with that"
         )
+    check_float32(model, "fit the scale of", or_wider=True)
     if not len(images):
         raise ValueError("got no images, expected some to fit the scale to")
+    with torch.inference_mode(False), torch.no_grad():  # a slope needs gradients, which inference mode forbids for good
+        log_scale = _most_likely(model, likelihood, images)
+    likelihood.log_scale.copy_(log_scale)
+    return likelihood.log_scale.exp()
+
+
+def _most_likely(model: Autoencoder, likelihood: Normal, images: Tensor) -> Tensor:
+    """The logarithm of the scale, "c"."""
     device = likelihood.log_scale.device
     levels, features = [], []
     with model.evaluating():
         for batch in images.split(BATCH):
-            levels.append(model.to_levels(batch.to(device)).cpu())
+            levels.append(model.to_levels(batch.to(device)).cpu().clone())
             features.append(model(batch.to(device)).features.float().cpu())
 
     trial = copy.deepcopy(likelihood).requires_grad_()
@@ -64,11 +75,10 @@ def fit_scale(model: Autoencoder, images: UInt8[Tensor, "n c h w"]) -> Float[Ten
         for each, given in zip(levels, features, strict=True):
             with torch.enable_grad():
                 log_prob = trial.log_prob(each.to(device), given.to(device)).sum()
-                total += torch.autograd.grad(log_prob, trial.log_scale)[0].double().cpu()
+                total += torch.autograd.grad(log_prob, trial.log_scale)[0].cpu().double()
         return total * (len(log_scale) / (len(images) * model.num_dims))
 
-    likelihood.log_scale.copy_(_root(slope, likelihood.log_scale))
-    return likelihood.log_scale.exp()
+    return _root(slope, likelihood.log_scale)
 
 
 def _root(slope: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The networks are those of `vqvae.vqgan`. All sizes are in the weights' shapes; the yaml beside a checkpoint adds the
 resolution it was trained at, and says of options that leave no trace in the weights that they are off. Attention is
-where the weights have it: at the resolutions that the yaml names, of images of the training's size.
+where the weights have it, which must be at the resolutions that the yaml names, of images of the training's size.
 
 VQGAN's codes are the nearest of its codebook. Gumbel VQGAN's are the largest of its logits; there they may also be
 drawn, from the posterior that these logits are (`GumbelQuantizer`). A yaml's `remap` renumbers codes for a transformer;
@@ -11,23 +11,37 @@ here codes are those of the whole codebook.
 Losses, and averages of the weights that a file keeps beside them, are left where they are.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from vqvae.interop.layout import ATTENTION, RESNET, assembled, few, sizes, to_diffusers
+from safefolder.tensors import few
+from vqvae.interop.layout import (
+    MOST_PIXELS,
+    Layout,
+    assembled,
+    check_kinds,
+    count,
+    sizes,
+    to_diffusers,
+    weights_of,
+)
 from vqvae.interop.pickles import read_pickle
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import GumbelQuantizerConfig, VectorQuantizerConfig
 from vqvae.vqgan import VQGAN, VQGANConfig
 
+LAYOUT = Layout(
+    levels={"encoder": "down", "decoder": "up"},
+    block="block",
+    middle=("block_1", "attn_1", "block_2"),
+    finest_first=True,
+)
+KIND = "VQGAN or Gumbel VQGAN of taming-transformers"
 CLASSES = ("VQModel", "VQNoDiscModel", "VQModelInterface", "GumbelVQ")
 # What `params` may hold that says nothing of networks or quantizer.
 LEFT_ASIDE = ("loss.", "model_ema.")
-CODEBOOK = "quantize.embedding.weight"
+NEAREST = {"quantize.embedding.weight": "quantizer.codebook"}
 GUMBEL = {
     "quantize.embed.weight": "quantizer.codebook",
     "quantize.proj.weight": "quantizer.to_logits.weight",
@@ -41,6 +55,13 @@ FIXED = {
     "tanh_out": False,
     "use_linear_attn": False,
 }
+KINDS = {
+    **dict.fromkeys(("ch", "resolution"), "an integer"),
+    **dict.fromkeys(("ch_mult", "attn_resolutions"), "a list of integers"),
+    "kl_weight": "a number",
+}
+YAML = (".yaml", ".yml")
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, image_size: int | None = None) -> VQGAN:
@@ -51,7 +72,8 @@ def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, i
 
     Args:
         checkpoint: the `.ckpt`, read without running what is in it; see `vqvae.interop.pickles`.
-        config: its yaml; without it `checkpoint`'s name with .yaml, or the one yaml in its folder, if there is one.
+        config: its yaml; without it `checkpoint`'s name with .yaml, or the one yaml of a tokenizer in its folder, if
+            there is one that has not another checkpoint's name.
         image_size: height and width, any multiple of 2^(levels − 1); without it the yaml's resolution.
 
     Raises:
@@ -59,10 +81,7 @@ def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, i
             nor an `image_size`.
     """
     checkpoint = Path(checkpoint)
-    held = read_pickle(checkpoint)
-    state = held.get("state_dict", held) if isinstance(held, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{checkpoint} has no state_dict of tensors, expected a checkpoint of taming-transformers")
+    state = weights_of(read_pickle(checkpoint), ("state_dict",), checkpoint, f"a {KIND}")
     path = _beside(checkpoint) if config is None else Path(config)
     params = {} if path is None else _params(path)
     weights = {name: tensor for name, tensor in state.items() if not name.startswith(LEFT_ASIDE)}
@@ -71,30 +90,26 @@ def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, i
             f"{checkpoint} renumbers its codes (quantize.used), which a VQGAN does not; for codes of the whole "
             "codebook give a config whose params have remap: null"
         )
-    num_levels = 1 + max((int(m[1]) for name in weights if (m := re.match(r"decoder\.up\.(\d+)\.", name))), default=0)
+    num_levels = count(weights, "decoder.up.", checkpoint)
     gumbel = "quantize.proj.weight" in weights
-    quantizer = GUMBEL if gumbel else {CODEBOOK: "quantizer.codebook"}
-    if lacking := quantizer.keys() - weights.keys():
-        raise ValueError(f"{checkpoint} has no {few(lacking)}, expected a VQGAN or Gumbel VQGAN of taming-transformers")
     named = to_diffusers(
-        weights, lambda name: quantizer.get(name) or _name(name, num_levels), checkpoint, "VQGAN of taming-transformers"
+        weights, lambda name: LAYOUT.name(name, num_levels), GUMBEL if gumbel else NEAREST, checkpoint, KIND
     )
-    if gumbel:
+    if gumbel and named["quantizer.to_logits.weight"].ndim > 2:
         named["quantizer.to_logits.weight"] = named["quantizer.to_logits.weight"].flatten(1)
     found = sizes(named, checkpoint)
     num_codes, dim = named["quantizer.codebook"].shape
     if path is not None:
         _check(params, {**found, "num_codes": num_codes, "dim": dim}, path)
-    if image_size is None:
-        image_size = params.get("ddconfig", {}).get("resolution")
-        if not isinstance(image_size, int):
-            raise ValueError(
-                f"the weights in {checkpoint} do not tell the size of images: give image_size, or config, the yaml "
-                "that came with it"
-            )
+    size = params.get("ddconfig", {}).get("resolution", 0) if image_size is None else image_size
+    if image_size is None and not 0 < size <= MOST_PIXELS:
+        raise ValueError(
+            f"neither the weights in {checkpoint} nor a yaml tell the size of images: give image_size, or config, the "
+            "yaml that came with them"
+        )
     return assembled(
-        VQGANConfig(
-            image_size=image_size,
+        lambda: VQGANConfig(
+            image_size=size,
             likelihood=NormalConfig(),
             quantizer=(
                 GumbelQuantizerConfig(
@@ -116,34 +131,54 @@ def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, i
 
 
 def _beside(checkpoint: Path) -> Path | None:
-    named = [path for ending in (".yaml", ".yml") if (path := checkpoint.with_suffix(ending)).is_file()]
+    """The yaml that is named like the checkpoint, or else the only one that can be its own."""
+    named = [path for ending in YAML if (path := checkpoint.with_suffix(ending)).is_file()]
     if named:
         return named[0]
-    others = sorted(path for path in checkpoint.parent.iterdir() if path.suffix in (".yaml", ".yml"))
+    files = sorted(checkpoint.parent.iterdir())
+    taken = {path.stem for path in files if path.suffix in CHECKPOINTS}
+    others = [path for path in files if path.suffix in YAML and path.stem not in taken and _is_of_a_tokenizer(path)]
     if len(others) > 1:
         raise ValueError(
-            f"{checkpoint.parent} has {len(others)} yaml files ({few(path.name for path in others)}); say by config "
+            f"{checkpoint.parent} has {len(others)} yaml files ({few([path.name for path in others])}); say by config "
             f"which is that of {checkpoint.name}"
         )
     return others[0] if others else None
 
 
-def _params(path: Path) -> dict[str, Any]:
-    """`model.params` of a yaml, with what this library cannot follow refused."""
+def _is_of_a_tokenizer(path: Path) -> bool:
+    try:
+        return bool(_model(path))
+    except ValueError:
+        return False
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """`model` of a yaml whose `params.ddconfig` there is. Raises ValueError for another."""
     import yaml  # brought by huggingface-hub; most who import have no checkpoint of this kind
 
     if not path.is_file():
         raise ValueError(f"no file at {path}, expected the yaml of a checkpoint")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as yaml: {reason}") from error
     model = plain.get("model") if isinstance(plain, Mapping) else None
     params = model.get("params") if isinstance(model, Mapping) else None
     networks = params.get("ddconfig") if isinstance(params, Mapping) else None
-    if not (isinstance(model, Mapping) and isinstance(params, Mapping) and isinstance(networks, Mapping)):
+    if not (isinstance(model, Mapping) and isinstance(networks, Mapping)):
         raise ValueError(f"{path} has no model.params.ddconfig, expected the yaml of a VQGAN of taming-transformers")
+    return dict(model)
+
+
+def _params(path: Path) -> dict[str, Any]:
+    """`model.params` of a yaml, with what this library cannot follow refused."""
+    model = _model(path)
+    params = dict(model["params"])
+    networks = params["ddconfig"]
+    check_kinds(params, KINDS, path)
+    check_kinds(networks, KINDS, path)
     kind = str(model.get("target", CLASSES[0])).rsplit(".", 1)[-1]
     if kind not in CLASSES:
         raise ValueError(f"{path} is of {kind}, expected {' or '.join(CLASSES)}")
@@ -152,7 +187,7 @@ def _params(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: got {name}={networks[name]!r}, expected {value}: a VQGAN here has no other")
     if networks.get("attn_type", "vanilla") not in ("vanilla", "none"):
         raise ValueError(f"{path}: got attn_type={networks['attn_type']!r}, expected 'vanilla' or 'none'")
-    return dict(params)
+    return params
 
 
 def _check(params: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
@@ -170,38 +205,14 @@ def _check(params: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> N
     if "ch" in networks and "ch_mult" in networks:
         expected["channels"] = found["channels"]
         said["channels"] = tuple(networks["ch"] * factor for factor in networks["ch_mult"])
+    if "resolution" in networks and "attn_resolutions" in networks:
+        has_any = networks.get("attn_type", "vanilla") != "none"
+        levels = [networks["resolution"] >> level for level in range(len(found["channels"]))]
+        at = tuple(level for level, size in enumerate(levels) if has_any and size in networks["attn_resolutions"])
+        for name in ("down_attention", "up_attention"):
+            expected[name], said[name] = found[name], at
     for name, value in expected.items():
         if said.get(name, value) != value:
             raise ValueError(
                 f"{path} has {name}={said[name]!r} and the weights {value!r}; give the yaml that came with them"
             )
-
-
-def _name(name: str, num_levels: int) -> str | None:
-    """A weight's name in diffusers' layout; None for one that no VQGAN has."""
-    start, _, leaf = name.rpartition(".")
-    if leaf not in ("weight", "bias"):
-        return None
-    if start in ("quant_conv", "post_quant_conv"):
-        return name
-    net, _, place = start.partition(".")
-    if net not in ("encoder", "decoder"):
-        return None
-    levels, resample = ("down", "downsample") if net == "encoder" else ("up", "upsample")
-    if place in ("conv_in", "conv_out", "norm_out"):
-        return f"{net}.{'conv_norm_out' if place == 'norm_out' else place}.{leaf}"
-    if (m := re.fullmatch(r"mid\.(block_1|block_2|attn_1)\.(\w+)", place)) is not None:
-        part = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0"}[m[1]]
-        new = (ATTENTION if m[1] == "attn_1" else RESNET).get(m[2])
-        return new and f"{net}.mid_block.{part}.{new}.{leaf}"
-    if (m := re.fullmatch(rf"{levels}\.(\d+)\.(.+)", place)) is None:
-        return None
-    # Both count levels from the finest; diffusers counts the decoder's in the order they run.
-    level = f"{net}.{levels}_blocks.{int(m[1]) if net == 'encoder' else num_levels - 1 - int(m[1])}"
-    if m[2] == f"{resample}.conv":
-        return f"{level}.{resample}rs.0.conv.{leaf}"
-    if (part := re.fullmatch(r"(block|attn)\.(\d+)\.(\w+)", m[2])) is None:
-        return None
-    names, parts = (RESNET, "resnets") if part[1] == "block" else (ATTENTION, "attentions")
-    new = names.get(part[3])
-    return new and f"{level}.{parts}.{part[2]}.{new}.{leaf}"

@@ -23,11 +23,15 @@ distances. Both z and z* are carried through projections, groups, remainders and
 there. A code after a tie depends on which of the two was taken: what is left is that after the other program's own
 codes, so each of its codes is judged on its own path.
 
+All of this is of float32, so it is computed without autocast and TF32, and a model in less is refused: rounding to
+eight bits would call nearly any code a tie.
+
 Pixels: a level is right if it is the nearest to the model's point estimate, or would be if that were `LEVEL_MARGIN`
 elsewhere.
 """
 
 import copy
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +39,18 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vqvae.interop.code_graphs import Codebook, code_graph
+from vqvae.interop.precision import check_float32, in_full_float32
 from vqvae.model import VQVAE
 
 NUM_ERRORS = 8
 NUM_ULPS = 16
 # A 64th of a level. The expected level of a mixture, a float32 sum of 255 terms, is accurate to a thousandth.
 LEVEL_MARGIN = 1 / 64
-# Images that are judged at once, in float64.
+# Images that are encoded or decoded at once, and those that are judged at once, in float64.
+BATCH = 16
 GROUP = 4
+# Of scores in float64 that are held at once.
+SEARCH_BYTES = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +75,18 @@ def compare_codes(
 ) -> Agreement:
     """What another program made of these images, compared with `model.encode(images)`.
 
-    Where all is equal this is the encoding alone; images with another code are encoded in float64 too.
+    Where all is equal this is the encoding alone; images with another code are encoded in float64 too, a few at a time,
+    and of their places those that differ are searched, in slices of `SEARCH_BYTES`. It runs where the model is, in full
+    float32, whatever autocast and TF32 are set to.
 
     Raises:
-        ValueError: codes of another shape or outside the codebook, images that the model does not take, or a kind of
-            quantizer that is none of the library's.
+        ValueError: a model in less than float32, codes of another shape or outside the codebook, images that the model
+            does not take, or a kind of quantizer that is none of the library's.
     """
+    check_float32(model, "compare the codes of", or_wider=True)
     levels = model.to_levels(images)
-    codes = model.encode(levels)
+    with in_full_float32():
+        codes = torch.cat([model.encode(part) for part in levels.split(BATCH)])
     if other_codes.shape != codes.shape or other_codes.is_floating_point():
         raise ValueError(
             f"expected codes as integers of shape {tuple(codes.shape)}, "
@@ -87,9 +99,10 @@ def compare_codes(
     wrong = torch.zeros_like(differs)
     images_to_judge = differs.flatten(1).any(1).nonzero().squeeze(1)
     if len(images_to_judge):
-        judge = _Judge(model)
-        for group in images_to_judge.split(GROUP):
-            wrong[group] = judge.wrong(levels[group], others[group])
+        with in_full_float32():
+            judge = _Judge(model)
+            for group in images_to_judge.split(GROUP):
+                wrong[group] = judge.wrong(levels[group], others[group], differs[group])
     num_wrong = int(wrong.sum())
     num_ties = int((differs & ~wrong).sum())
     return Agreement(
@@ -107,15 +120,21 @@ def count_wrong_pixels(
     """Of another program's decoded pixels, how many are not those of `model.decode`, and how many of them wrongly.
 
     Raises:
-        ValueError: images of another shape, or codes that the model does not take.
+        ValueError: a model in less than float32, images of another shape, or codes that the model does not take.
     """
-    with model.evaluating():
-        estimate = model.likelihood.point(model.decoder(model.vectors(codes))).double()
-    if other_images.shape != estimate.shape:
-        raise ValueError(f"expected images of shape {tuple(estimate.shape)}, got {tuple(other_images.shape)}")
-    others = other_images.to(estimate.device).double()
-    num_other = int((others != estimate.round().clamp(0, 255)).sum())
-    return num_other, int((~((others - estimate).abs() <= 0.5 + LEVEL_MARGIN)).sum())
+    check_float32(model, "compare the pictures of", or_wider=True)
+    size = model.config.image_size
+    expected = (len(codes), model.config.num_channels, size, size)
+    if other_images.shape != expected:
+        raise ValueError(f"expected images of shape {expected}, got {tuple(other_images.shape)}")
+    num_other = num_wrong = 0
+    for part, pictures in zip(codes.split(BATCH), other_images.split(BATCH), strict=True):
+        with model.evaluating(), in_full_float32():
+            estimate = model.likelihood.point(model.decoder(model.vectors(part))).double()
+        others = pictures.to(estimate.device).double()
+        num_other += int((others != estimate.round().clamp(0, 255)).sum())
+        num_wrong += int((~((others - estimate).abs() <= 0.5 + LEVEL_MARGIN)).sum())
+    return num_other, num_wrong
 
 
 class _Judge:
@@ -127,21 +146,40 @@ class _Judge:
         self.graph = code_graph(model.quantizer, torch.float64)
 
     @torch.no_grad()
-    def wrong(self, levels: Tensor, others: Tensor) -> Tensor:
+    def wrong(self, levels: Tensor, others: Tensor, differs: Tensor) -> Tensor:
         """Which of these codes rounding does not explain, in their shape."""
         with self.model.evaluating():
             z = self.model.encoder(levels).double()
         both = torch.cat([z, self.exact_encoder(levels)])
-        return self.graph.run(both, torch.cat([others, others]), _is_wrong)[0][: len(levels)]
+        # A place without another code at any depth is right. A scale's codes say something of all places.
+        placewise = differs.shape[1:3] == z.shape[1:3]
+        places = differs.reshape(*z.shape[:3], -1).any(3) if placewise else torch.ones_like(z[..., 0]) > 0
+        judge = functools.partial(_is_wrong, places)
+        return self.graph.run(both, torch.cat([others, others]), judge)[0][: len(levels)]
 
 
-def _is_wrong(codebook: Codebook, both: Tensor, given: Tensor) -> Tensor:
+def _is_wrong(places: Tensor, codebook: Codebook, both: Tensor, given: Tensor) -> Tensor:
     z, exact = both.chunk(2)
     others = given[: len(z)]
-    lead, slope = codebook.lead(z, codebook.find(z), others)
     error = NUM_ERRORS * _largest(z - exact) + NUM_ULPS * torch.finfo(torch.float32).eps * _largest(z)
-    wrong = ~(lead <= error.reshape(-1, *[1] * (slope.ndim - 1)) * slope + codebook.rounding(z))
+    if places.shape != others.shape:
+        places = torch.ones_like(others, dtype=torch.bool)
+    error = error.reshape(-1, *[1] * (others.ndim - 1)).expand_as(others)
+    wrong = torch.zeros_like(places)
+    found = [
+        ~(lead <= error * slope + codebook.rounding(z))
+        for z, others, error in zip(
+            *(each.split(_num_rows(codebook)) for each in (z[places], others[places], error[places])), strict=True
+        )
+        for lead, slope in [codebook.lead(z, codebook.find(z), others)]
+    ]
+    wrong[places] = torch.cat(found)
     return torch.cat([wrong, wrong])
+
+
+def _num_rows(codebook: Codebook) -> int:
+    """Places that are searched at once: of the scores, two are held for each code."""
+    return max(1, SEARCH_BYTES // (16 * max(1, codebook.num_scores)))
 
 
 def _largest(z: Tensor) -> Tensor:

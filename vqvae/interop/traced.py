@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from vqvae.interop.code_graphs import code_graph
+from vqvae.interop.precision import check_float32
 from vqvae.likelihoods import Categorical, Likelihood, LocalContext, LogisticMixture, Normal
 from vqvae.model import VQVAE
 
@@ -73,10 +74,7 @@ def check_exportable(model: Any) -> None:
     """Raise ValueError for what has no codes, or is not in float32."""
     if not isinstance(model, VQVAE):
         raise ValueError(f"got a {type(model).__name__}, expected a VQVAE: only a model of codes is such a tokenizer")
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.float32}:
-        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise ValueError(f"got a model in {found}, expected float32: export model.float()")
+    check_float32(model, "export")
 
 
 def _known(likelihood: Likelihood) -> Likelihood:

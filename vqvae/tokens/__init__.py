@@ -9,6 +9,7 @@
     shards.py       one shard: written whole or not at all, and checked; the index
     pipeline.py     images to shards on one machine: tokenize, and its steps for other engines
     ray_engine.py   the same on a cluster: tokenize_on_ray (extra `ray`; imported only when needed)
+    ray_session.py  Ray itself, joined or started: RaySession
     dataset.py      CodeDataset: shards to batches
     table.py        one parquet file of it all (extra `parquet`; imported only when needed)
 
@@ -19,6 +20,7 @@ from vqvae.tokens.dataset import CodeBatch, CodeDataset
 from vqvae.tokens.layout import Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
 from vqvae.tokens.ray_engine import tokenize_on_ray
+from vqvae.tokens.ray_session import RaySession
 from vqvae.tokens.shards import Encoded, Summary, finish, is_done, missing, write_shard
 from vqvae.tokens.table import write_parquet
 
@@ -28,6 +30,7 @@ __all__ = [
     "Decoded",
     "Encoded",
     "Plan",
+    "RaySession",
     "Summary",
     "Timings",
     "Tokenized",

@@ -2,6 +2,10 @@
 
 A batch is gathered from the mapped shards without a copy of anything else, so memory is that of the rows that are
 asked for, and what the operating system keeps of the files anyway.
+
+Of damage to a file, what would be no code is noticed in each batch; the rest by the checksums, when a shard is read
+whole (`CodeDataset.shard`) or `vqvae tokenize` is run again. To compare them when a shard is opened would mean to read
+all of a set before the first batch of a shuffle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +22,7 @@ from torch.utils.data import Dataset
 from vqvae import fingerprint
 from vqvae.data import index_batches
 from vqvae.tokens.layout import Tokenizer, code_dtype
-from vqvae.tokens.shards import read_header, read_index
+from vqvae.tokens.shards import holds_its_bytes, read_header, read_index
 
 # Linux allows 65,530 maps to a process, some of which are others'.
 _MAX_OPEN = 50_000
@@ -33,6 +37,15 @@ class CodeBatch(NamedTuple):
 
     codes: Int64[Tensor, "b *grid"]
     labels: Int64[Tensor, " b"] | None
+
+
+class _Opened(NamedTuple):
+    """What is mapped of a shard: bytes of codes, labels (none where the set has none), bytes of keys and their ends."""
+
+    codes: memoryview
+    labels: memoryview
+    keys: memoryview
+    ends: np.ndarray
 
 
 class CodeDataset(Dataset):
@@ -81,7 +94,7 @@ class CodeDataset(Dataset):
             ) from error
         self._ends = np.cumsum(rows)
         self._starts = self._ends - rows
-        self._open: dict[int, tuple[memoryview, memoryview]] = {}
+        self._open: dict[int, _Opened] = {}
         row_bytes = prod(self.grid) * self.dtype.itemsize
         for name, num in zip(self._files, rows.tolist(), strict=True):
             path = self.folder / name
@@ -98,18 +111,27 @@ class CodeDataset(Dataset):
         return batch.codes[0], None if batch.labels is None else int(batch.labels[0])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> CodeBatch:
-        """The rows at `indices`, in that order."""
+        """The rows at `indices`, in that order.
+
+        Raises:
+            IndexError: one that is not there.
+            ValueError: a file that is damaged, as it holds what is no code.
+        """
         chosen = np.asarray(indices, np.int64)
         shards, rows = self._places(chosen)
         # Slices of bytes, joined: twice as fast as rows of arrays, and as fast for rows of many shards as of one.
         size = prod(self.grid) * self.dtype.itemsize
         found = [self._shard(shard) for shard in shards.tolist()]
         starts = (rows * size).tolist()
-        data = b"".join([codes[at : at + size] for (codes, _), at in zip(found, starts, strict=True)])
-        codes = np.frombuffer(data, self.dtype).astype(np.int64).reshape(len(chosen), *self.grid)
+        data = b"".join([shard.codes[at : at + size] for shard, at in zip(found, starts, strict=True)])
+        codes = np.frombuffer(data, self.dtype)
+        if codes.max(initial=0) >= self.num_codes:
+            row = int((codes >= self.num_codes).argmax()) // prod(self.grid)
+            raise self._damaged(int(shards[row]), f"holds the code {codes.max()}, expected 0 to {self.num_codes - 1}")
+        codes = codes.astype(np.int64).reshape(len(chosen), *self.grid)
         labels = None
         if self.num_classes is not None:
-            known = [known[row] for (_, known), row in zip(found, rows.tolist(), strict=True)]
+            known = [shard.labels[row] for shard, row in zip(found, rows.tolist(), strict=True)]
             labels = torch.tensor(known, dtype=torch.int64)
         return CodeBatch(torch.from_numpy(codes), labels)
 
@@ -147,9 +169,11 @@ class CodeDataset(Dataset):
         return map(self.__getitems__, order)
 
     def key(self, index: int) -> str:
-        """What the source called the image of row `index`."""
+        """What the source called the image of row `index`; bytes that are no UTF-8 as `os.fsdecode` gives them."""
         (shard,), (row,) = self._places(np.array([range(len(self))[index]]))
-        return self.keys(int(shard))[int(row)].decode("utf-8", "surrogateescape")
+        found = self._shard(int(shard))
+        start = int(found.ends[row - 1]) if row else 0
+        return bytes(found.keys[start : int(found.ends[row])]).decode("utf-8", "surrogateescape")
 
     def check_tokenizer(self, model: Tokenizer) -> None:
         """Raise ValueError unless the codes are those of `model`."""
@@ -173,25 +197,39 @@ class CodeDataset(Dataset):
         return len(self._files)
 
     def shard(self, shard: int) -> tuple[np.ndarray, np.ndarray | None, list[bytes]]:
-        """Codes, labels and keys of one shard, as they lie on the disk."""
+        """Codes, labels and keys of one shard, as they lie on the disk.
+
+        Raises:
+            ValueError: a shard that is damaged, by its checksums too.
+        """
         arrays = self._map(shard)
+        path = self.folder / self._files[shard]
+        try:
+            sound = holds_its_bytes(path, read_header(path))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not sound:
+            raise self._damaged(shard, "is damaged, its checksums differ")
         return arrays["codes"], arrays.get("labels"), self.keys(shard)
 
-    def _shard(self, shard: int) -> tuple[memoryview, memoryview]:
+    def _shard(self, shard: int) -> _Opened:
         found = self._open.get(shard)
         if found is None:
             if len(self._open) >= _MAX_OPEN:
                 self._open.clear()
             arrays = self._map(shard)
-            codes = arrays["codes"].reshape(-1).view(np.uint8).data
-            found = self._open[shard] = codes, arrays.get("labels", np.empty(0, np.int64)).data
+            found = self._open[shard] = _Opened(
+                codes=arrays["codes"].reshape(-1).view(np.uint8).data,
+                labels=arrays.get("labels", np.empty(0, np.int64)).data,
+                keys=arrays["key_bytes"].data,
+                ends=arrays["key_ends"],
+            )
         return found
 
     def keys(self, shard: int) -> list[bytes]:
-        """What the source called the images of one shard, as bytes of UTF-8."""
-        arrays = self._map(shard)
-        ends = arrays["key_ends"].tolist()
-        text = arrays["key_bytes"].tobytes()
+        """What the source called the images of one shard, in bytes: UTF-8, save for names of files that are none."""
+        found = self._shard(shard)
+        ends, text = found.ends.tolist(), bytes(found.keys)
         return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def _map(self, shard: int) -> dict[str, np.ndarray]:
@@ -215,10 +253,11 @@ class CodeDataset(Dataset):
             or ("labels" in arrays) != (self.num_classes is not None)
             or header.about.get("tokenizer") != self.tokenizer["fingerprint"]
         ):
-            raise ValueError(
-                f"{path} is not the shard that the index of {self.folder} says; run `vqvae tokenize` again to mend it"
-            )
+            raise self._damaged(shard, f"is not the shard that the index of {self.folder} says")
         return arrays
+
+    def _damaged(self, shard: int, what: str) -> ValueError:
+        return ValueError(f"{self.folder / self._files[shard]} {what}; run `vqvae tokenize` again to mend it")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

@@ -3,11 +3,16 @@
     codes-00000.safetensors ...   the shards; shard s is of the source's images s S ... (s + 1) S - 1
         codes       uint16, or uint32 above 65,536 codes, "n *grid": the images that could be read, in order
         labels      int64, "n", where the source has labels
-        key_bytes, key_ends       uint8 and int64 "n": what the source calls each image, in UTF-8; key i is
+        key_bytes, key_ends       uint8 and int64 "n": what the source calls each image, in the bytes that it has there:
+                                  UTF-8, save for names of files that are none; key i is
                                   key_bytes[key_ends[i - 1] : key_ends[i]]
-        and one entry of metadata, "about": JSON that says of which tokenizer, source and images it is, and which
-        of them could not be read
+        and one entry of metadata, "about": JSON that says of which tokenizer and images it is, which of them are no
+        images, and the CRC-32 of each tensor and of itself
     index.json                    everything else, and how many rows each shard has; written last
+
+Which images a shard is of is said by a digest (`Images.digest`: names and labels, and of files their sizes and times of
+change), so that a source that was changed between two runs is noticed, and one that was only moved is the same. Where
+it lies, and where the tokenizer was loaded from, are notes in the index for people.
 
 Within a shard images are encoded in slices of the batch size from its first image on, the last one padded, so the
 numbers of a batch never depend on where a run was stopped or who made which shard: the files of an undisturbed run,
@@ -67,6 +72,7 @@ class Plan:
         num_codes, grid: of the tokenizer.
         batch_size: images that are encoded at once.
         shard_size: images of the source to a shard.
+        digests: of each shard's images.
     """
 
     folder: Path
@@ -81,6 +87,7 @@ class Plan:
     grid: tuple[int, ...]
     batch_size: int
     shard_size: int
+    digests: tuple[str, ...]
 
     @property
     def num_shards(self) -> int:
@@ -110,19 +117,21 @@ class Plan:
         return self.folder / shard_name(shard)
 
     def about(self, shard: int) -> dict[str, Any]:
-        """What its file says of itself, less the images that could not be read."""
+        """What its file says of itself, less what could not be read and its checksums."""
         images = self.images(shard)
         return {
             "format": FORMAT,
             "class": CLASS_NAME,
             "tokenizer": self.tokenizer["fingerprint"],
-            "source": self.source,
             "split": self.split,
+            "batch_size": self.batch_size,
+            "shard_size": self.shard_size,
             "num_images": self.num_images,
             "image_shape": list(self.image_shape),
-            "batch_size": self.batch_size,
+            "num_classes": self.num_classes,
             "first": images.start,
             "stop": images.stop,
+            "images": self.digests[shard],
         }
 
     def index(self) -> dict[str, Any]:
@@ -162,7 +171,8 @@ def plan(
         tokenizer_source: where the model was loaded from, for people to find it again; its fingerprint is what counts.
 
     Raises:
-        ValueError: a model without codes, or for other images; numbers out of range.
+        ValueError: a model without codes, or for other images; numbers out of range; an image that is not there, as a
+            file that was removed since, or a link to nothing.
     """
     for what, got in (("batch_size", batch_size), ("shard_size", shard_size)):
         if got < 1:
@@ -178,6 +188,11 @@ def plan(
             f"load them with size={expected[1]} and channels={expected[0]}"
         )
     code_dtype(model.num_codes)
+    shards = (range(first, min(first + shard_size, len(images))) for first in range(0, len(images), shard_size))
+    try:
+        digests = tuple(map(images.digest, shards))
+    except OSError as error:
+        raise not_there(images, error) from error
     plain = json.loads(json.dumps(model.config.to_plain()))  # as it will be read again, tuples being lists
     return Plan(
         folder=Path(folder),
@@ -197,6 +212,16 @@ def plan(
         grid=tuple(model.grid),
         batch_size=batch_size,
         shard_size=shard_size,
+        digests=digests,
+    )
+
+
+def not_there(images: Images, error: OSError) -> ValueError:
+    """What to say of an image that may be one, but cannot be had."""
+    which = f"{error.filename} of {images.name}" if error.filename else f"an image of {images.name}"
+    return ValueError(
+        f"{which} cannot be read: {error.strerror or error}; expected all images to be there, as a row that is "
+        "left out is left out for good: bring it back, or take it out of the source, and run again"
     )
 
 

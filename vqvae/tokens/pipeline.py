@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data import Images, ImageTensors, read_ahead
-from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
+from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, not_there, plan
 from vqvae.tokens.shards import Encoded, Summary, finish, missing, write_shard
 
 # Shards that may wait for the disk; more would only fill memory when it is slower than the encoder.
@@ -105,9 +105,10 @@ def tokenize(
 ) -> Tokenized:
     """Encode images to shards of codes in `folder`, with the model on the device that it is on.
 
-    Shards that are there and whole are kept, so the same call goes on where one before was stopped. Images that cannot
-    be read are left out and listed. The codes are those of `model.encode`: the likeliest, where the encoder is
-    stochastic, and those of the encoder alone, where a prior was in its loop.
+    Shards that are there and whole are kept, so the same call goes on where one before was stopped. What is no image
+    is left out and listed; an image that cannot be had, as its disk fails or it is gone, ends the call. The codes are
+    those of `model.encode`: the likeliest, where the encoder is stochastic, and those of the encoder alone, where a
+    prior was in its loop.
 
     Args:
         split, tokenizer_source, batch_size, shard_size: as `plan`.
@@ -117,7 +118,8 @@ def tokenize(
         timings: filled with where the time goes.
 
     Raises:
-        ValueError: as `plan`; a folder that holds something else; a full disk, with every shard kept that was written.
+        ValueError: as `plan`; a folder that holds something else, also shards of other images or of the images as they
+            were; an image that cannot be had, or a full disk, with every shard kept that was written.
     """
     start = time.perf_counter()
     todo = plan(
@@ -152,7 +154,7 @@ def tokenize(
                 if progress is not None:
                     progress(num_images, total)
             writer.put(shard, parts)
-    summary = finish(todo, rank)
+    summary = finish(todo)
     whole = summary is not None
     if summary is None:
         summary = Summary(num_rows=num_rows, num_shards=len(shards), unreadable=tuple(unreadable))
@@ -168,7 +170,11 @@ def tokenize(
 
 
 def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decoded:
-    """Read and decode one slice (`Plan.slices`) of a source, and pad it to `batch_size`."""
+    """Read and decode one slice (`Plan.slices`) of a source, and pad it to `batch_size`.
+
+    Raises:
+        ValueError: an image that cannot be had, and may be one.
+    """
     padded = np.zeros((batch_size, *images.shape), np.uint8)
     labels: list[Tensor | None] = []
     keys: list[str] = []
@@ -180,7 +186,10 @@ def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decod
     else:
         # One by one, as a batch does not say which of its images could not be read, only their names.
         for index in indices:
-            batch = images.__getitems__([index])
+            try:
+                batch = images.read([index])
+            except OSError as error:
+                raise not_there(images, error) from error
             skipped += batch.skipped
             if len(batch.images):
                 padded[len(keys)] = batch.images[0].numpy()

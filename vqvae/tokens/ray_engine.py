@@ -23,16 +23,13 @@ Needs the extra `ray`.
 """
 
 import importlib
-import logging
 import math
-import os
 import pickle
-import socket
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -45,6 +42,7 @@ from torch import Tensor, nn
 from vqvae.data import EncodedImages, Images, ImageTensors
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch
+from vqvae.tokens.ray_session import RaySession, import_ray, quiet
 from vqvae.tokens.shards import Encoded, finish, missing, write_shard
 
 # Of a task: enough that Ray's own work on it is small, few enough that little is done again when it is lost.
@@ -57,10 +55,6 @@ _BLOCKS_AHEAD = 4
 # loses nodes could end with encoders on all that is left, and nothing to decode on.
 _DECODER_CPUS = 0.9
 _ENCODER_CPUS = 0.01
-_CONNECT_SECONDS = 10.0
-# Nothing is sent to Ray's makers. Its processes' own log of what they do goes to files only where it ends them: else it
-# would tell on the terminal of each actor that may be started again.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 # torch warns that it could write to arrays that lie read-only in the object store; nothing here does.
 _READ_ONLY = "The given NumPy array is not writable"
 
@@ -71,6 +65,7 @@ def tokenize_on_ray(
     folder: str | Path,
     *,
     address: str | None = None,
+    session: "RaySession | None" = None,
     split: str = "train",
     tokenizer_source: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -86,11 +81,12 @@ def tokenize_on_ray(
         tokenize_on_ray(model, load_images("photos", size=256), "codes/train", address="10.0.0.1:6379")
 
     A Ray that runs in this process already is used and left running; else one is joined or started, and ended after.
+    To start takes Ray some ten seconds: for several sets, give them one `RaySession`.
 
     Args:
         model: on any device; encoders load a copy of it.
-        address: of a cluster (of its head node, or "auto"); None uses RAY_ADDRESS, else a cluster that was started on
-            this machine, else starts Ray here.
+        address: as of a `RaySession`.
+        session: that Ray runs in; None is one of this call's own, at `address`.
         split, tokenizer_source, batch_size, shard_size: as `tokenize`.
         device: of the encoders, "cuda" or "cpu"; None is "cuda" where the cluster has GPUs.
         num_encoders: None is one to a GPU; on CPUs, as many as the threads that `torch.get_num_threads()` says go into
@@ -104,7 +100,7 @@ def tokenize_on_ray(
             one image of the set can be read; the work came to a stop, as the cluster has lost what it needs.
     """
     start = time.perf_counter()
-    ray = _ray()
+    ray = import_ray()
     todo = plan(
         model,
         images,
@@ -118,16 +114,21 @@ def tokenize_on_ray(
         raise ValueError(f"got device={device!r}; expected 'cuda', 'cpu', or None for what the cluster has")
     if num_encoders is not None and num_encoders < 1:
         raise ValueError(f"got num_encoders={num_encoders}; expected at least 1")
+    if session is not None and address is not None:
+        raise ValueError(
+            f"got address={address!r} and a session, which has an address of its own; expected one of them"
+        )
     shards = missing(todo)
     total = sum(len(todo.images(shard)) for shard in shards)
     num_images = 0
     if shards:
         arrived: dict[int, dict[int, Encoded]] = defaultdict(dict)
-        with (
-            _running(ray, address),
-            _quiet(ray),
-            closing(_encoded(ray, model, images, open_images, todo, shards, device, num_encoders)) as stream,
-        ):
+        with ExitStack() as stack:
+            running = stack.enter_context(RaySession(address)) if session is None else session
+            running.start()
+            stack.enter_context(quiet(ray))
+            stream = _encoded(ray, model, images, open_images, todo, shards, device, num_encoders)
+            stack.enter_context(closing(stream))
             for shard, part in stream:
                 # By its first image: a slice that was made twice counts once.
                 parts = arrived[shard]
@@ -152,78 +153,6 @@ def tokenize_on_ray(
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
-
-
-def _ray() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Ray tells of options that it will change; they are not ours.
-            warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-            import ray
-            import ray.data
-            import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise ValueError(f"the Ray engine needs more packages ({error}): pip install 'vqvae-priors[ray]'") from error
-    return ray
-
-
-@contextmanager
-def _running(ray: Any, address: str | None) -> Iterator[None]:
-    """Ray runs inside: the one that does already, else one of our own."""
-    if ray.is_initialized():
-        if address is not None:
-            raise ValueError(f"got address={address!r}, but Ray runs in this process already; expected no address")
-        yield
-        return
-    try:
-        host, _, port = (address or "").rpartition(":")
-        if host and port.isdigit():
-            # Ray itself tries for minutes.
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        with _environment(_ENVIRONMENT):
-            # Workers' own output would come between the lines of the caller's.
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError, OverflowError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"no Ray at {address or 'this machine'}: {reason}; expected the address of a running cluster "
-            "(HOST:PORT of its head node), or none to start Ray here"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Settings of the environment that are as said inside, unless the user has set them."""
-    new = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _quiet(ray: Any) -> Iterator[None]:
-    """Ray Data logs to its file alone; what goes wrong reaches the caller as an error."""
-    # Of its handlers only the one for the terminal is a StreamHandler.
-    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
-    before = [each.level for each in handlers]
-    for each in handlers:
-        each.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-            # Where little is left to do, fewer encoders have work; that is as it should be.
-            warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
-            yield
-    finally:
-        for each, level in zip(handlers, before, strict=True):
-            each.setLevel(level)
 
 
 def _encoded(

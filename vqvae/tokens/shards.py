@@ -1,12 +1,20 @@
 """The files of a tokenized set: shards and index, each written whole or not at all, and checked before it is trusted.
 
 Any process may write any shard, and whoever finds all of them there writes the index. What is written follows from the
-plan and the images alone, so it does no harm where two do it.
+plan and the images alone, so it does no harm where two do it, at the same moment too: each writes to a name of its own,
+which then takes the place. Names of processes that were killed are swept up once the set is whole; a process that is
+still writing then finds its own gone, and the shard there.
+
+A run that goes on from a shard reads all of it and compares its checksums.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import re
+import secrets
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -23,6 +31,11 @@ from vqvae.tokens.layout import CLASS_NAME, FORMAT, INDEX_NAME, Plan
 _MAX_HEADER = 100_000_000
 _SIZES = {"U8": 1, "U16": 2, "U32": 4, "I64": 8}
 _DTYPES = {"uint16": "U16", "uint32": "U32"}
+_BLOCK = 1 << 20
+# What files of ours are called for the moment.
+_LEFT = re.compile(
+    r"\.{1,2}(codes-\d{5,}\.safetensors|index\.json)(\.[0-9a-f]{1,8}|(\.[0-9a-f]{1,8})?\.(writing|mode))"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +109,42 @@ def write_shard(plan: Plan, shard: int, parts: Sequence[Encoded]) -> None:
         labels = [part.labels for part in parts if part.labels is not None]
         tensors["labels"] = np.concatenate(labels).astype(np.int64)
         assert len(tensors["labels"]) == len(codes), "labels of some parts are missing"
-    about = {**plan.about(shard), "unreadable": [list(each) for part in parts for each in part.skipped]}
-    with safefolder.replacing(plan.path(shard)) as scratch:
-        # One entry of metadata: the library writes several in no fixed order.
-        safetensors.numpy.save_file(tensors, scratch, {"about": json.dumps(about, sort_keys=True)})
+    about: dict[str, Any] = {
+        **plan.about(shard),
+        "unreadable": [list(each) for part in parts for each in part.skipped],
+        "crc32": {name: zlib.crc32(np.ascontiguousarray(each).data) for name, each in tensors.items()},
+    }
+    about["crc32"]["about"] = _checksum(about)
+    try:
+        with _replacing(plan.path(shard)) as scratch:
+            # One entry of metadata: the library writes several in no fixed order.
+            safetensors.numpy.save_file(tensors, scratch, {"about": json.dumps(about, sort_keys=True)})
+    except ValueError:
+        if not is_done(plan, shard):
+            raise
+
+
+def _checksum(about: dict[str, Any]) -> int:
+    """Of what a shard says of itself, its checksums apart."""
+    rest = {name: value for name, value in about.items() if name != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`safefolder.replacing`, through a name that no other process uses."""
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with safefolder.replacing(own) as scratch:
+            yield scratch
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(own), str(path))) from error
+    try:
+        os.replace(own, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            own.unlink()
+        raise ValueError(f"could not write {path}: {error.strerror}; what was there before is untouched") from error
 
 
 def missing(plan: Plan, rank: int = 0, world_size: int = 1) -> list[int]:
@@ -110,26 +155,53 @@ def missing(plan: Plan, rank: int = 0, world_size: int = 1) -> list[int]:
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"got rank={rank}; expected 0 to {world_size - 1} (world_size - 1)")
-    _check_folder(plan)
+    try:
+        _check_folder(plan)
+    except OSError as error:
+        raise ValueError(f"{plan.folder} cannot be read: {error.strerror or error}") from error
     return [shard for shard in range(rank, plan.num_shards, world_size) if not is_done(plan, shard)]
 
 
 def is_done(plan: Plan, shard: int) -> bool:
-    """Whether a shard is there and whole; one that is cut or damaged is not.
+    """Whether a shard is there and whole, to the last bit; one that is cut or damaged is not.
 
     Raises:
-        ValueError: it is whole, but of another tokenizer, source or layout.
+        ValueError: it is whole, but of another tokenizer, source or layout; or it cannot be read.
     """
-    return _done(plan, shard) is not None
+    header = _done(plan, shard)
+    try:
+        return header is not None and holds_its_bytes(plan.path(shard), header)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ValueError(f"{plan.path(shard)} cannot be read: {error.strerror or error}") from error
 
 
-def finish(plan: Plan, rank: int = 0) -> Summary | None:
+def holds_its_bytes(path: Path, header: Header) -> bool:
+    """Whether the tensors of a shard are those that were written, by their checksums.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    expected = header.about["crc32"]
+    with path.open("rb") as file:
+        for name, (kind, shape, start) in header.tensors.items():
+            file.seek(start)
+            found, left = 0, prod(shape) * _SIZES[kind]
+            while left and (block := file.read(min(left, _BLOCK))):
+                found, left = zlib.crc32(block, found), left - len(block)
+            if expected.get(name) != found:
+                return False
+    return True
+
+
+def finish(plan: Plan) -> Summary | None:
     """Write the index if every shard is there; None if some are still missing. Any number of processes may call it.
 
-    rank: tells processes apart that may call it at once.
+    An index that is there stays if it says the same, whatever it notes of where source and tokenizer were.
 
     Raises:
-        ValueError: a shard of something else; or the disk is full.
+        ValueError: a shard of something else; or the index cannot be written.
     """
     rows, unreadable = [], []
     for shard in range(plan.num_shards):
@@ -144,19 +216,37 @@ def finish(plan: Plan, rank: int = 0) -> Summary | None:
         "shards": [{"file": plan.path(shard).name, "rows": num} for shard, num in enumerate(rows)],
         "unreadable": [{"key": key, "reason": reason} for key, reason in unreadable],
     }
-    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
     path = plan.folder / INDEX_NAME
-    # By a name of this rank's own: two writers of one scratch file would be in each other's way.
-    own = plan.folder / f".{INDEX_NAME}.{rank}"
-    try:
-        if path.read_text(encoding="utf-8") != text:
-            raise FileNotFoundError
-    except (FileNotFoundError, UnicodeDecodeError):
-        safefolder.write_text(own, text)
-        os.replace(own, path)
-    for left in (own, safefolder.scratch(own)):
-        left.unlink(missing_ok=True)
+    if not _says(path, index):
+        try:
+            with _replacing(path) as scratch:
+                scratch.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        except ValueError:
+            if not _says(path, index):
+                raise
+    # Only tidy: where nothing can be removed, as the place is read-only, all is as good.
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(plan.folder)):
+            if _LEFT.fullmatch(entry.name):
+                os.unlink(entry.path)
     return Summary(num_rows=sum(rows), num_shards=len(rows), unreadable=tuple(unreadable))
+
+
+def _says(path: Path, index: dict[str, Any]) -> bool:
+    """Whether an index is there and differs in its notes at most."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and _without_notes(found) == _without_notes(index)
+
+
+def _without_notes(index: dict[str, Any]) -> dict[str, Any]:
+    """An index less where its source and its tokenizer were loaded from, which does not change what they are."""
+    tokenizer = index.get("tokenizer")
+    if isinstance(tokenizer, dict):
+        tokenizer = tokenizer.get("fingerprint")
+    return {**{name: value for name, value in index.items() if name != "source"}, "tokenizer": tokenizer}
 
 
 def read_header(path: Path) -> Header:
@@ -203,28 +293,45 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _check_folder(plan: Plan) -> None:
     """Raise ValueError if the folder holds what no run of this plan wrote."""
-    if plan.folder.exists() and not plan.folder.is_dir():
-        raise ValueError(f"{plan.folder} is a file; expected a folder, or a name that is free")
+    place = next(each for each in (plan.folder, *plan.folder.parents) if each.exists() or each == each.parent)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{place} is a file; expected a folder, or a name that is free")
+    path = plan.folder / INDEX_NAME
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            pass  # damaged, and will be written anew
+        else:
+            found = _without_notes(found) if isinstance(found, dict) else {}
+            _compare(plan, "codes", found, _without_notes(plan.index()))
     known = {plan.path(shard).name for shard in range(plan.num_shards)}
     for path in sorted(plan.folder.glob("codes-*.safetensors")):
         if path.name not in known:
+            with contextlib.suppress(_DamagedError, _ForeignError):
+                _compare(plan, path.name, _header(path).about, _of_all_shards(plan))
             raise _foreign(plan, f"{path.name}, and this source makes {plan.num_shards} shard(s)")
-    if not (plan.folder / INDEX_NAME).exists():
-        return
-    try:
-        found = json.loads((plan.folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except ValueError:
-        return  # damaged, and will be written anew
-    if not isinstance(found, dict):
-        found = {}
-    expected = plan.index()
-    for which in (found, expected):
-        if isinstance(which.get("tokenizer"), dict):
-            # Where a model was loaded from does not change what it is.
-            which["tokenizer"] = which["tokenizer"].get("fingerprint")
+
+
+def _of_all_shards(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.about(0).items() if name not in ("first", "stop", "images")}
+
+
+def _compare(plan: Plan, what: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise ValueError unless what a file says is as expected."""
     for name, value in expected.items():
-        if found.get(name) != value:
-            raise _foreign(plan, f"codes with {name} {found.get(name)!r}, expected {value!r}")
+        if found.get(name) == value:
+            continue
+        if name == "images":
+            raise _foreign(
+                plan,
+                f"{what} of other images than {plan.source} has now, by their names, labels, sizes or times of change; "
+                "to go on, have the source as it was",
+            )
+        text = f"{what} with {name} {found.get(name)!r}, expected {value!r}"
+        if name in ("batch_size", "shard_size"):
+            text += f"; to go on, give {name}={found.get(name)!r}"
+        raise _foreign(plan, text)
 
 
 def _done(plan: Plan, shard: int) -> Header | None:
@@ -235,10 +342,9 @@ def _done(plan: Plan, shard: int) -> Header | None:
         return None
     except _ForeignError as error:
         raise _foreign(plan, f"{path.name}, but {error}") from error
-    expected = plan.about(shard)
-    for name, value in expected.items():
-        if header.about.get(name) != value:
-            raise _foreign(plan, f"{path.name} with {name} {header.about.get(name)!r}, expected {value!r}")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    _compare(plan, path.name, header.about, plan.about(shard))
     if plan.has_labels != ("labels" in header.tensors):
         raise _foreign(plan, f"{path.name} {'without' if plan.has_labels else 'with'} labels")
     unreadable = header.about.get("unreadable")
@@ -266,6 +372,8 @@ def _header(path: Path) -> Header:
         about = json.loads(plain.pop("__metadata__", {}).get("about", "null"))
         if not isinstance(about, dict) or about.get("class") != CLASS_NAME:
             raise _ForeignError("it holds something else")
+        if about["crc32"]["about"] != _checksum(about):
+            raise _DamagedError("what it says of itself is not what was written")
         tensors = {}
         ends = [0]
         for name, each in plain.items():
@@ -275,7 +383,7 @@ def _header(path: Path) -> Header:
             tensors[name] = kind, shape, 8 + length + start
             ends.append(stop)
         rows = tensors["codes"][1][0]
-        if tensors["key_ends"][:2] != ("I64", (rows,)):
+        if tensors["key_ends"][:2] != ("I64", (rows,)) or tensors["key_bytes"][0] != "U8":
             raise _DamagedError("its keys are not one for each row")
         if "labels" in tensors and tensors["labels"][:2] != ("I64", (rows,)):
             raise _DamagedError("its labels are not one for each row")
