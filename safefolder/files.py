@@ -25,8 +25,10 @@ def scratch(path: Path) -> Path:
 
 
 def _target(path: str | Path) -> Path:
-    """What is written: the end of a symbolic link, which the link then still points to."""
-    return Path(os.path.realpath(path))
+    """What is written: where a symbolic link leads to a folder, that folder. A link to a file is replaced itself."""
+    end = Path(os.path.realpath(path))
+    # The folder may have stepped aside, see `replacing`.
+    return end if end.is_dir() or _beside(end, "previous").is_dir() else Path(path)
 
 
 # What ends the hidden names that files of ours have for the moment.
@@ -82,7 +84,7 @@ def replacing(path: Path) -> Iterator[Path]:
         recover(path)
         _remove(new)
         yield new
-        _share(new)
+        _share(new, path.name)
         _sync(new)
         if path.is_dir():
             previous = _beside(path, "previous")
@@ -155,17 +157,23 @@ def check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path
         )
 
 
-def _share(path: Path) -> None:
-    """Let those read a file, or a folder's files, who may read what this process writes; safetensors lets nobody."""
+def _share(path: Path, name: str) -> None:
+    """Let those read tensors who may read what else this process writes; the safetensors library lets nobody.
+
+    `name` is what the file or folder at `path` will be called.
+    """
+    written = [(each, each.name) for each in path.rglob("*")] if path.is_dir() else [(path, name)]
+    written = [(each, called) for each, called in written if called.endswith(".safetensors") and each.is_file()]
+    if not written:
+        return
     probe = _beside(path, "mode")
     try:
         probe.touch()
         mode = stat.S_IMODE(probe.stat().st_mode)
     finally:
         probe.unlink(missing_ok=True)
-    for file in path.rglob("*") if path.is_dir() else (path,):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
+    for file, _ in written:
+        file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
 
 
 def _sync_entries(folder: Path) -> None:

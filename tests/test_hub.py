@@ -126,6 +126,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_by_the_variables_that_users_set(hub, tmp_path):
     """In processes of their own, which know the hub by HF_ENDPOINT, its cache and HF_HUB_OFFLINE alone."""
     hub.add("owner/name", {f"codebook/{name}": data for name, data in saved(tmp_path / "a").items()})

@@ -1,4 +1,4 @@
-"""What stands where a folder is written: only a model of ours is replaced, and a symbolic link is followed."""
+"""What stands where a folder is written: only a model of ours is replaced, and a link to a folder is followed."""
 
 import os
 
@@ -66,7 +66,7 @@ def test_the_folder_that_we_stand_in_is_not_replaced(tmp_path, monkeypatch):
         safefolder.save(".", CONFIG, TENSORS)
 
 
-def test_a_link_stays_and_its_target_is_written(tmp_path):
+def test_a_link_to_a_folder_is_followed_and_one_to_a_file_is_not(tmp_path):
     safefolder.save(tmp_path / "disk" / "thing", CONFIG, TENSORS)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "thing")
     safefolder.save(tmp_path / "link", {**CONFIG, "size": 4}, TENSORS)
@@ -74,8 +74,9 @@ def test_a_link_stays_and_its_target_is_written(tmp_path):
     assert safefolder.load(tmp_path / "disk" / "thing")[0]["size"] == 4
     os.replace(tmp_path / "disk" / "thing", tmp_path / "disk" / ".thing.previous")
     assert safefolder.load(tmp_path / "link")[0]["size"] == 4  # killed between the renames
+    (tmp_path / "disk" / "text").write_text("theirs")
     (tmp_path / "text").symlink_to(tmp_path / "disk" / "text")
     safefolder.write_text(tmp_path / "text", "new")
-    assert (tmp_path / "text").is_symlink()
-    assert (tmp_path / "disk" / "text").read_text() == "new"
+    assert not (tmp_path / "text").is_symlink()
+    assert (tmp_path / "disk" / "text").read_text() == "theirs"
     assert sorted(os.listdir(tmp_path)) == ["disk", "link", "text"]

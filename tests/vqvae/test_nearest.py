@@ -242,6 +242,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton's interpreter")
+@pytest.mark.slow
 def test_the_cuda_kernel_in_triton_s_interpreter():
     """Rows, codes and widths that are no multiples of a tile; ties, near ties and overflow by way of float64."""
     program = """

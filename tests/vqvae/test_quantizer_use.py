@@ -115,6 +115,7 @@ def compile_in_processes(names: list[str], *options: str, num: int = 2) -> None:
     assert not failed, "\n".join(error[-6000:] for error in failed)
 
 
+@pytest.mark.slow
 def test_kinds_compile_and_export_whole():
     compile_in_processes(list(KINDS))
 

@@ -321,6 +321,7 @@ def kills(source: Path, folder: Path, whole: Path, num: int, seed: int) -> None:
     assert contents(folder) == contents(whole)
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_changes_no_byte(source, whole, tmp_path):
     kills(source, tmp_path / "codes", whole, num=2, seed=0)
 

@@ -49,7 +49,7 @@ def tokenize(
     Args:
         run_or_model: a run's folder, a tokenizer's folder, or a hub id.
         source: images: a folder, a parquet file, WebDataset archives (a .tar file, a folder of them, or
-            NAME-{0000..0012}.tar), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
+            'NAME-{0000..0012}.tar' in quotes), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
         output: the folder to write; the codes are in its folders train and test.
         split: which part of the source; both unless given.
         batch_size: images that are encoded at once.
