@@ -141,7 +141,8 @@ def test_generation_draws_codes_alone_as_often_as_the_prior(tmp_path: Path) -> N
     assert expected.max() > 0.2
 
 
-@pytest.mark.parametrize("num_classes", [pytest.param(None, marks=pytest.mark.slow), CLASSES])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_the_readme_says_what_runs(num_classes: int | None, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     save_llama(prior_of(num_classes=num_classes), tmp_path / "llama")

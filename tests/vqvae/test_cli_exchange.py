@@ -117,7 +117,8 @@ def test_a_llama_goes_out_and_comes_in(command, tmp_path, monkeypatch):
     assert "there is no --image-size" in errors
 
 
-@pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), pytest.param("onnx", "onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), ("onnx", "onnx")])
 def test_a_tokenizer_goes_out(command, tmp_path, to, ending):
     torch.manual_seed(0)
     VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")

@@ -81,28 +81,20 @@ QUANTIZERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [
-        pytest.param(*case, marks=() if case[0] == "program" and case[1] in GRAPHS else pytest.mark.slow)
-        for case in QUANTIZERS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "name"), QUANTIZERS)
 @pytest.mark.usefixtures("untyped")
 def test_exports_of_every_quantizer_equal_the_model(tmp_path: Path, form: str, name: str):
     check_export(make(name), form, tmp_path / "out")
 
 
-FAST = {("program", "context", 1), ("program", "categorical", 3), ("onnx", "mixture", 1)}
 # With the sums of a mixture as long as they are; the others have a graph of a tenth of the length.
 LONG = {("program", "mixture", 1), ("onnx", "mixture with zero", 1)}
 CASES = [(form, name, num_channels) for form in FORMS for name in LIKELIHOODS for num_channels in (1, 3)]
 
 
-@pytest.mark.parametrize(
-    ("form", "name", "num_channels"),
-    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "name", "num_channels"), CASES)
 @pytest.mark.usefixtures("untyped")
 def test_exports_of_every_likelihood_equal_the_model(
     tmp_path: Path, form: str, name: str, num_channels: int, monkeypatch: pytest.MonkeyPatch

@@ -219,6 +219,7 @@ def run(program: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process from Linux")
+@pytest.mark.slow
 def test_memory_is_bounded_for_any_codebook():
     """The scores of all pairs would be 256 MiB, and the pairs of near ties more."""
     program = """
