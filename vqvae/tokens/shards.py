@@ -117,8 +117,9 @@ def write_shard(plan: Plan, shard: int, parts: Sequence[Encoded]) -> None:
     about["crc32"]["about"] = _checksum(about)
     try:
         with _replacing(plan.path(shard)) as scratch:
-            # One entry of metadata: the library writes several in no fixed order.
-            safetensors.numpy.save_file(tensors, scratch, {"about": json.dumps(about, sort_keys=True)})
+            # One entry of metadata: the library writes several in no fixed order. And not by its `save_file`, which
+            # writes by way of a file of its own in the folder, where a kill leaves it.
+            scratch.write_bytes(safetensors.numpy.save(tensors, {"about": json.dumps(about, sort_keys=True)}))
     except ValueError:
         if not is_done(plan, shard):
             raise
