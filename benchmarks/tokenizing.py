@@ -16,9 +16,9 @@ search takes longer where many codes are nearly as near, so the codebook is put 
 
 Then random rows a second out of such a set, by `CodeDataset.batches`. Each process has one thread of arithmetic. Rounds
 are interleaved, and medians are shown. `encoder` is the share of the time in which the encoder (transfer, networks,
-search) was at work in the process that has it: the rest is what the pipeline costs. `images/s` is of the whole machine,
-from the first image to the index; it leaves out the start of Python and of Ray, and a process's first call of the
-encoder (Ray's encoder is a process that starts within that time).
+search) was at work in the process that has it: the rest is what the pipeline costs. `write` is of a thread beside it.
+`images/s` is of the whole machine, from the first image to the index; it leaves out the start of Python and of Ray, and
+a process's first call of the encoder (Ray's encoder is a process that starts within that time).
 """
 
 import argparse
@@ -217,13 +217,14 @@ def main() -> None:
         if args.num_rows:
             torch.set_num_threads(1)
             found_rows = [read_rows(scratch / f"rows-{turn}", args.num_rows) for turn in range(args.rounds)]
-    print("| model | engine | images/s | encoder | of it search | waiting for images | waiting for the disk |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ["model", "engine", "images/s", "transfer", "networks", "search", "encoder"]
+    heads += ["waiting for images", "for the disk", "write"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for (name, engine), rounds in found.items():
         speed = statistics.median(each for each, _ in rounds)
-        cells = ["–"] * 4
+        cells = ["–"] * 7
         if engine != "ray":
-            keys = ("encoder", "search", "wait", "blocked")
+            keys = ("transfer", "network", "search", "encoder", "wait", "blocked", "write")
             cells = [f"{statistics.median(shares[key] for _, shares in rounds):.1%}" for key in keys]
         print(f"| {name} | {engine} | {speed:.1f} | {' | '.join(cells)} |")
 

@@ -37,6 +37,8 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         raise ValueError(
             f"{run.run} has the codebook of {run.tokenizer} as it is: train it on in another folder, with --run"
         )
+    if wanted == ("prior",) and _state(run, "codebook").exists() and not (run.run / "codebook").exists():
+        raise ValueError(f"the codebook of {run.run} is not finished: go on with --resume, then train its prior")
     if run.codes is not None and "codebook" in wanted:
         raise ValueError(
             f"--codes {run.codes} is for a prior, got stages {', '.join(wanted)}: add --stage prior, or leave it out"

@@ -313,8 +313,7 @@ def load_run(folder: Path) -> Run:
         kinds = get_type_hints(Run)
         for name in ("data", "codebook_fit", "prior_fit"):
             plain[name] = kinds[name](**plain[name])
-        # Runs from before there were kinds are of transformers.
-        plain["prior"] = PRIOR_KINDS[plain.get("prior_kind", "Transformer")](**plain["prior"])
+        plain["prior"] = PRIOR_KINDS[plain["prior_kind"]](**plain["prior"])
         if plain["data"].root is not None:
             plain["data"] = dataclasses.replace(plain["data"], root=Path(plain["data"].root))
         if plain.get("codes") is not None:

@@ -272,17 +272,19 @@ def test_kinds_keep_what_they_share():
     assert parse([]).prior_kind == "Transformer"
 
 
-def test_runs_from_before_there_were_kinds_are_of_transformers(codebooks, tmp_path):
+def test_runs_of_other_versions_are_refused_in_one_line(codebooks, tmp_path):
     folder = codebooks("one", tmp_path / "run")
     path = folder / "state" / "run.json"
     plain = json.loads(path.read_text())
-    for name in ("prior_kind", "live"):
-        del plain[name]
-    for name in ("code_noise", "checkpointing"):
-        del plain["prior"][name]
-    expected = load_run(folder)
-    path.write_text(json.dumps(plain))
-    assert load_run(folder) == expected
+    for name in ("prior_kind", "model"):
+        path.write_text(json.dumps({key: value for key, value in plain.items() if key != name}))
+        with pytest.raises(ValueError, match=f"is not a run of this version: '{name}'"):
+            load_run(folder)
+    path.write_text(
+        json.dumps({**plain, "model": {key: plain["model"][key] for key in plain["model"] if key != "class"}})
+    )
+    with pytest.raises(ValueError, match="is not a run of this version: 'class'"):
+        load_run(folder)
 
 
 # --- activation checkpointing -----------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_a_codebook_that_was_taken_stays_when_its_prior_is_resumed(run, made, ph
     assert "train it on in another folder" in line
 
 
-def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, tmp_path, monkeypatch):
+def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, fails, tmp_path, monkeypatch):
     folder = tmp_path / "reused"
     options = [
         *FIT,
@@ -169,6 +169,8 @@ def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, t
     with pytest.raises(SystemExit):
         run(*options)
     monkeypatch.undo()
+    # Half trained, it is not what a prior is for, and neither is what it began with.
+    assert "is not finished: go on with --resume" in fails("--stage", "prior", "--run", str(folder))
     made.rename(tmp_path / "gone")
     run("--resume", "--stage", "codebook", "--run", str(folder))
     assert (folder / "codebook").exists()

@@ -13,7 +13,7 @@ from vqvae.cli.common import Model, Output, has_prior, load_prior, tell
 from vqvae.data import batches, load_images
 from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
 
-# Images that a likelihood's scale is fitted to: its error is then far under a thousandth of a bit.
+# Images that a likelihood's scale, a number for each channel, is fitted to.
 NUM_FITTED = 256
 
 Source = tyro.conf.Positional[str]
