@@ -35,7 +35,7 @@ from priors import (
     UniformPrior,
 )
 from training.checks import check, check_in_loop, stages
-from training.devices import make_fabric
+from training.devices import leave_processes, make_fabric
 from training.latents import (
     ENCODE_BATCH,
     counted,
@@ -60,14 +60,21 @@ from vqvae.metrics import psnr
 
 def main() -> None:
     """Entry point: a user's mistake or a full disk is one line and exit status 2."""
+    status: Any = None
     try:
         train(parse(sys.argv[1:]))
+    except SystemExit as stop:  # saved as asked; what was under way is let go of here
+        status = stop.code
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    # Not after an error, which other processes may know nothing of.
+    leave_processes()
+    if status is not None:
+        sys.exit(status)
 
 
 def train(run: Run) -> None:

@@ -1,11 +1,14 @@
 """From a run's options to Lightning Fabric, which carries one process to many."""
 
+import gc
 import logging
 from typing import Any
 
 import torch
+import torch.distributed.nn.functional  # before there is a process group, which its default arguments would keep
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
+from torch import distributed
 
 from training.options import Run
 from training.sharding import shard
@@ -42,3 +45,14 @@ def make_fabric(run: Run) -> Fabric:
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ValueError(f"Fabric refuses these devices, strategy or precision: {error}") from error
+
+
+def leave_processes() -> None:
+    """End the process group and its threads, once nothing uses it; every process must get here.
+
+    A thread of gloo's that still lets go of a tensor when Python shuts down would abort a process whose work is done
+    (github.com/pytorch/pytorch/issues/190489). After `--strategy fsdp` caches of DTensor's still keep the threads.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # modules wrapped for several processes hold the group, and themselves
+        distributed.destroy_process_group()

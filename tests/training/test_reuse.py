@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import threads_left
 import torch
 from run_files import SMALL, weights
 
@@ -100,6 +102,27 @@ def test_torchrun_is_as_good_as_our_own_launch(options, run, tmp_path, extra):
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr[-2000:]
     assert weights(own) == weights(other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have no names here")
+@pytest.mark.parametrize("stopped", [False, True], ids=["to the end", "stopped"])
+def test_nothing_of_several_processes_is_left_when_python_ends(options, tmp_path, stopped):
+    """A thread of gloo's that outlives them may abort a process whose work is done, exit status 134."""
+    command = [sys.executable, str(Path(threads_left.__file__)), *options, "--stage", "codebook"]
+    command += ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
+    if stopped:
+        command += ["--codebook-fit.num-steps", "100000", "--codebook-fit.validate-every", "100000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as running:
+        if stopped:
+            metrics = tmp_path / "run" / "metrics.csv"
+            while running.poll() is None and not metrics.exists():
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+        printed, _ = running.communicate(timeout=300)
+    assert running.returncode == (128 + signal.SIGINT if stopped else 0)
+    assert printed.splitlines() == ["gloo threads left: 0"] * 2
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 python quantizer_processes.py RANK WORLD_SIZE RENDEZVOUS_FILE OUTPUT_FOLDER
 """
 
+import gc
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed.nn.functional  # before there is a process group, which its default arguments would keep
 from safetensors.torch import save_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -94,4 +96,5 @@ if __name__ == "__main__":
     rank, world_size = int(sys.argv[1]), int(sys.argv[2])
     distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world_size)
     train_all(rank, world_size, Path(sys.argv[4]))
+    gc.collect()  # modules wrapped for several processes hold the group too, and themselves
     distributed.destroy_process_group()
