@@ -18,7 +18,8 @@ Then random rows a second out of such a set, by `CodeDataset.batches`. Each proc
 are interleaved, and medians are shown. `encoder` is the share of the time in which the encoder (transfer, networks,
 search) was at work in the process that has it: the rest is what the pipeline costs. `write` is of a thread beside it.
 `images/s` is of the whole machine, from the first image to the index; it leaves out the start of Python and of Ray, and
-a process's first call of the encoder (Ray's encoder is a process that starts within that time).
+a process's first call of the encoder (Ray's encoders are processes that start within that time). `first codes` is when
+the first batch came back, and `then` the images a second from there to the index: what a long set goes on at.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,8 +100,10 @@ def measure(engine: str, model_folder: Path, images: Path, output: Path, num_ima
     size = model.config.image_size
     source = image_folder(images, "train", size=size, channels=3)
     shard_size = max(BATCH_SIZE, num_images // 8 // BATCH_SIZE * BATCH_SIZE)
-    options = {"batch_size": BATCH_SIZE, "shard_size": shard_size}
+    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shard_size": shard_size}
     model.encode(torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8))  # what a first call prepares, once
+    came: list[tuple[float, int]] = []
+    options["progress"] = lambda done, total: came.append((time.monotonic(), done))
     start = time.monotonic()
     if engine == "ray":
         import ray
@@ -115,10 +119,12 @@ def measure(engine: str, model_folder: Path, images: Path, output: Path, num_ima
         ranks = {"rank": rank, "world_size": world_size}
         tokenize(model, source, output, num_workers=num_workers, timings=timings, **options, **ranks)
         times = vars(timings)
-    print(json.dumps({**times, "start": start, "end": time.monotonic(), "images": len(source)}))
+    first, early = came[0]
+    ends = {"start": start, "first": first, "end": time.monotonic()}
+    print(json.dumps({**times, **ends, "early": early, "images": len(source)}))
 
 
-def run(engine: str, name: str, scratch: Path, num_images: int) -> tuple[float, dict[str, float]]:
+def run(engine: str, name: str, scratch: Path, num_images: int) -> dict[str, float]:
     """Images a second, and the share of each part of the time in the process that encodes."""
     output = scratch / "codes"
     shutil.rmtree(output, ignore_errors=True)
@@ -141,14 +147,17 @@ def run(engine: str, name: str, scratch: Path, num_images: int) -> tuple[float, 
         if process.returncode:
             raise SystemExit(f"{engine} failed on {name}: {command}")
         found.append(json.loads(written.decode().splitlines()[-1]))
-    seconds = max(each["end"] for each in found) - min(each["start"] for each in found)
-    shares = {}
+    start, end = min(each["start"] for each in found), max(each["end"] for each in found)
+    images = found[0]["images"]
+    first = min(each["first"] for each in found)
+    early = sum(each["early"] for each in found)
+    shares = {"speed": images / (end - start), "first": first - start, "then": (images - early) / (end - first)}
     if engine != "ray":
         total = sum(each["total"] for each in found)
         parts = ("wait", "transfer", "network", "search", "blocked", "write")
-        shares = {part: sum(each[part] for each in found) / total for part in parts}
+        shares |= {part: sum(each[part] for each in found) / total for part in parts}
         shares["encoder"] = shares["transfer"] + shares["network"] + shares["search"]
-    return found[0]["images"] / seconds, shares
+    return shares
 
 
 def read_rows(folder: Path, num_rows: int) -> tuple[float, float]:
@@ -207,7 +216,7 @@ def main() -> None:
         for name in args.models:
             make_images(scratch / f"jpeg-{name}", args.num_images // SHARES[name])
             make_model(name, scratch / f"jpeg-{name}").save_pretrained(scratch / name)
-        found: dict[tuple[str, str], list[tuple[float, dict[str, float]]]] = {}
+        found: dict[tuple[str, str], list[dict[str, float]]] = {}
         for _ in range(args.rounds):
             for name in args.models:
                 for engine in args.engines:
@@ -217,16 +226,17 @@ def main() -> None:
         if args.num_rows:
             torch.set_num_threads(1)
             found_rows = [read_rows(scratch / f"rows-{turn}", args.num_rows) for turn in range(args.rounds)]
-    heads = ["model", "engine", "images/s", "transfer", "networks", "search", "encoder"]
+    heads = ["model", "engine", "images/s", "first codes", "then", "transfer", "networks", "search", "encoder"]
     heads += ["waiting for images", "for the disk", "write"]
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for (name, engine), rounds in found.items():
-        speed = statistics.median(each for each, _ in rounds)
+        median = {key: statistics.median(shares[key] for shares in rounds) for key in rounds[0]}
         cells = ["–"] * 7
         if engine != "ray":
             keys = ("transfer", "network", "search", "encoder", "wait", "blocked", "write")
-            cells = [f"{statistics.median(shares[key] for _, shares in rounds):.1%}" for key in keys]
-        print(f"| {name} | {engine} | {speed:.1f} | {' | '.join(cells)} |")
+            cells = [f"{median[key]:.1%}" for key in keys]
+        speeds = f"{median['speed']:.1f} | {median['first']:.1f} s | {median['then']:.1f}"
+        print(f"| {name} | {engine} | {speeds} | {' | '.join(cells)} |")
 
     if args.num_rows:
         cpu, wall = (statistics.median(column) for column in zip(*found_rows, strict=True))

@@ -94,12 +94,12 @@ def vq_model(name: str, *, shrink: int = 1, seed: int = 0) -> Any:
 
 
 def codebook_like(features: Tensor, num_codes: int, seed: int = 0) -> Tensor:
-    """Codes "k d" about where features "b d h w" are, so that many of them are used."""
+    """Codes "k d" about where features "b d h w" are, in many channels closer, so that many are used in any width."""
     generator = torch.Generator().manual_seed(seed)
     vectors = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
     noise = torch.randn(num_codes, vectors.shape[1], generator=generator)
     picked = vectors[torch.randint(len(vectors), (num_codes,), generator=generator)]
-    return picked + 0.5 * noise * vectors.std(0)
+    return picked + min(0.5, 2 / vectors.shape[1] ** 0.5) * noise * vectors.std(0)
 
 
 @functools.cache
