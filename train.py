@@ -51,6 +51,7 @@ from training.prior_data import NUM_WATCHED, check_codes, known_classes, prior_d
 from training.prior_kinds import make_prior, name_of
 from training.records import Metrics, Stop, load_state, save_state
 from vqvae import VQVAE, Autoencoder, GaussianVAE, load_images, pictures
+from vqvae.allocator import keep_freed_memory
 from vqvae.codec.fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.elbo import rate
@@ -60,6 +61,7 @@ from vqvae.metrics import psnr
 
 def main() -> None:
     """Entry point: a user's mistake or a full disk is one line and exit status 2."""
+    keep_freed_memory()
     status: Any = None
     try:
         train(parse(sys.argv[1:]))

@@ -40,6 +40,7 @@ import torch
 from PIL import Image
 
 from vqvae import VQVAE, VQVAEConfig
+from vqvae.allocator import keep_freed_memory
 from vqvae.data import image_folder
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
@@ -96,6 +97,7 @@ def make_model(name: str, images: Path) -> VQVAE:
 def measure(engine: str, model_folder: Path, images: Path, output: Path, num_images: int) -> None:
     """In a process of its own: tokenize, and print what it took as JSON."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command does
     model = VQVAE.from_pretrained(model_folder)
     size = model.config.image_size
     source = image_folder(images, "train", size=size, channels=3)

@@ -34,6 +34,7 @@ import sys
 
 import tyro
 
+from vqvae.allocator import keep_freed_memory
 from vqvae.cli.dreaming import dream
 from vqvae.cli.exporting import export, import_
 from vqvae.cli.figures import info
@@ -49,6 +50,7 @@ from vqvae.codec.container import RECOVER
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit status 2."""
+    keep_freed_memory()
     commands = {
         "reconstruct": reconstruct,
         "sample": sample,
