@@ -17,7 +17,8 @@ _NEVER, _LARGEST_KEPT = -1, 2**30
 def keep_freed_memory() -> bool:
     """Have this process keep freed buffers of up to 1 GiB, to use them again; False where it does not.
 
-    For programs, at their start: the `vqvae` command, `train.py` and the encoders on Ray call it, an import does not.
+    For programs, at their start: the `vqvae` command and `train.py` call it, an import does not. glibc keeps for its
+    main thread alone; a buffer that another thread asks for is new every time.
     Results are the same to the bit. The largest memory of a process grows, mostly by a fifth, with large batches of
     large images by more. It is of glibc's malloc alone; with another, or where the environment says what malloc does
     (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES` of malloc), nothing changes.

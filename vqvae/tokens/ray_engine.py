@@ -39,7 +39,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqvae.allocator import keep_freed_memory
 from vqvae.data import EncodedImages, Images, ImageTensors
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch
@@ -327,7 +326,6 @@ class _Encode:
     def __init__(self, packed: Any, device: str, num_threads: int, precision: str):
         import ray
 
-        keep_freed_memory()
         # As the caller has them: with other numbers of threads sums are cut elsewhere, and round differently.
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision(precision)
