@@ -5,6 +5,7 @@ index, as the Hugging Face libraries write them). Reading it runs no code. A rep
 a folder, or has such folders inside it.
 
     files.py    files and folders written whole or not at all
+    locks.py    one writer at a time
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     hub.py      to and from the Hugging Face hub
@@ -14,7 +15,7 @@ This package is the one thing that `vqvae` and `priors` share; it imports neithe
 """
 
 from safefolder.cards import PICTURES, card, import_line, loading, model_facts, python
-from safefolder.files import replacing, scratch, write_text
+from safefolder.files import replacing, write_text
 from safefolder.folder import (
     BESIDE,
     CONFIG_NAME,
@@ -30,6 +31,7 @@ from safefolder.folder import (
     stale_patterns,
 )
 from safefolder.hub import HubOptions, upload
+from safefolder.locks import one_writer
 
 __all__ = [
     "BESIDE",
@@ -45,13 +47,13 @@ __all__ = [
     "loading",
     "members",
     "model_facts",
+    "one_writer",
     "push",
     "push_pretrained",
     "python",
     "read_config",
     "replacing",
     "save",
-    "scratch",
     "stale_patterns",
     "upload",
     "write_text",

@@ -2,7 +2,8 @@
 
 Every write goes to a new name beside the old one, is synced to the disk, and is then renamed over it, so a crash,
 a full disk or a `kill -9` leaves either the whole old content or the whole new one. Where the old one is a symbolic
-link, that stays, and what it points to is written.
+link, that stays, and what it points to is written. Names are each writer's own; what reads before it writes, as adding
+to a file does, takes `safefolder.locks.one_writer` besides.
 
 A folder is replaced whole, so it must be known that nothing else is in it: see `replacing_folder`.
 """
@@ -10,18 +11,23 @@ A folder is replaced whole, so it must be known that nothing else is in it: see 
 import contextlib
 import errno
 import fnmatch
+import itertools
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import safetensors
+from filelock import FileLock, Timeout
 
+from safefolder.locks import one_writer
 
-def scratch(path: Path) -> Path:
-    """The name beside `path` that its next content is written to before it takes the place."""
-    return _beside(_target(path), "writing")
+# Two renames take no time; who waits longer has met a disk that fails.
+_EXCHANGE_SECONDS = 60.0
+_ATTEMPTS = 1000
 
 
 def _target(path: str | Path) -> Path:
@@ -29,10 +35,6 @@ def _target(path: str | Path) -> Path:
     end = Path(os.path.realpath(path))
     # The folder may have stepped aside, see `replacing`.
     return end if end.is_dir() or _beside(end, "previous").is_dir() else Path(path)
-
-
-# What ends the hidden names that files of ours have for the moment.
-_HIDDEN = ("writing", "mode")
 
 
 def _beside(path: Path, what: str) -> Path:
@@ -59,49 +61,104 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A place for the next content of `path` that no other process has, and that is removed in the end.
+
+        .NAME.writing/TOKEN/NAME     the content
+        .NAME.writing/TOKEN/.lock    locked while its writer lives
+
+    What killed writers left there is removed first.
+    """
+    everyone = _beside(path, "writing")
+    for attempt in itertools.count(1):
+        own = everyone / secrets.token_hex(4)
+        lock = FileLock(own / ".lock", timeout=0, thread_local=False)
+        try:
+            if everyone.is_file():  # what a version before this one left
+                everyone.unlink()
+            own.mkdir(parents=True)
+            lock.acquire()
+        except (FileNotFoundError, FileExistsError, Timeout):
+            # Another writer removed what is empty, or swept this away as one that had ended, before it was locked.
+            if attempt == _ATTEMPTS:
+                raise
+            continue
+        break
+    try:
+        for left in everyone.iterdir():
+            if left != own:
+                _sweep(left)
+        yield own / path.name
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(own)
+        lock.release()
+        with contextlib.suppress(OSError):
+            everyone.rmdir()
+
+
+def _sweep(left: Path) -> None:
+    """Remove a scratch place unless its writer is at work."""
+    with contextlib.suppress(OSError), FileLock(left / ".lock", timeout=0, thread_local=False):
+        _remove(left)
+
+
 def recover(path: Path) -> None:
     """Finish a folder exchange that was cut between its two renames (see `replacing`)."""
     path = _target(path)
     previous = _beside(path, "previous")
-    if not path.exists() and previous.exists():
-        os.replace(previous, path)
+    if path.exists() or not previous.exists():
+        return
+    # It may be under way: a writer has this lock then.
+    with one_writer(path, wait=_EXCHANGE_SECONDS):
+        if not path.exists() and previous.exists():
+            os.replace(previous, path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path` to write a file or a folder to; on success it takes `path`'s place.
+    """Yield a scratch path of the same name to write a file or a folder to; on success it takes `path`'s place.
 
-    On any error the scratch is removed and what was at `path` stays. A folder cannot be renamed over a full one,
-    so the old folder first steps aside to `.NAME.previous`; a reader that finds only that name takes it back.
+    On any error the scratch is removed and what was at `path` stays. Of several at the same time each has a scratch of
+    its own, and the last to end stays, whole. A folder cannot be renamed over a full one, so the old folder first steps
+    aside to `.NAME.previous`; a reader that finds only that name takes it back.
 
     Raises:
         ValueError: the disk is full or the place cannot be written to; nothing already saved was touched.
     """
     given, path = path, _target(path)
-    new = scratch(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        _remove(new)
-        yield new
-        _share(new, path.name)
-        _sync(new)
-        if path.is_dir():
-            previous = _beside(path, "previous")
-            _remove(previous)
-            os.replace(path, previous)
-            os.replace(new, path)
-            _remove(previous)
-        else:
-            os.replace(new, path)
-        _sync_entries(path.parent)
+        with _scratch(path) as new:
+            yield new
+            _share(new)
+            _sync(new)
+            if path.is_dir():
+                _exchange(new, path)
+            else:
+                os.replace(new, path)
+            _sync_entries(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            _remove(new)
-            recover(path)
         if isinstance(error, OSError) or _is_write_failure(error):
             raise ValueError(_why(given, error)) from error
         raise
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in the place of another."""
+    with one_writer(path, wait=_EXCHANGE_SECONDS):
+        previous = _beside(path, "previous")
+        try:
+            _remove(previous)
+            os.replace(path, previous)
+            os.replace(new, path)
+        except BaseException:
+            if not path.exists():
+                os.replace(previous, path)
+            raise
+        _remove(previous)
 
 
 @contextlib.contextmanager
@@ -138,13 +195,7 @@ def check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path
         raise ValueError(f"{folder} is a file, expected a folder, or a name for a new one")
     if os.path.samefile(folder, os.curdir):
         raise ValueError(f"{folder} is the folder that this program runs in, expected another, which can be replaced")
-    allowed = [*names, *(f".{name}.{what}" for name in names for what in _HIDDEN)]
-    others = sorted(
-        path.name
-        for path in folder.iterdir()
-        if (path.is_dir() and not path.is_symlink())
-        or not any(fnmatch.fnmatchcase(path.name, each) for each in allowed)
-    )
+    others = sorted(path.name for path in folder.iterdir() if not _is_named(path, names))
     if others:
         raise ValueError(
             f"{folder} holds other things, {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which "
@@ -157,23 +208,26 @@ def check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path
         )
 
 
-def _share(path: Path, name: str) -> None:
-    """Let those read tensors who may read what else this process writes; the safetensors library lets nobody.
+def _is_named(path: Path, names: Sequence[str]) -> bool:
+    """Whether it is a file of one of these names, or what a write of one left that was cut off."""
+    hidden = re.fullmatch(r"\.(.+)\.(writing|mode)", path.name)
+    name = path.name if hidden is None else hidden.group(1)
+    return (hidden is not None or not path.is_dir() or path.is_symlink()) and any(
+        fnmatch.fnmatchcase(name, each) for each in names
+    )
 
-    `name` is what the file or folder at `path` will be called.
-    """
-    written = [(each, each.name) for each in path.rglob("*")] if path.is_dir() else [(path, name)]
-    written = [(each, called) for each, called in written if called.endswith(".safetensors") and each.is_file()]
-    if not written:
+
+def _share(path: Path) -> None:
+    """Let those read tensors who may read what else this process writes; the safetensors library lets nobody."""
+    written = [each for each in (path.rglob("*") if path.is_dir() else [path]) if each.suffix == ".safetensors"]
+    if not any(each.is_file() for each in written):
         return
-    probe = _beside(path, "mode")
-    try:
-        probe.touch()
-        mode = stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink(missing_ok=True)
-    for file, _ in written:
-        file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
+    probe = path.parent / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    for file in written:
+        if file.is_file():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
 
 
 def _sync_entries(folder: Path) -> None:

@@ -19,7 +19,7 @@ from vqvae.data import Batch
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Write what resuming needs, whole or not at all; every process takes part."""
     if not fabric.is_global_zero:
-        fabric.save(safefolder.scratch(path), state)
+        fabric.save(path, state)  # takes part, and writes nothing
         fabric.barrier()
         return
     with safefolder.replacing(path) as scratch:

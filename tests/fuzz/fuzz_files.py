@@ -1,10 +1,10 @@
-"""Damaged files of every kind that is read: each must be read as it was, or refused by a ValueError; outcomes are counted.
+"""Damaged files of every kind that is read: each is read, or refused by a ValueError; outcomes are counted.
 
     python tests/fuzz/fuzz_files.py                          # 2,000 inputs of each kind
     python tests/fuzz/fuzz_files.py --num 20000 --seed 7 png tar
     python tests/fuzz/fuzz_files.py --show 812 png           # input 812 of that seed alone, with its traceback
 
-A kind is a module `kinds_*.py` beside this one with a dict `KINDS` of `Kind`s. Inputs depend on the kind, the seed and their
+Kinds are in modules `kinds_*.py` beside this one, each with a dict `KINDS`. Inputs depend on kind, seed and their
 number alone. A fault is any other exception, over `SECONDS` of time, or over `MEMORY` bytes of address space.
 """
 
