@@ -46,10 +46,11 @@ from priors.trunk import (
     widen,
 )
 from priors.walks import Start, Step
+from safefolder import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextScalePriorConfig:
+class NextScalePriorConfig(Options):
     """Sizes of a NextScalePrior.
 
     Attributes:
@@ -80,13 +81,12 @@ class NextScalePriorConfig:
 
     def __post_init__(self) -> None:
         check_size(self.num_codes, "num_codes")
-        if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or len(self.scales) == 0:
+        if len(self.scales) == 0:
             raise ValueError(f"got scales={self.scales!r}, expected the sides of square grids, e.g. (1, 2, 4)")
         for scale in self.scales:
             check_size(scale, "a scale")
         if any(a >= b for a, b in itertools.pairwise(self.scales)):
-            raise ValueError(f"got scales={tuple(self.scales)}, expected each larger than the one before")
-        object.__setattr__(self, "scales", tuple(self.scales))
+            raise ValueError(f"got scales={self.scales}, expected each larger than the one before")
         places = sum(scale**2 for scale in self.scales)
         if self.grid != () and check_grid(self.grid) != (places,):
             raise ValueError(
@@ -217,9 +217,10 @@ def gathering(scales: Sequence[int]) -> Tensor:
     zero for its own codes and those of finer ones.
     """
     finest, begins = scales[-1], [0, *itertools.accumulate(scale**2 for scale in scales)]
-    matrix = torch.zeros(begins[-1], begins[-2], dtype=torch.float64)
+    options = {"dtype": torch.float64, "device": "cpu"}
+    matrix = torch.zeros(begins[-1], begins[-2], **options)
     for source, small in enumerate(scales[:-1]):
-        basis = torch.eye(small**2, dtype=torch.float64).view(-1, 1, small, small)
+        basis = torch.eye(small**2, **options).view(-1, 1, small, small)
         enlarged = F.interpolate(basis, size=(finest, finest), mode="bicubic")
         for target in range(source + 1, len(scales)):
             shrunk = F.interpolate(enlarged, size=(scales[target], scales[target]), mode="area")

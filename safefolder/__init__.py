@@ -6,6 +6,7 @@ a folder, or has such folders inside it.
 
     files.py    files and folders written whole or not at all
     locks.py    one writer at a time
+    options.py  what a config may hold, checked before it is made
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     hub.py      to and from the Hugging Face hub
@@ -32,6 +33,7 @@ from safefolder.folder import (
 )
 from safefolder.hub import HubOptions, upload
 from safefolder.locks import one_writer
+from safefolder.options import Options
 
 __all__ = [
     "BESIDE",
@@ -39,6 +41,7 @@ __all__ = [
     "FORMAT",
     "PICTURES",
     "HubOptions",
+    "Options",
     "card",
     "has_part",
     "import_line",

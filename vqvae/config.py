@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 from torch import nn
 
+from safefolder.options import Options, shown
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
@@ -23,13 +24,13 @@ AnyConfig = TypeVar("AnyConfig", bound="AutoencoderConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(abc.ABC):
+class AutoencoderConfig(Options):
     """Abstract: what encoder, decoder and likelihood are built from.
 
     Attributes:
-        image_size: height and width in pixels; divisible by `factor`.
+        image_size: height and width in pixels; divisible by `factor`. Two equal sides are taken for the one number.
         num_channels: 1 for greys, 3 for colour.
-        likelihood: which likelihood of the pixels, and its options.
+        likelihood: which likelihood of the pixels, and its options; a kind's name is its own defaults.
     """
 
     image_size: int = 28
@@ -38,6 +39,17 @@ class AutoencoderConfig(abc.ABC):
 
     # The fields that are configs themselves, and the kinds each may be: only these are ever built from a file.
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {"likelihood": get_args(LikelihoodConfig)}
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The side of an image whose height and width were given; see `safefolder.Options`."""
+        if name != "image_size" or not isinstance(value, tuple | list) or len(value) != 2:
+            return value
+        if value[0] != value[1]:
+            raise ValueError(
+                f"got image_size={shown(value)}, expected one number, as images are square: crop or scale them to that"
+            )
+        return value[0]
 
     @property
     @abc.abstractmethod
