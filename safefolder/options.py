@@ -119,7 +119,7 @@ def fitted(value: Any, hint: Any, name: str, *, owner: str | None = None, level:
         if found is not _NO:
             return found
     listed = [each for member in members if get_origin(member) is Literal for each in get_args(member)]
-    if isinstance(value, str) and listed and all(isinstance(each, str) for each in listed):
+    if len(members) == 1 and isinstance(value, str) and listed and all(isinstance(each, str) for each in listed):
         raise ValueError(f"unknown {name} {shown(value)}, {_one_of(listed, value)}")
     place = f"{name}={shown(value)}" + ("" if owner is None else f" for {owner}")
     raise ValueError(f"got {place}, expected {_described(members, kinds, name)}{_call_it(value, kinds)}")
@@ -146,9 +146,14 @@ def few_shown(values: Sequence[Any] | Mapping[str, Any]) -> str:
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
     """The known name that is meant by one that is mistyped, or None where it is like none of them."""
-    lower = {each.lower(): each for each in known}
-    found = difflib.get_close_matches(name[:SHOWN].lower(), lower, n=1, cutoff=0.5)
-    return lower[found[0]] if found else None
+    lower, mine = {each.lower(): each for each in known}, name[:SHOWN].lower()
+    found = difflib.get_close_matches(mine, lower, n=3, cutoff=0.5)
+
+    def likeness(other: str) -> tuple[float, bool]:
+        # Of several as near, the one that begins as it does: few mistype the first letter.
+        return difflib.SequenceMatcher(None, mine, other).ratio(), other[:1] == mine[:1]
+
+    return lower[max(found, key=likeness)] if found else None
 
 
 def kind_name(kind: type) -> str:
@@ -328,7 +333,7 @@ def _unknown(kind: type, name: str, values: Mapping[str, Any]) -> str:
             given = values.get(each.name, None if _has_no_default(each) else _default(each))
             kinds.sort(key=lambda other, given=given: not isinstance(given, other))
             inside += [(each.name, other) for other in kinds]
-    label = name if len(name) <= SHOWN else name[: SHOWN - 3] + "..."
+    label = name if name.isidentifier() and len(name) <= SHOWN else shown(name)
     for part, other in inside:
         if name in {each.name for each in dataclasses.fields(other)}:
             place = f"{part}={other.__name__}({name}={shown(values[name])})"

@@ -3,7 +3,9 @@
     AutoencoderConfig      what every model has; its networks are for subclasses to say
     ResidualConfig         with the networks of `vqvae.encoder` and `vqvae.decoder`
 
-`vqvae.model`, `vqvae.gaussian` and `vqvae.vqgan` have the configs that can be built.
+`vqvae.model`, `vqvae.gaussian` and `vqvae.vqgan` have the configs that can be built. What people mean is taken, see
+`safefolder.options`: `VQVAEConfig(image_size=(64, 64), quantizer="FSQ", likelihood="Normal")` has an `image_size` of
+64, and the defaults of each kind.
 """
 
 import abc
@@ -28,9 +30,9 @@ class AutoencoderConfig(Options):
     """Abstract: what encoder, decoder and likelihood are built from.
 
     Attributes:
-        image_size: height and width in pixels; divisible by `factor`. Two equal sides are taken for the one number.
+        image_size: height and width in pixels; divisible by `factor`.
         num_channels: 1 for greys, 3 for colour.
-        likelihood: which likelihood of the pixels, and its options; a kind's name is its own defaults.
+        likelihood: which likelihood of the pixels, and its options.
     """
 
     image_size: int = 28

@@ -38,7 +38,7 @@ class CodesConfig(AutoencoderConfig, abc.ABC):
     """Abstract: what a model with codes between its encoder and decoder has, whatever networks these are.
 
     Attributes:
-        quantizer: which quantizer, and its options; its `dim` is the width of `z_e`. A kind's name is its own defaults.
+        quantizer: which quantizer, and its options; its `dim` is the width of `z_e`.
         beta: weight of the rate of a prior in the loop (`vqvae.quantizers.prior_in_loop`); None is without one.
     """
 

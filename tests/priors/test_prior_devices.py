@@ -10,8 +10,12 @@ from torch import Tensor
 
 from priors import AnyOrderPrior, NGramPrior
 
+QUICK = {"transformer-labels", "any-order", "next-scale", "ngram"}
 
-@pytest.mark.parametrize("kind", KINDS)
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
     """Scoring, training, and draws of every kind: by a generator, by seeds, behind known codes, guided."""
     fresh = KINDS[kind]()
@@ -45,7 +49,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
     check_same_under_any_default(run)
 
 
-@pytest.mark.parametrize("kind", CONTINUOUS)
+@pytest.mark.parametrize("kind", ["normal", "mixture-labels"])
 def test_case_24_a_density_keeps_to_its_device_and_type(kind):
     fresh = CONTINUOUS[kind](dim=3, grid=(2, 2))
     latents = torch.randn(6, 2, 2, 3, generator=torch.Generator().manual_seed(0))

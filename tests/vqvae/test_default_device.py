@@ -1,10 +1,12 @@
 """Quantizers, models and likelihoods make tensors on their inputs' device alone, and never of torch's default type."""
 
 import copy
+from collections.abc import Collection, Iterable
 
 import likelihood_worlds
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from default_worlds import check_same_under_any_default
 from quantizer_worlds import MEMBERS, Member, ema, features, grouped, projected, residual, take_step
 from torch import Tensor
@@ -22,21 +24,15 @@ WORLDS = {
     "residual residual grouped": Member(config=residual(residual(grouped(ema(dim=3)), depth=2), depth=2)),
     "projected residual grouped bsq": Member(config=projected(residual(grouped(BSQConfig(num_bits=6)), depth=2))),
 }
-QUICK = {
-    *("learned, clustered", "ema, normalised", "soft em", "simvq", "ibq", "gumbel", "sqvae", "bsq, 36 bits"),
-    *(
-        "residual, shared, dropout",
-        "residual grouped",
-        "residual grouped lfq",
-        "residual grouped fsq",
-        "multiscale fsq",
-    ),
-}
+QUICK = {"soft em", "simvq", "sqvae", "bsq, 36 bits", "residual, shared, dropout", "residual grouped lfq"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WORLDS]
-)
+def quick(names: Iterable[str], some: Collection[str]) -> list[ParameterSet]:
+    """All names, those that are not among some for the slow tests."""
+    return [pytest.param(name, marks=() if name in some else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick(WORLDS, QUICK))
 def test_case_24_a_quantizer_keeps_to_its_device_and_type(name):
     """Training with its start, update and revival, evaluation, draws, decoding."""
     torch.manual_seed(0)
@@ -119,7 +115,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, ["gumbel, colour", "gaussian"]))
 def test_case_24_a_model_keeps_to_its_device_and_type(name):
     torch.manual_seed(0)
     fresh = MODELS[name]()
@@ -168,7 +164,7 @@ def test_case_24_the_bound_keeps_to_its_device_and_type():
     check_same_under_any_default(run)
 
 
-@pytest.mark.parametrize("name", likelihood_worlds.MEMBERS)
+@pytest.mark.parametrize("name", quick(likelihood_worlds.MEMBERS, ["mixture, 1 channel, zero", "normal, 1 channel"]))
 def test_case_24_a_likelihood_keeps_to_its_device_and_type(name):
     likelihood = likelihood_worlds.MEMBERS[name]()
     features = likelihood_worlds.some_features(likelihood, dtype=torch.float32)

@@ -58,15 +58,7 @@ DEEP = {
 }
 WORLDS = {**MEMBERS, **DEEP}
 # One of each way in which something is counted; the others are left to the slow tests.
-QUICK = {
-    "ema",
-    "simvq",
-    "gumbel",
-    "sqvae, soft",
-    "grouped residual dropout",
-    "residual grouped gumbel",
-    "multiscale projected gumbel",
-}
+QUICK = {"sqvae, soft", "grouped residual dropout", "residual grouped gumbel", "multiscale projected gumbel"}
 PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WORLDS]
 PLACEWISE = [each for each in PARAMS if "multiscale" not in each.values[0]]
 
@@ -204,10 +196,13 @@ def test_case_10_padding_counts_nowhere(name, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", PLACEWISE)
+@pytest.mark.parametrize("mode", ["train", "draw"])
+@pytest.mark.parametrize("name", [name for name in DEEP if "multiscale" not in name])
 def test_case_10_positions_anywhere_count_nowhere(name, mode):
-    """Two positions in three count, and the last image has none that does; held against the valid vectors in a row."""
+    """Two positions in three count, and the last image has none that does; held against the valid vectors in a row.
+
+    Of kinds that are less deep the contract says it.
+    """
     quantizer, member = after_two_steps(name), WORLDS[name]
     if member.random and mode != "eval":
         return  # as many random numbers come in another order; those before have compared them

@@ -30,7 +30,7 @@ _KINDS: dict[str, type] = {kind.__name__: kind for kind in (CategoricalPixels, B
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
+class MixtureConfig(safefolder.Options):
     """What a Mixture is built from.
 
     Attributes:

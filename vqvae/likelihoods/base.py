@@ -318,9 +318,8 @@ class Likelihood(nn.Module, ABC):
 
     def _check_images(self, images: Tensor, features: Tensor) -> None:
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-            raise ValueError(
-                f"got images of dtype {getattr(images, 'dtype', type(images).__name__)}, expected torch.uint8 with levels 0..255"
-            )
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise ValueError(f"got images of dtype {kind}, expected torch.uint8 with levels 0..255, as a tensor")
         expected = (features.shape[0], self.num_channels, *features.shape[2:])
         if tuple(images.shape) != expected:
             raise ValueError(
