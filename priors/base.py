@@ -132,7 +132,7 @@ class Prior(GridModel):
         Raises ValueError for weights of a wrong type or shape, for labels as `log_prob` does, and for a prior that
         embeds no codes.
         """
-        weights = arrays.vectors(weights, "weights", self.device)
+        weights = arrays.vectors(weights, "weights")
         if weights.ndim < 1 or tuple(weights.shape[1:]) != (*self.grid, self.num_codes):
             expected = ", ".join(map(str, ("b", *self.grid, self.num_codes)))
             raise ValueError(f"got weights of shape {tuple(weights.shape)}, expected ({expected})")

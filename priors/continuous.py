@@ -84,7 +84,7 @@ class ContinuousPrior(GridModel):
 
     def _check_latents(self, latents: Vectors) -> Tensor:
         """The latents as "b n d" on this prior's device, in its dtype."""
-        latents = arrays.vectors(latents, "latents", self.device)
+        latents = arrays.vectors(latents, "latents")
         if latents.ndim < 1 or tuple(latents.shape[1:]) != (*self.grid, self.dim):
             expected = ", ".join(map(str, ("b", *self.grid, self.dim)))
             raise ValueError(f"got latents of shape {tuple(latents.shape)}, expected ({expected})")

@@ -73,14 +73,14 @@ def labels_for(labels: Any, num: int, device: torch.device | None = None) -> Int
     return found
 
 
-def vectors(values: Any, name: str, device: torch.device | None = None) -> Float[Tensor, "..."]:
-    """A tensor of floating-point numbers, in the type that they have. Arguments as for `integers`.
+def vectors(values: Any, name: str) -> Float[Tensor, "..."]:
+    """A tensor of floating-point numbers, in the type that they have; of an array or lists it is on the CPU.
 
     Raises:
         ValueError: other numbers, or lists of unequal length.
     """
     if not isinstance(values, Tensor):
-        values = _tensor(values, name, device, "floating point")
+        values = _tensor(values, name, None, "floating point")
     if not values.is_floating_point():
         raise ValueError(f"got {name} of {values.dtype}, expected floating point")
     return values

@@ -184,7 +184,7 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
             ValueError: another shape or type, NaN or infinity.
         """
         if not isinstance(latents, Tensor):
-            latents = arrays.vectors(latents, "latents", self.recent_kl.device)
+            latents = arrays.vectors(latents, "latents").to(self.recent_kl)
         expected = (*self.grid, self.dim)
         if tuple(latents.shape[1:]) != expected or not latents.is_floating_point():
             raise ValueError(

@@ -47,18 +47,23 @@ def to_levels(
     """Check square images of so many channels and pixels a side, and give them as levels.
 
     Args:
-        device: where those go that are no tensors yet.
+        device: where those go that are no tensor yet, as levels.
 
     Raises:
         ValueError: another shape, type, mode or size, or floats outside [0, 1].
     """
-    tensor = images if isinstance(images, Tensor) else _tensor(images, num_channels, size, device)
+    tensor = images if isinstance(images, Tensor) else _tensor(images, num_channels, size)
     expected = (num_channels, size, size)
     if tensor.ndim != 4 or tuple(tensor.shape[1:]) != expected:
         raise ValueError(
             f"expected images of shape (b, {', '.join(map(str, expected))}), got {tuple(tensor.shape)}"
             + _remedy(tuple(tensor.shape), expected, is_tensor=not isinstance(images, np.ndarray))
         )
+    levels = _levels(tensor)
+    return levels if isinstance(images, Tensor) else levels.to(device)
+
+
+def _levels(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.uint8:
         return tensor
     if not tensor.is_floating_point():
@@ -73,28 +78,28 @@ def to_levels(
     return (tensor.float() * 255).round().to(torch.uint8)
 
 
-def _tensor(images: Any, num_channels: int, size: int, device: torch.device | None) -> Tensor:
+def _tensor(images: Any, num_channels: int, size: int) -> Tensor:
     if isinstance(images, np.ndarray):
-        return _of_array(images).to(device)
+        return _of_array(images)
     if _is_pil(images):
-        return _of_pil(images, num_channels, size)[None].to(device)
+        return _of_pil(images, num_channels, size)[None]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        return _stacked(images, num_channels, size, device)
+        return _stacked(images, num_channels, size)
     inside = ": pass its images" if hasattr(images, "images") else ""
     raise ValueError(f"got images as {type(images).__name__}, expected a tensor, an array, or PIL images{inside}")
 
 
-def _stacked(images: Sequence[Any], num_channels: int, size: int, device: torch.device | None) -> Tensor:
+def _stacked(images: Sequence[Any], num_channels: int, size: int) -> Tensor:
     if not images:
-        return torch.empty(0, num_channels, size, size, dtype=torch.uint8, device=device)
+        return torch.empty(0, num_channels, size, size, dtype=torch.uint8, device="cpu")
     found: list[Tensor] = []
     for image in images:
         if isinstance(image, Tensor):
             found.append(image)
         elif isinstance(image, np.ndarray):
-            found.append(_of_array(image).to(device))
+            found.append(_of_array(image))
         elif _is_pil(image):
-            found.append(_of_pil(image, num_channels, size).to(device))
+            found.append(_of_pil(image, num_channels, size))
         else:
             raise ValueError(
                 f"got images as a list with {type(image).__name__}, expected tensors, arrays, or PIL images in it"
@@ -106,7 +111,7 @@ def _stacked(images: Sequence[Any], num_channels: int, size: int, device: torch.
                 f"got images of {first.dtype} {tuple(first.shape)} and {other.dtype} {tuple(other.shape)} in one list, "
                 f"expected all of one type and of shape ({num_channels}, {size}, {size})"
             )
-    return torch.stack(found)
+    return torch.stack([each.to(first.device) for each in found])
 
 
 def _is_pil(image: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from priors import TransformerPrior, TransformerPriorConfig, UnigramPrior
 from vqvae import VQGAN, VQVAE, GaussianVAE, GaussianVAEConfig, VQGANConfig, VQVAEConfig
 from vqvae.elbo import elbo, sampled_elbo
+from vqvae.em import CategoricalPixels, GaussianPixels, Mixture, MixtureConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.metrics import psnr, ssim
 from vqvae.quantizers import BSQConfig, FSQConfig, GumbelQuantizerConfig, LFQConfig
@@ -160,6 +161,21 @@ def test_case_24_the_bound_keeps_to_its_device_and_type():
         bounds = (elbo(through, prior, images, [0, 1, 2]), sampled_elbo(through, prior, images, 1, num_samples=2))
         found = [each for bound in bounds for each in (bound.rate, bound.distortion, bound.entropy)]
         return [*found, elbo(model, unigram, images).rate, ssim(*[images.repeat(1, 1, 2, 2)] * 2)]
+
+    check_same_under_any_default(run)
+
+
+@pytest.mark.parametrize("pixels", [CategoricalPixels(), GaussianPixels(), GaussianPixels(variance="shared")], ids=str)
+def test_case_24_a_mixture_keeps_to_its_device_and_type(pixels):
+    torch.manual_seed(0)
+    fresh = Mixture(MixtureConfig(num_components=3, shape=(1, 4, 4), pixels=pixels))
+    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
+
+    def run() -> list[Tensor]:
+        mixture = copy.deepcopy(fresh)
+        fit = mixture.fit(images, num_steps=3, generator=torch.Generator().manual_seed(1))
+        drawn = mixture.sample(5, torch.Generator().manual_seed(2))
+        return [fit.objective, fit.negative_elbo, mixture.log_prob(images), drawn, *mixture.state_dict().values()]
 
     check_same_under_any_default(run)
 

@@ -139,7 +139,7 @@ def test_bad_features_are_a_sentence(member, quantizer, untyped):
         quantizer(torch.zeros(2, 5, 5, dim + 1))
     with pytest.raises(ValueError, match="got shape"):
         quantizer(torch.zeros(dim))
-    with pytest.raises(ValueError, match=r"features of torch\.int64, expected floating point"):
+    with pytest.raises(ValueError, match="floating-point"):
         quantizer(torch.zeros(2, 5, 5, dim, dtype=torch.int64))
     for mask in (torch.ones(3, dtype=torch.bool), torch.ones(2, 5, 5)):
         with pytest.raises(ValueError, match="boolean mask of shape"):

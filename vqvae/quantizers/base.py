@@ -147,7 +147,8 @@ class Quantizer(nn.Module, abc.ABC):
 
     def prepared(self, z_e: Vectors, mask: Tensor | None = None) -> Tensor:
         """Features that are checked, in the quantizer's precision. Errors as `forward`."""
-        z_e = arrays.vectors(z_e, "features", self.device)
+        if not isinstance(z_e, Tensor):
+            z_e = arrays.vectors(z_e, "features").to(self.device, self.dtype)
         self.check_features(z_e, mask)
         z_e = z_e.to(self.dtype)
         # Masked places may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
@@ -276,6 +277,8 @@ class Quantizer(nn.Module, abc.ABC):
         return (*grid, *self.code_axes)
 
     def check_features(self, z_e: Tensor, mask: Tensor | None) -> None:
+        if not z_e.is_floating_point():
+            raise ValueError(f"expected floating-point features, got {z_e.dtype}")
         if z_e.ndim < 2 or z_e.shape[-1] != self.dim:
             raise ValueError(
                 f"expected features 'b *grid d' with d = {self.dim} last, got shape {tuple(z_e.shape)}; "
