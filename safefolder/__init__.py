@@ -7,6 +7,7 @@ a folder, or has such folders inside it.
     files.py    files and folders written whole or not at all
     locks.py    one writer at a time
     options.py  what a config may hold, checked before it is made
+    arrays.py   tensors of what people have in place of them
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     hub.py      to and from the Hugging Face hub

@@ -10,6 +10,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quantizer_worlds import (
     FSQ_SMALL,
     GUMBEL,
@@ -231,6 +233,29 @@ def test_case_10_nothing_valid_is_nothing(name, mode):
         rtol=0,
         atol=0,
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(["sqvae, soft", "ibq", "projected lfq"]),
+    mode=st.sampled_from(["eval", "draw"]),
+    valid=st.lists(st.booleans(), min_size=12, max_size=12),
+    junk=st.sampled_from(JUNK),
+)
+def test_case_10_any_mask_is_a_crop(name, mode, valid, junk):
+    """The terms that do not depend on what was drawn, of any positions of three images; of none they are zero."""
+    quantizer = after_two_steps(name)
+    z_e, mask = features(quantizer.dim, 3, 4), torch.tensor(valid).reshape(3, 4)
+    got = ran(quantizer, mode, torch.where(mask[..., None], z_e, junk), mask)
+    want = ran(quantizer, mode, z_e[mask])
+    drawn = {"distance"} if mode == "draw" else set()
+    terms = [{term: value for term, value in q.auxiliary.items() if term not in drawn} for q in (got, want)]
+    torch.testing.assert_close(*terms)
+    torch.testing.assert_close(got.entropy.sum(), want.entropy.sum())
+    if mode == "eval":
+        assert torch.equal(got.codes[mask], want.codes)
+        for field in ("usage", "perplexity", "dead_codes"):
+            torch.testing.assert_close(getattr(got, field), getattr(want, field))
 
 
 @pytest.mark.parametrize("mode", MODES)
