@@ -260,7 +260,7 @@ def first_model(run: Run) -> Autoencoder:
     """What training starts from: fresh weights, or those of `--tokenizer`."""
     model = run.model.build()
     if run.tokenizer is not None:
-        weights = Autoencoder.from_run(run.tokenizer).state_dict()
+        weights = Autoencoder.from_pretrained(run.tokenizer).state_dict()
         safefolder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
     return model
 

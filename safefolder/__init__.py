@@ -8,12 +8,14 @@ a folder, or has such folders inside it.
     locks.py    one writer at a time
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
+    building.py a module out of a folder that somebody else may have written
     hub.py      to and from the Hugging Face hub
     cards.py    what a model's page on the hub says
 
 This package is the one thing that `vqvae` and `priors` share; it imports neither.
 """
 
+from safefolder.building import build
 from safefolder.cards import PICTURES, card, import_line, loading, model_facts, python
 from safefolder.files import replacing, write_text
 from safefolder.folder import (
@@ -39,6 +41,7 @@ __all__ = [
     "FORMAT",
     "PICTURES",
     "HubOptions",
+    "build",
     "card",
     "has_part",
     "import_line",

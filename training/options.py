@@ -296,7 +296,7 @@ def images_of(codes: Path) -> str:
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:
     """The model of --tokenizer, or that a tokenized set names."""
     try:
-        return Autoencoder.from_run(source)
+        return Autoencoder.from_pretrained(source)
     except ValueError as error:
         if codes is None:
             raise

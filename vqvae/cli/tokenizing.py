@@ -65,7 +65,7 @@ def tokenize(
     if parquet is not None and place.world_size > 1:
         raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
     _check_engine(engine, address, num_workers, place)
-    model: Any = Autoencoder.from_run(run_or_model)
+    model: Any = Autoencoder.from_pretrained(run_or_model)
     if engine == "local":
         model = model.to(place.device(device))
     sets = {part: _load(source, part, model, split) for part in ((split,) if split else ("train", "test"))}
