@@ -57,8 +57,8 @@ class TrainedOn(NamedTuple):
 class GridModel(nn.Module, ABC):
     """A distribution over grids, of codes (`Prior`) or of vectors (`ContinuousPrior`).
 
-    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, what it was trained on,
-    where that is known: `train.py` sets it, and it is saved beside the weights.
+    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, where that
+    is known: `train.py` sets it, and it is saved beside the weights.
     """
 
     def __init__(self, *, grid: Sequence[int], num_classes: int | None = None):

@@ -16,7 +16,7 @@ This package is the one thing that `vqvae` and `priors` share; it imports neithe
 """
 
 from safefolder.building import build
-from safefolder.cards import PICTURES, card, import_line, loading, model_facts, python
+from safefolder.cards import PICTURES, card, import_line, loading, model_facts, public_name, python
 from safefolder.files import replacing, write_text
 from safefolder.folder import (
     BESIDE,
@@ -34,6 +34,7 @@ from safefolder.folder import (
 )
 from safefolder.hub import HubOptions, upload
 from safefolder.locks import one_writer
+from safefolder.tensors import read_json
 
 __all__ = [
     "BESIDE",
@@ -51,10 +52,12 @@ __all__ = [
     "members",
     "model_facts",
     "one_writer",
+    "public_name",
     "push",
     "push_pretrained",
     "python",
     "read_config",
+    "read_json",
     "replacing",
     "save",
     "stale_patterns",
