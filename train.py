@@ -273,7 +273,8 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
         if isinstance(kept, RateAwareObjective):
             kept.prior.trained_on = trained_on(kept.model, session.images)
             kept.prior.save_pretrained(run.run / "state" / "loop")
-        tell_of_stale_parts(run, kept.model)
+        if run.stage == "codebook":
+            tell_of_stale_parts(run, kept.model)
     fabric.barrier()
 
 

@@ -11,7 +11,6 @@ no file outside its folder.
 
 import glob
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -194,22 +193,27 @@ def has_part(source: str | Path, name: str) -> bool:
 
 def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     while True:
-        before = folder.stat()
+        before = _identity(folder)
         try:
             _weight_files(folder, label)
             found = read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
         except (ValueError, OSError):
-            if _is_same(folder, before):
+            if _identity(folder) == before:
                 raise
         else:
-            if _is_same(folder, before):
+            if _identity(folder) == before:
                 return found
         # Another model took its place meanwhile, and what was read may be of both.
 
 
-def _is_same(folder: Path, before: os.stat_result) -> bool:
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
     recover(folder)
-    return os.path.samestat(folder.stat(), before)
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:

@@ -38,13 +38,13 @@ def run(
         told: what to say of an error that was foreseen.
         interrupted: what to say after Ctrl-C.
     """
-    debug = DEBUG in sys.argv
+    debug, asked = DEBUG in sys.argv, False
     sys.argv[1:] = [word for word in sys.argv[1:] if word != DEBUG]
     try:
         status = program() or 0
         sys.stdout.flush()
     except SystemExit as stop:
-        status = stop.code
+        status, asked = stop.code, True
         if isinstance(status, str):
             status = fail(status)
         with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def run(
     if _nobody_reads():
         # What is left in the buffer would be an error again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if status:
+    if status or asked:
         sys.exit(status)
 
 

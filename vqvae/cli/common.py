@@ -1,6 +1,5 @@
 """What commands share: models, priors and codecs from what the user names, and lines for the user."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from priors import ContinuousPrior, GridModel, Prior
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
 from vqvae.data import Images, load_images
+from vqvae.fingerprint import check_trained_on
 
 MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
 
@@ -32,6 +32,29 @@ def has_prior(source: str) -> bool:
     return safefolder.has_part(source, "prior")
 
 
+def load_pair(source: str, prior: str | None) -> tuple[Autoencoder, Prior | ContinuousPrior]:
+    """The model of a run or of a folder, and the prior that is named, or else the run's own.
+
+    Raises:
+        ValueError: either is missing or damaged, or they do not belong together.
+    """
+    model, found = Autoencoder.from_pretrained(source), load_prior(source, prior)
+    check_pair(model, found, source, prior)
+    return model, found
+
+
+def check_pair(model: Autoencoder, found: GridModel, source: str, prior: str | None = None) -> None:
+    """ValueError where a prior was trained on the codes of another tokenizer."""
+    if prior is None:
+        name, advice = f"the prior of {source}", f"train it again by `train.py --resume --run {source}`"
+    else:
+        name, advice = (
+            prior,
+            f"take the tokenizer that it is of, or train one by `train.py --tokenizer {source} --stage prior`",
+        )
+    check_trained_on(model, found, name, advice)
+
+
 def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
     """The prior that is named, or else the run's own."""
     if prior is not None:
@@ -39,7 +62,9 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
     elif has_prior(source):
         found = GridModel.from_pretrained(source, subfolder="prior")
     else:
-        raise ValueError(f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior")
+        raise ValueError(
+            f"{source} has no prior; train one by `train.py --resume --run {source}`, or name one with --prior"
+        )
     assert isinstance(found, Prior | ContinuousPrior)
     return found
 
@@ -47,7 +72,7 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
 def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
     """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
     # The kinds are checked by Codec, which names what does not fit.
-    model, known = Autoencoder.from_pretrained(source), load_prior(source, prior)
+    model, known = load_pair(source, prior)
     tensors = [*model.state_dict().values(), *known.state_dict().values()]
     return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
 
@@ -64,10 +89,11 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
     if not path.is_file():
         raise ValueError(f"{source} does not say which images it is for; name some with --data")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))["data"]
-        return load_images(run["source"], split, root=run["root"], **options)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        run = safefolder.read_json(path)["data"]
+        name, root = run["source"], run["root"]
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
+    return load_images(name, split, root=root, **options)
 
 
 def printable(name: str) -> str:
