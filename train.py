@@ -167,6 +167,7 @@ def fit(
     if not is_new:
         load_state(fabric, path, state)
     start = saved = state["step"]
+    metrics.stage(name, start)
     began -= state["seconds"]
 
     def save(step: int) -> None:
@@ -174,16 +175,20 @@ def fit(
         state.update(step=step, seconds=time.monotonic() - began)
         save_state(fabric, path, {**state, "trained_on": None if of is None else list(of)})
 
-    def look() -> None:
-        with learner.watching() as kept:
-            metrics.add(name, state["step"], "test", validate(kept))
-
     def diverged(reason: str, step: int) -> str:
         return (
             f"{name} stopped at step {step}: {reason}; the last good checkpoint is "
             f"{f'{path} of step {saved}' if saved else 'none'}; lower --{name}-fit.learning-rate "
             f"(now {options.learning_rate:g}) or take --precision 32-true, and go on from it with `{go_on(run)}`"
         )
+
+    def look() -> None:
+        with learner.watching() as kept:
+            try:
+                figures = validate(kept)
+            except ValueError as error:
+                raise ValueError(diverged(str(error), state["step"])) from error
+            metrics.add(state["step"], "test", figures)
 
     objective.train()
     order = {"seed": run.seed, "rank": fabric.global_rank, "world_size": fabric.world_size}
@@ -214,17 +219,15 @@ def fit(
             if not torch.isfinite(terms["objective"] + learner.clip(options.max_norm)):
                 raise ValueError(diverged("the objective or its gradient is not finite", step))
             learner.step()
-            if step == start:
-                if not path.exists():  # there is nothing that other options could spoil
-                    session.begin()
-                metrics.rewind(name, start)
+            if step == start and not path.exists():  # there is nothing that other options could spoil
+                session.begin()
             state["step"] = step + 1
             last = step + 1 == options.num_steps
             bar.update(options.batch_size * fabric.world_size)
             if step % 20 == 0 or last:
                 figures = {key: value.item() for key, value in terms.items()}
                 bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
-                metrics.add(name, step + 1, "train", {**figures, "seconds": time.monotonic() - began})
+                metrics.add(step + 1, "train", {**figures, "seconds": time.monotonic() - began})
             if last or (step + 1) % options.validate_every == 0:
                 look()
             if stopping := stop.requested(fabric, step):

@@ -84,6 +84,35 @@ class _NoWeightsError(Exception):
 
 
 @contextlib.contextmanager
+def at_most(num_tensors: int) -> Iterator[None]:
+    """ValueError inside where modules have more parameters or buffers than so many."""
+    left = num_tensors
+
+    def count(module: nn.Module, name: str, made: Tensor | None) -> None:
+        nonlocal left
+        left -= made is not None
+        if left < 0:
+            raise ValueError(f"got sizes of a model of over {num_tensors:,} tensors, expected fewer layers")
+
+    with _hooked(count, count):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(parameter: Callable[..., None], buffer: Callable[..., None]) -> Iterator[None]:
+    """Have these called with each module, name and tensor that is registered meanwhile."""
+    hooks = [
+        registration.register_module_parameter_registration_hook(parameter),
+        registration.register_module_buffer_registration_hook(buffer),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
 def _fitting(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """An error inside where a parameter is made that no tensor fits, or more of them than there are tensors."""
     left = Counter(tuple(tensor.shape) for tensor in tensors.values())
@@ -106,12 +135,5 @@ def _fitting(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         if num_buffers > most:
             raise _NoWeightsError(f"it asks for over {most:,} buffers, as {name} of a {type(module).__name__}")
 
-    hooks = [
-        registration.register_module_parameter_registration_hook(parameter),
-        registration.register_module_buffer_registration_hook(buffer),
-    ]
-    try:
+    with _hooked(parameter, buffer):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,6 +1,7 @@
 """What a run cannot do, said before it begins: options that do not go together, or with what its folder holds."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 
 import safefolder
-from safefolder.building import neutral
+from safefolder.building import at_most, neutral
 from safefolder.folder import check_weights
 from training.images import Facts
-from training.options import Run
+from training.options import FitConfig, Run
 from training.prior_kinds import kind_of, make_prior
 from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
 from vqvae import Autoencoder
@@ -22,6 +23,9 @@ from vqvae.model import CodesConfig
 from vqvae.quantizers import QuantizerConfig
 
 MAX_PRIOR_CODES = 2**20
+# Of a model; a mistyped number of layers has more.
+MAX_TENSORS = 20_000
+MAX_WORKERS = 1024
 Made = TypeVar("Made", bound=nn.Module)
 
 
@@ -71,10 +75,16 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
             f"{run.strategy} with stages {', '.join(wanted)}; train the codebook with --stage codebook --strategy auto"
         )
     assert run.prior_kind == kind_of(run.prior)
-    if "codebook" in wanted:  # before hours of training; others have a codebook
-        model = _tried(config.build, "model")
-        if "prior" in wanted or in_loop:
-            _tried(lambda: make_prior(run.prior, model, None), "prior")
+    for name, options in (("codebook-fit", run.codebook_fit), ("prior-fit", run.prior_fit)):
+        check_fit_options(name, options)
+    if not 0 <= run.data.num_workers <= MAX_WORKERS:
+        raise ValueError(f"got --data.num-workers {run.data.num_workers}, expected 0 to {MAX_WORKERS}")
+    if run.seed < 0 or run.num_nodes < 1:
+        raise ValueError(f"got --seed {run.seed} and --num-nodes {run.num_nodes}, expected at least 0 and at least 1")
+    # Before hours of training, and all of it, as it will be the run's options.
+    model = _tried(config.build, "model")
+    if not isinstance(config, CodesConfig) or "prior" in wanted or in_loop or _is_listable(config.quantizer):
+        _tried(lambda: make_prior(run.prior, model, None), "prior")
     for stage in wanted:
         if stage != "evaluate" and not run.resume and state_path(run, stage).exists():
             raise ValueError(
@@ -90,7 +100,7 @@ def _tried(make: Callable[[], Made], option: str) -> Made:
         ValueError: they make nothing, or what this machine has no memory for.
     """
     try:
-        with neutral(), torch.device("meta"):
+        with neutral(), torch.device("meta"), at_most(MAX_TENSORS):
             made = make()
     except ValueError:
         raise
@@ -114,14 +124,29 @@ def check_in_loop(run: Run) -> None:
         )
 
 
+def check_fit_options(name: str, options: FitConfig) -> None:
+    """ValueError for numbers that nothing can be fitted with."""
+    positive = ("num_steps", "batch_size", "validate_every", "save_every")
+    wrong = [each for each in positive if getattr(options, each) < 1]
+    wrong += [each for each in ("num_warmup", "weight_decay") if not 0 <= getattr(options, each) < math.inf]
+    wrong += [each for each in ("learning_rate", "max_norm") if not 0 < getattr(options, each) < math.inf]
+    wrong += ["ema"] if options.ema is not None and not 0 <= options.ema < 1 else []
+    if wrong:
+        words = ", ".join(f"--{name}.{each.replace('_', '-')} {getattr(options, each)}" for each in wrong)
+        raise ValueError(f"got {words}, expected numbers above zero (warm-up and decay may be zero, ema is below one)")
+
+
+def _is_listable(config: QuantizerConfig) -> bool:
+    return _tried(config.build, "model.quantizer").num_codes <= MAX_PRIOR_CODES
+
+
 def check_listable(config: QuantizerConfig) -> None:
     """A prior gives a probability to each code, so it must be able to list them."""
-    num_codes = _tried(config.build, "model.quantizer").num_codes
-    if num_codes > MAX_PRIOR_CODES:
+    if not _is_listable(config):
         raise ValueError(
-            f"a prior cannot list the {num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: give each place "
-            "several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook alone with "
-            "--stage codebook"
+            f"a prior cannot list the {config.build().num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: "
+            "give each place several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook "
+            "alone with --stage codebook"
         )
 
 

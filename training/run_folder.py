@@ -50,6 +50,7 @@ class Session:
 
     def begin(self) -> None:
         """From here on the run is what was asked for: all of that has been tried."""
+        self.metrics.begin()
         if self.fabric.is_global_zero:
             if not self._is_begun:
                 save_run(self.run)
