@@ -21,7 +21,6 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from priors import (
 )
 from priors.grid import TrainedOn
 from training.checks import check, check_folder, check_in_loop, stages
-from training.devices import end_others, launch, leave_processes, make_fabric, raise_lost_rank
+from training.devices import launch, leave_processes, lost_ranks_told, make_fabric
 from training.images import check_images, facts_of, load_data
 from training.latents import ENCODE_BATCH, LatentBatch, counted, drawn, fit_baselines, step_seed, to_device
 from training.learner import Learner, Objective
@@ -75,9 +74,8 @@ def main() -> None:
 def program() -> None:
     """Train as the command line says, and end the processes that did."""
     run = parse(sys.argv[1:])
-    fabric = make_fabric(run)
     try:
-        train(fabric, run)
+        train(run)
     except SystemExit:  # saved as asked; what was under way is let go of here
         leave_processes()
         raise
@@ -86,21 +84,16 @@ def program() -> None:
             print(f"interrupted; go on with `{go_on(run)}`", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         raise
-    except Exception as error:
-        try:
-            raise_lost_rank(fabric, error, go_on(run))
-        finally:
-            end_others(fabric)
-        raise
     # Not after an error, which other processes may know nothing of.
     leave_processes()
 
 
-def train(fabric: Fabric, run: Run) -> None:
+def train(run: Run) -> None:
     """The three stages."""
     wanted = stages(run)
-    with one_program(fabric, run):
-        check(run, wanted)
+    check(run, wanted)
+    fabric = make_fabric(run)
+    with one_program(fabric, run), lost_ranks_told(fabric, go_on(run)):
         if "prior" in wanted and run.codes is not None:
             has_codebook = (run.run / "codebook").exists()
             check_codes(run, Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run))

@@ -128,12 +128,15 @@ def check_fit_options(name: str, options: FitConfig) -> None:
     """ValueError for numbers that nothing can be fitted with."""
     positive = ("num_steps", "batch_size", "validate_every", "save_every")
     wrong = [each for each in positive if getattr(options, each) < 1]
-    wrong += [each for each in ("num_warmup", "weight_decay") if not 0 <= getattr(options, each) < math.inf]
-    wrong += [each for each in ("learning_rate", "max_norm") if not 0 < getattr(options, each) < math.inf]
+    or_zero = ("learning_rate", "num_warmup", "weight_decay")
+    wrong += [each for each in or_zero if not 0 <= getattr(options, each) < math.inf]
+    wrong += [] if 0 < options.max_norm < math.inf else ["max_norm"]
     wrong += ["ema"] if options.ema is not None and not 0 <= options.ema < 1 else []
     if wrong:
         words = ", ".join(f"--{name}.{each.replace('_', '-')} {getattr(options, each)}" for each in wrong)
-        raise ValueError(f"got {words}, expected numbers above zero (warm-up and decay may be zero, ema is below one)")
+        raise ValueError(
+            f"got {words}, expected numbers above zero (learning rate, warm-up and decay may be zero, ema is below one)"
+        )
 
 
 def _is_listable(config: QuantizerConfig) -> bool:

@@ -104,7 +104,8 @@ def _watch(fabric: Fabric, go_on: str) -> None:
             # The main thread mostly finds out by itself, and ends as it should.
             time.sleep(_GRACE_SECONDS)
             exits.fail(_lost(fabric, go_on))
-            end_others(fabric)
+            for process in _started(fabric):
+                process.kill()
             os._exit(2)
 
 
@@ -118,8 +119,21 @@ def _lost(fabric: Fabric, go_on: str) -> str:
     return f"{told or 'another rank ended'}: go on from the last checkpoint with `{go_on}` and the same devices"
 
 
-def raise_lost_rank(fabric: Fabric, error: Exception, go_on: str) -> None:
-    """Raise a ValueError that says which rank ended, where an error is that another one is not there any more."""
+@contextlib.contextmanager
+def lost_ranks_told(fabric: Fabric, go_on: str) -> Iterator[None]:
+    """Where another rank is not there any more, a ValueError says which; at any error those started here are ended."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            _raise_lost_rank(fabric, error, go_on)
+        finally:
+            for process in _started(fabric):  # they would wait for this one
+                process.kill()
+        raise
+
+
+def _raise_lost_rank(fabric: Fabric, error: Exception, go_on: str) -> None:
     is_lost = isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and _LOST.search(str(error)))
     if not is_lost or not distributed.is_initialized():
         return
@@ -139,12 +153,6 @@ def raise_lost_rank(fabric: Fabric, error: Exception, go_on: str) -> None:
     raise ValueError(
         f"rank {fabric.global_rank}: {which} ended: go on from the last checkpoint with `{go_on}` and the same devices"
     ) from error
-
-
-def end_others(fabric: Fabric) -> None:
-    """End the processes that this one started: they would wait for it."""
-    for process in _started(fabric):
-        process.kill()
 
 
 def leave_processes() -> None:

@@ -193,7 +193,7 @@ def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, f
         run(*options)
     monkeypatch.undo()
     # Half trained, it is not what a prior is for, and neither is what it began with.
-    assert "is not finished: go on with --resume" in fails("--stage", "prior", "--run", str(folder))
+    assert "is not finished: go on with `train.py --resume" in fails("--stage", "prior", "--run", str(folder))
     made.rename(tmp_path / "gone")
     run("--resume", "--stage", "codebook", "--run", str(folder))
     assert (folder / "codebook").exists()
@@ -208,7 +208,7 @@ def test_a_run_on_codes_is_resumed_and_evaluated_on_their_images(run, made, toke
     run("--resume", "--run", str(folder))
     figures = json.loads((folder / "elbo.json").read_text())
     assert figures["images"] == len(load_images(photos, "test", size=8, channels=1))
-    assert figures["data"] == str(photos)
+    assert figures["data"] == photos.name
 
 
 def test_what_is_refused_leaves_no_run(made, tokenized, fails, tmp_path):
