@@ -217,7 +217,7 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
     found = model.draw(images[0][0][None].expand(54, -1, -1, -1)).latents
     assert len(found.unique(dim=0)) > 1, "there is something to draw"
     torch.manual_seed(0)
-    counts = [batch.images.flatten().bincount(minlength=8) for batch in first]
+    counts = [batch.latents.flatten().bincount(minlength=8) for batch in first]
     assert any(not torch.equal(counts[0], each) for each in counts[1:]), "an epoch is drawn anew"
 
 
