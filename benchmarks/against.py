@@ -10,8 +10,8 @@
     tokenize   JPEG files of 64x64 to shards of codes by a small model, images a second
     save       a model's folder of 1 MB written and read again, times a second
 
-Each job is a process of its own on one thread of arithmetic (`default` on all), the two checkouts by turns; medians of the
-rounds, and the median of the rounds' ratios.
+Each job is a process of its own on one thread of arithmetic (`default` on all), the two checkouts by turns; medians of
+the rounds, and the median of the rounds' ratios.
 """
 
 import argparse
@@ -147,10 +147,8 @@ def main() -> None:
             there, here = found.values()
             ratio = statistics.median(new / old for new, old in zip(here, there, strict=True))
             unit = "s" if job in TIMED else "/s"
-            print(
-                f"| {job} | {statistics.median(there):,.2f} {unit} | {statistics.median(here):,.2f} {unit} | {ratio:.3f} |",
-                flush=True,
-            )
+            cells = [job, *(f"{statistics.median(each):,.2f} {unit}" for each in (there, here)), f"{ratio:.3f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
