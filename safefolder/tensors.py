@@ -234,7 +234,7 @@ def read_tensors(
     suffix = Path(name).suffix
     known = shard_name(suffix)
     problems = []
-    if outside := sorted(shown(file) for file in promised if not known.fullmatch(file)):
+    if outside := sorted(repr(file) for file in promised if not known.fullmatch(file)):
         problems.append(f"it names {few(outside)}, expected {suffix} files of this folder")
     inside = sorted(file for file in promised if known.fullmatch(file))
     present = [file for file in inside if is_file(folder / file)]
