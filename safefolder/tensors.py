@@ -169,10 +169,11 @@ def _no_number(text: str) -> None:
 
 
 def check_is_content(path: Path, label: str | None = None) -> None:
-    """Raise ValueError where a file is missing, or only Git LFS's pointer to it."""
+    """Raise ValueError where a file is missing, no regular one, or only Git LFS's pointer to it."""
     label = str(path) if label is None else label
     if not is_file(path):
-        raise ValueError(f"no file at {label}")
+        is_other = os.path.lexists(path)
+        raise ValueError(f"{label} is no file, expected one" if is_other else f"no file at {label}")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(f"{label} is a pointer of Git LFS, not the file itself; fetch that with: git lfs pull")
