@@ -167,7 +167,8 @@ def load_llama(
         key_heads = _size(config, "num_key_value_heads", heads)
         if heads % key_heads:
             raise ValueError(
-                f"got num_attention_heads={shown(heads)} for num_key_value_heads={shown(key_heads)}, expected a multiple"
+                f"got num_attention_heads={shown(heads)} for num_key_value_heads={shown(key_heads)}, expected a "
+                "multiple"
             )
         if (head_dim := config.get("head_dim")) not in (None, width // heads):
             raise ValueError(
@@ -303,11 +304,9 @@ def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
             raise ValueError(f"it says {name}={shown(known)}, got {shown(value)}; leave it out")
         found[name.removeprefix("code_")] = known if known is not None else value
     axes = found["grid"]
-    if isinstance(axes, list) and all(isinstance(axis, int) for axis in axes):
-        if len(axes) > MOST_AXES or math.prod(axes) > MOST_PLACES:
-            raise ValueError(
-                f"got a grid of {shown(axes)}, expected at most {MOST_PLACES:,} places on {MOST_AXES} axes"
-            )
+    numbers = isinstance(axes, list) and all(isinstance(axis, int) for axis in axes)
+    if numbers and (len(axes) > MOST_AXES or math.prod(axes) > MOST_PLACES):
+        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes and {MOST_PLACES:,} places")
     if missing := [name for name in ("grid", "num_codes") if found[name] is None]:
         raise ValueError(
             f"it does not say {' and '.join(missing)}, expected as arguments: load_llama(folder, grid=...)"
