@@ -149,8 +149,12 @@ def _folder(source: str | Path, revision: str | None, subfolder: str | None) -> 
     if subfolder is not None:
         folder /= subfolder
     if not is_file(folder / CONFIG):
-        parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        hint = f'; it has folders with one, so give subfolder="{parts[0]}" or the like' if parts else ""
+        parts = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        hint = ""
+        if theirs := [part.name for part in parts if _is_theirs(part)]:
+            hint = f'; it has folders with one, so give subfolder="{theirs[0]}" or the like'
+        elif parts:
+            hint = f"; it has folders with one, {few([part.name for part in parts])}, which are of others"
         raise ValueError(f"{folder} has no {CONFIG}, expected a folder that {CLASS}.save_pretrained wrote{hint}")
     return folder
 
