@@ -151,8 +151,14 @@ class Machine:
 
         Raises:
             RefusedError: an opcode, a name, a call or a number of them that is not allowed.
-            ValueError, LookupError, TypeError and others: what is no pickle.
+            ValueError, TypeError and others: what is no pickle.
         """
+        try:
+            return self._run(file)
+        except LookupError:
+            raise RefusedError("it takes from the stack or the memo what it has not put there") from None
+
+    def _run(self, file: io.BytesIO) -> Any:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         memo: dict[Any, Any] = {}

@@ -119,6 +119,8 @@ def _read_zip(path: Path) -> Any:
             raise RefusedError(f"it has no {name[:100]}")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise RefusedError(f"its {name[:100]} is compressed or encrypted, which torch.save does not do")
+        if info.header_offset < 0:
+            raise RefusedError(f"its {name[:100]} begins before the file")
         sign, *lengths = LOCAL_HEADER.unpack_from(content, info.header_offset)
         start = info.header_offset + LOCAL_HEADER.size + sum(lengths)
         if sign != ZIP or start + info.file_size > size:
