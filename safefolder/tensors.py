@@ -7,6 +7,7 @@ An index can name no file outside its folder. What is read is held to bounds bef
 one short line: it says what is wrong and never repeats what a file holds at length.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -88,13 +89,16 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     """
     # Opening a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
+    status = os.fstat(handle)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, handle)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file but a pipe or device")
         # It may grow meanwhile.
-        if status.st_size > most_bytes or len(data := file.read(most_bytes + 1)) > most_bytes:
-            raise ValueError(f"it has {max(status.st_size, most_bytes + 1):,} bytes, expected at most {most_bytes:,}")
+        with open(handle, "rb", closefd=False) as file:
+            if status.st_size > most_bytes or len(data := file.read(most_bytes + 1)) > most_bytes:
+                size = max(status.st_size, most_bytes + 1)
+                raise ValueError(f"it has {size:,} bytes, expected at most {most_bytes:,}")
     return data
 
 
@@ -152,8 +156,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"it has a number of {len(text)} digits, expected at most {MOST_DIGITS}")
+    if (digits := len(text.lstrip("-"))) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {digits} digits, expected at most {MOST_DIGITS}")
     return int(text)
 
 

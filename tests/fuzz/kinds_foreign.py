@@ -151,6 +151,7 @@ def diffusers_configs(folder: Path) -> list[bytes]:
         found.append((folder / str(number) / "config.json").read_bytes())
     weights = "diffusion_pytorch_model.safetensors"
     beside["diffusers"] = {weights: (folder / "0" / weights).read_bytes()}
+    import_diffusers(folder / "0")  # the first time, torch imports much
     return found[:1]
 
 

@@ -123,7 +123,7 @@ class Machine:
 
     def __init__(self, storage_of: Callable[[Any], Storage]):
         self.storage_of = storage_of
-        self.left = MOST_OPCODES
+        self.most = self.left = MOST_OPCODES
         self.made: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": self._ordered,
             "torch.Size": self._size,
@@ -163,7 +163,9 @@ class Machine:
         self.marked: list[list[Any]] = []
         memo: dict[Any, Any] = {}
         for opcode, arg, _ in pickletools.genops(file):
-            self.spend(1)
+            self.left -= 1
+            if self.left < 0:
+                self.spend(0)
             name = opcode.name
             stack = self.stack
             if name in VALUES:
@@ -185,7 +187,7 @@ class Machine:
     def spend(self, num: int) -> None:
         self.left -= num
         if self.left < 0:
-            raise RefusedError(f"its pickle has over {MOST_OPCODES:,} steps and entries")
+            raise RefusedError(f"its pickle has over {self.most:,} steps and entries")
 
     # ---- what opcodes do
 
