@@ -27,8 +27,10 @@ def read_yaml(path: Path) -> Any:
         _check(yaml.parse(text, Loader=loader), yaml.events)
         return yaml.load(text, Loader=loader)
     except Exception as error:  # parsers and constructors of yaml have errors of many types
-        reason = few([in_short(error)[:100]])
-        raise ValueError(f"{path} cannot be read as yaml: {reason}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        reason = few([str(problem)])[:100] if problem else in_short(error)[:100]
+        at = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{path} cannot be read as yaml: {reason}{at}") from error
 
 
 def _check(events: Any, kinds: Any) -> None:

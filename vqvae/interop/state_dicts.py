@@ -82,15 +82,13 @@ def find_weights(held: Any, source: Path, kind: str, tell: Tell | None = None) -
         for keys, _, plain, wrappers in states
         for prefix in _prefixes(plain)
     ]
+    if any(name.endswith(OURS) for _, _, plain, _ in states for name in plain if isinstance(name, str)):
+        raise ValueError(
+            f"{source} holds weights of a model of this library, which torch.save wrote: there is nothing to import. "
+            "Where a run wrote it, its folders codebook and prior are read by VQVAE.from_pretrained and "
+            "Prior.from_pretrained; else put them into the model by load_state_dict, and save that by save_pretrained"
+        )
     if not parts:
-        for _, _, plain, _ in states:
-            if any(name.endswith(OURS) for name in plain if isinstance(name, str)):
-                raise ValueError(
-                    f"{source} holds weights of a model of this library, which torch.save wrote: there is nothing to "
-                    "import. Where a run wrote it, its folders codebook and prior are read by VQVAE.from_pretrained "
-                    "and Prior.from_pretrained; else put them into the model by load_state_dict, and save that by "
-                    "save_pretrained"
-                )
         # What there is tells by its errors what is missing.
         parts = [Part(state=plain, keys=keys, prefix="", wrappers=wrappers) for keys, _, plain, wrappers in states[:1]]
     if not parts:
