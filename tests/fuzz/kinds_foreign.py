@@ -169,6 +169,7 @@ def llama_folder(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (folder / "config.json").write_bytes((folder / "llama" / "config.json").read_bytes())
     beside["llama"] = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    load_llama(folder)
 
 
 def llama(name: str) -> Kind:
