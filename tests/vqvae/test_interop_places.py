@@ -15,7 +15,8 @@ from export_worlds import FORMS
 import vqvae
 from priors import LlamaPrior, LlamaPriorConfig
 from priors.llama_folder import save_llama
-from vqvae.interop import export_diffusers
+from vqvae.interop import export_diffusers, program
+from vqvae.interop.exported import Program
 from vqvae.quantizers import VectorQuantizerConfig
 from vqvae.vqgan import VQGAN, VQGANConfig
 
@@ -64,9 +65,10 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in FORMS else ()) for name in WRITERS]
-)
+SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
+
+
+@pytest.mark.parametrize("name", [*SLOW_FORMS, "diffusers", "llama"])
 @pytest.mark.usefixtures("untyped")
 def test_case_17_nothing_exported_names_a_place_of_this_machine(name: str, tmp_path: Path):
     """Of the other forms `test_interop_export` has a fast test."""
@@ -110,13 +112,18 @@ def fills_the_disk(tmp_path: Path, limits: str, *names: str) -> None:
     assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr[-2000:]
 
 
-def test_case_22_a_full_disk_is_an_error_and_no_abort(tmp_path: Path):
-    fills_the_disk(tmp_path, "20000", "program", "diffusers")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_case_22_a_program_on_a_full_disk_is_an_error_and_no_abort():
+    module = torch.nn.Linear(2, 2)
+    part = Program(module=module, input="images", output="codes", example=torch.ones(2, 2), metadata={"grid": "[1]"})
+    with pytest.raises(OSError, match="No space left"):
+        program._save(part, Path("/dev/full"))
+
+
+CASES = {"program": "0,20000,150000", "diffusers": "0,20000", "onnx": "0,20000", "weights beside onnx": "20000"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("limits", "name"), [("0,150000", "program"), ("0,20000", "onnx"), ("20000", "weights beside onnx")]
-)
-def test_case_22_a_full_disk_is_an_error_wherever_it_is_met(tmp_path: Path, limits: str, name: str):
-    fills_the_disk(tmp_path, limits, name)
+@pytest.mark.parametrize("name", CASES)
+def test_case_22_a_full_disk_is_an_error_wherever_it_is_met(name: str, tmp_path: Path):
+    fills_the_disk(tmp_path, CASES[name], name)
