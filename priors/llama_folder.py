@@ -53,6 +53,7 @@ from safefolder.tensors import (
     read_json,
     read_tensors,
     shown,
+    unwrapped,
     wrapped_by,
 )
 
@@ -341,6 +342,8 @@ def _check_tensors(
     tensors: dict[str, Tensor], sizes: LlamaPriorConfig, key_heads: int, vocabulary: int, tied: bool
 ) -> None:
     """ValueError unless they are those of a Llama of these sizes, of which none is built before with memory."""
+    if reason := wrapped_by({unwrapped(name) for name in tensors}, tensors):
+        raise ValueError(reason)
     layers = {m[1] for name in tensors if (m := re.match(r"model\.layers\.(\d+)\.", name))}
     if sizes.depth > len(layers):
         lacking = next(number for number in range(len(layers) + 1) if str(number) not in layers)
@@ -362,8 +365,6 @@ def _check_tensors(
         del expected["lm_head.weight"]
     elif tied and not torch.equal(tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight", torch.empty(0))):
         raise ValueError("got tie_word_embeddings=true with an lm_head.weight that differs from the embeddings")
-    if reason := wrapped_by(expected, tensors):
-        raise ValueError(reason)
     for problem, names in (
         ("missing", expected.keys() - tensors.keys()),
         ("unknown", tensors.keys() - expected.keys()),

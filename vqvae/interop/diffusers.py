@@ -199,6 +199,10 @@ def _check_design(plain: Mapping[str, Any], source: Path) -> None:
     expect("out_channels", (plain["in_channels"],))
     spatial = expect("norm_type", ("group", "spatial")) == "spatial"
     num_levels = len(plain["block_out_channels"])
+    if plain["sample_size"] is not None and plain["sample_size"] < 1:
+        raise ValueError(
+            f"{source}: got sample_size={shown(plain['sample_size'])}, expected pixels along a side, or null"
+        )
     if num_levels > MOST_LEVELS:
         raise ValueError(f"{source}: got {num_levels:,} block_out_channels, expected at most {MOST_LEVELS}")
     for name, kinds in (("down_block_types", DOWN), ("up_block_types", UP)):
