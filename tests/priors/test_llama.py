@@ -312,7 +312,7 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
         ({"num_key_value_heads": 1}, r"k_proj.weight is \(24, 24\), expected \(12, 24\)"),
         ({"tie_word_embeddings": True}, "lm_head.weight that differs"),
         ({"hidden_size": 2 * 10**12, "num_attention_heads": 10**12}, "got head_dim=12"),
-        ({"hidden_size": 2 * 10**12, "num_attention_heads": 10**12, "head_dim": 2}, "got num_attention_heads="),
+        ({"hidden_size": 2 * 10**12, "num_attention_heads": 10**12, "head_dim": 2}, "do not fit config.json"),
         ({"hidden_size": 10**30, "head_dim": None}, "the weights do not fit config.json"),
         ({"num_codes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
         ({"num_classes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
@@ -373,12 +373,9 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
     load_llama(folder)  # which old versions kept
     save_file({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(24)}, weights)
     refuses(folder, "unknown model.layers.0.self_attn.q_proj.bias")
-    for wrapper, part in (
-        ("_orig_mod.", "'_orig_mod', which torch.compile"),
-        ("module.", "'module', which DataParallel"),
-    ):
-        save_file({wrapper + name: tensor for name, tensor in tensors.items()}, weights)
-        refuses(folder, f"their names hold {part}.* puts there: save the model itself")
+    for wrapper, by in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
+        save_file({f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}, weights)
+        refuses(folder, f"their names hold '{wrapper}', which {by}.* puts there: save the model itself")
     for text in ("{", "[1]"):
         (folder / "config.json").write_text(text)
         refuses(folder, "config.json")

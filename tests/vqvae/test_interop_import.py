@@ -169,7 +169,7 @@ def shards(weights, folder, ending="safetensors"):
         ({"down_block_types": ["x" * 10**5, "y"]}, "got down_block_types with 'xxx"),
         ({"up_block_types": [[]]}, "got up_block_types="),
         ({"_class_name": "x" * 10**5}, "is of xxx"),
-        ({"_class_name": ["VQModel"] * 10**5}, "is of "),
+        ({"_class_name": ["VQModel"] * 10**4}, "is of "),
         ({"_class_name": None, "class": [1] * 10**5, "format": 1}, "that this library saved"),
         ({"x" * 10**5: 1}, "which this version does not know"),
         ({"act_fn": ["silu"] * 10**5}, "got act_fn="),
@@ -205,9 +205,12 @@ def test_case_22_sizes_are_held_against_the_weights_before_memory_is_asked_for(s
     plain = json.loads((small_folder / "config.json").read_text())
     made = []
     build = VQGANConfig.build
-    monkeypatch.setattr(
-        VQGANConfig, "build", lambda config: made.append(torch.get_default_device().type) or build(config)
-    )
+
+    def noted(config):
+        made.append(torch.get_default_device().type)
+        return build(config)
+
+    monkeypatch.setattr(VQGANConfig, "build", noted)
     for name in ("latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups", "layers_per_block"):
         for value in (10**6, 10**9, 10**12, 2**62):
             (folder / "config.json").write_text(json.dumps({**plain, name: value}))
