@@ -1,4 +1,4 @@
-"""What the importers share: weights by name, a config from their shapes, names of one layout in another, and a model.
+"""What the importers share: a config from weights' shapes, names of one layout in another, and a model.
 
 Weights here have the names of diffusers' `VQModel`, whose quantizer is `quantize`.
 
