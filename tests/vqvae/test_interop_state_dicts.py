@@ -60,7 +60,7 @@ def read(held, tmp_path, name="model.ckpt"):
         ("module.", (), ["'module.' was taken off their names"]),
         ("_orig_mod.", ("state_dict",), ["'_orig_mod.' was taken off"]),
         ("first_stage_model.", ("state_dict",), ["'first_stage_model.' was taken off"]),
-        ("module._orig_mod.", ("model",), ["'_orig_mod.' and 'module.' was taken off"]),
+        ("module._orig_mod.", ("model",), ["'_orig_mod.' and 'module.' were taken off"]),
         ("model.", ("model_state_dict",), ["under 'model_state_dict'", "'model.' was taken off"]),
         ("vqvae.", ("net",), ["under 'net'", "'vqvae.'"]),
         ("vqgan.tokenizer.", ("params",), ["under 'params'", "'vqgan.tokenizer.'"]),
@@ -89,7 +89,7 @@ def test_case_29_wrappers_within_names_are_taken_out(weights, model, tmp_path):
     }
     found, told = read({"state_dict": inside}, tmp_path)
     assert same_weights(found, model)
-    assert "'_fsdp_wrapped_module.' and '_orig_mod.' was taken off" in told
+    assert "'_fsdp_wrapped_module.' and '_orig_mod.' were taken off" in told
     torch.save({"state_dict": {**inside, **weights}}, tmp_path / "both.ckpt")
     with pytest.raises(ValueError, match=r"both\.ckpt has .* twice: with and without "):
         import_tokenizer(tmp_path / "both.ckpt", image_size=8)
@@ -192,7 +192,7 @@ def test_what_is_of_diffusers_is_asked_for_by_its_folder(tmp_path):
     safetensors.torch.save_file(prefixed("module.vq.", safetensors.torch.load_file(path)), path)
     told = []
     assert same_weights(import_diffusers(tmp_path / "folder", tell=told.append), plain)
-    assert "'module.' and 'vq.' was taken off their names" in told[0]
+    assert "'module.' and 'vq.' were taken off their names" in told[0]
 
 
 def test_numbers_that_many_weights_share_are_not_taken_for_as_many(weights, tmp_path):

@@ -235,7 +235,10 @@ class Machine:
         args, name = self.stack.pop(), self.stack.pop()
         if type(name) is not Name or type(args) is not tuple or name.name not in self.made:
             raise RefusedError(f"it calls {name.name if type(name) is Name else _kind(name)}")
-        self.stack.append(self.made[name.name](*args))
+        try:
+            self.stack.append(self.made[name.name](*args))
+        except TypeError:
+            raise RefusedError(f"it calls {name.name} with what that does not take") from None
 
     def _build(self, _: Any) -> None:
         state, held = self.stack.pop(), self.stack[-1]

@@ -197,7 +197,8 @@ def _note(part: Part, parts: list[Part]) -> str:
     if part.keys not in USUAL or others:
         said.append(f"its weights are taken from {part}" + (f", not from {few(others)}" if others else ""))
     if off := [f"{each}." for each in part.wrappers] + ([part.prefix] if part.prefix else []):
-        said.append(f"{few([shown(each) for each in off], ' and ')} was taken off their names")
+        were = "was" if len(off) == 1 else "were"
+        said.append(f"{few([shown(each) for each in off], ' and ')} {were} taken off their names")
     used = set(_of(part))
     if part.prefix and (beside := [name for name in part.state if name not in used]):
         starts = sorted({f"{str(name).split('.', 1)[0]}." for name in beside})
