@@ -20,6 +20,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 LFS_POINTER = b"version https://git-lfs"
@@ -31,6 +32,16 @@ MOST_DIGITS = 100
 # Of a safetensors file: names, shapes and places of some two hundred thousand tensors.
 MOST_HEADER_BYTES = 16 << 20
 MOST_CHARACTERS = 200
+
+# Numbers that can be copied into a model's; torch has others, packed in bits or quantised, which cannot.
+NUMBERS: Mapping[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        *("float16", "bfloat16", "float32", "float64"),
+    )
+}
 
 # Parts of a name that torch's wrappers put there, and what puts them there.
 WRAPPERS = {
@@ -200,10 +211,13 @@ def read_safetensors(path: Path, label: str | None = None) -> dict[str, Tensor]:
             header = int.from_bytes(file.read(8), "little")
         if header > MOST_HEADER_BYTES:
             raise ValueError(f"its header is of {header:,} bytes, expected at most {MOST_HEADER_BYTES:,}")
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except Exception as error:  # a damaged header makes safetensors and torch stumble in many ways
         reason = in_short(error) if path.stat().st_size else "it is empty"
         raise ValueError(f"{label} is corrupt or no safetensors file: {reason}") from error
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in NUMBERS.values()]:
+        raise ValueError(f"{label} holds {few(odd)} in {tensors[odd[0]].dtype}, which is no type of a model's weights")
+    return tensors
 
 
 def read_index(folder: Path, name: str, label: str | None = None) -> dict[str, str]:

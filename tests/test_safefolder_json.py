@@ -138,6 +138,12 @@ def test_headers_of_safetensors_are_bounded(tmp_path):
         path.write_bytes(changed)
         with pytest.raises(ValueError, match="is corrupt or no safetensors file: "):
             read_safetensors(path)
+    safetensors.torch.save_file({"a": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, path)
+    with pytest.raises(ValueError, match=r"holds a in torch\.float4_e2m1fn_x2, which is no type of a model's weights"):
+        read_safetensors(path)
+    eighths = {"a": torch.ones(4).to(torch.float8_e4m3fn), "b": torch.ones(2).bfloat16()}
+    safetensors.torch.save_file(eighths, path)
+    assert read_safetensors(path).keys() == eighths.keys()
 
 
 def test_names_with_a_wrapper_s_part_are_told_from_others():

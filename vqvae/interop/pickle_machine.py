@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safefolder.tensors import shown
+from safefolder.tensors import NUMBERS, shown
 
 MOST_OPCODES = 1_000_000
 MOST_AXES = 64
@@ -75,7 +75,7 @@ class Storage:
 
 # What torch calls a storage that has no type of its own: its numbers are bytes.
 UNTYPED = "torch.storage.UntypedStorage"
-DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+DTYPES = {f"torch.{name}": dtype for name, dtype in NUMBERS.items()}
 STORAGES: dict[str, torch.dtype] = {
     f"torch.{place}{name}Storage": dtype
     for place in ("", "cuda.")
