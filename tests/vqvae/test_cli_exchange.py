@@ -181,7 +181,8 @@ def test_case_22_places_that_cannot_be_written_are_refused_before_any_work(comma
     places = {
         "loop": "is a link that leads nowhere",
         "dangling": "is a link that leads nowhere",
-        "loop/within": "is no folder",
+        "loop/within": "is a link that leads nowhere",
+        "dangling/with/in": "is a link that leads nowhere",
         "file": "is there already",
         "file/within": "is no folder",
         "full": "is there already",

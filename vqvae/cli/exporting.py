@@ -119,8 +119,9 @@ def _fetched(source: str, revision: str | None, subfolder: str | None, patterns:
 def _check_free(output: Path, source: str) -> None:
     """Before what takes long: ValueError where something stands at the output, or nothing can be written there."""
     try:
-        if output.is_symlink() and not output.exists():
-            raise ValueError(f"{output} is a link that leads nowhere, expected the name of a new folder")
+        lost = [each for each in (output, *output.parents) if each.is_symlink() and not each.exists()]
+        if lost:
+            raise ValueError(f"{lost[0]} is a link that leads nowhere, expected the name of a new folder")
         if os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
             raise ValueError(
                 f"{output} is there already, expected the name of a new folder: remove it, or take another name"
