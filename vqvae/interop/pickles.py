@@ -12,6 +12,7 @@ import io
 import os
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -29,7 +30,6 @@ MOST_PICKLE_BYTES = 32 << 20
 MOST_LIST_BYTES = 16 << 20
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-OURS = ("vqvae.", "priors.", "safefolder.")
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -73,9 +73,10 @@ def refusal(error: BaseException) -> str:
 def _refused(error: RefusedError) -> str:
     if error.name is None:
         return f"is corrupt, or no file that torch.save wrote: {error}"
-    if error.name.startswith(OURS):
+    module, _, kind = error.name.rpartition(".")
+    if module.startswith(("vqvae.", "priors.")) and hasattr(sys.modules.get(module), kind):  # others are called so too
         return (
-            f"holds a whole {error.name.rsplit('.', 1)[-1]} of this library, pickled: save it by save_pretrained, and "
+            f"holds a whole {kind} of this library, pickled: save it by save_pretrained, and "
             "read that folder by VQVAE.from_pretrained, or a prior's by Prior.from_pretrained"
         )
     return (
