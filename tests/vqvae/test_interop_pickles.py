@@ -290,7 +290,7 @@ def test_case_18_torch_s_advice_is_not_passed_on(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="weights_only") as caught:
         torch.load(path, weights_only=True)
     assert refusal(caught.value) == "it holds what is neither weights nor plain values"
-    assert refusal(RuntimeError("size mismatch\nmore")) == "size mismatch"
+    assert refusal(RuntimeError("size mismatch:\n\tmore")) == "size mismatch: more"
 
 
 def test_a_whole_model_of_this_library_is_told_to_be_one(tmp_path):

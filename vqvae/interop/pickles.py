@@ -59,7 +59,7 @@ def read_pickle(path: str | Path) -> Any:
 def refusal(error: BaseException) -> str:
     """Why `torch.load(weights_only=True)` refused a file, in one short line of our own.
 
-    Torch's own tells how to run what is in the file. Where it was something else, the error's first line.
+    Torch's own tells how to run what is in the file. Where it was something else, the error's own words in one line.
     """
     text = str(error)
     for pattern in (r"GLOBAL (\S+)", r"but got <class '([\w.]+)'>", r"unrecognized function <[a-z- ]*?([\w.]+)[ >]"):
@@ -67,7 +67,7 @@ def refusal(error: BaseException) -> str:
             return f"it holds {found[1].rstrip('.')[:100]}, which is neither weights nor plain values"
     if "weights_only" in text or "WeightsUnpickler" in text:
         return "it holds what is neither weights nor plain values"
-    return in_short(error)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _refused(error: RefusedError) -> str:
