@@ -257,7 +257,7 @@ class Codec:
             units, known = self._units(cuts, images), labels_of_units(cuts, labels)
             stream, kinds = BitsBack(self.coder).encode(units, known, first)
         else:
-            writer, kinds, found = _writer(first), [], []
+            writer, kinds, found = self._writer(first), [], []
             for plan, mine in self._groups(cuts, images, labels, pixels=mode == Mode.LOSSLESS):
                 writer.put(self.coder.in_order(plan.rows((mine != STORED).nonzero()[:, 0])))
                 kinds += mine.tolist()
@@ -282,7 +282,15 @@ class Codec:
         """The stream of a block whose units are all stored."""
         if mode == Mode.BITS_BACK:
             return BitsBack(self.coder).encode(self._units([], []), None, first)[0]
-        return _writer(first).finish()
+        return self._writer(first).finish()
+
+    def _writer(self, first: Intervals | None) -> RangeWriter:
+        """A writer, of what comes first if anything does: labels, in their parts."""
+        writer = RangeWriter()
+        if first is not None:
+            for left, width in zip(*(part.split(self.coder.labels_per_part) for part in first), strict=True):
+                writer.put(Intervals(left, width))
+        return writer
 
     def _with_stored(
         self,
@@ -322,10 +330,3 @@ class Codec:
         return mode == Mode.LOSSY or all(
             torch.equal(mine, theirs.cpu()) for mine, theirs in zip(decoded.images, images, strict=True)
         )
-
-
-def _writer(first: Intervals | None) -> RangeWriter:
-    writer = RangeWriter()
-    if first is not None:
-        writer.put(first)
-    return writer

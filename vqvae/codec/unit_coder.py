@@ -9,6 +9,10 @@ in the order of the decoder:
 
     for each place of the grid:     the codes of all units
     for each step of the likelihood: of all units, the sixteens of its symbols; then their places in the sixteens
+
+Labels come in parts of 2^20 // num_classes, at least 1. Each of those, and each group of units, is a part of the
+stream, which begins only while the stream lasts (`vqvae.codec.coder`): so a block costs its reader no more time and
+memory than its stream pays for and one group takes, whatever number of images it claims.
 """
 
 import copy
@@ -35,6 +39,8 @@ _CHUNK = 1 << 22
 # Units of one group are coded together: enough to make work for the networks, few enough to hold.
 _UNITS_PER_GROUP = 128
 _DIMS_PER_GROUP = 1 << 19
+# Numbers in the tables of labels that are read together.
+_LABEL_NUMBERS = 1 << 20
 
 
 @runtime_checkable
@@ -49,6 +55,8 @@ class WalkingPrior(PriorLike, Protocol):
 @runtime_checkable
 class Source(Protocol):
     """Where a decoder's symbols come from: a stream, or a stack of bits."""
+
+    def begin(self) -> None: ...
 
     def get(self, widths: Int[Tensor, "n k"], /) -> np.ndarray: ...
 
@@ -141,6 +149,13 @@ class UnitCoder:
         """What a label costs at most."""
         num = self.num_classes or 1
         return float((tables.PRECISION - tables.even_widths(num)[:num].log2()).max())
+
+    def no_units(self) -> tuple[UInt8[Tensor, "0 c s s"], Int[Tensor, "0 *grid"]]:
+        """No units and no codes, for others to follow."""
+        return (
+            torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8, device=self.device),
+            torch.zeros(0, *self.model.grid, dtype=torch.int64, device=self.device),
+        )
 
     @torch.no_grad()
     def encode(self, units: UInt8[Tensor, "u c s s"], labels: Int[Tensor, " u"] | None) -> Int[Tensor, "u *grid"]:
@@ -241,6 +256,11 @@ class UnitCoder:
         widths = self._label_widths()
         return Intervals((widths.cumsum(0) - widths)[labels], widths[labels])
 
+    @property
+    def labels_per_part(self) -> int:
+        """How many labels are read together."""
+        return max(1, _LABEL_NUMBERS // len(self._label_widths()))
+
     def checked_labels(self, labels: Any, num: int) -> Int[Tensor, " b"]:
         """Labels of so many images, int64 on the CPU.
 
@@ -264,8 +284,13 @@ class UnitCoder:
 
     def decode_labels(self, source: Source, num: int) -> Int[Tensor, " b"]:
         """The labels of so many images. Errors as `decode_codes`."""
-        widths = self._label_widths().expand(num, -1)
-        return self._ask([(source, num)], widths, num, self.num_classes or 0, "labels").cpu()
+        widths, size = self._label_widths(), self.labels_per_part
+        parts = []
+        for start in range(0, num, size):
+            source.begin()
+            part = min(size, num - start)
+            parts.append(self._ask([(source, part)], widths.expand(part, -1), part, self.num_classes or 0, "labels"))
+        return torch.cat(parts).cpu()
 
     def _label_widths(self) -> Int[Tensor, " k"]:
         if self.num_classes is None:
@@ -276,12 +301,15 @@ class UnitCoder:
     def decode_codes(
         self, sources: Sequence[tuple[Source, int]], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
     ) -> Int[Tensor, "u *grid"]:
-        """Codes of units with these labels, from one stream or several at once, so many units of each.
+        """Codes of a group of units with these labels, from one stream or several at once, so many units of each.
 
         Raises:
-            ValueError: a stream that cannot be one of this model's.
+            ValueError: a stream that cannot be one of this model's, or ended before.
         """
         num = len(offsets)
+        for source, count in sources:
+            if count:
+                source.begin()
 
         def choose(log_probs: Tensor) -> Tensor:
             widths = tables.CodeTables(log_probs, offsets).widths()

@@ -89,6 +89,13 @@ class Cut:
         image = rearrange(units, "(p r q) c s t -> (p c) (r s) (q t)", r=rows, q=columns)
         return image[:c, :h, :w].contiguous()
 
+    def place(self, unit: int) -> tuple[slice, slice, slice]:
+        """Where that part of a unit lies in the image "c h w"."""
+        plane, tile = divmod(unit, math.prod(self.tiles))
+        corner = (plane, *(self.size * at for at in divmod(tile, self.tiles[1])))
+        parts = zip(corner, self.inside(unit), strict=True)
+        return tuple(slice(start, start + part.stop) for start, part in parts)  # pyrefly: ignore[bad-return]
+
     def inside(self, unit: int) -> tuple[slice, slice, slice]:
         """Which part of a unit "cm s s" is of the image: what is stored of it where the model finds it hopeless."""
         row, column = divmod(unit % math.prod(self.tiles), self.tiles[1])
