@@ -106,9 +106,10 @@ class Body:
         kinds = reader.kinds(num_units)
         (check,) = struct.unpack("<I", reader.take(4))
         stream = reader.take(reader.varint())
-        num_stored = sum(
-            cut.inside_bytes(unit) for (cut, unit), kind in zip(units_of(cuts), kinds, strict=True) if kind == STORED
-        )
+        num_stored = 0
+        if STORED in kinds:
+            units = zip(units_of(cuts), kinds, strict=True)
+            num_stored = sum(cut.inside_bytes(unit) for (cut, unit), kind in units if kind == STORED)
         stored = reader.take(num_stored)
         names = reader.names(num_images) if flags & 2 else None
         reader.finish()

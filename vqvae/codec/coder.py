@@ -21,7 +21,6 @@ A stack: what lies below `bottom` words is never popped, and the coder's own sta
 wherever something is left. This is exact: a decoder goes through the encoder's states, and is nowhere lower than that.
 """
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -87,16 +86,16 @@ class RangeWriter:
     def __init__(self) -> None:
         self._family = _family()
         self._encoder = _constriction().stream.queue.RangeEncoder()
-        # Of all symbols, and of those before the last part.
-        self._bits = self._bits_before = 0.0
+        self._bits_before = 0
 
     def put(self, intervals: Intervals) -> None:
         """Append a part: symbols that are neither the whole of [0, 2^24) nor within one unit of it."""
         place, table = _threes(intervals)
         if len(place):
+            # No less than the symbols' own: all by which the coder's interval has shrunk.
+            position, (_, span) = self._encoder.pos()
+            self._bits_before = 8 * _WORD * (position + 2) - span.bit_length() + 1
             self._encoder.encode(place, self._family, table)
-            self._bits_before = self._bits
-            self._bits += float(intervals.bits().sum())
 
     def finish(self) -> bytes:
         """All of it, in as few bytes as give the message back where zeros are read after them and `SLACK` allows."""
@@ -113,8 +112,8 @@ class RangeWriter:
             if shortest << unit < start + span:
                 break
         data = shortest.to_bytes(position * _WORD + size, "big").rstrip(b"\0")
-        # One more than the rule asks for, as a reader may add the same numbers in another order.
-        return data.ljust(math.ceil(self._bits_before / 8) - SLACK + 1, b"\0")
+        # A byte more than the rule asks for: a reader adds up logarithms.
+        return data.ljust(-(-self._bits_before // 8) - SLACK + 1, b"\0")
 
 
 class RangeReader:

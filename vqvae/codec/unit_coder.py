@@ -261,26 +261,30 @@ class UnitCoder:
         """How many labels are read together."""
         return max(1, _LABEL_NUMBERS // len(self._label_widths()))
 
-    def checked_labels(self, labels: Any, num: int) -> Int[Tensor, " b"]:
-        """Labels of so many images, int64 on the CPU.
+    def checked_labels(self, labels: Any, num: int | None = None) -> Int[Tensor, " b"]:
+        """Labels of so many images, or of any number: integers in a tensor, an array or a list; int64 on the CPU.
 
         Raises:
             ValueError: a prior without classes, labels that it does not know, or another number of them.
         """
-        labels = torch.as_tensor(labels)
-        if labels.is_floating_point() or labels.dtype == torch.bool or tuple(labels.shape) != (num,):
-            raise ValueError(
-                f"got labels of {labels.dtype} {tuple(labels.shape)} for {num} images, "
-                f"expected integers of shape ({num},)"
-            )
-        labels, num_classes = labels.cpu().long(), self.num_classes
+        expected = f"expected integers of shape {'(b,)' if num is None else f'({num},)'}, one for each image"
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"got labels that are no numbers ({error}), {expected}") from error
+        if not found.numel():
+            found = found.long()
+        is_whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+        if not is_whole or found.ndim != 1 or num not in (None, len(found)):
+            raise ValueError(f"got labels of {found.dtype} {tuple(found.shape)}, {expected}")
+        found, num_classes = found.cpu().long(), self.num_classes
         if num_classes is None:
             raise ValueError("got labels, expected none: this prior was made without num_classes")
-        if num and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
             raise ValueError(
-                f"got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}"
+                f"got labels from {int(found.min())} to {int(found.max())}, expected 0 to {num_classes - 1}"
             )
-        return labels
+        return found
 
     def decode_labels(self, source: Source, num: int) -> Int[Tensor, " b"]:
         """The labels of so many images. Errors as `decode_codes`."""

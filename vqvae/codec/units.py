@@ -6,6 +6,7 @@ image one after another, each cut into units; a model of colour takes a grey ima
 once.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -50,12 +51,12 @@ class Cut:
         """How many times the model goes over the image."""
         return self.shape[0] if self.num_channels == 1 else 1
 
-    @property
+    @functools.cached_property
     def tiles(self) -> tuple[int, int]:
         """Rows and columns of units."""
         return math.ceil(self.shape[1] / self.size), math.ceil(self.shape[2] / self.size)
 
-    @property
+    @functools.cached_property
     def num_units(self) -> int:
         return self.planes * math.prod(self.tiles)
 
