@@ -1,5 +1,6 @@
 """Images out of arbitrary bits: dream."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import vqvae.codec
 from vqvae import pictures
 from vqvae.cli.common import Model, at_least_one, load_codec, speed, tell
 from vqvae.codec.dream import most_bytes
-from vqvae.codec.storage import check_readable, file_to_write
+from vqvae.codec.storage import FileOnDisk, check_readable, file_to_write
 
 _NUM_BYTES = 4096
 _MOST_RANDOM = 1 << 40
@@ -60,15 +61,17 @@ def dream(
         check_readable(bits)
     file_to_write(output)
     codec, _ = load_codec(run_or_model, prior)
-    size = bits.stat().st_size if bits is not None else num_bytes or _NUM_BYTES
-    # What lies further from the end is in no image. The bytes' order stays: what is left out is whole numbers of PCG64.
-    left_out = max(0, size - most_bytes(codec, num)) // 8 * 8
-    if size - left_out > _MOST_USED:
-        raise ValueError(
-            f"{num:,} images of this model may take {size - left_out:,} bytes, expected at most {_MOST_USED:,}; "
-            "give a smaller --num"
-        )
-    data = _random(seed or 0, left_out, size) if bits is None else _end_of(bits, left_out)
+    with contextlib.ExitStack() as stack:
+        file = None if bits is None else stack.enter_context(contextlib.closing(FileOnDisk(bits)))
+        size = (num_bytes or _NUM_BYTES) if file is None else file.size
+        # What lies further from the end is in no image. PCG64 makes eight bytes at a time.
+        left_out = max(0, size - most_bytes(codec, num)) // 8 * 8
+        if size - left_out > _MOST_USED:
+            raise ValueError(
+                f"{num:,} images of this model may take {size - left_out:,} bytes, expected at most {_MOST_USED:,}; "
+                "give a smaller --num"
+            )
+        data = _random(seed or 0, left_out, size) if file is None else file.read(left_out, size - left_out)
     start = time.perf_counter()
     with tqdm(total=num, desc="dream", unit="img", disable=None) as bar:
         dreamt = vqvae.codec.dream(codec, data, num, watch=bar.update)
@@ -96,9 +99,3 @@ def _random(seed: int, start: int, stop: int) -> bytes:
     generator = np.random.PCG64(seed)
     generator.advance(start // 8)
     return np.random.Generator(generator).bytes(stop - start)
-
-
-def _end_of(path: Path, start: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read()

@@ -21,7 +21,7 @@ from vqvae.codec.body import Body
 from vqvae.codec.storage import check_folder_to_write, check_readable
 
 # Images whose places are looked at before the first is decoded.
-_MOST_AHEAD = 1 << 17
+_MOST_AHEAD = 1 << 16
 
 
 def decompress(
@@ -147,12 +147,12 @@ class _Bodies:
 def _check_places(
     bodies: _Bodies, wanted: dict[int, Sequence[int]], firsts: Sequence[int], output: Path, *, replace: bool
 ) -> None:
-    """ValueError where an image cannot go, before one is decoded: of the first ones, as any number may be claimed."""
+    """ValueError where one of the first images cannot go, before any is decoded. A file may claim any number."""
     places, left = Places(), _MOST_AHEAD
+    is_free = not output.exists() or not any(output.iterdir())
     for number, within in wanted.items():
         if left <= 0:
             return
-        left -= len(within)
         try:
             names = bodies.names(number)
         except DamagedFile as error:
@@ -160,8 +160,9 @@ def _check_places(
                 continue  # it is noted when it is decoded
             prefix = "" if "block" in error.args[0] else f"block {number}: "
             raise DamagedFile(f"{prefix}{error.args[0]}", error.args[1]) from error
-        for i in within:
+        for i in () if is_free else within[:left]:
             check_place(output, places.place(None if names is None else names[i], firsts[number] + i), replace=replace)
+        left -= len(within)
 
 
 def _save(path: Path, image: Tensor) -> None:

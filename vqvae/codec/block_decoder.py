@@ -101,15 +101,16 @@ class BlockDecoder:
     ) -> list[tuple[Tensor, Tensor]]:
         """Coded units, and codes, of each body."""
         size = self.coder.group_size
-        coded = [torch.tensor([kind != STORED for kind in body.kinds]).nonzero()[:, 0] for body in bodies]
+        every = [torch.tensor(body.kinds) for body in bodies]
+        coded = [(kinds != STORED).nonzero()[:, 0] for kinds in every]
         found = [[self.coder.no_units()] for _ in bodies]
         for start in range(0, max(len(body.kinds) for body in bodies), size):
             here = [rows[(rows >= start) & (rows < start + size)] for rows in coded]
             if not any(map(len, here)):
                 continue
             counted = [(source, len(rows)) for source, rows in zip(sources, here, strict=True)]
-            kinds = [torch.tensor(body.kinds)[rows] for body, rows in zip(bodies, here, strict=True)]
-            offsets = torch.cat(kinds).to(self.coder.device)
+            kinds = torch.cat([mine[rows] for mine, rows in zip(every, here, strict=True)])
+            offsets = kinds.to(self.coder.device)
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
             units = self.coder.means(codes) if lossy else self.coder.decode_units(counted, codes, offsets)

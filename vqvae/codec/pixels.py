@@ -1,6 +1,7 @@
 """What a caller has for an image, as a tensor: tensors, numpy arrays, and pictures of Pillow."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ def as_images(images: Any) -> Iterator[UInt8[Tensor, "c h w"]]:
     Raises:
         ValueError: nothing to go through, or what is no image of 8 bits a channel, channels first.
     """
-    if isinstance(images, Image.Image | str | bytes) or not isinstance(images, Iterable):
-        raise ValueError(f"got {type(images).__name__}, expected a list of images, or an array of them")
-    return map(as_image, images)
+    if not isinstance(images, Image.Image | str | bytes):
+        with contextlib.suppress(TypeError):
+            return map(as_image, iter(images))
+    raise ValueError(f"got {type(images).__name__}, expected a list of images, or an array of them")
 
 
 def as_image(image: Any) -> UInt8[Tensor, "c h w"]:
@@ -35,14 +37,22 @@ def as_image(image: Any) -> UInt8[Tensor, "c h w"]:
         pixels = np.array(image)
         image = pixels[None] if image.mode == "L" else rearrange(pixels, "h w c -> c h w")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        image = torch.tensor(image)  # a copy: an array may be one that nobody may write to, or run backwards
-    if not isinstance(image, Tensor | np.ndarray):
-        raise ValueError(f"got {type(image).__name__} for an image, {_EXPECTED}")
-    dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
+        image = torch.from_numpy(image.copy())  # an array may be one that nobody may write to, or run backwards
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
-        how = "; (image * 255).round() makes levels of floats in [0, 1]" if "float" in dtype else ""
-        how = "; image[None] gives a grey one its channel" if image.ndim == 2 else how
-        raise ValueError(f"got an image of {dtype} {shape}, {_EXPECTED}{how}")
-    if shape[0] > MAX_CHANNELS and shape[-1] <= MAX_CHANNELS:
-        raise ValueError(f"got an image of {shape[0]} channels, {shape}, {_EXPECTED}; it has its channels last")
+        raise ValueError(_no_image(image))
+    if image.shape[0] > MAX_CHANNELS and image.shape[-1] <= MAX_CHANNELS:
+        raise ValueError(
+            f"got an image of {image.shape[0]} channels, {tuple(image.shape)}, {_EXPECTED}; it has its channels last"
+        )
     return image.cpu()
+
+
+def _no_image(image: Any) -> str:
+    if not isinstance(image, Tensor | np.ndarray):
+        return f"got {type(image).__name__} for an image, {_EXPECTED}"
+    how = ""
+    if image.ndim == 2:
+        how = "; image[None] gives a grey one its channel"
+    elif "float" in str(image.dtype):
+        how = "; (image * 255).round() makes levels of floats in [0, 1]"
+    return f"got an image of {image.dtype} {tuple(image.shape)}, {_EXPECTED}{how}"

@@ -13,6 +13,8 @@ from pathlib import Path
 RECOVER = "recover() gets the blocks that are whole"
 
 _SHOWN = 200
+# That are made on the way to a file.
+_MOST_FOLDERS = 100
 _KINDS = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISDIR, "a folder"),
@@ -53,11 +55,16 @@ class FileOnDisk:
         self.name = shown(path)
         check_readable(path)
         try:
-            self._handle = os.open(self.path, os.O_RDONLY)
+            # Without waiting, should it have become a pipe since.
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise ValueError(f"could not read {self.name}: {error.strerror}") from error
         self.close = weakref.finalize(self, os.close, self._handle)
-        self.size = os.fstat(self._handle).st_size
+        status = os.fstat(self._handle)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise ValueError(f"could not read {self.name}: it is no file any more")
 
     def read(self, offset: int, length: int) -> bytes:
         parts = []
@@ -129,6 +136,8 @@ def _check_writable(path: str | Path, folder: Path, names: list[str]) -> None:
     missing = names
     while not folder.exists() and folder != folder.parent:
         folder, missing = folder.parent, [folder.name, *missing]
+    if len(missing) > _MOST_FOLDERS:
+        raise ValueError(f"could not write {shown(path)}: {len(missing):,} folders on the way are missing")
     if not folder.is_dir():
         raise ValueError(f"could not write {shown(path)}: {shown(folder)} is no folder; give another name")
     if not os.access(folder, os.W_OK | os.X_OK):
