@@ -1,6 +1,5 @@
 """Images out of arbitrary bits: dream."""
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -61,17 +60,15 @@ def dream(
         check_readable(bits)
     file_to_write(output)
     codec, _ = load_codec(run_or_model, prior)
-    with contextlib.ExitStack() as stack:
-        file = None if bits is None else stack.enter_context(contextlib.closing(FileOnDisk(bits)))
-        size = (num_bytes or _NUM_BYTES) if file is None else file.size
-        # What lies further from the end is in no image. PCG64 makes eight bytes at a time.
-        left_out = max(0, size - most_bytes(codec, num)) // 8 * 8
-        if size - left_out > _MOST_USED:
-            raise ValueError(
-                f"{num:,} images of this model may take {size - left_out:,} bytes, expected at most {_MOST_USED:,}; "
-                "give a smaller --num"
-            )
-        data = _random(seed or 0, left_out, size) if file is None else file.read(left_out, size - left_out)
+    size = (num_bytes or _NUM_BYTES) if bits is None else bits.stat().st_size
+    # What lies further from the end is in no image. PCG64 makes eight bytes at a time.
+    left_out = max(0, size - most_bytes(codec, num)) // 8 * 8
+    if size - left_out > _MOST_USED:
+        raise ValueError(
+            f"{num:,} images of this model may take {size - left_out:,} bytes, expected at most {_MOST_USED:,}; "
+            "give a smaller --num"
+        )
+    data = _random(seed or 0, left_out, size) if bits is None else _end_of(bits, left_out)
     start = time.perf_counter()
     with tqdm(total=num, desc="dream", unit="img", disable=None) as bar:
         dreamt = vqvae.codec.dream(codec, data, num, watch=bar.update)
@@ -99,3 +96,11 @@ def _random(seed: int, start: int, stop: int) -> bytes:
     generator = np.random.PCG64(seed)
     generator.advance(start // 8)
     return np.random.Generator(generator).bytes(stop - start)
+
+
+def _end_of(path: Path, start: int) -> bytes:
+    file = FileOnDisk(path)
+    try:
+        return file.read(start, file.size - start)
+    finally:
+        file.close()
