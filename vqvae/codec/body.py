@@ -7,7 +7,7 @@
                          0 coded; 1 to 15 coded on a grid shifted by so many sixteenths; 255 stored
     check                u32, CRC-32 of what must come out: the shape of each image (three u32) with its pixels after
                          it; where only codes are kept, all shapes, then the codes (u32 each); then labels (u32 each)
-    stream               varint length, bytes
+    stream               varint length, bytes; fewer than its images need only as far as `vqvae.codec.coder` allows
     stored pixels        of the units of kind 255, those inside the image
     names                to the end: zlib of UTF-8 strings, each ended by a zero byte
 

@@ -370,8 +370,7 @@ class UnitCoder:
 
     def means(self, codes: Int[Tensor, "u *grid"]) -> UInt8[Tensor, "u c s s"]:
         """What the decoder expects, rounded: what codes alone give back."""
-        parts = [self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))]
-        return torch.cat(parts) if parts else torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8)
+        return torch.cat([self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))])
 
     def _ask(
         self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str
