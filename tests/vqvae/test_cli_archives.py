@@ -157,6 +157,20 @@ def test_case_22_places_where_nothing_may_be_written(place, run, refused, monkey
     assert contents(place) == before
 
 
+def test_case_22_files_that_may_not_be_read(place, run, refused, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "x.vq" and access(path, mode))
+    before = contents(place)
+    for args in (
+        ("decompress", run, "x.vq", "-o", "out"),
+        ("decompress", run, "x.vq", "-o", "out", "--recover"),
+        ("info", "x.vq"),
+        ("dream", run, "--bits", "x.vq"),
+    ):
+        assert "could not read x.vq: permission denied" in refused(*args)
+    assert contents(place) == before
+
+
 def test_case_20_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(place, monkeypatch):
     """Between the look at a file and its opening."""
     monkeypatch.setattr(storage, "check_readable", lambda path: None)

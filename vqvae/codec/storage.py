@@ -90,10 +90,12 @@ def shown(path: str | Path) -> str:
 
 
 def check_readable(path: str | Path) -> None:
-    """ValueError unless a plain file is there."""
+    """ValueError unless a plain file is there, which may be read."""
     kind = _kind(Path(path), "read")
     if kind != "a file":
         raise ValueError(f"no file at {shown(path)}{f': it is {kind}' if kind else ''}; give the name of one")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"could not read {shown(path)}: permission denied; give the name of another, or its rights")
 
 
 def file_to_write(path: str | Path) -> Path:
