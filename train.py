@@ -87,16 +87,21 @@ def train(run: Run) -> None:
         has_codebook = (run.run / "codebook").exists()
         check_codes(run, Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run))
     needs_images = run.codes is None or wanted != ("prior",)
-    data = {
-        split: load_images(
-            run.data.source,
-            split,
-            size=run.model.image_size,
-            channels=run.model.num_channels,
-            root=run.data.root,
-        )
-        for split in (("train", "test") if needs_images else ())
-    }
+    try:
+        data = {
+            split: load_images(
+                run.data.source,
+                split,
+                size=run.model.image_size,
+                channels=run.model.num_channels,
+                root=run.data.root,
+            )
+            for split in (("train", "test") if needs_images else ())
+        }
+    except ValueError as error:
+        if run.codes is None:
+            raise
+        raise ValueError(f"the images of {run.codes} cannot be read, name them with --data.source: {error}") from error
     fabric = make_fabric(run)
     fabric.launch()
     of = f"codes from {run.codes}"

@@ -104,6 +104,15 @@ def _sweep(left: Path) -> None:
         _remove(left)
 
 
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; what others are at work on stays."""
+    everyone = _beside(_target(path), "writing")
+    with contextlib.suppress(OSError):
+        for left in everyone.iterdir():
+            _sweep(left)
+        everyone.rmdir()
+
+
 def recover(path: Path) -> None:
     """Finish a folder exchange that was cut between its two renames (see `replacing`)."""
     path = _target(path)
