@@ -142,6 +142,10 @@ def replacing(path: Path) -> Iterator[Path]:
         recover(path)
         with _scratch(path) as new:
             yield new
+            if path.is_dir() and not new.is_dir():
+                raise ValueError(
+                    f"{given} is a folder, and what was to be written there is a file; nothing was changed, name a file"
+                )
             _share(new)
             _sync(new)
             if path.is_dir():

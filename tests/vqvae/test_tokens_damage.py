@@ -237,6 +237,24 @@ def test_an_index_of_a_version_before_is_read_and_renewed(folder, source, whole)
     mended(folder, source, whole)
 
 
+def test_an_index_of_a_version_before_will_do_where_nothing_can_be_written(folder, source, monkeypatch):
+    changed_index(folder, as_before)
+    before = contents(folder)
+
+    def refused(*args: object, **options: object) -> None:
+        raise ValueError("could not write") from PermissionError()
+
+    monkeypatch.setattr("safefolder.one_writer", refused)
+    monkeypatch.setattr("safefolder.write_text", refused)
+    images = load_images(source, size=8)
+    made = tokenize(tokenizer(), images, folder, **SIZES)
+    assert (made.whole, made.num_images) == (True, 0)
+    assert contents(folder) == before
+    changed_index(folder, lambda index: index.update(num_rows=19))
+    with pytest.raises(ValueError, match="could not write"):
+        tokenize(tokenizer(), images, folder, **SIZES)
+
+
 # Files outside the folder
 
 

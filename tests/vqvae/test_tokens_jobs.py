@@ -182,7 +182,7 @@ def processes(source) -> Iterator[list[subprocess.Popen[str]]]:
 def test_case_06_two_jobs_at_random_moments_make_what_one_makes(processes, whole, tmp_path):
     chance = random.Random(0)
     refused = 0
-    for number in range(150):
+    for number in range(60):
         folder = tmp_path / f"codes-{number}"
         if number % 3:  # some of it is there already, whole or not
             copied(whole, folder)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,9 @@ def device_of(name: str) -> torch.device:
     )
     name = there[-1] if name == "auto" else name
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch is to give up
+            device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(
             f"--device must be auto, cpu, cuda or cuda:NUMBER, got {printable(name)!r}; {expected}"

@@ -116,7 +116,7 @@ def tokenize(
 
 def _parquet(path: Path, part: str, split: str | None, output: Path) -> Path:
     """The file of one part, which is none of the set's own."""
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise ValueError(f"got --parquet {path}, which is a folder; expected the name of a file")
     path = path if split else path.with_stem(f"{path.stem}-{part}")
     if any(os.path.realpath(path.parent) == os.path.realpath(output / each) for each in ("train", "test")):

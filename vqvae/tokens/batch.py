@@ -40,7 +40,8 @@ class CodeBatch(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         """One row; of a slice, or of a list, an array or a tensor of indices, a batch of them."""
         if isinstance(index, slice):
-            chosen: Any = index
+            rows = range(len(self))[index]
+            chosen: Any = slice(rows.start, rows.stop, rows.step) if rows.step > 0 else torch.tensor(rows)
         elif is_one(index):
             row = range(len(self))[operator.index(index)]
             return (self.codes[row],) if self.labels is None else (self.codes[row], int(self.labels[row]))

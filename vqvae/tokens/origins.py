@@ -19,7 +19,7 @@ _HUB = "hf:"
 # An absolute path in a text: one in quotes or brackets ends with these, any other with what few names of files have.
 _START = r"(?:file:)?(?:/|[A-Za-z]:[\\/])"
 _QUOTED = re.compile(rf"(?<=\()({_START}[^()]*)(?=\))|(?<=')({_START}[^']*)(?=')|(?<=\")({_START}[^\"]*)(?=\")")
-_BARE = re.compile(rf"(?:(?<=[\s<\[=:;,|`])|^)({_START}[^\s'\"<>()\[\]:;,|`]+)")
+_BARE = re.compile(rf"(?:(?<=[\s<\[=:;,|`])(?!(?<=:)//)|^)({_START}[^\s'\"<>()\[\]:;,|`]+)")
 _ROW = re.compile(r"(row \d+) \((.*)\)", re.DOTALL)
 
 

@@ -13,6 +13,7 @@ Needs the extra `parquet`.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -36,9 +37,9 @@ def one_parquet(path: Path) -> Iterator[None]:
         ValueError: the extra is missing; something else is there; or it cannot be written, by anybody or now.
     """
     _, parquet = _import()
-    if path.is_dir() or (path.exists() and not path.is_file()):
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} is no regular file; expected one, or a name that is free")
-    if path.is_file() and path.stat().st_size:
+    if os.path.isfile(path) and os.path.getsize(path):
         try:
             notes = parquet.read_schema(path).metadata or {}
         except Exception:  # pyarrow has many kinds for a file that is no parquet
@@ -57,7 +58,7 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
     """
     pyarrow, parquet = _import()
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; expected the name of a file")
     places = prod(dataset.grid)
     code = pyarrow.from_numpy_dtype(dataset.dtype)
