@@ -8,13 +8,15 @@ a folder, or has such folders inside it.
     locks.py    one writer at a time
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
+    building.py a module out of a folder that somebody else may have written
     hub.py      to and from the Hugging Face hub
     cards.py    what a model's page on the hub says
 
 This package is the one thing that `vqvae` and `priors` share; it imports neither.
 """
 
-from safefolder.cards import PICTURES, card, import_line, loading, model_facts, python
+from safefolder.building import build
+from safefolder.cards import PICTURES, card, import_line, loading, model_facts, public_name, python
 from safefolder.files import replacing, write_text
 from safefolder.folder import (
     BESIDE,
@@ -32,6 +34,7 @@ from safefolder.folder import (
 )
 from safefolder.hub import HubOptions, upload
 from safefolder.locks import one_writer
+from safefolder.tensors import read_json
 
 __all__ = [
     "BESIDE",
@@ -39,6 +42,7 @@ __all__ = [
     "FORMAT",
     "PICTURES",
     "HubOptions",
+    "build",
     "card",
     "has_part",
     "import_line",
@@ -48,10 +52,12 @@ __all__ = [
     "members",
     "model_facts",
     "one_writer",
+    "public_name",
     "push",
     "push_pretrained",
     "python",
     "read_config",
+    "read_json",
     "replacing",
     "save",
     "stale_patterns",

@@ -71,6 +71,22 @@ def _scratch(path: Path) -> Iterator[Path]:
     What killed writers left there is removed first.
     """
     everyone = _beside(path, "writing")
+    own, lock = _claimed(everyone)
+    try:
+        for left in everyone.iterdir():
+            if left != own:
+                _sweep(left)
+        yield own / path.name
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(own)
+        lock.release()
+        with contextlib.suppress(OSError):
+            everyone.rmdir()
+
+
+def _claimed(everyone: Path) -> tuple[Path, FileLock]:
+    """A folder of its own among those of all writers, and the lock that says that its writer lives."""
     for attempt in itertools.count(1):
         own = everyone / secrets.token_hex(4)
         lock = FileLock(own / ".lock", timeout=0, thread_local=False)
@@ -83,19 +99,9 @@ def _scratch(path: Path) -> Iterator[Path]:
             # Another writer removed what is empty, or swept this away as one that had ended, before it was locked.
             if attempt == _ATTEMPTS:
                 raise
-            continue
-        break
-    try:
-        for left in everyone.iterdir():
-            if left != own:
-                _sweep(left)
-        yield own / path.name
-    finally:
-        with contextlib.suppress(OSError):
-            _remove(own)
-        lock.release()
-        with contextlib.suppress(OSError):
-            everyone.rmdir()
+        else:
+            return own, lock
+    raise AssertionError("counting ends at no number")
 
 
 def _sweep(left: Path) -> None:

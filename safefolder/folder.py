@@ -11,6 +11,7 @@ no file outside its folder.
 
 import glob
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -107,6 +108,7 @@ def _num_bytes(tensor: Tensor) -> int:
 def load(
     source: str | Path,
     *,
+    part: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     local_files_only: bool = False,
@@ -115,7 +117,10 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the config and the weights from a folder, or from a hub id `owner/name` where no such folder exists.
 
-    The options are those of `HubOptions`.
+    The other options are those of `HubOptions`.
+
+    Args:
+        part: the folder in which a run has the model, should the source be a run and no model itself.
 
     Raises:
         ValueError: the folder is missing, incomplete, corrupt, foreign, or of a newer format; or an option was given
@@ -125,9 +130,9 @@ def load(
     folder = Path(source)
     recover(folder)
     if not folder.exists() and isinstance(source, str) and hub.is_hub_id(source):
-        prefix = "" if place is None else f"{place}/"
         names = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME]
-        patterns = [glob.escape(prefix) + name for name in (*names, SHARD_NAMES)]
+        prefixes = ["" if place is None else f"{place}/", *([f"{part}/"] if part and place is None else [])]
+        patterns = [glob.escape(prefix) + name for prefix in prefixes for name in (*names, SHARD_NAMES)]
         folder = hub.download(
             source,
             patterns,
@@ -136,6 +141,8 @@ def load(
             token=token,
             cache_dir=cache_dir,
         )
+        if part and place is None and _is_run_with(folder, part):
+            place = PurePosixPath(part)
         label = source + ("" if place is None else f"/{place}") + ("" if revision is None else f" at {revision!r}")
         return _read(folder if place is None else folder / place, label)
     given = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -144,12 +151,24 @@ def load(
             f"{folder} is a folder on this machine, which has no {' and no '.join(extra)}; leave that out, "
             "or name a model on the hub"
         )
+    if part and place is None:
+        recover(folder / part)
+        place = PurePosixPath(part) if _is_run_with(folder, part) else None
     if place is not None:
         folder = folder / place
         recover(folder)
     if not folder.exists():
         raise ValueError(f"no model folder at {folder}")
+    if part and (folder / "state").is_dir():
+        raise ValueError(
+            f"{folder} is a run whose {part} is not finished: go on with `train.py --resume --run {folder}`"
+        )
     return _read(folder, str(folder))
+
+
+def _is_run_with(folder: Path, part: str) -> bool:
+    """Whether it is a run with this part, and no model itself."""
+    return (folder / part / CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists()
 
 
 def _inside(subfolder: str) -> PurePosixPath:
@@ -168,16 +187,29 @@ def has_part(source: str | Path, name: str) -> bool:
     """
     folder = Path(source)
     if folder.exists() or not isinstance(source, str) or not hub.is_hub_id(source):
+        recover(folder / name)
         return (folder / name).is_dir()
-    found = hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"])
-    # A repository with a model at its root is that model.
-    return (found / name / CONFIG_NAME).is_file() and not (found / CONFIG_NAME).is_file()
+    return _is_run_with(hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"]), name)
 
 
 def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    _weight_files(folder, label)
-    config = read_config(folder, label)
-    return config, read_tensors(folder, WEIGHTS_NAME, label)
+    while True:
+        before = folder.stat()
+        try:
+            _weight_files(folder, label)
+            found = read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
+        except (ValueError, OSError):
+            if _is_same(folder, before):
+                raise
+        else:
+            if _is_same(folder, before):
+                return found
+        # Another model took its place meanwhile, and what was read may be of both.
+
+
+def _is_same(folder: Path, before: os.stat_result) -> bool:
+    recover(folder)
+    return os.path.samestat(folder.stat(), before)
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:
@@ -201,6 +233,8 @@ def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
     config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}")
     if "format" not in config or "class" not in config:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: it has no 'format' and 'class'")
+    if not isinstance(config["class"], str):
+        raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its class is {str(config['class'])[:100]!r}")
     if type(config["format"]) is not int or config["format"] < 1:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its format is {config['format']!r}")
     if config["format"] > FORMAT:

@@ -4,9 +4,9 @@ The lock is a hidden file while it is held: `.NAME.lock` beside what is written,
 into. What is only read needs none: files and folders are replaced whole (`safefolder.files`).
 
 What the lock cannot do. On a network disk machines see each other's locks where the server has a lock service (NFS 4,
-or NFS 3 with lockd; SMB); a mount with `nolock` or `local_lock` keeps them apart on each machine only. Where a file system
-has no locks at all, `filelock` warns and takes a marker file instead, which a killed process of another machine leaves
-behind: the error then names it, and it can be removed by hand.
+or NFS 3 with lockd; SMB); a mount with `nolock` or `local_lock` keeps apart the processes of one machine only. Where a
+file system has no locks at all, `filelock` warns and takes a marker file instead, which a killed process of another
+machine leaves behind: the error then names it, and it can be removed by hand.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 
 import safefolder
-from vqvae.data import Batch
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -83,9 +82,9 @@ class Metrics:
             # A line that a kill cut short is no figure.
             return [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)][1:]
 
-    def skip(self, batch: Batch) -> None:
+    def skip(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Name each image that cannot be read, once, with the count so far."""
-        for name, reason in batch.skipped:
+        for name, reason in skipped:
             if name not in self.skipped:
                 self.skipped[name] = reason
                 print(f"skipped {name}: {reason} ({len(self.skipped)} so far)", file=sys.stderr)
@@ -129,6 +128,6 @@ class Stop:
             return self.signal
         if step % 10:  # asking the others costs a reduction
             return 0
-        numbers = fabric.all_gather(torch.tensor(self.signal, device=fabric.device))
-        assert isinstance(numbers, torch.Tensor)
-        return int(numbers.max())
+        number = fabric.all_reduce(torch.tensor(self.signal, device=fabric.device), reduce_op="max")
+        assert isinstance(number, torch.Tensor)
+        return int(number)

@@ -37,6 +37,24 @@ def of_tokenizer(model: Any) -> str:
     return digest.hexdigest()
 
 
+def check_trained_on(model: Any, prior: Any, name: str, advice: str) -> None:
+    """Raise ValueError for a prior that was trained on latents of another tokenizer; one that does not say passes.
+
+    Args:
+        prior: `prior.trained_on` is None, or has the digest `tokenizer`.
+        name: what the error calls the prior.
+        advice: what it says to do.
+    """
+    if prior.trained_on is None:
+        return
+    found = of_tokenizer(model)
+    if prior.trained_on.tokenizer != found:
+        raise ValueError(
+            f"{name} was trained on the codes of another tokenizer ({prior.trained_on.tokenizer[:12]}, this one is "
+            f"{found[:12]}), and its bits and samples would be wrong: {advice}"
+        )
+
+
 def _add(digest: Digest, module: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

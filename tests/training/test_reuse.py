@@ -186,7 +186,7 @@ def test_case_17_codes_that_do_not_say_where_their_sources_lie(
     assert "does not say where its tokenizer lies: name it with --tokenizer" in fails(*options)
     run(*options, "--tokenizer", str(made))
     line = fails("--run", str(tmp_path / "new"), "--stage", "evaluate")
-    assert f"the images of {tokenized} cannot be read, name them with --data.source: photos (of which" in line
+    assert f"the images of {tokenized} cannot be read, name them with --data.source: " in line
     run("--run", str(tmp_path / "new"), "--stage", "evaluate", "--data.source", str(photos))
     assert (tmp_path / "new" / "elbo.json").exists()
 

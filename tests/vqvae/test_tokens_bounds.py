@@ -157,7 +157,7 @@ def bad_places(folder: Path) -> dict[str, tuple[Path, str]]:
 
 def test_case_22_a_bad_place_for_parquet_is_refused_before_any_work(model, source, tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
-    monkeypatch.setattr("vqvae.Autoencoder.from_run", lambda *args: pytest.fail("it loaded the model"))
+    monkeypatch.setattr("vqvae.Autoencoder.from_pretrained", lambda *args: pytest.fail("it loaded the model"))
     for place, message in bad_places(tmp_path).values():
         with pytest.raises(ValueError, match=message) as caught:
             call(model, source, "-o", tmp_path / "codes", "--split", "train", "--parquet", place)

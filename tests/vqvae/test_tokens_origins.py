@@ -104,7 +104,7 @@ def test_case_17_a_set_that_is_moved_with_what_it_was_made_of_finds_it(place, tm
     monkeypatch.chdir("/")
     codes = CodeDataset(tmp_path / "moved" / "codes" / "train")
     assert codes.source == str(tmp_path / "moved" / "data" / "photos")
-    codes.check_tokenizer(Autoencoder.from_run(codes.tokenizer["source"]))
+    codes.check_tokenizer(Autoencoder.from_pretrained(codes.tokenizer["source"]))
     assert len(load_images(codes.source, size=8)) == 12
     # By a link too, from wherever that is.
     (tmp_path / "link").symlink_to(tmp_path / "moved" / "codes" / "train")

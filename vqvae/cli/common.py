@@ -88,7 +88,7 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
 def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
     """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
     # The kinds are checked by Codec, which names what does not fit.
-    model, known = Autoencoder.from_run(source), load_prior(source, prior)
+    model, known = Autoencoder.from_pretrained(source), load_prior(source, prior)
     tensors = [*model.state_dict().values(), *known.state_dict().values()]
     return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
 

@@ -40,7 +40,7 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
         save_llama(prior, output)
         print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
         return
-    model = Autoencoder.from_run(run_or_model)
+    model = Autoencoder.from_pretrained(run_or_model)
     if not isinstance(model, VQVAE):
         raise ValueError(f"{run_or_model} holds a {type(model).__name__}, which has no codes; expected a VQVAE")
     write = {"onnx": export_onnx, "program": export_program, "diffusers": export_diffusers}[to]

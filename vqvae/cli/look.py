@@ -40,7 +40,7 @@ def reconstruct(
         output: the PNG file to write.
     """
     at_least_one(num, "--num")
-    model = Autoencoder.from_run(run_or_model)
+    model = Autoencoder.from_pretrained(run_or_model)
     images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
     encoder = model.through(load_prior(run_or_model, None)) if has_prior(run_or_model) else model
     others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
@@ -67,7 +67,7 @@ def evaluate(
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
         output: a JSON file to write the figures to.
     """
-    model: Any = Autoencoder.from_run(run_or_model)
+    model: Any = Autoencoder.from_pretrained(run_or_model)
     priors: dict[str, Prior | ContinuousPrior]
     if isinstance(model, GaussianVAE):
         priors = {"normal": NormalPrior(dim=model.dim, grid=model.grid)}

@@ -122,7 +122,7 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         usage=usage,
         tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
         figures=figures,
-        data=None if figures is None else _called(figures.get("data")),
+        data=_data_of(figures),
         pictures=[name for name in safefolder.PICTURES if (run / name).is_file()] if figures is not None else [],
         pipeline_tag=None if prior is None else "unconditional-image-generation",
     )
@@ -174,9 +174,7 @@ def _read_figures(folder: Path) -> Mapping[str, Any] | None:
     return figures
 
 
-def _called(source: object) -> str | None:
-    """What images are called: the name of a set, or of a folder without where it lies."""
-    if not isinstance(source, str):
-        return None
-    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source or Path(source).exists()
-    return (Path(source).name or None) if is_path else source
+def _data_of(figures: Mapping[str, Any] | None) -> str | None:
+    """What the images of the figures are called, without where they lie."""
+    data = None if figures is None else figures.get("data")
+    return safefolder.public_name(data) if isinstance(data, str) else None

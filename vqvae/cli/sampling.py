@@ -101,7 +101,7 @@ def sample(
     if names is not None:
         _check_folder(output, names, columns)
 
-    model = Autoencoder.from_run(run_or_model)
+    model = Autoencoder.from_pretrained(run_or_model)
     known = load_prior(run_or_model, prior)
     check_fit(model, known, "prior")
     if names is None:

@@ -78,7 +78,7 @@ def tokenize(
         for path in files.values():
             stack.enter_context(one_parquet(path))
         on = place.device(device) if engine == "local" else None
-        model: Any = Autoencoder.from_run(run_or_model)
+        model: Any = Autoencoder.from_pretrained(run_or_model)
         if on is not None:
             model = model.to(on)
         sets = {part: _load(source, part, model, split) for part in parts}
