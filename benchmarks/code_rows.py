@@ -4,7 +4,7 @@
 
 A set of random codes (16x16, uint16, shards of 8,192 rows) is read in batches of 1,024, in order and shuffled, twice by
 each process: the first epoch touches every shard for the first time, which reads all of it and compares its checksums.
-`in memory`: the operating system has the files; `on the disk`: it was asked to let go of them before each process began.
+`in memory`: the operating system has the files; `on the disk`: it was asked to let go of them before each process.
 `first batch` is how long that of the first epoch takes. With --against the same is measured of another checkout of this
 repository (as of `git worktree add`), process by process in turns. One thread of arithmetic; medians of the rounds, in
 thousands of rows a second.

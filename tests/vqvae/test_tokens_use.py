@@ -262,10 +262,14 @@ def test_torchrun_itself(model, source, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = tokenize(
-        tokenizer(), load_images(source, size=8), tmp_path / "alone", tokenizer_source=str(model), shard_size=8
+        tokenizer(),
+        load_images(source, size=8),
+        tmp_path / "alone" / "train",
+        tokenizer_source=str(model),
+        shard_size=8,
     )
     assert alone.whole
-    assert contents(tmp_path / "codes" / "train") == contents(tmp_path / "alone")
+    assert contents(tmp_path / "codes" / "train") == contents(tmp_path / "alone" / "train")
 
 
 def test_options_of_the_other_engine_are_refused(monkeypatch):

@@ -9,6 +9,7 @@
     shards.py       one shard: written whole or not at all, and checked; the index written
     headers.py      the header of a shard read, and its checksums compared
     index.py        the index read
+    plain.py        files and JSON that anybody may have written
     origins.py      where images and tokenizer came from, without telling where on a machine that is
     jobs.py         one job at a time writes a set
     pipeline.py     images to shards on one machine: tokenize, and its steps for other engines

@@ -26,6 +26,7 @@ from vqvae.tokens import headers, origins
 from vqvae.tokens.batch import CodeBatch, Row, as_indices, is_one
 from vqvae.tokens.index import read_index
 from vqvae.tokens.layout import Tokenizer, shard_name
+from vqvae.tokens.plain import DamagedError, ForeignError, is_inside
 
 # Linux allows 65,530 maps to a process, some of which are others'.
 _MAX_OPEN = 50_000
@@ -182,6 +183,11 @@ class CodeDataset(Dataset[Any]):
                 f"the codes of {self.folder} are of another tokenizer ({of}, {self.tokenizer['fingerprint'][:12]}), "
                 f"this one is {found[:12]}; load that one, or tokenize the images with this one"
             )
+        if (self.num_codes, self.grid) != (model.num_codes, tuple(model.grid)):
+            raise ValueError(
+                f"the index of {self.folder} says {self.num_codes} codes in a grid {self.grid}, and its tokenizer has "
+                f"{model.num_codes} in {tuple(model.grid)}; remove it and run `vqvae tokenize` again"
+            )
 
     def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and row of each index."""
@@ -200,14 +206,14 @@ class CodeDataset(Dataset[Any]):
         Raises:
             ValueError: a shard that is damaged, by its checksums too.
         """
-        found = self._shard(shard)
+        found = self._shard(range(self.num_shards)[shard])
         codes = np.frombuffer(found.codes, self.dtype).reshape(-1, *self.grid)
         labels = None if self.num_classes is None else np.asarray(found.labels)
         return codes, labels, self.keys(shard)
 
     def keys(self, shard: int) -> list[bytes]:
         """What the source called the images of one shard, in bytes: UTF-8, save for names of files that are none."""
-        found = self._shard(shard)
+        found = self._shard(range(self.num_shards)[shard])
         ends, text = found.ends.tolist(), bytes(found.keys)
         return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -234,7 +240,7 @@ class CodeDataset(Dataset[Any]):
             self._check_header(shard, header)
             # numpy's and Python's own maps keep a file open each, of which a process may have 1,024; torch's does not.
             mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
-        except (headers.DamagedError, headers.ForeignError) as error:
+        except (DamagedError, ForeignError) as error:
             raise self._damaged(shard, f"is no whole shard of codes: {error}") from error
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
@@ -261,7 +267,7 @@ class CodeDataset(Dataset[Any]):
             status = os.lstat(path)
             if S_ISLNK(status.st_mode):
                 status = os.stat(path)
-                if not headers.is_inside(path):
+                if not is_inside(path):
                     raise self._damaged(shard, "is a link to a file outside its folder")
         except OSError as error:
             raise self._damaged(shard, "is missing") from error

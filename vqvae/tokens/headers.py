@@ -9,9 +9,7 @@ That is a safetensors file; what is more here is that its tensors are those of a
 
 import json
 import os
-import stat
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vqvae.tokens.layout import CLASS_NAME
+from vqvae.tokens.plain import DamagedError, ForeignError, loads, opened
 
 # The limit that safetensors itself sets.
 _MAX_HEADER = 100_000_000
@@ -46,14 +45,6 @@ class Header:
         return self.tensors["codes"][1][0]
 
 
-class DamagedError(Exception):
-    """A file that is no whole shard: cut, or overwritten."""
-
-
-class ForeignError(Exception):
-    """A file of the same format that holds something else."""
-
-
 def read_header(path: Path) -> Header:
     """The header of a shard whose file has the size that it says.
 
@@ -61,7 +52,7 @@ def read_header(path: Path) -> Header:
         DamagedError, ForeignError: it is none.
         OSError: no such file, or it cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _header(file)
 
 
@@ -71,32 +62,9 @@ def read_checked(path: Path) -> tuple[Header, bool]:
     Raises:
         DamagedError, ForeignError, OSError: as `read_header`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         header = _header(file)
         return header, _holds_its_bytes(file, header)
-
-
-def is_inside(path: Path) -> bool:
-    """Whether a file lies in its folder, and is no link that leads elsewhere.
-
-    The cache of the Hugging Face hub keeps the files of `snapshots/REVISION` as links to its `blobs`, which will do.
-    """
-    if not path.is_symlink():
-        return True
-    place, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
-    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    return any(place.is_relative_to(each) for each in (folder, *blobs))
-
-
-def _opened(path: Path) -> BinaryIO:
-    if not is_inside(path):
-        raise DamagedError("it is a link to a file outside its folder")
-    # A pipe of that name would have us wait for who writes to it.
-    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ForeignError("it is no regular file")
-    return file
 
 
 def _holds_its_bytes(file: BinaryIO, header: Header) -> bool:
@@ -118,16 +86,16 @@ def _header(file: BinaryIO) -> Header:
         raise DamagedError(f"it has {size} bytes, fewer than its header says")
     text = file.read(length)
     try:
-        plain = _loads(text.decode())
-        about = _loads(plain.pop("__metadata__", {}).get("about", "null"))
+        plain = loads(text.decode())
+        about = loads(plain.pop("__metadata__", {}).get("about", "null"))
         if not isinstance(about, dict) or about.get("class") != CLASS_NAME:
             raise ForeignError("it holds something else")
         if about["crc32"]["about"] != checksum(about):
             raise DamagedError("what it says of itself is not what was written")
-        if not all(isinstance(text, str) for each in about["unreadable"] for text in _pair(each)):
-            raise DamagedError("what it says could not be read is no list of texts")
+        if not all(_is_pair_of_texts(each) for each in about["unreadable"]):
+            raise DamagedError("what it says could not be read is no list of pairs of texts")
         tensors = _tensors(plain, size - 8 - length)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DamagedError(f"its header is damaged ({' '.join(str(error).split())[:200]})") from error
     placed = {name: (kind, shape, 8 + length + at) for name, (kind, shape, at) in tensors.items()}
     return Header(tensors=placed, about=about, crc32=zlib.crc32(text, zlib.crc32(start)))
@@ -164,30 +132,11 @@ def _are_counts(numbers: list[Any]) -> bool:
     return len(numbers) <= 64 and all(type(each) is int and 0 <= each < 1 << 63 for each in numbers)
 
 
-def _pair(value: Any) -> list[Any]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise DamagedError("what it says could not be read is no list of pairs")
-    return value
+def _is_pair_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
 def checksum(about: dict[str, Any]) -> int:
     """Of what a shard says of itself, its checksums apart."""
     rest = {name: value for name, value in about.items() if name != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-def _loads(text: str) -> Any:
-    """JSON, in which no name comes twice and every number is one."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name comes twice")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")

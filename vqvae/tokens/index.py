@@ -4,6 +4,7 @@ Files that it names are those that the format says, and lie in its folder; no nu
 """
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,9 +14,9 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from safefolder.tensors import read_json
-from vqvae.tokens import headers, origins
+from vqvae.tokens import origins
 from vqvae.tokens.layout import CLASS_NAME, FORMAT, INDEX_NAME, MAX_NUMBER, Layout, code_dtype, shard_name
+from vqvae.tokens.plain import DamagedError, ForeignError, loads, read_text
 
 # Of the file: some hundred bytes for each shard, and for each image that could not be read.
 MAX_BYTES = 1 << 27
@@ -50,15 +51,16 @@ def read_plain(folder: Path) -> dict[str, Any] | None:
         ValueError: it is no JSON, or no file that is read.
     """
     path = folder / INDEX_NAME
-    if not path.is_file():
-        if path.exists() or path.is_symlink():
-            raise ValueError(f"{path} is no regular file; remove it")
+    if not os.path.lexists(path):
         return None
-    if not headers.is_inside(path):
-        raise ValueError(f"{path} is a link to a file outside its folder; put the file itself there")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
-    return read_json(path)
+    try:
+        found = loads(read_text(path, MAX_BYTES))
+    except (ValueError, OSError, DamagedError, ForeignError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)[:200]
+        raise ValueError(f"{path} cannot be read as JSON: {reason}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {shown(found)}, expected an object")
+    return found
 
 
 def read_index(folder: Path) -> Index:
@@ -88,7 +90,7 @@ def read_index(folder: Path) -> Index:
         )
     try:
         return _index(_Fields(plain))
-    except _DamagedError as error:
+    except _WrongError as error:
         raise ValueError(f"the index of {folder} is damaged ({error}); {_AGAIN}") from error
 
 
@@ -99,7 +101,7 @@ def checksum(plain: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-class _DamagedError(Exception):
+class _WrongError(Exception):
     """What is wrong with an index."""
 
 
@@ -108,16 +110,16 @@ class _Fields:
 
     def __init__(self, plain: Any, of: str = ""):
         if not isinstance(plain, dict):
-            raise _DamagedError(f"{of or 'it'} is {shown(plain)}, expected an object")
+            raise _WrongError(f"{of or 'it'} is {shown(plain)}, expected an object")
         self.plain, self.of = plain, of
 
     def get(self, name: str, fits: Callable[[Any], bool], expected: str) -> Any:
         where = f"{self.of} {name}".strip()
         if name not in self.plain:
-            raise _DamagedError(f"{where} is missing")
+            raise _WrongError(f"{where} is missing")
         value = self.plain[name]
         if not fits(value):
-            raise _DamagedError(f"{where} is {shown(value)}, expected {expected}")
+            raise _WrongError(f"{where} is {shown(value)}, expected {expected}")
         return value
 
     def number(self, name: str, least: int, most: int = MAX_NUMBER) -> int:
@@ -146,10 +148,10 @@ def _index(fields: _Fields) -> Index:
     fields.number("format", FORMAT, FORMAT)
     grid = _numbers(fields, "grid", _MAX_AXES, _MAX_GRID)
     if not grid or prod(grid) > _MAX_GRID:
-        raise _DamagedError(f"grid is {shown(list(grid))}, expected axes whose product is at most {_MAX_GRID}")
+        raise _WrongError(f"grid is {shown(list(grid))}, expected axes whose product is at most {_MAX_GRID}")
     image_shape = _numbers(fields, "image_shape", 3, MAX_NUMBER)
     if len(image_shape) != 3:
-        raise _DamagedError(f"image_shape is {shown(list(image_shape))}, expected three numbers")
+        raise _WrongError(f"image_shape is {shown(list(image_shape))}, expected three numbers")
     num_codes = fields.number("num_codes", 1, 1 << 32)
     fields.get(
         "dtype", lambda value: value == str(code_dtype(num_codes)), f"{code_dtype(num_codes)}, of {num_codes} codes"
@@ -162,7 +164,7 @@ def _index(fields: _Fields) -> Index:
         for fields in (_Fields(each, "of what is unreadable one") for each in fields.array("unreadable"))
     )
     if not sum(rows) == fields.number("num_rows", 0) == num_images - len(unreadable):
-        raise _DamagedError(
+        raise _WrongError(
             f"its numbers contradict each other: {num_images} images, {sum(rows)} rows in shards, {len(unreadable)} "
             f"unreadable, and num_rows is {fields.plain['num_rows']}"
         )
@@ -170,7 +172,7 @@ def _index(fields: _Fields) -> Index:
     tokenizer = _tokenizer(_Fields(fields.plain.get("tokenizer"), "tokenizer"))
     source = fields.get("source", origins.is_note, "a name, or a name and a relative path")
     if "crc32" in fields.plain and fields.plain["crc32"] != checksum(fields.plain):
-        raise _DamagedError("its checksum differs")
+        raise _WrongError("its checksum differs")
     return Index(
         grid=grid,
         num_codes=num_codes,
@@ -228,7 +230,7 @@ def _shards(fields: _Fields, num_images: int, shard_size: int) -> tuple[tuple[in
     rows, checksums = [], []
     shards, num = fields.array("shards"), -(-num_images // shard_size)
     if len(shards) != num:
-        raise _DamagedError(f"shards are {len(shards)}, expected {num}, {shard_size} images in each")
+        raise _WrongError(f"shards are {len(shards)}, expected {num}, {shard_size} images in each")
     for number, plain in enumerate(shards):
         shard = _Fields(plain, f"of shard {number}")
         name = shard_name(number)

@@ -26,9 +26,10 @@ import safetensors.numpy
 import safefolder
 from safefolder.files import sweep
 from vqvae.tokens import headers, origins
-from vqvae.tokens.headers import DamagedError, ForeignError, Header
+from vqvae.tokens.headers import Header
 from vqvae.tokens.index import MAX_BYTES, checksum, read_plain
 from vqvae.tokens.layout import INDEX_NAME, Plan, shard_name
+from vqvae.tokens.plain import DamagedError, ForeignError
 
 _DTYPES = {"uint16": "U16", "uint32": "U32"}
 # What versions before this called files of theirs for the moment; the folder that ends so is of this one.
