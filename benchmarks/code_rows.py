@@ -5,7 +5,8 @@
 A set of random codes (16x16, uint16, shards of 8,192 rows) is read in batches of 1,024, in order and shuffled, twice by
 each process: the first epoch touches every shard for the first time, which reads all of it and compares its checksums.
 `in memory`: the operating system has the files; `on the disk`: it was asked to let go of them before each process.
-`first batch` is how long that of the first epoch takes. With --against the same is measured of another checkout of this
+`first batch` is how long that of the first epoch takes, `CPU` is by the process's own time, which others on the machine
+leave as it is. With --against the same is measured of another checkout of this
 repository (as of `git worktree add`), process by process in turns. One thread of arithmetic; medians of the rounds, in
 thousands of rows a second.
 """
@@ -66,17 +67,19 @@ def measure(folder: Path, order: str) -> None:
     torch.set_num_threads(1)
     codes = CodeDataset(folder)
     stream = codes.batches(BATCH_SIZE, seed=0, epochs=2) if order == "shuffled" else codes.batches(BATCH_SIZE, epochs=2)
-    seconds, first, rows = [], 0.0, 0
-    start = time.perf_counter()
+    epochs, first, rows = [], 0.0, 0
+    start = time.perf_counter(), time.process_time()
     for batch in stream:
         rows += len(batch.codes)
-        first = first or time.perf_counter() - start
+        first = first or time.perf_counter() - start[0]
         if rows >= len(codes) - BATCH_SIZE:  # with a seed what is left at an epoch's end is dropped
-            seconds.append((time.perf_counter() - start) / rows)
-            start, rows = time.perf_counter(), 0
-            if len(seconds) == 2:
+            now = time.perf_counter(), time.process_time()
+            epochs.append([rows / (end - begin) for begin, end in zip(start, now, strict=True)])
+            start, rows = now, 0
+            if len(epochs) == 2:
                 break
-    print(json.dumps({"first": 1 / seconds[0], "second": 1 / seconds[1], "batch": first}))
+    (wall, cpu), (wall_again, cpu_again) = epochs
+    print(json.dumps({"wall": wall, "again": wall_again, "cpu": cpu, "cpu again": cpu_again, "batch": first}))
 
 
 def let_go(folder: Path) -> None:
@@ -123,12 +126,12 @@ def main() -> None:
             written = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
             found.setdefault((place, order, name), []).append(json.loads(written))
     print(f"{args.num_rows:,} rows of 16x16 codes\n")
-    print("| files | order | checkout | first epoch | second epoch | first batch |\n|---|---|---|---|---|---|")
+    print("| files | order | checkout | first epoch | second | first, CPU | second, CPU | first batch |")
+    print("|---|---|---|---|---|---|---|---|")
     for (place, order, name), rounds in found.items():
-        first, second, batch = (statistics.median(each[key] for each in rounds) for key in ("first", "second", "batch"))
-        print(
-            f"| {place} | {order} | {name} | {first / 1000:,.0f} | {second / 1000:,.0f} | {batch:.2f} s |", flush=True
-        )
+        median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+        speeds = " | ".join(f"{median[key] / 1000:,.0f}" for key in ("wall", "again", "cpu", "cpu again"))
+        print(f"| {place} | {order} | {name} | {speeds} | {median['batch']:.2f} s |")
 
 
 if __name__ == "__main__":

@@ -173,14 +173,13 @@ def test_no_flipped_byte_of_a_header_is_worse_than_a_damaged_shard(source, whole
     seen = set()
     codes = CodeDataset(folder)
     for at in range(length):
-        for bit in (at % 8, (at + 3) % 8):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
-            try:
-                seen.add(is_done(todo, 1))
-            except ValueError as error:
-                seen.add(str(error).split(" ")[2].rstrip(","))
-            with pytest.raises(ValueError, match=r"codes-00001\.safetensors .*; run `vqvae tokenize` again to mend it"):
-                copy.copy(codes).__getitems__([8])  # a copy has opened nothing
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at * 3 % 8]) + data[at + 1 :])
+        try:
+            seen.add(is_done(todo, 1))
+        except ValueError as error:
+            seen.add(str(error).split(" ")[2].rstrip(","))
+        with pytest.raises(ValueError, match=r"codes-00001\.safetensors .*; run `vqvae tokenize` again to mend it"):
+            copy.copy(codes).__getitems__([8])  # a copy has opened nothing
     assert False in seen
     assert seen <= {True, False, "codes-00001.safetensors"}  # white space may change, and the name of the class
 
