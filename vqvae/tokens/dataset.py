@@ -296,8 +296,9 @@ class CodeDataset(Dataset[Any]):
             raise self._damaged(shard, "has keys that do not follow one another")
         for name, most in (("codes", self.num_codes - 1), ("labels", (self.num_classes or 1) - 1)):
             found = arrays.get(name, np.empty(0, np.int64))
-            if found.size and (found.min() < 0 or found.max() > most):
-                wrong = found.min() if found.min() < 0 else found.max()
+            low = found.min(initial=0) if found.dtype.kind == "i" else 0
+            if low < 0 or found.max(initial=0) > most:
+                wrong = low if low < 0 else found.max()
                 raise self._damaged(shard, f"holds the {name[:-1]} {wrong}, expected 0 to {most}")
 
     def _damaged(self, shard: int, what: str) -> ValueError:

@@ -7,6 +7,7 @@
 That is a safetensors file; what is more here is that its tensors are those of a shard, and what "about" says.
 """
 
+import io
 import json
 import os
 import zlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vqvae.tokens.layout import CLASS_NAME
 from vqvae.tokens.plain import DamagedError, ForeignError, loads, opened
@@ -23,7 +24,7 @@ from vqvae.tokens.plain import DamagedError, ForeignError, loads, opened
 _MAX_HEADER = 100_000_000
 _SIZES = {"U8": 1, "U16": 2, "U32": 4, "I64": 8}
 _KINDS = {"codes": ("U16", "U32"), "key_bytes": ("U8",), "key_ends": ("I64",), "labels": ("I64",)}
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +68,19 @@ def read_checked(path: Path) -> tuple[Header, bool]:
         return header, _holds_its_bytes(file, header)
 
 
-def _holds_its_bytes(file: BinaryIO, header: Header) -> bool:
+def _holds_its_bytes(file: io.BufferedReader, header: Header) -> bool:
+    block = memoryview(bytearray(_BLOCK))
     for name, (kind, shape, start) in header.tensors.items():
         file.seek(start)
         found, left = 0, prod(shape) * _SIZES[kind]
-        while left and (block := file.read(min(left, _BLOCK))):
-            found, left = zlib.crc32(block, found), left - len(block)
+        while left and (num := file.readinto(block[: min(left, _BLOCK)])):
+            found, left = zlib.crc32(block[:num], found), left - num
         if header.about["crc32"].get(name) != found:
             return False
     return True
 
 
-def _header(file: BinaryIO) -> Header:
+def _header(file: io.BufferedReader) -> Header:
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")

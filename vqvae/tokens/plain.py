@@ -4,12 +4,13 @@
 bytes of file names that are no UTF-8, as `os.fsdecode` gives them.
 """
 
+import io
 import json
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _MOST_LEVELS = 100
 
@@ -22,7 +23,7 @@ class ForeignError(Exception):
     """A file that holds something else."""
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> io.BufferedReader:
     """A regular file of a folder, open.
 
     Raises:
