@@ -110,6 +110,15 @@ def _sweep(left: Path) -> None:
         _remove(left)
 
 
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; what others are at work on stays."""
+    everyone = _beside(_target(path), "writing")
+    with contextlib.suppress(OSError):
+        for left in everyone.iterdir():
+            _sweep(left)
+        everyone.rmdir()
+
+
 def recover(path: Path) -> None:
     """Finish a folder exchange that was cut between its two renames (see `replacing`)."""
     path = _target(path)
@@ -139,6 +148,10 @@ def replacing(path: Path) -> Iterator[Path]:
         recover(path)
         with _scratch(path) as new:
             yield new
+            if path.is_dir() and not new.is_dir():
+                raise ValueError(
+                    f"{given} is a folder, and what was to be written there is a file; nothing was changed, name a file"
+                )
             _share(new)
             _sync(new)
             if path.is_dir():

@@ -81,8 +81,8 @@ def test_public_names():
             "Tokenized",
             "Tokenizer",
         ),
-        *("encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize", "tokenize_on_ray"),
-        *("write_parquet", "write_shard"),
+        *("check_same_origin", "encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize"),
+        *("tokenize_on_ray", "write_parquet", "write_shard"),
     ]
     modules = (vqvae, priors, safefolder, vqvae.quantizers, vqvae.likelihoods, vqvae.data, vqvae.em, vqvae.codec)
     modules += (vqvae.interop, vqvae.tokens)

@@ -22,6 +22,9 @@ def load_data(run: Run) -> dict[str, Images]:
     try:
         return {split: load_images(run.data.source, split, **options) for split in ("train", "test")}
     except ValueError as error:
+        if run.codes is not None:
+            text = f"the images of {run.codes} cannot be read, name them with --data.source: {error}"
+            raise ValueError(text) from error
         if run.preset != "folder" or run.data.source != PRESETS["folder"].data.source:
             raise
         raise ValueError(f"{error}; name your images with --data.source") from error

@@ -288,8 +288,9 @@ def source_of(codes: Path) -> str:
 
 
 def images_of(codes: Path) -> str:
-    """Where the images of a tokenized set were read from."""
-    return CodeDataset(codes / "train").source
+    """Where the images of a tokenized set lie; what no set is called where it does not say."""
+    found = CodeDataset(codes / "train")
+    return found.source or f"{found.source_name} (of which {codes} does not say where)"
 
 
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:

@@ -19,7 +19,7 @@ from training.options import Run
 from training.run_folder import Session
 from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images, index_batches
-from vqvae.tokens import CodeDataset
+from vqvae.tokens import CodeDataset, check_same_origin
 
 # Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
 NUM_WATCHED = 512
@@ -58,7 +58,7 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
     """
     fabric, run, metrics = session.fabric, session.run, session.metrics
     if run.codes is not None:
-        train, test = (stored_codes(run.codes, split, model) for split in ("train", "test"))
+        train, test = stored_parts(run.codes, model)
         return PriorData(
             batches=functools.partial(_stored_batches, train),
             parts=functools.partial(_stored_parts, train),
@@ -97,14 +97,20 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
 def check_codes(run: Run, model: Autoencoder) -> None:
     """ValueError, before anything is written, for codes that `prior_data` would refuse."""
     if run.codes is not None:
-        for split in ("train", "test"):
-            stored_codes(run.codes, split, model)
+        stored_parts(run.codes, model)
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
     """How many classes what `prior_data` gives has; None without labels. Errors as there."""
     known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
     return known.num_classes
+
+
+def stored_parts(folder: Path, model: Autoencoder) -> tuple[CodeDataset, CodeDataset]:
+    """Both parts of a tokenized set, if they are of this model and of one source. Errors as `stored_codes`."""
+    train, test = (stored_codes(folder, split, model) for split in ("train", "test"))
+    check_same_origin(train, test)
+    return train, test
 
 
 def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:

@@ -58,6 +58,8 @@ def check_trained_on(model: Any, prior: Any, name: str, advice: str) -> None:
 def _add(digest: Digest, module: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
+        if tensor.is_meta:
+            raise ValueError(f"{name} of {type(module).__name__} is on the device meta, which holds no numbers")
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())

@@ -1,9 +1,11 @@
 """What commands share: models, priors and codecs from what the user names, and lines for the user."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -25,6 +27,45 @@ def at_least_one(value: int, name: str) -> None:
     """ValueError unless an option's value is positive."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; of "auto" a GPU if there is one.
+
+    Raises:
+        ValueError: there is none, or it cannot compute, as meta; with what there is.
+    """
+    there = _devices()
+    expected = (
+        f"this machine has {len(there) - 1} GPU(s) that torch can use; expected auto, or one of {', '.join(there)}"
+    )
+    name = there[-1] if name == "auto" else name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch is to give up
+            device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:NUMBER, got {printable(name)!r}; {expected}"
+        ) from error
+    reason = ""
+    if device.type in {torch.device(each).type for each in there} and (device.type != "cpu" or not device.index):
+        try:
+            # Made and read for real: a driver too old, or a GPU that others have filled, shows only so.
+            if (torch.arange(3, device=device) + 1).sum().item() == 6:
+                return device
+        except Exception as error:  # torch has many kinds for this, and so have drivers
+            reason = f" ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
+    raise ValueError(f"got --device {printable(name)}; {expected}{reason}")
+
+
+def _devices() -> list[str]:
+    """The names of the devices that torch knows here; what is taken unless one is named comes last."""
+    there = ["cpu"]
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is not None:
+        there += [f"{found.type}:{number}" for number in reversed(range(torch.accelerator.device_count()))]
+    return there
 
 
 def has_prior(source: str) -> bool:
