@@ -58,7 +58,6 @@ class Images(Dataset, ABC):
     name: str
     labels: Tensor | None = None
     unlabelled: int = 0
-    label_note: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -85,7 +84,7 @@ class Images(Dataset, ABC):
         """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
         return str(range(len(self))[index])
 
-    def digest(self, indices: range, *, times: bool = True) -> str:
+    def digest(self, indices: range) -> str:
         """32 hexadecimal digits that change where the set has other images or labels at `indices`.
 
         Where the source lies is no part of it. Raises OSError where that can't be found out.
