@@ -116,7 +116,7 @@ def test_broken_rows_are_named_and_skipped(tmp_path: Path):
     write_parquet(tmp_path / "validation.parquet", image=images[:1], label=[0])
     loaded = load_images(tmp_path)
     assert loaded.num_classes is None
-    assert loaded.label_note == "1 of 6 images has no label: no labels are used"
+    assert loaded.label_note == "1 of 6 images has no label, so none are used"
     batch = loaded.__getitems__(range(5))
     assert batch.images.equal(chw(pixels)[None])
     assert [name for name, _ in batch.skipped] == ["row 1 (cut.png)", "row 2", "row 3 (gone.png)", "row 4"]
@@ -144,7 +144,7 @@ def test_labels_are_counted_where_some_lack(tmp_path: Path):
     for label, lacking in (([0, None] * 4 + [1], 4), ([-1] * 9, 0), ([None] * 8 + [3], 8), ([None] * 9, 0)):
         loaded = load_images(write_parquet(tmp_path / "a.parquet", image=image, label=label))
         assert loaded.num_classes is None
-        assert loaded.label_note == (f"{lacking} of 9 images have no label: no labels are used" if lacking else "")
+        assert loaded.label_note == (f"{lacking} of 9 images have no label, so none are used" if lacking else "")
 
 
 def test_a_disk_that_fails_under_a_row_group_is_tried_again(

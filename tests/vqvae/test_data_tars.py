@@ -214,7 +214,7 @@ IMAGE = encoded(PIXELS[0])
 
 
 def test_labels_that_can_be_none_are_named(tmp_path: Path):
-    above = "labels go up to {} (1 of 2 are above 1,048,575), which are no numbers of classes; number them from 0"
+    above = "labels go up to {} (1 of 2 are above 1,048,575, and no numbers of classes)"
     most = f"{(1 << 63) - 1:,}"
     cases = [(".cls", b"9" * number, above.format(most)) for number in (30, 1000)]
     unusable = "1 of 2 labels can't be used (the first is that of b.cls in a.tar)"
@@ -226,7 +226,7 @@ def test_labels_that_can_be_none_are_named(tmp_path: Path):
         members = [("a.png", IMAGE), ("a.cls", b"0"), ("b.png", IMAGE), ("b" + ending, data)]
         images = load_images(plain_tar(tmp_path / "a.tar", members))
         assert images.num_classes is None
-        assert images.label_note == f"{note}: no labels are used"
+        assert images.label_note.startswith(f"{note}, so none are used")
     members = [("a.png", IMAGE), ("a.cls", b"1048575"), ("b.png", IMAGE), ("b.cls", b"+0\n")]
     assert load_images(plain_tar(tmp_path / "a.tar", members)).num_classes == 1 << 20
 
@@ -236,7 +236,7 @@ def test_json_that_is_no_label_is_none(tmp_path: Path):
         members = [(f"{i}.png", IMAGE) for i in range(12)] + [(f"{i}.json", b'{"label": 1}') for i in range(11)]
         images = load_images(plain_tar(tmp_path / "a.tar", [*members, ("11.json", data)]))
         assert images.num_classes is None
-        assert images.label_note == "1 of 12 images has no label: no labels are used"
+        assert images.label_note == "1 of 12 images has no label, so none are used"
 
 
 def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
@@ -252,11 +252,11 @@ def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
     assert test[0][1] == 3
     plain_tar(tmp_path / "test.tar", [("x.png", IMAGE)])
     assert load_images(tmp_path).class_names is None
-    assert load_images(tmp_path).label_note == "1 of 7 images has no label: no labels are used"
+    assert load_images(tmp_path).label_note == "1 of 7 images has no label, so none are used"
     plain_tar(tmp_path / "test.tar", [("x.png", IMAGE), ("x.cls", b"3")])
     images = load_images(tmp_path)
     assert images.class_names is images.labels is None
-    assert images.label_note == "6 of 7 labels are names and 1 are numbers: no labels are used"
+    assert images.label_note == "6 of 7 labels are names and 1 are numbers, so none are used"
     members = [("x.png", IMAGE), ("x.cls", b"3"), ("y.png", IMAGE), ("y.cls", b"bee")]
     assert "1 of 2 labels are names" in load_images(plain_tar(tmp_path / "test.tar", members)).label_note
 

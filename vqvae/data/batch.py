@@ -61,7 +61,8 @@ class Batch(Sequence[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         for name, reason in self.skipped:
-            warnings.warn(f"{name} is left out, as it can't be read as an image: {reason}", stacklevel=2)
+            # From here, not from the caller's line: collating goes through a batch twice, and once is enough.
+            warnings.warn(f"{name} is left out, as it can't be read as an image: {reason}", stacklevel=1)
         return map(self.__getitem__, range(len(self)))
 
     def pin_memory(self) -> "Batch":

@@ -73,7 +73,7 @@ def names_of(folder: Path, *, follow: bool = True, unreadable: Callable[[str], N
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if not _is_folder(entry):
+                    if not is_folder(entry):
                         yield prefix + entry.name
                     elif not entry.is_symlink():
                         waiting.append(f"{prefix}{entry.name}/")
@@ -91,7 +91,8 @@ def names_of(folder: Path, *, follow: bool = True, unreadable: Callable[[str], N
                 raise
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:

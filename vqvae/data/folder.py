@@ -110,7 +110,7 @@ def images_of(found: Layout, split: str, *, size: Size, channels: int | None) ->
     check_split(split)
     side, channels = wanted(size, channels)
     assert side is not None
-    parts = found.parts("images")
+    parts = found.parts("images", split)
     part = parts.get(split, parts["train"])
     chosen = part.names
     if "test" not in parts:

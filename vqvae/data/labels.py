@@ -94,14 +94,12 @@ class Classes:
         if named and numbered:
             reasons.append(f"{named:,} of {num:,} labels are names and {numbered:,} are numbers")
         if above:
-            reasons.append(
-                f"labels go up to {codes.max():,} ({above:,} of {num:,} are above {MAX_LABEL:,}), which are no numbers "
-                "of classes; number them from 0"
-            )
+            beyond = f"{above:,} of {num:,} are above {MAX_LABEL:,}, and no numbers of classes"
+            reasons.append(f"labels go up to {codes.max():,} ({beyond})")
         if len(used) > MAX_LABEL + 1:
             reasons.append(f"labels have {len(used):,} different names, more than the {MAX_LABEL + 1:,} of classes")
         if reasons:
-            note = f"{'; '.join(reasons)}: no labels are used"
+            note = f"{' and '.join(reasons)}, so none are used{'; number them from 0' if above else ''}"
             return cls(note="".join(each if each.isprintable() else "?" for each in note))
         if named:
             return cls(num_classes=len(used), class_names=tuple(sorted(used)))

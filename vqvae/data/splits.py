@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqvae.data.decode import SUFFIXES
-from vqvae.data.files import names_of
+from vqvae.data.files import is_folder, names_of
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing")
@@ -69,10 +69,11 @@ class Layout:
         """Those of `KINDS` that are there."""
         return [kind for kind in KINDS if any(kind in by_kind for _, by_kind in self.found.values())]
 
-    def parts(self, kind: str, beside: tuple[str, ...] = ()) -> dict[str, Part]:
-        """The files of one kind: of "train", and of "test" where the folder has such a part.
+    def parts(self, kind: str, split: str, beside: tuple[str, ...] = ()) -> dict[str, Part]:
+        """The files of one kind: of "train", and of "test" where the folder has such a part, which may be empty.
 
-        beside: kinds that may be there too. Raises ValueError where the kind is not there, or others are.
+        split: the part that is wanted. beside: kinds that may be there too. Raises ValueError where there is nothing of
+        the kind in that part or to train on, and where other kinds are.
         """
         kinds = self.kinds
         if kind not in kinds:
@@ -90,10 +91,11 @@ class Layout:
             whole = found.pop("")
             found = {"train": whole} if kind == "images" else _by_names(whole, kind)
             _check_inside(whole)
-        for part in found.values():
-            if not part.names:
+        for part in ("train", split if split in found else "train"):
+            if not found[part].names:
                 raise ValueError(
-                    f"{part.folder} holds no {kind}, and is named as a part of a set: put some there, or remove it"
+                    f"{found[part].folder} holds no {kind}, and is named as a part of a set; expected some there, or "
+                    "no such folder"
                 )
         if "test" in found and kind != "images":
             _check_others(*(found[part].paths for part in ("train", "test")))
@@ -168,7 +170,7 @@ def _entries(folder: Path) -> tuple[list[str], str | None]:
             if entry.name.startswith("."):
                 continue
             gone = entry.name.casefold() in _GROUPS and not os.path.exists(entry.path)
-            if gone or os.path.isdir(entry.path):
+            if gone or is_folder(entry):
                 folders.append(entry.name)
             elif _kind_of(entry.name) is not None:
                 files.append(entry.name)

@@ -157,10 +157,11 @@ def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | N
 
     Images beside the parquet files are theirs, if rows name files.
     """
+    check_split(split)
     name = str(found.folder)
-    tables = _tables(found.parts("parquet files", beside=("images",)), name)
+    tables = _tables(found.parts("parquet files", split, beside=("images",)), name)
     if "images" in found.kinds and not _name_files(tables["train"], name):
-        found.parts("parquet files")  # which is an error
+        found.parts("parquet files", split)  # which is an error
     return _images(tables, split, size, channels, name)
 
 
@@ -262,7 +263,9 @@ def _of_files(paths: list[Path], name: str) -> _Table:
                 )
             )
     with _reading(name):
-        return _Table(data=pyarrow.dataset.dataset(list(map(str, paths)), format="parquet"), sources=sources)
+        files = list(map(str, paths))
+        data = pyarrow.dataset.dataset(files, format="parquet", schema=sources[0].schema if sources else None)
+        return _Table(data=data, sources=sources)
 
 
 def _file_column(path: Path, num_rows: int, name: str) -> pyarrow.ChunkedArray:
@@ -340,18 +343,26 @@ def _images(
 def _column(part: _Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
     """The column of images, in memory if it is small or mapped."""
     if isinstance(part.data, pyarrow.dataset.FileSystemDataset):
-        groups, num_bytes = [], 0
-        for file, source in enumerate(part.sources):
-            for number in range(source.metadata.num_row_groups):
-                group = source.metadata.row_group(number)
-                groups.append((file, number, group.num_rows))
-                chunks = [group.column(each) for each in range(group.num_columns)]
-                num_bytes += sum(
-                    each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == image
-                )
-        if num_bytes > HELD_BYTES:
-            return RowGroups(part.data.files, image, groups)
+        groups = [
+            (file, number, source.metadata.row_group(number))
+            for file, source in enumerate(part.sources)
+            for number in range(source.metadata.num_row_groups)
+        ]
+        # Of columns only where it matters: over what some damaged files say of them pyarrow ends the process.
+        if sum(group.total_byte_size for *_, group in groups) > HELD_BYTES and _num_bytes(part, image) > HELD_BYTES:
+            return RowGroups(part.data.files, image, [(file, number, group.num_rows) for file, number, group in groups])
     return part.data.to_table(columns=[image]).column(0)
+
+
+def _num_bytes(part: _Table, image: str) -> int:
+    """Bytes of the encoded images in parquet files, unpacked."""
+    num_bytes = 0
+    for metadata in (source.metadata for source in part.sources):
+        paths = [metadata.schema.column(each).path for each in range(metadata.num_columns)]
+        places = [place for place, path in enumerate(paths) if path.split(".")[0] == image]
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            num_bytes += sum(group.column(place).total_uncompressed_size for place in places)
+    return num_bytes
 
 
 def _first_rows(part: _Table, image: str, name: str) -> pyarrow.ChunkedArray:

@@ -74,8 +74,9 @@ def given_labels(schema: pyarrow.Schema, column: str, num_rows: int, read: ReadC
     if kinds.is_integer(values.type):
         numbers = values.fill_null(0).to_numpy()
         known = values.is_valid().to_numpy()
-        # Unsigned ones may be larger than any that are signed.
-        numbers = np.minimum(numbers, np.iinfo(np.int64).max).astype(np.int64)
+        if numbers.dtype == np.uint64:
+            numbers = np.minimum(numbers, np.uint64(np.iinfo(np.int64).max))
+        numbers = numbers.astype(np.int64)
         return Given(codes=np.where(known, np.maximum(numbers, NONE), NONE))
     binary = pyarrow.large_binary() if kinds.is_large_string(values.type) else pyarrow.binary()
     if kinds.is_string_view(values.type):

@@ -118,7 +118,8 @@ def image_archives(
 
 def archives_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageArchives:
     """`image_archives` for a folder of which it is known what it holds."""
-    return _archives(found.parts("archives"), str(found.folder), split, size, channels)
+    check_split(split)
+    return _archives(found.parts("archives", split), str(found.folder), split, size, channels)
 
 
 def _archives(
@@ -126,7 +127,7 @@ def _archives(
 ) -> ImageArchives:
     check_split(split)
     side, channels = wanted(size, channels)
-    paths = {part: each.paths for part, each in files.items()}
+    paths = {part: each.paths for part, each in files.items() if each.names}
     found = _indices(paths, source)
     parts = {part: ArchiveIndex.joined(each) for part, each in found.items()}
     for part, index in parts.items():
@@ -144,9 +145,9 @@ def _archives(
     else:
         shape = (channels, side, side)
     classes = Classes.of(every.labels)
-    where = split if split in parts else "train"
+    where = split if split in files else "train"
     chosen = parts[where]
-    if "test" not in parts:
+    if "test" not in files:
         held = held_out(chosen.name(each) for each in range(len(chosen.offsets)))
         chosen = chosen.at(np.flatnonzero(held == (split == "test")))
     if not len(chosen.offsets):
@@ -164,7 +165,7 @@ def _archives(
     images.label_note = classes.note
     if classes.num_classes is None and not classes.note and every.stray:
         images.label_note = (
-            f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}: no labels are used"
+            f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}, so none are used"
         )
     return images
 
