@@ -305,9 +305,7 @@ def _images(
     image = image_column(parts["train"].sources[0].schema, name)
     for source in (each for table in parts.values() for each in table.sources):
         if source.schema.names.count(image) != 1 or not holds_bytes(source.schema.field(image).type):
-            raise ValueError(
-                f"{name} has a column {image} of encoded images in some files and not in all; expected one"
-            )
+            raise ValueError(f"{name} has a column {image} of encoded images in some files and not in all of them")
     if side is None or channels is None:
         first_size, first_channels = _first(parts["train"], image, name)
         shape = (channels or first_channels, *(first_size if side is None else (side, side)))

@@ -38,8 +38,11 @@ def image_column(schema: pyarrow.Schema, name: str) -> str:
 def holds_bytes(kind: pyarrow.DataType) -> bool:
     """Whether a column of this type may hold encoded images."""
     if kinds.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
+        fields = {field.name: field.type for field in kind}
+        # Where all rows name files there are no bytes to tell a type from.
+        return "bytes" in fields and (
+            _is_binary(fields["bytes"]) or (kinds.is_null(fields["bytes"]) and "path" in fields)
+        )
     return _is_binary(kind)
 
 

@@ -83,7 +83,7 @@ class RowFiles:
     """
 
     def __init__(self, folders: Sequence[Sequence[Path | None]], ends: Sequence[int]):
-        self.bases = [some[0] for some in folders]
+        self.bases = [None if some[0] is None else os.path.abspath(some[0]) for some in folders]
         self.inside = [
             tuple(os.path.join(os.path.realpath(folder), "") for folder in some if folder is not None)
             for some in folders
