@@ -361,6 +361,21 @@ def test_case_30_relative_paths_go_out_from_the_parquet_file(tmp_path: Path, mon
         assert (load_images(tmp_path / "set" / "a.parquet")[0][0] == 7).all()
 
 
+def test_case_08_a_digest_tells_files_that_rows_name_from_others(tmp_path: Path):
+    save(tmp_path / "0.png", noise(4, 4))
+    path = write_rows(tmp_path / "a.parquet", [{"bytes": None, "path": "0.png"}] * 3)
+    images = load_images(path)
+    timed, bare = images.digest(range(2)), images.digest(range(2), times=False)
+    os.utime(tmp_path / "0.png", ns=(0, 1))
+    assert images.digest(range(2)) != timed
+    assert images.digest(range(2), times=False) == bare
+    save(tmp_path / "0.png", noise(9, 9))
+    assert images.digest(range(2), times=False) != bare
+    (tmp_path / "0.png").unlink()
+    gone = images.digest(range(2), times=False)
+    assert gone not in (timed, bare)
+
+
 def test_images_beside_parquet_files_are_those_that_rows_name(tmp_path: Path):
     for number in range(4):
         save(tmp_path / "images" / f"{number}.png", np.full((4, 4), number, np.uint8))

@@ -60,10 +60,11 @@ class ImageTable(EncodedImages):
 
     column: structs with a binary field `bytes` (and, where that is null, the `path` of a file),
     or binary. rows: which of its rows make up the set, in which order. labels: int64, one for
-    each of `rows`. To `digest` a row is its encoded bytes; of a column above 1 GiB only how many
-    they are, and of row groups that are read when asked for the file's name, size and time of
-    change. files: where those that rows name may lie; without it none is read. Raises ValueError
-    where there are no rows or no image can be read.
+    each of `rows`. files: where those that rows name may lie; without it none is read. To `digest`
+    a row is its encoded bytes, or the path, size and time of change of the file that it names; of a
+    column above 1 GiB only how many bytes they are, and of row groups that are read when asked for
+    the parquet file's name, size and time of change. Raises ValueError where there are no rows or
+    no image can be read.
     """
 
     def __init__(
@@ -113,8 +114,22 @@ class ImageTable(EncodedImages):
             path, data = b"", value
             if isinstance(value, pyarrow.StructScalar):
                 path, data = repr(value.get("path")).encode(), value["bytes"] if value.is_valid else None
-            held = None if data is None else data.as_buffer()
-            yield path + b"\0" + (b"-" if held is None else bytes(held) if whole else b"%d" % held.size)
+            held = data.as_buffer() if data is not None and data.is_valid else None
+            if held is None:
+                yield path + b"\0-" + self._file_stamp(value, row, times)
+            else:
+                yield path + b"\0" + (bytes(held) if whole else b"%d" % held.size)
+
+    def _file_stamp(self, value: pyarrow.Scalar, row: int, times: bool) -> bytes:
+        """Size and time of the file that a row names; nothing where there is none."""
+        try:
+            source = _source(value, row, self.files)
+            if not isinstance(source, Path):
+                return b""
+            status = check_regular(source)
+        except (OSError, ValueError):
+            return b""
+        return b"%d" % status.st_size + (b" %d" % status.st_mtime_ns if times else b"")
 
 
 def _source(value: pyarrow.Scalar, row: int, files: RowFiles | None) -> Path | BytesIO:

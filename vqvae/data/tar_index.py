@@ -110,8 +110,8 @@ def index_of(path: Path, size: int, changed: int) -> ArchiveIndex:
             if not stem or not dot:
                 continue
             images = samples.setdefault(folder + slash + stem, [])
-            whole, suffix = os.path.splitext(name)
-            suffix = suffix.lower()
+            whole, dot, suffix = name.rpartition(".")
+            suffix = dot + suffix.lower()
             if suffix in SUFFIXES:
                 images.append((name, start, length))
             elif suffix in (".cls", ".json"):
@@ -145,7 +145,11 @@ def _taken(
     alone: dict[str, str] = {}
     beside: dict[str, str] = {}
     for key, images in samples.items():
-        endings = [_ending(name) for name, _, _ in images]
+        if len(images) == 1 and "." not in images[0][0][len(key) + 1 :]:
+            taken.append((key, images[0]))
+            continue
+        # What follows the first dot, in small letters, with all numbers made 0.
+        endings = [re.sub(r"[0-9]+", "0", name[len(key) + 1 :].lower()) for name, _, _ in images]
         between = [ending.rpartition(".")[0] for ending in endings]
         if between and between[0] and len(set(endings)) == 1:
             # One image; or several whose endings differ in numbers only, so that the dots belong to their names.
@@ -168,18 +172,14 @@ def _taken(
     return taken, alone, beside
 
 
-def _ending(name: str) -> str:
-    """What follows the first dot of a member's name, in small letters, with all numbers made 0."""
-    return re.sub(r"[0-9]+", "0", name.rpartition("/")[2].partition(".")[2].lower())
-
-
 def _is_number(between: str) -> bool:
     return bool(between) and not between.strip("0.")
 
 
 def _source_of(name: str, key: str, labels: dict[str, int | str | None]) -> str | None:
     """Which of the labels is an image's: that of its own name without the ending, or of its sample's key."""
-    for whole in dict.fromkeys((os.path.splitext(name)[0], key)):
+    own = name.rpartition(".")[0]
+    for whole in (key,) if own == key else (own, key):
         for suffix in (".cls", ".json"):
             if labels.get(whole + suffix) is not None:
                 return whole + suffix

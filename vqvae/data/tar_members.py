@@ -18,6 +18,7 @@ class _Headers:
         self.file = file
         self.size = file.seek(0, os.SEEK_END)
         file.seek(0)
+        self.tell = file.tell
 
     def read(self, length: int) -> bytes:
         if not 0 <= length <= _MAX_HEADER:
@@ -26,9 +27,6 @@ class _Headers:
 
     def seek(self, position: int) -> int:
         return self.file.seek(min(position, self.size))  # from where on there is nothing to read
-
-    def tell(self) -> int:
-        return self.file.tell()
 
 
 def members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:

@@ -53,14 +53,12 @@ class ImageArchives(EncodedImages):
     """Images inside tar files, read when asked for. Of each image memory holds its name and some 30 bytes.
 
     To `digest` an image is its member's name, place and size, and its archive's name, size and time of change.
-    Made by `image_archives`. `archives`: by their paths from `folder`, which are part of the images' keys.
-    Raises ValueError where none of them can be read.
+    Made by `image_archives`. Raises ValueError where none of them can be read.
     """
 
     def __init__(
         self,
-        folder: Path,
-        archives: list[str],
+        archives: list[Path],
         index: ArchiveIndex,
         shape: tuple[int, int, int],
         labels: Int64[Tensor, " n"] | None = None,
@@ -70,19 +68,22 @@ class ImageArchives(EncodedImages):
         name: str = "archives",
     ):
         super().__init__(shape, labels, num_classes, class_names, name)
-        self.folder, self.archives, self._index = folder, archives, index
+        self.archives, self._index = archives, index
+        # By names alone, unless archives in several folders may have the same.
+        folder = os.path.commonpath([path.parent for path in archives])
+        self._names = [os.path.relpath(path, folder or os.curdir) for path in archives]
         self.check_readable()
 
     def __len__(self) -> int:
         return len(self._index.offsets)
 
     def key(self, index: int) -> str:
-        """The archive's path from its folder, "/", and the member's."""
+        """The archive's path from the folder that holds them all, "/", and the member's."""
         index = range(len(self))[index]
-        return f"{self.archives[self._index.archives[index]]}/{os.fsdecode(self._index.name(index))}"
+        return f"{self._names[self._index.archives[index]]}/{os.fsdecode(self._index.name(index))}"
 
     def _encoded(self, index: int) -> BytesIO:
-        return _image(self.folder, self.archives, self._index, index)
+        return _image(self.archives, self._index, index)
 
     def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
         index = self._index
@@ -90,7 +91,7 @@ class ImageArchives(EncodedImages):
         for each in indices:
             archive = int(index.archives[each])
             if archive not in known:
-                path = self.folder / self.archives[archive]
+                path = self.archives[archive]
                 status = path.stat()
                 known[archive] = b"%b\0%d" % (os.fsencode(path.name), status.st_size)
                 known[archive] += b" %d" % status.st_mtime_ns if times else b""
@@ -113,7 +114,12 @@ def image_archives(
     if os.path.isdir(folder):
         return archives_of(layout(folder), split, size=size, channels=channels)
     names = [os.path.expanduser(each) for each in _expanded(str(source))]
-    return _archives({"train": _in_one_folder(names)}, str(source), split, size, channels)
+    for name in names:
+        if not os.path.exists(name):
+            raise ValueError(
+                f"{shown(name)} does not exist; expected a .tar file, a folder of them, or NAME-{{0..9}}.tar"
+            )
+    return _archives({"train": Part(Path(), names)}, str(source), split, size, channels)
 
 
 def archives_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageArchives:
@@ -139,8 +145,7 @@ def _archives(
     every = ArchiveIndex.joined([*parts.values()])
     check_alike(every, source)
     if side is None or channels is None:
-        first = files["train"]
-        first_size, first_channels = _first(first, parts["train"], source)
+        first_size, first_channels = _first(paths["train"], parts["train"], source)
         shape = (channels or first_channels, *(first_size if side is None else (side, side)))
     else:
         shape = (channels, side, side)
@@ -153,8 +158,7 @@ def _archives(
     if not len(chosen.offsets):
         raise ValueError(f"{source} has {len(every.offsets)} image(s), none of them for split={split!r}")
     images = ImageArchives(
-        files[where].folder,
-        files[where].names,
+        paths[where],
         chosen,
         shape,
         classes.labels(chosen.labels),
@@ -168,17 +172,6 @@ def _archives(
             f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}, so none are used"
         )
     return images
-
-
-def _in_one_folder(names: list[str]) -> Part:
-    """Archives by their paths from the folder that holds all of them."""
-    for name in names:
-        if not os.path.exists(name):
-            raise ValueError(
-                f"{shown(name)} does not exist; expected a .tar file, a folder of them, or NAME-{{0..9}}.tar"
-            )
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    return Part(Path(folder), [os.path.relpath(name, folder or os.curdir) for name in names])
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -225,25 +218,25 @@ def _status(path: Path) -> os.stat_result:
         raise ValueError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _image(folder: Path, archives: list[str], index: ArchiveIndex, at: int) -> BytesIO:
+def _image(archives: list[Path], index: ArchiveIndex, at: int) -> BytesIO:
     length = int(index.sizes[at])
     if length < 0:
         raise ValueError("the member is a link or a sparse file")
     if length > MAX_BYTES:
         raise ValueError(f"the member has {length:,} bytes; expected at most {MAX_BYTES:,}")
-    with open(os.path.join(folder, archives[index.archives[at]]), "rb") as file:
+    with archives[index.archives[at]].open("rb") as file:
         data = read_bytes(file, int(index.offsets[at]), length)
     if len(data) < length:
         raise OSError(errno.ESTALE, "the archive has become shorter")
     return BytesIO(data)
 
 
-def _first(files: Part, index: ArchiveIndex, name: str) -> tuple[tuple[int, int], int]:
+def _first(archives: list[Path], index: ArchiveIndex, name: str) -> tuple[tuple[int, int], int]:
     """Size (height, width) and channels of the first image that can be read."""
     reason = ""
     for at in range(min(len(index.offsets), _FIRST_IMAGES)):
         try:
-            found = read(_image(files.folder, files.names, index, at))
+            found = read(_image(archives, index, at))
         except (OSError, ValueError) as error:
             reason = str(error)
             continue
