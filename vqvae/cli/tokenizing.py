@@ -205,9 +205,8 @@ def _tell_unreadable(made: Tokenized, folder: Path) -> None:
 def _told(made: Tokenized, images: Images, place: _Place) -> str:
     text = f"{made.num_rows:,} rows in {made.num_shards:,} shards, {len(made.unreadable):,} unreadable; "
     text += speed(made.num_images, made.seconds) if made.num_images else "all was there already"
-    if images.unlabelled:
-        few = images.unlabelled == 1
-        text += f"; no labels, as {images.unlabelled:,} {'image has' if few else 'images have'} none"
+    if images.label_note:
+        text += f"; {images.label_note}"
     if not made.whole:
         text = f"rank {place.rank} of {place.world_size} made {text}; other ranks are still at work"
     return text
