@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from safefolder import hub
 from safefolder.cards import PICTURES
 from safefolder.files import recover, replacing_folder, write_text
-from safefolder.tensors import few, index_of, read_index, read_json, read_tensors, shard_name
+from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, read_index, read_json, read_tensors, shard_name
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
@@ -234,7 +234,7 @@ def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
         ValueError: it is corrupt, foreign, or of a newer format; `label` is what the error calls the folder.
     """
     label = str(folder) if label is None else label
-    config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}")
+    config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}", most_bytes=MOST_CONFIG_BYTES)
     if "format" not in config or "class" not in config:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: it has no 'format' and 'class'")
     if not isinstance(config["class"], str):

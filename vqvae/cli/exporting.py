@@ -11,7 +11,7 @@ from safefolder.files import check_replaceable
 from safefolder.hub import download, is_hub_id
 from safefolder.tensors import MOST_CONFIG_BYTES, is_file, read_json
 from vqvae import VQVAE, Autoencoder
-from vqvae.cli.common import Model, Output, has_prior, load_prior, tell
+from vqvae.cli.common import Model, Output, check_pair, has_prior, load_prior, tell
 from vqvae.data import batches, load_images
 from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
 
@@ -38,7 +38,10 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
     """
     _check_free(output, run_or_model)
     if to == "llama":
-        prior = load_prior(run_or_model, None if has_prior(run_or_model) else run_or_model)
+        is_run = has_prior(run_or_model)
+        prior = load_prior(run_or_model, None if is_run else run_or_model)
+        if is_run:
+            check_pair(Autoencoder.from_pretrained(run_or_model), prior, run_or_model)
         save_llama(prior, output)
         print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
         return
