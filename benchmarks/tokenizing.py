@@ -147,7 +147,7 @@ def run(engine: str, name: str, scratch: Path, num_images: int) -> dict[str, flo
     for process in processes:
         written, _ = process.communicate()
         if process.returncode:
-            raise SystemExit(f"{engine} failed on {name}: {command}")
+            raise SystemExit(f"{engine} failed on {name}: {process.args}")
         found.append(json.loads(written.decode().splitlines()[-1]))
     start, end = min(each["start"] for each in found), max(each["end"] for each in found)
     images = found[0]["images"]

@@ -20,7 +20,7 @@ def read_shards(folder: Path) -> None:
     print(f"{index['num_rows']} rows of codes 0..{index['num_codes'] - 1}, grid {index['grid']}, {index['dtype']}")
     counts = np.zeros(index["num_codes"], np.int64)
     for shard in index["shards"]:
-        tensors = load_file(folder / shard["file"])
+        tensors = load_file(folder / Path(shard["file"]).name)  # of this folder, whatever the index says
         counts += np.bincount(tensors["codes"].ravel(), minlength=index["num_codes"])
         ends = tensors["key_ends"]  # of each row's key among the bytes of all keys
         # A file's name may be bytes that are no UTF-8.

@@ -7,11 +7,12 @@ lives, which labels it takes, and how to be saved and loaded; what stands at a p
 import inspect
 import math
 import numbers
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -23,18 +24,52 @@ from safefolder import arrays
 from safefolder.arrays import Labels
 
 AnyModel = TypeVar("AnyModel", bound="GridModel")
+# That of images of 16,384 x 16,384 pixels at 8 to a code. Some models hold numbers of each position.
+MAX_POSITIONS = 1 << 22
+
+
+_DIGESTS = re.compile("[0-9a-f]{64} ([0-9a-f]{32}|None)")
+
+
+class TrainedOn(NamedTuple):
+    """What a model over latents was trained on, by hexadecimal digests, so that it is not taken for another's.
+
+    Attributes:
+        tokenizer: of the tokenizer whose latents they were (`vqvae.fingerprint.of_tokenizer`).
+        images: of the images that it encoded (`vqvae.data.Images.digest`); None where there were none at hand.
+    """
+
+    tokenizer: str
+    images: str | None
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "TrainedOn | None":
+        """What a config.json says. ValueError for anything but what `save_pretrained` writes."""
+        if plain is None:
+            return None
+        fields = plain if isinstance(plain, dict) else {}
+        tokenizer, images = fields.get("tokenizer"), fields.get("images")
+        if (
+            not isinstance(tokenizer, str)
+            or not isinstance(images, str | None)
+            or not _DIGESTS.fullmatch(f"{tokenizer} {images}")
+        ):
+            raise ValueError(f"got trained_on {str(plain)[:100]}, expected digests of a tokenizer and of images")
+        return cls(tokenizer, images)
 
 
 class GridModel(nn.Module, ABC):
     """A distribution over grids, of codes (`Prior`) or of vectors (`ContinuousPrior`).
 
-    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model.
+    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, where that
+    is known: `train.py` sets it, and it is saved beside the weights.
     """
 
     def __init__(self, *, grid: Sequence[int], num_classes: int | None = None):
         super().__init__()
         self.grid = check_grid(grid)
         self.num_classes = None if num_classes is None else check_size(num_classes, "num_classes")
+        self.trained_on: TrainedOn | None = None
         # Says where the model lives and how precise it is, also for one that has no weights.
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
 
@@ -80,6 +115,8 @@ class GridModel(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; an earlier model is replaced whole, and anything else refused."""
         config = {"class": type(self).__name__, "format": 1, **self.config_fields()}
+        if self.trained_on is not None:
+            config["trained_on"] = self.trained_on._asdict()
         safefolder.save(Path(folder), config, dict(self.state_dict()))
 
     def push_to_hub(
@@ -124,30 +161,23 @@ class GridModel(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls: type[AnyModel], folder: str | Path, **hub: Unpack[safefolder.HubOptions]) -> AnyModel:
-        """Load a model from a folder or a hub id: `cls` or a subclass, whichever was saved.
+        """Load a model from its folder, from that of a run, or from a hub id: `cls` or a subclass, whichever was saved.
 
-        It comes in evaluation mode, on the CPU, with the type of weights that was saved. `hub` says which revision,
-        which folder inside, and how it is fetched: `safefolder.HubOptions`.
+        It comes in evaluation mode, on the CPU, with the type of weights that was saved; nothing else that the caller
+        has set plays a part. `hub` says which revision, which folder inside, and how it is fetched:
+        `safefolder.HubOptions`.
         Raises ValueError where there is no such model, or its weights do not fit its config.
         """
-        config, tensors = safefolder.load(folder, **hub)
-        kind = _concrete_class(cls, config.get("class"), folder)
-        fields = {name: config[name] for name in config if name not in ("class", "format")}
-        try:
-            # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
-            with torch.random.fork_rng(devices=[]):
-                model = kind._from_config_fields(fields)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder}: config.json does not fit {kind.__name__}: {error}") from error
-        # Weights keep the type that they were saved in, and what is not saved follows them.
-        if floating := [t.dtype for t in tensors.values() if t.dtype.is_floating_point]:
-            model.to(floating[0])
-        safefolder.load_weights(model, tensors, folder)
+        config, tensors = safefolder.load(folder, part="prior", **hub)
+        kind = _concrete_class(cls, config["class"], folder)
+        fields = {name: config[name] for name in config if name not in ("class", "format", "trained_on")}
+        model = safefolder.build(lambda: kind._from_config_fields(fields), kind.__name__, tensors, folder)
         try:
             model.check_loaded()
+            model.trained_on = TrainedOn.from_plain(config.get("trained_on"))
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        return model.eval()
+        return model
 
     def _check_num(self, num: int) -> int:
         """How many grids to draw."""
@@ -174,11 +204,14 @@ def check_size(size: int, name: str) -> int:
 
 
 def check_grid(grid: Sequence[int]) -> tuple[int, ...]:
-    """The grid as a tuple; ValueError unless it has one axis or more, each >= 1."""
+    """The grid as a tuple; ValueError unless it has one axis or more, each >= 1, and at most `MAX_POSITIONS` in all."""
     sizes = grid.tolist() if isinstance(grid, np.ndarray) else grid
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) == 0:
         raise ValueError(f"got grid={grid!r}, expected its sizes, e.g. (7, 7)")
-    return tuple(check_size(size, "a grid size") for size in sizes)
+    checked = tuple(check_size(size, "a grid size") for size in sizes)
+    if math.prod(checked) > MAX_POSITIONS:
+        raise ValueError(f"got a grid of {math.prod(checked):,} positions, expected at most {MAX_POSITIONS:,}")
+    return checked
 
 
 def _concrete_class(cls: type[AnyModel], name: object, folder: str | Path) -> type[AnyModel]:

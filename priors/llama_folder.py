@@ -20,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,29 @@ from priors.trunk import gated_width
 from priors.uniform import UniformPrior
 from priors.unigram import UnigramPrior
 from safefolder.files import replacing_folder
-from safefolder.tensors import few, index_of, read_json, read_tensors
+from safefolder.tensors import (
+    MOST_CONFIG_BYTES,
+    few,
+    in_short,
+    index_of,
+    is_file,
+    read_json,
+    read_tensors,
+    shown,
+    unwrapped,
+    wrapped_by,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What is written; a README.md among it, so that an edited one is replaced.
 _FILES = (CONFIG, "generation_config.json", WEIGHTS, "README.md")
 # What is read, for a download.
 PATTERNS = (CONFIG, WEIGHTS, index_of(WEIGHTS), "model-?????-of-?????.safetensors")
+# Weights tell nothing of the grid, so it is held to what any Llama's context is far below.
+MOST_AXES, MOST_PLACES = 8, 2**24
+# Below it a norm's epsilon would be a residual stream of more than float32 holds.
+LEAST_EPSILON = 1e-12
+MOST_ROPE_BASE = 1e30
 
 _WHY_NOT: dict[type[GridModel], str] = {
     TransformerPrior: "its positions follow the axes of the grid, it normalises queries and keys, and it adds a vector "
@@ -105,7 +122,7 @@ def is_llama(config: Mapping[str, Any]) -> bool:
 
 def _is_theirs(folder: Path) -> bool:
     try:
-        return is_llama(read_json(folder / CONFIG))
+        return is_llama(read_json(folder / CONFIG, most_bytes=MOST_CONFIG_BYTES))
     except ValueError:
         return False
 
@@ -127,13 +144,13 @@ def load_llama(
     Raises ValueError where there is no such model, or one that a LlamaPrior cannot be.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         raise ValueError(
             f"{folder} has no {CONFIG}: expected a folder of transformers' save_pretrained"
             if folder.is_dir()
             else f"no model folder at {folder}"
         )
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, most_bytes=MOST_CONFIG_BYTES)
     given = {"code_grid": grid, "num_codes": num_codes, "num_classes": num_classes}
     try:
         _check_design(config)
@@ -151,21 +168,24 @@ def load_llama(
         key_heads = _size(config, "num_key_value_heads", heads)
         if heads % key_heads:
             raise ValueError(
-                f"got num_attention_heads={heads} for num_key_value_heads={key_heads}, expected a multiple"
+                f"got num_attention_heads={shown(heads)} for num_key_value_heads={shown(key_heads)}, expected a "
+                "multiple"
             )
         if (head_dim := config.get("head_dim")) not in (None, width // heads):
-            raise ValueError(f"got head_dim={head_dim}, expected hidden_size / num_attention_heads, {width // heads}")
+            raise ValueError(
+                f"got head_dim={shown(head_dim)}, expected hidden_size / num_attention_heads, {shown(width // heads)}"
+            )
         epsilon = config.get("rms_norm_eps", EPSILON)
-        if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-            raise ValueError(f"got rms_norm_eps={epsilon!r}, expected a number in (0, 1)")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
+        if not isinstance(epsilon, int | float) or not LEAST_EPSILON <= epsilon < 1:
+            raise ValueError(f"got rms_norm_eps={shown(epsilon)}, expected a number in [{LEAST_EPSILON}, 1)")
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{folder / CONFIG}: {in_short(error)}") from error
     tensors = _read_tensors(folder)
     vocabulary = _size(config, "vocab_size")
     try:
         _check_tensors(tensors, sizes, key_heads, vocabulary, bool(config.get("tie_word_embeddings")))
-    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
-        raise ValueError(f"{folder}: the weights do not fit config.json: {str(error).splitlines()[0]}") from error
+    except (ValueError, RuntimeError, ArithmeticError, TypeError, MemoryError) as error:
+        raise ValueError(f"{folder}: the weights do not fit config.json: {in_short(error)}") from error
     # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         prior = LlamaPrior(sizes)
@@ -250,25 +270,29 @@ def _neighbours(weight: Tensor, heads: int) -> Tensor:
 
 def _check_design(config: Mapping[str, Any]) -> None:
     if "model_type" not in config and "class" in config:
-        raise ValueError(f"got a saved {config['class']} of this library, which Prior.from_pretrained reads")
+        kind = config["class"] if isinstance(config["class"], str) else shown(config["class"])
+        raise ValueError(f"got a saved {few([kind])} of this library, which Prior.from_pretrained reads")
     if config.get("model_type") != "llama":
-        raise ValueError(f"got a model of type {config.get('model_type')!r}, expected 'llama'")
+        raise ValueError(f"got a model of type {shown(config.get('model_type'))}, expected 'llama'")
     if (architectures := config.get("architectures")) not in (None, ["LlamaForCausalLM"]):
-        raise ValueError(f"got architectures {architectures}, expected LlamaForCausalLM")
+        raise ValueError(f"got architectures {shown(architectures)}, expected LlamaForCausalLM")
     for name, expected in _ONLY.items():
         if (value := config.get(name, expected[0])) not in expected:
-            raise ValueError(f"got {name}={value!r}, expected {expected[0]!r}: a LlamaPrior has nothing else")
+            raise ValueError(f"got {name}={shown(value)}, expected {expected[0]!r}: a LlamaPrior has nothing else")
 
 
 def _rope_base(config: Mapping[str, Any]) -> float:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"got rope_parameters={rope!r}, expected names and values")
+        raise ValueError(f"got rope_parameters={shown(rope)}, expected names and values")
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise ValueError(f"got rotary positions of type {kind!r}, expected 'default'")
+        raise ValueError(f"got rotary positions of type {shown(kind)}, expected 'default'")
     if (share := rope.get("partial_rotary_factor", 1)) != 1:
-        raise ValueError(f"got partial_rotary_factor={share!r}, expected 1")
-    return rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        raise ValueError(f"got partial_rotary_factor={shown(share)}, expected 1")
+    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    if isinstance(base, int | float) and base > MOST_ROPE_BASE:
+        raise ValueError(f"got rope_theta={shown(base)}, expected at most {MOST_ROPE_BASE}")
+    return base
 
 
 def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,8 +302,12 @@ def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         value = list(value) if isinstance(value, tuple) else value
         known = config.get(name)
         if value is not None and known is not None and value != known:
-            raise ValueError(f"it says {name}={known}, got {value}; leave it out")
+            raise ValueError(f"it says {name}={shown(known)}, got {shown(value)}; leave it out")
         found[name.removeprefix("code_")] = known if known is not None else value
+    axes = found["grid"]
+    numbers = isinstance(axes, list) and all(isinstance(axis, int) for axis in axes)
+    if numbers and (len(axes) > MOST_AXES or math.prod(axes) > MOST_PLACES):
+        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes and {MOST_PLACES:,} places")
     if missing := [name for name in ("grid", "num_codes") if found[name] is None]:
         raise ValueError(
             f"it does not say {' and '.join(missing)}, expected as arguments: load_llama(folder, grid=...)"
@@ -288,8 +316,8 @@ def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         needed = found["num_codes"] + 1 + (found["num_classes"] or 0)
         if _size(config, "vocab_size") < needed:
             raise ValueError(
-                f"got vocab_size={config['vocab_size']}, expected {needed} or more: {found['num_codes']} codes, one "
-                f"that begins a grid without a label, and {found['num_classes'] or 0} classes"
+                f"got vocab_size={config['vocab_size']}, expected {shown(needed)} or more: {shown(found['num_codes'])} "
+                f"codes, one that begins a grid without a label, and {shown(found['num_classes'] or 0)} classes"
             )
     return found
 
@@ -298,12 +326,12 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> i
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"got {name}={value!r}, expected an integer >= 1")
+        raise ValueError(f"got {name}={shown(value)}, expected an integer >= 1")
     return value
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if not any((folder / name).is_file() for name in (WEIGHTS, index_of(WEIGHTS))):
+    if not any(is_file(folder / name) for name in (WEIGHTS, index_of(WEIGHTS))):
         raise ValueError(f"{folder} has no {WEIGHTS} and no index of one, expected weights as safetensors")
     tensors = read_tensors(folder, WEIGHTS)
     # Old versions kept angles, which follow from the base.
@@ -314,13 +342,20 @@ def _check_tensors(
     tensors: dict[str, Tensor], sizes: LlamaPriorConfig, key_heads: int, vocabulary: int, tied: bool
 ) -> None:
     """ValueError unless they are those of a Llama of these sizes, of which none is built before with memory."""
+    if reason := wrapped_by({unwrapped(name) for name in tensors}, tensors):
+        raise ValueError(reason)
     layers = {m[1] for name in tensors if (m := re.match(r"model\.layers\.(\d+)\.", name))}
     if sizes.depth > len(layers):
         lacking = next(number for number in range(len(layers) + 1) if str(number) not in layers)
-        raise ValueError(f"missing model.layers.{lacking} of {sizes.depth}")
+        raise ValueError(f"missing model.layers.{lacking} of {shown(sizes.depth)}")
     with torch.device("meta"):
-        prior = LlamaPrior(sizes)
-        expected = {name: tuple(tensor.shape) for name, tensor in _to_llama(prior).items()}
+        prior = LlamaPrior(replace(sizes, depth=1))
+        first = {name: tuple(tensor.shape) for name, tensor in _to_llama(prior).items()}
+    expected = {
+        name.replace(".layers.0.", f".layers.{i}."): shape
+        for name, shape in first.items()
+        for i in range(sizes.depth if ".layers.0." in name else 1)
+    }
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         expected[name] = (vocabulary, sizes.width)
     for name in expected:
@@ -338,6 +373,6 @@ def _check_tensors(
             raise ValueError(f"{problem} {few(sorted(names))}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, expected {shape}")
+            raise ValueError(f"{name} is {shown(tuple(tensors[name].shape))}, expected {shown(shape)}")
         if not tensors[name].dtype.is_floating_point:
             raise ValueError(f"{name} is of {tensors[name].dtype}, expected floating point")

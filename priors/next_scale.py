@@ -125,9 +125,8 @@ class NextScalePrior(Prior):
         self.logits = nn.Linear(config.width, config.num_codes, bias=False)
         self.num_read = self.num_places - self.scales[-1] ** 2  # the finest scale is read by none
         self.register_buffer("gathering", self._gathering(), persistent=False)
-        index = torch.arange(len(self.scales))
-        scale_of = index.repeat_interleave(torch.tensor([scale**2 for scale in self.scales]))
-        self.register_buffer("scale_of", scale_of, persistent=False)
+        scale_of = [index for index, scale in enumerate(self.scales) for _ in range(scale**2)]
+        self.register_buffer("scale_of", torch.tensor(scale_of), persistent=False)
         initialise(self)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:

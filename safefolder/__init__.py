@@ -10,13 +10,15 @@ a folder, or has such folders inside it.
     arrays.py   tensors of what people have in place of them
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
+    building.py a module out of a folder that somebody else may have written
     hub.py      to and from the Hugging Face hub
     cards.py    what a model's page on the hub says
 
 This package is the one thing that `vqvae` and `priors` share; it imports neither.
 """
 
-from safefolder.cards import PICTURES, card, import_line, loading, model_facts, python
+from safefolder.building import build
+from safefolder.cards import PICTURES, card, import_line, loading, model_facts, public_name, python
 from safefolder.files import replacing, write_text
 from safefolder.folder import (
     BESIDE,
@@ -35,6 +37,7 @@ from safefolder.folder import (
 from safefolder.hub import HubOptions, upload
 from safefolder.locks import one_writer
 from safefolder.options import Options
+from safefolder.tensors import read_json
 
 __all__ = [
     "BESIDE",
@@ -43,6 +46,7 @@ __all__ = [
     "PICTURES",
     "HubOptions",
     "Options",
+    "build",
     "card",
     "has_part",
     "import_line",
@@ -52,10 +56,12 @@ __all__ = [
     "members",
     "model_facts",
     "one_writer",
+    "public_name",
     "push",
     "push_pretrained",
     "python",
     "read_config",
+    "read_json",
     "replacing",
     "save",
     "stale_patterns",

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARY = "vqvae-priors"
@@ -115,6 +116,12 @@ def loading(kind: type, source: str, **options: str | None) -> str:
     """The expression that loads a model, with those of `HubOptions` that are given."""
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     return f"{kind.__name__}.from_pretrained({', '.join([json.dumps(source), *given])})"
+
+
+def public_name(source: str) -> str:
+    """What others may be shown of where images came from: the name of a set, or of a path its last part alone."""
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source or Path(source).exists()
+    return (Path(source).name or "images") if is_path else source
 
 
 def _rows(figures: Mapping[str, Any]) -> Iterator[_Row]:

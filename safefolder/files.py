@@ -71,20 +71,7 @@ def _scratch(path: Path) -> Iterator[Path]:
     What killed writers left there is removed first.
     """
     everyone = _beside(path, "writing")
-    for attempt in itertools.count(1):
-        own = everyone / secrets.token_hex(4)
-        lock = FileLock(own / ".lock", timeout=0, thread_local=False)
-        try:
-            if everyone.is_file():  # what a version before this one left
-                everyone.unlink()
-            own.mkdir(parents=True)
-            lock.acquire()
-        except (FileNotFoundError, FileExistsError, Timeout):
-            # Another writer removed what is empty, or swept this away as one that had ended, before it was locked.
-            if attempt == _ATTEMPTS:
-                raise
-            continue
-        break
+    own, lock = _claimed(everyone)
     try:
         for left in everyone.iterdir():
             if left != own:
@@ -98,10 +85,38 @@ def _scratch(path: Path) -> Iterator[Path]:
             everyone.rmdir()
 
 
+def _claimed(everyone: Path) -> tuple[Path, FileLock]:
+    """A folder of its own among those of all writers, and the lock that says that its writer lives."""
+    for attempt in itertools.count(1):
+        own = everyone / secrets.token_hex(4)
+        lock = FileLock(own / ".lock", timeout=0, thread_local=False)
+        try:
+            if everyone.is_file():  # what a version before this one left
+                everyone.unlink()
+            own.mkdir(parents=True)
+            lock.acquire()
+        except (FileNotFoundError, FileExistsError, Timeout):
+            # Another writer removed what is empty, or swept this away as one that had ended, before it was locked.
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            return own, lock
+    raise AssertionError("counting ends at no number")
+
+
 def _sweep(left: Path) -> None:
     """Remove a scratch place unless its writer is at work."""
     with contextlib.suppress(OSError), FileLock(left / ".lock", timeout=0, thread_local=False):
         _remove(left)
+
+
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; what others are at work on stays."""
+    everyone = _beside(_target(path), "writing")
+    with contextlib.suppress(OSError):
+        for left in everyone.iterdir():
+            _sweep(left)
+        everyone.rmdir()
 
 
 def recover(path: Path) -> None:
@@ -133,6 +148,10 @@ def replacing(path: Path) -> Iterator[Path]:
         recover(path)
         with _scratch(path) as new:
             yield new
+            if path.is_dir() and not new.is_dir():
+                raise ValueError(
+                    f"{given} is a folder, and what was to be written there is a file; nothing was changed, name a file"
+                )
             _share(new)
             _sync(new)
             if path.is_dir():

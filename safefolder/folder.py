@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from safefolder import hub
 from safefolder.cards import PICTURES
 from safefolder.files import recover, replacing_folder, write_text
-from safefolder.tensors import few, index_of, read_index, read_json, read_tensors, shard_name
+from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, read_index, read_json, read_tensors, shard_name
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
@@ -107,6 +107,7 @@ def _num_bytes(tensor: Tensor) -> int:
 def load(
     source: str | Path,
     *,
+    part: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     local_files_only: bool = False,
@@ -115,7 +116,10 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the config and the weights from a folder, or from a hub id `owner/name` where no such folder exists.
 
-    The options are those of `HubOptions`.
+    The other options are those of `HubOptions`.
+
+    Args:
+        part: the folder in which a run has the model, should the source be a run and no model itself.
 
     Raises:
         ValueError: the folder is missing, incomplete, corrupt, foreign, or of a newer format; or an option was given
@@ -125,9 +129,9 @@ def load(
     folder = Path(source)
     recover(folder)
     if not folder.exists() and isinstance(source, str) and hub.is_hub_id(source):
-        prefix = "" if place is None else f"{place}/"
         names = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME]
-        patterns = [glob.escape(prefix) + name for name in (*names, SHARD_NAMES)]
+        prefixes = ["" if place is None else f"{place}/", *([f"{part}/"] if part and place is None else [])]
+        patterns = [glob.escape(prefix) + name for prefix in prefixes for name in (*names, SHARD_NAMES)]
         folder = hub.download(
             source,
             patterns,
@@ -136,6 +140,8 @@ def load(
             token=token,
             cache_dir=cache_dir,
         )
+        if part and place is None and _is_run_with(folder, part):
+            place = PurePosixPath(part)
         label = source + ("" if place is None else f"/{place}") + ("" if revision is None else f" at {revision!r}")
         return _read(folder if place is None else folder / place, label)
     given = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -144,12 +150,24 @@ def load(
             f"{folder} is a folder on this machine, which has no {' and no '.join(extra)}; leave that out, "
             "or name a model on the hub"
         )
+    if part and place is None:
+        recover(folder / part)
+        place = PurePosixPath(part) if _is_run_with(folder, part) else None
     if place is not None:
         folder = folder / place
         recover(folder)
     if not folder.exists():
         raise ValueError(f"no model folder at {folder}")
+    if part and (folder / "state").is_dir():
+        raise ValueError(
+            f"{folder} is a run whose {part} is not finished: go on with `train.py --resume --run {folder}`"
+        )
     return _read(folder, str(folder))
+
+
+def _is_run_with(folder: Path, part: str) -> bool:
+    """Whether it is a run with this part, and no model itself."""
+    return (folder / part / CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists()
 
 
 def _inside(subfolder: str) -> PurePosixPath:
@@ -168,16 +186,34 @@ def has_part(source: str | Path, name: str) -> bool:
     """
     folder = Path(source)
     if folder.exists() or not isinstance(source, str) or not hub.is_hub_id(source):
+        recover(folder / name)
         return (folder / name).is_dir()
-    found = hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"])
-    # A repository with a model at its root is that model.
-    return (found / name / CONFIG_NAME).is_file() and not (found / CONFIG_NAME).is_file()
+    return _is_run_with(hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"]), name)
 
 
 def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    _weight_files(folder, label)
-    config = read_config(folder, label)
-    return config, read_tensors(folder, WEIGHTS_NAME, label)
+    while True:
+        before = _identity(folder)
+        try:
+            _weight_files(folder, label)
+            found = read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
+        except (ValueError, OSError):
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return found
+        # Another model took its place meanwhile, and what was read may be of both.
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    recover(folder)
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:
@@ -198,9 +234,11 @@ def read_config(folder: Path, label: str | None = None) -> dict[str, Any]:
         ValueError: it is corrupt, foreign, or of a newer format; `label` is what the error calls the folder.
     """
     label = str(folder) if label is None else label
-    config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}")
+    config = read_json(folder / CONFIG_NAME, f"{label}/{CONFIG_NAME}", most_bytes=MOST_CONFIG_BYTES)
     if "format" not in config or "class" not in config:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: it has no 'format' and 'class'")
+    if not isinstance(config["class"], str):
+        raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its class is {str(config['class'])[:100]!r}")
     if type(config["format"]) is not int or config["format"] < 1:
         raise ValueError(f"{label}/{CONFIG_NAME} is not of this library: its format is {config['format']!r}")
     if config["format"] > FORMAT:

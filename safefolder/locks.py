@@ -4,17 +4,20 @@ The lock is a hidden file while it is held: `.NAME.lock` beside what is written,
 into. What is only read needs none: files and folders are replaced whole (`safefolder.files`).
 
 What the lock cannot do. On a network disk machines see each other's locks where the server has a lock service (NFS 4,
-or NFS 3 with lockd; SMB); a mount with `nolock` or `local_lock` keeps them apart on each machine only. Where a file system
-has no locks at all, `filelock` warns and takes a marker file instead, which a killed process of another machine leaves
-behind: the error then names it, and it can be removed by hand.
+or NFS 3 with lockd; SMB); a mount with `nolock` or `local_lock` keeps apart the processes of one machine only. Where a
+file system has no locks at all, `filelock` warns and takes a marker file instead, which a killed process of another
+machine leaves behind: the error then names it, and it can be removed by hand.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+_ATTEMPTS = 100
 
 
 @contextlib.contextmanager
@@ -33,12 +36,20 @@ def one_writer(path: str | Path, *, inside: bool = False, wait: float = 0.0) -> 
     """
     place = Path(os.path.realpath(path))
     name = place / ".lock" if inside else place.with_name(f".{place.name}.lock")
-    made = [folder for folder in (name.parent, *name.parent.parents) if not folder.exists()]
+    made: list[Path] = []
     # Shared by threads, or each would hold a lock of its own.
     lock = FileLock(name, thread_local=False)
     try:
-        name.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=wait)
+        for attempt in itertools.count(1):
+            made += [folder for folder in (name.parent, *name.parent.parents) if not folder.exists()]
+            try:
+                name.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=wait)
+                break
+            except FileNotFoundError:
+                # Another one, who had made the folder, removed it in between, as it was still empty.
+                if attempt == _ATTEMPTS:
+                    raise
     except Timeout as error:
         raise ValueError(
             f"{path} is being written by another process (it holds {name}); wait until that has ended, or name another "
@@ -59,5 +70,5 @@ def one_writer(path: str | Path, *, inside: bool = False, wait: float = 0.0) -> 
 
 def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
-        for folder in folders:
+        for folder in sorted(set(folders), key=lambda each: -len(each.parts)):
             folder.rmdir()

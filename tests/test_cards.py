@@ -149,9 +149,7 @@ def test_the_figures_of_an_evaluation(tmp_path):
     model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1)).eval()
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     prior = UniformPrior(num_codes=model.num_codes, grid=model.grid)
-    evaluate(model, {"uniform": prior}, [Batch(images=images, labels=None, skipped=[])]).save(
-        tmp_path / "e.json", seed=7
-    )
+    evaluate(model, {"uniform": prior}, [Batch(images=images, labels=None)]).save(tmp_path / "e.json", seed=7)
     figures = json.loads((tmp_path / "e.json").read_text())
     text = model.model_card(figures, source="owner/name")
     for name, value in metrics(text).items():

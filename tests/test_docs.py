@@ -118,7 +118,7 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
     from training import options
     from training.options import parse
 
-    monkeypatch.setattr(options.Autoencoder, "from_run", lambda source: vqvae.VQVAEConfig().build())
+    monkeypatch.setattr(options.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAEConfig().build())
     for name in ("source_of", "images_of"):
         monkeypatch.setattr(options, name, lambda codes: "somewhere")
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))

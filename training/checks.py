@@ -1,13 +1,32 @@
-"""What a run cannot do, said before it begins."""
+"""What a run cannot do, said before it begins: options that do not go together, or with what its folder holds."""
 
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from training.options import Run
-from training.prior_kinds import kind_of
+import torch
+from torch import nn
+
+import safefolder
+from safefolder.building import at_most, neutral
+from safefolder.folder import check_weights
+from training.images import Facts
+from training.options import FitConfig, Run
+from training.prior_kinds import kind_of, make_prior
+from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
+from vqvae import Autoencoder
+from vqvae.config import AutoencoderConfig
 from vqvae.model import CodesConfig
 from vqvae.quantizers import QuantizerConfig
 
 MAX_PRIOR_CODES = 2**20
+# Of a model; a mistyped number of layers has more.
+MAX_TENSORS = 20_000
+MAX_WORKERS = 1024
+Made = TypeVar("Made", bound=nn.Module)
 
 
 def stages(run: Run) -> tuple[str, ...]:
@@ -20,11 +39,7 @@ def stages(run: Run) -> tuple[str, ...]:
 def has_taken_codebook(run: Run) -> bool:
     """Whether the run's codebook is a copy of --tokenizer that it has not trained on."""
     folder = run.run
-    return run.tokenizer is not None and (folder / "codebook").exists() and not _state(run, "codebook").exists()
-
-
-def _state(run: Run, stage: str) -> Path:
-    return run.run / "state" / f"{stage}.ckpt"
+    return run.tokenizer is not None and (folder / "codebook").exists() and not state_path(run, "codebook").exists()
 
 
 def check(run: Run, wanted: tuple[str, ...]) -> None:
@@ -37,8 +52,11 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         raise ValueError(
             f"{run.run} has the codebook of {run.tokenizer} as it is: train it on in another folder, with --run"
         )
-    if wanted == ("prior",) and _state(run, "codebook").exists() and not (run.run / "codebook").exists():
-        raise ValueError(f"the codebook of {run.run} is not finished: go on with --resume, then train its prior")
+    if wanted == ("prior",) and state_path(run, "codebook").exists() and not (run.run / "codebook").exists():
+        raise ValueError(
+            f"the codebook of {run.run} is not finished: go on with `train.py --resume --run {run.run}`, which then "
+            "trains its prior"
+        )
     if run.codes is not None and "codebook" in wanted:
         raise ValueError(
             f"--codes {run.codes} is for a prior, got stages {', '.join(wanted)}: add --stage prior, or leave it out"
@@ -57,13 +75,45 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
             f"{run.strategy} with stages {', '.join(wanted)}; train the codebook with --stage codebook --strategy auto"
         )
     assert run.prior_kind == kind_of(run.prior)
-    if "codebook" in wanted and ("prior" in wanted or in_loop):  # before hours of training; others have a codebook
-        run.prior.config(config.build(), None)
+    for name, options in (("codebook-fit", run.codebook_fit), ("prior-fit", run.prior_fit)):
+        check_fit_options(name, options)
+    if not 0 <= run.data.num_workers <= MAX_WORKERS:
+        raise ValueError(f"got --data.num-workers {run.data.num_workers}, expected 0 to {MAX_WORKERS}")
+    if run.seed < 0 or run.num_nodes < 1:
+        raise ValueError(f"got --seed {run.seed} and --num-nodes {run.num_nodes}, expected at least 0 and at least 1")
+    # Before hours of training, and all of it, as it will be the run's options.
+    model = _tried(config.build, "model")
+    if not isinstance(config, CodesConfig) or "prior" in wanted or in_loop or _is_listable(config.quantizer):
+        _tried(lambda: make_prior(run.prior, model, None), "prior")
     for stage in wanted:
-        if stage != "evaluate" and not run.resume and _state(run, stage).exists():
+        if stage != "evaluate" and not run.resume and state_path(run, stage).exists():
             raise ValueError(
-                f"{run.run} already holds a {stage}; add --resume to go on with it, or name another folder with --run"
+                f"{run.run} already holds a {stage}; add --resume to go on with it, by `{go_on(run)}`, or name another "
+                "folder with --run"
             )
+
+
+def _tried(make: Callable[[], Made], option: str) -> Made:
+    """What the options make, but without memory.
+
+    Raises:
+        ValueError: they make nothing, or what this machine has no memory for.
+    """
+    try:
+        with neutral(), torch.device("meta"), at_most(MAX_TENSORS):
+            made = make()
+    except ValueError:
+        raise
+    except Exception as error:  # torch has many types for sizes that nobody can compute with
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"--{option}: these options make no model ({type(error).__name__}: {text})") from error
+    needed = sum(each.numel() * each.element_size() for each in made.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > memory:
+        raise ValueError(
+            f"--{option}: these options make a model of {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}"
+        )
+    return made
 
 
 def check_in_loop(run: Run) -> None:
@@ -74,12 +124,115 @@ def check_in_loop(run: Run) -> None:
         )
 
 
+def check_fit_options(name: str, options: FitConfig) -> None:
+    """ValueError for numbers that nothing can be fitted with."""
+    positive = ("num_steps", "batch_size", "validate_every", "save_every")
+    wrong = [each for each in positive if getattr(options, each) < 1]
+    or_zero = ("learning_rate", "num_warmup", "weight_decay")
+    wrong += [each for each in or_zero if not 0 <= getattr(options, each) < math.inf]
+    wrong += [] if 0 < options.max_norm < math.inf else ["max_norm"]
+    wrong += ["ema"] if options.ema is not None and not 0 <= options.ema < 1 else []
+    if wrong:
+        words = ", ".join(f"--{name}.{each.replace('_', '-')} {getattr(options, each)}" for each in wrong)
+        raise ValueError(
+            f"got {words}, expected numbers above zero (learning rate, warm-up and decay may be zero, ema is below one)"
+        )
+
+
+def _is_listable(config: QuantizerConfig) -> bool:
+    return _tried(config.build, "model.quantizer").num_codes <= MAX_PRIOR_CODES
+
+
 def check_listable(config: QuantizerConfig) -> None:
     """A prior gives a probability to each code, so it must be able to list them."""
-    num_codes = config.build().num_codes
-    if num_codes > MAX_PRIOR_CODES:
+    if not _is_listable(config):
         raise ValueError(
-            f"a prior cannot list the {num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: give each place "
-            "several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook alone with "
-            "--stage codebook"
+            f"a prior cannot list the {config.build().num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: "
+            "give each place several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook "
+            "alone with --stage codebook"
         )
+
+
+def check_folder(
+    run: Run, wanted: tuple[str, ...], objectives: Mapping[str, Callable[..., Any]], images: Facts
+) -> None:
+    """ValueError for options that do not go with the models and checkpoints that the run's folder holds.
+
+    Args:
+        objectives: for each stage what makes its objective with fresh weights; that of the prior takes the codebook.
+        images: what tells the images at hand from others.
+    """
+    path, folder = state_path(run, "codebook"), run.run / "codebook"
+    model = Autoencoder.from_pretrained(folder) if folder.is_dir() else None
+    changes = False
+    if "codebook" in wanted:
+        changes = not path.exists() or _steps_left(path, run.codebook_fit.num_steps)
+        if path.exists():
+            _check_fits(path, objectives["codebook"])
+    if model is not None and not changes:
+        _check_same(f"{folder} is trained", "model", _plain(model.config), _plain(run.model))
+    if model is not None and changes:
+        for name in ("image_size", "num_channels"):
+            got, expected = getattr(run.model, name), getattr(model.config, name)
+            if got != expected:
+                raise ValueError(
+                    f"{folder} is for {name} {expected}, got {got}: train it on so in another folder, by --tokenizer "
+                    f"{run.run} --run NEW"
+                )
+    path = state_path(run, "prior")
+    if "prior" not in wanted or changes or model is None or not path.exists():
+        return
+    if not is_of(path, trained_on(model, images)):
+        return  # trained anew
+    left = _steps_left(path, run.prior_fit.num_steps)
+    prior = _check_fits(path, lambda: objectives["prior"](model)).prior
+    if not left and (run.run / "prior").is_dir():
+        saved = safefolder.read_config(run.run / "prior")
+        if saved["class"] == type(prior).__name__:
+            _check_same(f"{run.run / 'prior'} is trained", "prior", saved, prior.config_fields())
+
+
+def _steps_left(path: Path, num_steps: int) -> bool:
+    """Whether a checkpoint is of a step before the last."""
+    step = checkpoint(path)["step"]
+    if step > num_steps:
+        raise ValueError(
+            f"{path} is of step {step:,}, got --{path.stem}-fit.num-steps {num_steps:,}: leave it out, or ask for more"
+        )
+    return step < num_steps
+
+
+def _check_fits(path: Path, make: Any) -> Any:
+    """What is made, without memory, once it is held against the checkpoint that is to be loaded into it."""
+    with neutral(), torch.device("meta"):
+        made: nn.Module = make()
+    try:
+        check_weights(made.state_dict(), checkpoint(path)["module"], path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; leave out the options that the run was not begun with, or begin another with --run NEW"
+        ) from error
+    return made
+
+
+def _plain(config: AutoencoderConfig) -> dict[str, Any]:
+    return {"kind": type(config).__name__.removesuffix("Config"), **config.to_plain()}
+
+
+def _check_same(what: str, option: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """ValueError where a model that is there has other options than those asked for."""
+    known, asked = (_flat(json.loads(json.dumps(plain))) for plain in (known, asked))
+    for name in sorted(known.keys() & asked.keys()):
+        if known[name] != asked[name]:
+            words = f"--{option}.{name.replace('_', '-')} {asked[name]}"
+            raise ValueError(
+                f"{what}, with {name} {known[name]}, got {words}: leave it out, or train another in another folder, "
+                "with --run NEW"
+            )
+
+
+def _flat(plain: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= _flat(value, f"{start}{name}.") if isinstance(value, Mapping) else {f"{start}{name}": value}
+    return flat

@@ -5,12 +5,13 @@ each batch anew.
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -32,6 +33,19 @@ ENCODE_BATCH = 100
 NUM_SWEEPS = 2
 
 
+class LatentBatch(NamedTuple):
+    """Latents with what belongs to them.
+
+    latents: codes, int64 "b *grid"; or means and log standard deviations "b *grid 2d".
+    labels: int64, "b"; None where the set has no labels.
+    skipped: (name, reason) of each image that should have been here and could not be read.
+    """
+
+    latents: Tensor
+    labels: Tensor | None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True)
 class Latents:
     """What a prior is trained on, for a set of images in memory, and their labels.
@@ -42,13 +56,13 @@ class Latents:
     values: Tensor
     labels: Tensor | None
 
-    def at(self, indices: np.ndarray) -> Batch:
+    def at(self, indices: np.ndarray) -> LatentBatch:
         chosen = torch.from_numpy(indices)
         values = self.values[chosen]
         labels = None if self.labels is None else self.labels[chosen]
-        return Batch(values if values.is_floating_point() else values.long(), labels)
+        return LatentBatch(values if values.is_floating_point() else values.long(), labels)
 
-    def batches(self, **order: Any) -> Generator[Batch, None, None]:
+    def batches(self, **order: Any) -> Generator[LatentBatch, None, None]:
         """Shuffled batches without end, in the order that images would come in."""
         return (self.at(indices) for indices in index_batches(len(self.values), **order))
 
@@ -85,14 +99,14 @@ def encoded(
     images: Images,
     name: str,
     limit: int | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[LatentBatch]:
     """The latents of every image that can be read, or of about the first `limit`, in batches and in order."""
     generator = torch.Generator(fabric.device).manual_seed(step_seed(seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
     with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
         for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
-            yield Batch(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
+            yield LatentBatch(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
                 return
@@ -102,7 +116,7 @@ def encode_all(*args: Any, **limit: int | None) -> Latents:
     """What `encoded` gives, in memory."""
     parts = list(encoded(*args, **limit))
     known = [part.labels for part in parts if part.labels is not None]
-    values = torch.cat([part.images for part in parts])
+    values = torch.cat([part.latents for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
 
 
@@ -117,15 +131,19 @@ def encode_or_load(
     limit: int | None = None,
     *,
     path: Path,
-    about: Any,
+    about: str,
+    later: list[Callable[[], None]],
 ) -> Latents:
-    """`encode_all`, or what a file of it holds, if it is of the same models and of data described by the same `about`.
+    """`encode_all`, or what a file of it holds, if it is of the same models and images.
 
-    What the images hold is not looked at, only how many they are. The file is written whole or not at all; one that is
-    missing, broken or of something else is written anew.
+    Where the file is missing, broken or of something else, another is written whole or not at all, later.
+
+    Args:
+        about: the digest of the images.
+        later: what is to be written later.
     """
     digest = blake2b(digest_size=16)
-    facts = [seed, name, limit, len(images), images.shape, str(about), ENCODE_BATCH, NUM_SWEEPS]
+    facts = [seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_SWEEPS]
     facts += [str(fabric.strategy.precision.precision)]
     digest.update(json.dumps(facts).encode())
     for part in dict.fromkeys((model, in_loop)):
@@ -136,11 +154,14 @@ def encode_or_load(
     fabric.barrier()  # no process writes before all have looked
     if found is None:
         found = encode_all(fabric, metrics, seed, model, in_loop, images, name, limit=limit)
-        if fabric.is_global_zero:
-            tensors = {"values": found.values} | ({} if found.labels is None else {"labels": found.labels})
-            with safefolder.replacing(path) as scratch:
-                safetensors.torch.save_file(tensors, scratch, {"of": digest.hexdigest()})
+        later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
     return found
+
+
+def _save_latents(path: Path, latents: Latents, digest: str) -> None:
+    tensors = {"values": latents.values} | ({} if latents.labels is None else {"labels": latents.labels})
+    with safefolder.replacing(path) as scratch:
+        safetensors.torch.save_file(tensors, scratch, {"of": digest})
 
 
 def _load_latents(path: Path, digest: str) -> Latents | None:
@@ -156,7 +177,7 @@ def _load_latents(path: Path, digest: str) -> Latents | None:
 
 def live_batches(
     fabric: Fabric, model: Autoencoder, in_loop: Any, images: Images, *, num_workers: int = 0, **order: Any
-) -> Generator[Batch, None, None]:
+) -> Generator[LatentBatch, None, None]:
     """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batches`.
 
     What is drawn depends on the seed, the rank and the batch's number alone.
@@ -165,14 +186,14 @@ def live_batches(
         for step, batch in enumerate(stream, order["start"]):
             seed = step_seed(order["seed"], "live", step, order["rank"]) % 2**63
             values = encode(fabric, model, in_loop, batch, torch.Generator(fabric.device).manual_seed(seed))
-            yield batch._replace(images=values if values.is_floating_point() else values.long())
+            yield LatentBatch(values if values.is_floating_point() else values.long(), batch.labels, batch.skipped)
 
 
-def live_sample(stream: Iterable[Batch], num_images: int) -> Tensor:
+def live_sample(stream: Iterable[LatentBatch], num_images: int) -> Tensor:
     """Latents of so many images, or somewhat more, of a live stream."""
     parts = []
     for batch in stream:
-        parts.append(batch.images)
+        parts.append(batch.latents)
         if sum(map(len, parts)) >= num_images:
             break
     return torch.cat(parts)
@@ -201,7 +222,7 @@ def drawn(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:
 def counted(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Iterator[Batch]:
     """Batches on their way, with the bar moved on and unreadable images named."""
     for batch in stream:
-        metrics.skip(batch)
+        metrics.skip(batch.skipped)
         yield batch
         bar.update(len(batch.images) + len(batch.skipped))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -80,6 +80,20 @@ class Learner:
             values |= self.average.parts
         self.copy.load_state_dict({name: whole(value) for name, value in values.items()})
         return self.copy.to(self.fabric.device)
+
+    @staticmethod
+    def finished(objective: Objective, held: Mapping[str, Any]) -> Any:
+        """The objective with the weights that a checkpoint of the last step keeps, in the type that they have there."""
+        weights: dict[str, Tensor] = dict(held["module"])
+        average = held.get("average", {})
+        if "parts" in average:  # a `ShardedAverage`
+            weights |= average["parts"]
+        elif average:
+            prefix = "module."
+            weights = {name.removeprefix(prefix): each for name, each in average.items() if name.startswith(prefix)}
+        floating = next((each.dtype for each in weights.values() if each.is_floating_point()), torch.float32)
+        objective.to(floating).load_state_dict(weights)
+        return objective
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Any]:

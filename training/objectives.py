@@ -1,6 +1,7 @@
 """What the models are trained for."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from priors import ContinuousPrior, Prior, TransformerPrior
 from training.latents import drawn
-from training.options import Schedule
+from training.options import Run, Schedule
+from training.prior_kinds import make_prior
 from vqvae import VQVAE
 from vqvae.autoencoder import Autoencoder, Output
+from vqvae.data import Images
 from vqvae.model import VQVAEOutput
 
 # A prior joins in after this share of the steps, when codes have found their places: before, it would learn of codes
@@ -21,6 +24,17 @@ RAMP = 0.2
 NUM_SWEEPS = 1
 # Steps that model and prior take before it is the other's turn, where they alternate.
 TURN = 50
+
+
+def codebook_objective(
+    run: Run, model: Autoencoder, data: Mapping[str, Images]
+) -> "CodebookObjective | RateAwareObjective":
+    """What a codebook is trained for, with a fresh prior where one is in the loop."""
+    if isinstance(model, VQVAE) and model.config.beta is not None:
+        prior = make_prior(run.prior, model, data["train"].num_classes)
+        assert isinstance(prior, TransformerPrior)
+        return RateAwareObjective(model, prior, run.schedule, run.codebook_fit.num_steps)
+    return CodebookObjective(model)
 
 
 class CodebookObjective(nn.Module):

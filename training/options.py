@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -21,7 +22,7 @@ from training.prior_kinds import (
     kind_of,
     with_kind,
 )
-from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, quantizers
+from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, exits, quantizers
 from vqvae.config import AutoencoderConfig
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.model import CodesConfig
@@ -30,6 +31,8 @@ from vqvae.tokens import CodeDataset
 from vqvae.vqgan import VQGANConfig
 
 Schedule = Literal["joint", "alternating"]
+# Sets that `load_images` knows by name; all else is a path, or begins with "hf:".
+NAMED = ("fashion-mini", "fashion-mnist", "cifar10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ def parse(args: list[str]) -> Run:
         first.add_argument(f"--{name}")
     first.add_argument("--prior-kind", "--prior_kind")
     first.add_argument("--resume", action="store_true")
-    given, _ = first.parse_known_args(args)
+    given, _ = exits.parsed(lambda: first.parse_known_args(args))
     for name, kinds in (
         ("preset", PRESETS),
         ("likelihood", LIKELIHOODS),
@@ -233,12 +236,8 @@ def parse(args: list[str]) -> Run:
         "prior_kind": kind_of(default.prior),
     }
     default = dataclasses.replace(default, **kinds)
-    return tyro.cli(
-        Run,
-        default=default,
-        args=args,
-        config=(tyro.conf.AvoidSubcommands,),  # flags in pairs, as a resumed run may have any on already
-    )
+    # Flags in pairs, as a resumed run may have any on already.
+    return exits.parsed(lambda: tyro.cli(Run, default=default, args=args, config=(tyro.conf.AvoidSubcommands,)))
 
 
 def _with_latents(model: AutoencoderConfig, kind: type[AutoencoderConfig]) -> Any:
@@ -289,14 +288,15 @@ def source_of(codes: Path) -> str:
 
 
 def images_of(codes: Path) -> str:
-    """Where the images of a tokenized set were read from."""
-    return CodeDataset(codes / "train").source
+    """Where the images of a tokenized set lie; what no set is called where it does not say."""
+    found = CodeDataset(codes / "train")
+    return found.source or f"{found.source_name} (of which {codes} does not say where)"
 
 
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:
     """The model of --tokenizer, or that a tokenized set names."""
     try:
-        return Autoencoder.from_run(source)
+        return Autoencoder.from_pretrained(source)
     except ValueError as error:
         if codes is None:
             raise
@@ -309,7 +309,7 @@ def load_run(folder: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"there is no {path}: {folder} holds no run to go on with")
     try:
-        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plain = safefolder.read_json(path)
         kinds = get_type_hints(Run)
         for name in ("data", "codebook_fit", "prior_fit"):
             plain[name] = kinds[name](**plain[name])
@@ -321,10 +321,23 @@ def load_run(folder: Path) -> Run:
         plain["model"] = MODELS[plain["model"].pop("class")].from_plain(plain["model"])
         plain.update(run=folder, resume=False)
         return Run(**plain)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a run of this version: {error}") from error
 
 
 def save_run(run: Run) -> None:
+    """Write the options into the run's folder, with paths as they are from anywhere."""
+    data = dataclasses.replace(
+        run.data, source=_anywhere(run.data.source), root=run.data.root and run.data.root.absolute()
+    )
+    tokenizer = run.tokenizer and (os.path.abspath(run.tokenizer) if Path(run.tokenizer).exists() else run.tokenizer)
+    run = dataclasses.replace(run, data=data, tokenizer=tokenizer, codes=run.codes and run.codes.absolute())
     plain = {**dataclasses.asdict(run), "model": {"class": type(run.model).__name__, **run.model.to_plain()}}
     safefolder.write_text(run.run / "state" / "run.json", json.dumps(plain, indent=2, default=str) + "\n")
+
+
+def _anywhere(source: str) -> str:
+    """A source of images as it is called from any folder: a path becomes an absolute one."""
+    kind, name = ("hf:", source.removeprefix("hf:")) if source.startswith("hf:") else ("", source)
+    is_path = Path(name).exists() if kind else source not in NAMED
+    return kind + os.path.abspath(os.path.expanduser(name)) if is_path else source

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from training.latents import ENCODE_BATCH, encode_or_load, encoded, live_batches, live_sample
+from training.latents import ENCODE_BATCH, LatentBatch, encode_or_load, encoded, live_batches, live_sample
 from training.options import Run
-from training.records import Metrics
+from training.run_folder import Session
 from vqvae import VQVAE, Autoencoder
-from vqvae.data import Batch, Images, index_batches
-from vqvae.tokens import CodeDataset
+from vqvae.data import Images, index_batches
+from vqvae.tokens import CodeDataset, check_same_origin
 
 # Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
 NUM_WATCHED = 512
@@ -41,15 +40,13 @@ class PriorData:
         watched: of the test images, to look at during training.
     """
 
-    batches: Callable[..., Generator[Batch, None, None]]
+    batches: Callable[..., Generator[LatentBatch, None, None]]
     parts: Callable[[], Iterable[Tensor]]
     sample: Callable[[], Tensor]
-    watched: Batch
+    watched: LatentBatch
 
 
-def prior_data(
-    fabric: Fabric, metrics: Metrics, run: Run, model: Autoencoder, in_loop: Any, data: Mapping[str, Images]
-) -> PriorData:
+def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping[str, Images]) -> PriorData:
     """The latents that the run's options ask for.
 
     Args:
@@ -59,12 +56,13 @@ def prior_data(
     Raises:
         ValueError: codes that are not there, or are of another tokenizer.
     """
+    fabric, run, metrics = session.fabric, session.run, session.metrics
     if run.codes is not None:
-        train, test = (stored_codes(run.codes, split, model) for split in ("train", "test"))
+        train, test = stored_parts(run.codes, model)
         return PriorData(
             batches=functools.partial(_stored_batches, train),
             parts=functools.partial(_stored_parts, train),
-            sample=lambda: _stored(train, np.arange(min(PART, len(train)))).images,
+            sample=lambda: _stored(train, np.arange(min(PART, len(train)))).latents,
             watched=_stored(test, np.arange(min(NUM_WATCHED, len(test)))),
         )
     options = (fabric, metrics, run.seed, model, in_loop)
@@ -75,7 +73,8 @@ def prior_data(
             f"encode {split}",
             limit=limit,
             path=run.run / "state" / f"codes-{split}.safetensors",
-            about=(run.data.source, run.data.root),
+            about=session.images[split]["digest"],
+            later=session.later,
         )
         for split, limit in {"test": NUM_WATCHED, **({} if run.live else {"train": None})}.items()
     }
@@ -89,7 +88,7 @@ def prior_data(
     first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,
-        parts=lambda: (batch.images for batch in encoded(*options, data["train"], "encode train")),
+        parts=lambda: (batch.latents for batch in encoded(*options, data["train"], "encode train")),
         sample=lambda: live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))),
         watched=watched,
     )
@@ -98,14 +97,20 @@ def prior_data(
 def check_codes(run: Run, model: Autoencoder) -> None:
     """ValueError, before anything is written, for codes that `prior_data` would refuse."""
     if run.codes is not None:
-        for split in ("train", "test"):
-            stored_codes(run.codes, split, model)
+        stored_parts(run.codes, model)
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
     """How many classes what `prior_data` gives has; None without labels. Errors as there."""
     known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
     return known.num_classes
+
+
+def stored_parts(folder: Path, model: Autoencoder) -> tuple[CodeDataset, CodeDataset]:
+    """Both parts of a tokenized set, if they are of this model and of one source. Errors as `stored_codes`."""
+    train, test = (stored_codes(folder, split, model) for split in ("train", "test"))
+    check_same_origin(train, test)
+    return train, test
 
 
 def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
@@ -132,12 +137,12 @@ def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
     return codes
 
 
-def _stored(codes: CodeDataset, indices: np.ndarray) -> Batch:
+def _stored(codes: CodeDataset, indices: np.ndarray) -> LatentBatch:
     found = codes.__getitems__(indices)
-    return Batch(found.codes, found.labels)
+    return LatentBatch(found.codes, found.labels)
 
 
-def _stored_batches(codes: CodeDataset, **order: Any) -> Generator[Batch, None, None]:
+def _stored_batches(codes: CodeDataset, **order: Any) -> Generator[LatentBatch, None, None]:
     return (_stored(codes, indices) for indices in index_batches(len(codes), **order))
 
 

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 
 import safefolder
-from vqvae.data import Batch
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -38,7 +37,8 @@ def load_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 class Metrics:
     """Named figures by stage, step and split: `metrics.csv` (one figure a line) and TensorBoard events.
 
-    A resumed stage takes back what was written after its checkpoint, so that no step is there twice.
+    A resumed stage takes back what was written after its checkpoint, so that no step is there twice. It does so, and
+    writes, once `begin` is called: before, what is added waits in memory, as the stage may still be refused.
     """
 
     COLUMNS = ("stage", "step", "split", "name", "value")
@@ -48,28 +48,45 @@ class Metrics:
         self.folder = folder
         self.path = folder / "metrics.csv"
         self.skipped: dict[str, str] = {}
+        self.at = ("", 0)
+        self.waiting: list[tuple[int, str, Mapping[str, float]]] = []
         self.events: TensorBoardLogger | None = None
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Keep the figures of other stages, and of this one up to `step`."""
-        if not self.fabric.is_global_zero:
+    def stage(self, name: str, step: int) -> None:
+        """From here on figures are of this stage, after `step`."""
+        self.at, self.waiting, self.events = (name, step), [], None
+
+    def begin(self) -> None:
+        """Keep the figures of other stages, and of this one up to where it goes on; then those that waited."""
+        if not self.fabric.is_global_zero or self.events is not None:
             return
-        kept = [row for row in self._rows() if row[0] != stage or int(row[1]) <= step]
+        name, step = self.at
+        kept = [row for row in self._rows() if row[0] != name or int(row[1]) <= step]
         with (
             safefolder.replacing(self.path) as scratch,
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
         # TensorBoard drops the events from `purge_step` on when it reads the newer file.
-        self.events = TensorBoardLogger(self.folder, name="tensorboard", version=stage, purge_step=step + 1)
+        self.events = TensorBoardLogger(self.folder, name="tensorboard", version=name, purge_step=step + 1)
+        for each in self.waiting:
+            self._write(*each)
+        self.waiting = []
 
-    def add(self, stage: str, step: int, split: str, figures: Mapping[str, float]) -> None:
+    def add(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         if not self.fabric.is_global_zero:
             return
+        if self.events is None:
+            self.waiting.append((step, split, figures))
+        else:
+            self._write(step, split, figures)
+
+    def _write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
+        assert self.events is not None
+        name, _ = self.at
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([stage, step, split, name, f"{value:.7g}"] for name, value in figures.items())
-        assert self.events is not None, "rewind comes first"
-        self.events.log_metrics({f"{split}/{name}": value for name, value in figures.items()}, step)
+            csv.writer(file).writerows([name, step, split, key, f"{value:.7g}"] for key, value in figures.items())
+        self.events.log_metrics({f"{split}/{key}": value for key, value in figures.items()}, step)
 
     def seconds(self) -> float:
         """What all stages took to train, over all the times that the run was resumed."""
@@ -83,9 +100,9 @@ class Metrics:
             # A line that a kill cut short is no figure.
             return [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)][1:]
 
-    def skip(self, batch: Batch) -> None:
+    def skip(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Name each image that cannot be read, once, with the count so far."""
-        for name, reason in batch.skipped:
+        for name, reason in skipped:
             if name not in self.skipped:
                 self.skipped[name] = reason
                 print(f"skipped {name}: {reason} ({len(self.skipped)} so far)", file=sys.stderr)
@@ -129,6 +146,6 @@ class Stop:
             return self.signal
         if step % 10:  # asking the others costs a reduction
             return 0
-        numbers = fabric.all_gather(torch.tensor(self.signal, device=fabric.device))
-        assert isinstance(numbers, torch.Tensor)
-        return int(numbers.max())
+        number = fabric.all_reduce(torch.tensor(self.signal, device=fabric.device), reduce_op="max")
+        assert isinstance(number, torch.Tensor)
+        return int(number)

@@ -241,44 +241,37 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
     def from_pretrained(
         cls: type[AnyAutoencoder], source: str | Path, **hub: Unpack[safefolder.HubOptions]
     ) -> AnyAutoencoder:
-        """Read a model from a folder or a hub id; it comes in eval mode.
+        """Read a model from its folder, from that of a run, or from a hub id; it comes in eval mode, on the CPU.
 
-        `hub` says which revision, which folder inside, and how it is fetched: `safefolder.HubOptions`.
+        Its weights are float32, or float64 where they were saved so; nothing else that the caller has set plays a
+        part. `hub` says which revision, which folder inside, and how it is fetched: `safefolder.HubOptions`.
 
         Raises:
             ValueError: missing, corrupt, of another kind, or with weights that do not fit.
         """
-        config, tensors = safefolder.load(source, **hub)
+        config, tensors = safefolder.load(source, part="codebook", **hub)
         kinds = {kind.__name__: kind for kind in _concrete(cls)}
         kind = kinds.get(config["class"])
         if kind is None:
             raise ValueError(f"{source} holds a {config['class']}, expected a {' or '.join(kinds)}")
         fields = {name: value for name, value in config.items() if name not in ("format", "class")}
-        try:
-            model = kind(kind.config_class.from_plain(fields))
-        except ValueError as error:
-            raise ValueError(f"{source}: config.json does not fit {kind.__name__}: {error}") from error
-        safefolder.load_weights(model, tensors, source)
-        return model.eval()
 
-    @classmethod
-    def from_run(cls: type[AnyAutoencoder], source: str | Path) -> AnyAutoencoder:
-        """Read the model of a run, or else of its own folder; here or on the hub. Errors as `from_pretrained`."""
-        if safefolder.has_part(source, "codebook"):
-            return cls.from_pretrained(source, subfolder="codebook")
-        return cls.from_pretrained(source)
+        def make() -> AnyAutoencoder:
+            return kind(kind.config_class.from_plain(fields))
+
+        return safefolder.build(make, kind.__name__, tensors, source, keep_type=False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In eval mode for a while."""
-        was_training = self.training
-        if was_training:
-            self.eval()
+        """In eval mode inside; after it every part is in the mode that it was in. Not for several threads."""
+        training = [part for part in self.modules() if part.training]
         try:
+            for part in training:
+                part.training = False
             yield
         finally:
-            if was_training:
-                self.train()
+            for part in training:
+                part.training = True
 
 
 def _concrete(kind: type[AnyAutoencoder]) -> Iterator[type[AnyAutoencoder]]:

@@ -37,9 +37,29 @@ def of_tokenizer(model: Any) -> str:
     return digest.hexdigest()
 
 
+def check_trained_on(model: Any, prior: Any, name: str, advice: str) -> None:
+    """Raise ValueError for a prior that was trained on latents of another tokenizer; one that does not say passes.
+
+    Args:
+        prior: `prior.trained_on` is None, or has the digest `tokenizer`.
+        name: what the error calls the prior.
+        advice: what it says to do.
+    """
+    if prior.trained_on is None:
+        return
+    found = of_tokenizer(model)
+    if prior.trained_on.tokenizer != found:
+        raise ValueError(
+            f"{name} was trained on the codes of another tokenizer ({prior.trained_on.tokenizer[:12]}, this one is "
+            f"{found[:12]}), and its bits and samples would be wrong: {advice}"
+        )
+
+
 def _add(digest: Digest, module: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
+        if tensor.is_meta:
+            raise ValueError(f"{name} of {type(module).__name__} is on the device meta, which holds no numbers")
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 import safefolder
 from vqvae.metrics import ACTIVE, ChannelUsage, CodeUsage
@@ -21,6 +20,9 @@ TILE = 64
 
 def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
     """Tile images row by row, enlarged by a whole factor, in colour."""
+    # Here and not above: it takes over a second to import, which every command would wait for.
+    from torchvision.utils import make_grid
+
     factor = max(1, TILE // images.shape[-1])
     enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")
     tiled = make_grid(enlarged, nrow=columns, padding=2, pad_value=255)

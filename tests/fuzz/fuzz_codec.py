@@ -9,6 +9,8 @@ flags, streams, stored pixels, names), with a check of pixels that no decoder ha
 What must hold for any bytes at all:
     only DamagedFile is raised, and soon;
     what comes out are images of the shapes, labels and names that the body claims, and their check is the body's;
+    no more units are decoded than one group has, and those that the stream has bits for (groups and what a stream may
+    lack are small here, so that this matters);
     no more memory is asked for than the input's pixels and names take, times a constant.
 """
 
@@ -29,6 +31,7 @@ with atheris.instrument_imports(include=[f"vqvae.codec.{part}" for part in PARTS
     from priors import UniformPrior
     from vqvae import VQVAEConfig
     from vqvae.codec import body as bodies
+    from vqvae.codec import coder as coders
     from vqvae.codec.block_decoder import check_of
     from vqvae.codec.body import STORED, Body, units_of
     from vqvae.codec.codec import Codec
@@ -42,10 +45,13 @@ MAX_SIZE = 2048
 # So that a body cannot ask for more work than a moment's.
 bodies.MAX_UNITS = 24
 bodies.MAX_PIXELS = 1 << 12
+coders.SLACK = 4
+GROUP = 4
 CONSTANT = 8 << 20
 TELL_EVERY = 5000
 seen = {"inputs": 0, "unpacked": 0, "decoded": 0, "largest memory": 0}
 seen |= {f"decoded, {mode.name}": 0 for mode in Mode} | {f"unpacked, then refused, {mode.name}": 0 for mode in Mode}
+seen |= {f"ended before its images, {mode.name}": 0 for mode in Mode} | {"most units beyond those paid for": 0}
 seen |= {"decoded, with labels": 0, "decoded, with names": 0, "decoded, some stored": 0, "decoded, mutated": 0}
 valid: set[bytes] = set()
 
@@ -71,10 +77,24 @@ def make_codec() -> Codec:
     model = config.build()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return Codec(model, Labelled(num_codes=4, grid=(2, 2)))
+    codec = Codec(model, Labelled(num_codes=4, grid=(2, 2)))
+    codec.coder.group_size = GROUP
+    return codec
 
 
 codec = make_codec()
+begun: list[int] = []
+decode_codes = codec.coder.decode_codes
+
+
+def counted(sources, labels, offsets):
+    """With each group: it is noted once the stream let it begin."""
+    codes = decode_codes(sources, labels, offsets)
+    begun.append(len(offsets))
+    return codes
+
+
+codec.coder.decode_codes = counted
 
 
 def check(data: bytes) -> None:
@@ -85,14 +105,17 @@ def check(data: bytes) -> None:
     except DamagedFile as error:
         str(error)
         body = None
+    begun.clear()
     try:
         decoded = list(codec.decoder.decode([(0, body_bytes)], mode))
     except DamagedFile as error:
-        str(error)
+        seen[f"ended before its images, {mode.name}"] += "has ended" in str(error) or "gives back" in str(error)
+        check_work(mode, body)
         seen["unpacked"] += body is not None
         seen[f"unpacked, then refused, {mode.name}"] += body is not None
         return
     assert body is not None
+    check_work(mode, body)
     [block] = decoded
     assert Body.unpack(body.pack(), 1, SIZE) == body
     assert [tuple(image.shape) for image in block.images] == [cut.shape for cut in body.cuts]
@@ -111,6 +134,17 @@ def check(data: bytes) -> None:
     seen["decoded, with names"] += body.names is not None
     seen["decoded, some stored"] += STORED in body.kinds
     seen["decoded, mutated"] += data not in valid
+
+
+def check_work(mode: Mode, body: Body | None) -> None:
+    """Codes are at even odds here, 8 bits a unit: what they take alone bounds the units of a stream."""
+    if body is None:
+        assert not begun
+        return
+    if mode != Mode.BITS_BACK:
+        beyond = sum(begun) - (len(body.stream) + coders.SLACK)
+        seen["most units beyond those paid for"] = max(seen["most units beyond those paid for"], beyond)
+        assert beyond <= GROUP, f"{sum(begun)} units from {len(body.stream)} bytes"
 
 
 def tell() -> None:

@@ -167,7 +167,9 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
     path.unlink()
     assert prior()
     shutil.copytree(parse(["--resume", "--run", str(folder)]).data.source, tmp_path / "others")
-    assert prior("--data.source", str(tmp_path / "others")), "other images"
+    assert not prior("--data.source", str(tmp_path / "others")), "the same images, elsewhere"
+    os.utime(next((tmp_path / "others").rglob("*.png")))
+    assert prior(), "images that were written again"
     assert not prior()
     assert prior("--seed", "1"), "other draws, where there are draws"
     weight = folder / "codebook" / "model.safetensors"
@@ -207,15 +209,15 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         return latents.live_batches(fabric, model, model, images, **order)
 
     first = [batch for batch, _ in zip(stream(0), range(4), strict=False)]
-    assert first[0].images.dtype == torch.int64
-    assert all(batch.images.shape == (54, 2, 2) for batch in first)
+    assert first[0].latents.dtype == torch.int64
+    assert all(batch.latents.shape == (54, 2, 2) for batch in first)
     for batch, again in zip(stream(2), first[2:], strict=False):
-        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.latents, again.latents)
         assert torch.equal(batch.labels, again.labels)
     found = model.draw(images[0][0][None].expand(54, -1, -1, -1)).latents
     assert len(found.unique(dim=0)) > 1, "there is something to draw"
     torch.manual_seed(0)
-    counts = [batch.images.flatten().bincount(minlength=8) for batch in first]
+    counts = [batch.latents.flatten().bincount(minlength=8) for batch in first]
     assert any(not torch.equal(counts[0], each) for each in counts[1:]), "an epoch is drawn anew"
 
 
@@ -260,7 +262,7 @@ def test_a_checkpoint_of_another_kind_is_one_line(run, fails, codebooks, tmp_pat
     run("--run", str(folder), "--stage", "prior", "--prior-fit.num-steps", "1")
     args = ("--run", str(folder), "--stage", "prior", "--prior-kind", "AnyOrder")
     assert "already holds a prior; add --resume" in fails(*args)
-    assert "or of a run with other options" in fails(*args, "--resume")
+    assert "leave out the options that the run was not begun with" in fails(*args, "--resume")
 
 
 def test_kinds_keep_what_they_share():

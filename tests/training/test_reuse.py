@@ -160,6 +160,37 @@ def test_codes_that_do_not_fit_are_one_line(made, tokenized, fails, tmp_path):
     assert "another tokenizer" in fails(*common, "--stage", "prior", "--tokenizer", str(tmp_path / "moved"))
 
 
+def test_case_31_codes_of_two_sources_are_refused(made, tokenized, photos, fails, tmp_path):
+    shutil.copytree(photos, tmp_path / "others")
+    shutil.rmtree(tokenized / "test")
+    images = load_images(tmp_path / "others", "test", size=8, channels=1)
+    tokenize(VQVAE.from_pretrained(made), images, tokenized / "test", split="test", shard_size=64)
+    line = fails(*FIT, "--stage", "prior", "--codes", str(tokenized), "--run", str(tmp_path / "new"))
+    assert f"are of different sources ({photos} and {tmp_path / 'others'})" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_case_17_codes_that_do_not_say_where_their_sources_lie(
+    run, made, tokenized, photos, fails, tmp_path, monkeypatch
+):
+    """Nothing of that name in the current folder stands in for them."""
+    for split in ("train", "test"):
+        path = tokenized / split / "index.json"
+        index = json.loads(path.read_text())
+        index["source"] = {"name": "photos", "path": None}
+        index["tokenizer"]["source"] = {"name": "made", "path": None}
+        path.write_text(json.dumps(index))
+    shutil.copytree(photos, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    options = [*FIT, "--stage", "prior", "--codes", str(tokenized), "--run", str(tmp_path / "new")]
+    assert "does not say where its tokenizer lies: name it with --tokenizer" in fails(*options)
+    run(*options, "--tokenizer", str(made))
+    line = fails("--run", str(tmp_path / "new"), "--stage", "evaluate")
+    assert f"the images of {tokenized} cannot be read, name them with --data.source: " in line
+    run("--run", str(tmp_path / "new"), "--stage", "evaluate", "--data.source", str(photos))
+    assert (tmp_path / "new" / "elbo.json").exists()
+
+
 def test_a_codebook_that_was_taken_stays_when_its_prior_is_resumed(run, made, photos, fails, tmp_path, monkeypatch):
     """Ctrl-C in the prior, then what it says: --resume."""
     folder = tmp_path / "reused"
@@ -193,7 +224,7 @@ def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, f
         run(*options)
     monkeypatch.undo()
     # Half trained, it is not what a prior is for, and neither is what it began with.
-    assert "is not finished: go on with --resume" in fails("--stage", "prior", "--run", str(folder))
+    assert "is not finished: go on with `train.py --resume" in fails("--stage", "prior", "--run", str(folder))
     made.rename(tmp_path / "gone")
     run("--resume", "--stage", "codebook", "--run", str(folder))
     assert (folder / "codebook").exists()
@@ -208,7 +239,7 @@ def test_a_run_on_codes_is_resumed_and_evaluated_on_their_images(run, made, toke
     run("--resume", "--run", str(folder))
     figures = json.loads((folder / "elbo.json").read_text())
     assert figures["images"] == len(load_images(photos, "test", size=8, channels=1))
-    assert figures["data"] == str(photos)
+    assert figures["data"] == photos.name
 
 
 def test_what_is_refused_leaves_no_run(made, tokenized, fails, tmp_path):

@@ -4,6 +4,10 @@ import torch
 
 from priors import TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
 from vqvae import VQVAE, VQVAEConfig
+from vqvae.codec import Mode
+from vqvae.codec.body import Body
+from vqvae.codec.container import pack
+from vqvae.codec.units import Cut
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
 from vqvae.quantizers import (
     FSQConfig,
@@ -94,3 +98,11 @@ def images_of(model, num, seed=3):
     torch.manual_seed(seed)
     codes = torch.randint(0, model.num_codes, (num, *model.grid))
     return model.decode(codes, sample=True, generator=torch.Generator().manual_seed(seed))
+
+
+def claiming(codec, num, *, shape=(1, 8, 8), stream=b"", mode=Mode.LOSSLESS, has_labels=False, num_blocks=1):
+    """The bytes of a file whose blocks claim so many images each, whatever their stream holds."""
+    cut = Cut(shape=shape, num_channels=codec.coder.num_channels, size=codec.coder.size)
+    kinds = [0] * (num * cut.num_units)
+    body = Body(cuts=[cut] * num, kinds=kinds, has_labels=has_labels, check=0, stream=stream, stored=b"", names=None)
+    return pack(codec.header(mode), [(num, body.pack())] * num_blocks)

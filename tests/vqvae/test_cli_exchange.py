@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vqgan_references import Reference
 
 import vqvae.cli
 from priors import GridModel, LlamaPrior, LlamaPriorConfig, TransformerPrior, TransformerPriorConfig
@@ -159,3 +160,71 @@ def test_mistakes_are_one_line(command, vqmodel, tmp_path):
         assert errors.startswith("error: "), errors
         assert message in errors, (message, errors)
         assert not (tmp_path / "out").exists()
+
+
+def test_case_22_places_that_cannot_be_written_are_refused_before_any_work(command, vqmodel, tmp_path, monkeypatch):
+    """For import and export alike, and for each form, before a model is read."""
+
+    def read(*args: object, **options: object) -> None:
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr("vqvae.cli.exporting.import_tokenizer", read)
+    monkeypatch.setattr("vqvae.cli.exporting.Autoencoder.from_run", read)
+    monkeypatch.setattr("vqvae.cli.exporting.load_prior", read)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    (tmp_path / "link").symlink_to(vqmodel)
+    (tmp_path / "empty").mkdir()
+    places = {
+        "loop": "is a link that leads nowhere",
+        "dangling": "is a link that leads nowhere",
+        "loop/within": "is a link that leads nowhere",
+        "dangling/with/in": "is a link that leads nowhere",
+        "file": "is there already",
+        "file/within": "is no folder",
+        "full": "is there already",
+        "link": "is there already",
+        "link/within": "is within",
+        "vqmodel/within": "is within",
+        "vqmodel/a/../b": "is within",
+        "x" * 300: "File name too long",
+    }
+    calls = [
+        ("import", vqmodel),
+        *(("export", vqmodel, "--to", to) for to in ("onnx", "program", "diffusers", "llama")),
+    ]
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for call in calls:
+        for place, message in places.items():
+            status, _, errors = command(*call, "-o", tmp_path / place)
+            assert (status, errors.count("\n")) == (2, 1), errors
+            assert message in errors, (place, errors)
+    monkeypatch.chdir(tmp_path / "empty")
+    status, _, errors = command("import", vqmodel, "-o", ".")
+    assert (status, "is the folder that this program runs in" in errors) == (2, True), errors
+    monkeypatch.setattr("vqvae.cli.exporting.os.access", lambda path, mode: False)
+    status, _, errors = command("import", vqmodel, "-o", tmp_path / "new" / "place")
+    assert (status, f"nothing may be written into {tmp_path}" in errors) == (2, True), errors
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    assert command("import", vqmodel, "-o", tmp_path / "empty")[0] == 0  # an empty folder is no one's
+
+
+def test_case_29_the_command_says_where_the_weights_were_found(command, tmp_path):
+    weights = Reference("taming", ch=32, ch_mult=(1,), attention=(), z_channels=4, embed_dim=4, n_embed=16).weights
+    held = {f"first_stage_model.{name}": tensor for name, tensor in weights.items()} | {"betas": torch.ones(2)}
+    torch.save({"state_dict": held}, tmp_path / "model.ckpt")
+    status, out, errors = command("import", tmp_path / "model.ckpt", "-o", tmp_path / "ours", "--image-size", 8)
+    assert status == 0
+    assert "16 codes" in out
+    assert f"{tmp_path / 'model.ckpt'}: 'first_stage_model.' was taken off their names; 1 others are left out" in errors
+    assert VQVAE.from_pretrained(tmp_path / "ours").num_codes == 16
+    VQVAE(SMALL).save_pretrained(tmp_path / "own")
+    torch.save(VQVAE(SMALL).state_dict(), tmp_path / "own.pt")
+    for source in (tmp_path / "own.pt", tmp_path / "own" / "model.safetensors"):
+        status, _, errors = command("import", source, "-o", tmp_path / "again")
+        assert (status, errors.count("\n")) == (2, 1)
+        assert "VQVAE.from_pretrained" in errors

@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_read_is_named(call, run, tmp_path, monkeypatch)
 
     def refusing(plain):
         def read(path="."):
-            if Path(path).name == "in":
+            if not isinstance(path, int) and Path(path).name == "in":
                 raise PermissionError(errno.EACCES, "Permission denied", str(path))
             return plain(path)
 

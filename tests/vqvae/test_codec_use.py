@@ -1,12 +1,14 @@
 """A compressed file as a dataset, and bits as images."""
 
+import os
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 from codec_worlds import images_of, model_of, transformer_of, uniform_of
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from vqvae.codec import Codec, CompressedImages, DamagedFile, awake, dream, write
 from vqvae.codec.container import Mode
@@ -82,6 +84,67 @@ def test_a_loader_goes_through_it(codec, images, tmp_path, num_workers):
     options = {"multiprocessing_context": "spawn"} if num_workers else {}
     loader = DataLoader(dataset, batch_size=4, num_workers=num_workers, **options)
     assert torch.equal(torch.cat(list(loader)), images)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("images_per_block", [1, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_case_27_a_plain_loader_of_torch(codec, images, tmp_path, images_per_block, num_workers, labelled):
+    """With torch's own way to make batches, in any order, in workers that were forked, and again."""
+    labels = torch.arange(10) % 3 if labelled else None
+    path = file_of(codec, tmp_path / "images.vq", images, labels, images_per_block=images_per_block)
+    dataset = CompressedImages(path, codec)
+    dataset[0]
+    loader = DataLoader(dataset, batch_size=4, shuffle=True, num_workers=num_workers)
+    order = {tuple(image.flatten().tolist()): i for i, image in enumerate(images)}
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [2, 2, 2] if labelled else [4, 4, 2]
+        pixels = torch.cat([batch[0] for batch in batches] if labelled else batches)
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (10, 1, 8, 8))
+        found = [order[tuple(image.flatten().tolist())] for image in pixels]
+        assert sorted(found) == list(range(10))
+        if labelled:
+            known = torch.cat([batch[1] for batch in batches])
+            assert known.dtype == torch.int64
+            assert torch.equal(known, labels[found])
+
+
+def test_case_27_parts_of_a_dataset(codec, images, tmp_path):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vq", images, images_per_block=3), codec)
+    part = Subset(dataset, [8, 2, 5])
+    assert torch.equal(next(iter(DataLoader(part, batch_size=3))), images[[8, 2, 5]])
+    both = ConcatDataset([part, dataset])
+    assert torch.equal(next(iter(DataLoader(both, batch_size=13))), images[[8, 2, 5, *range(10)]])
+    assert [image.shape for image in dataset] == [(1, 8, 8)] * 10
+
+
+def test_case_27_images_of_several_shapes_are_torchs_to_refuse(codec, images, tmp_path):
+    path = file_of(codec, tmp_path / "images.vq", [images[0], images[1][:, :5]])
+    dataset = CompressedImages(path, codec)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        next(iter(DataLoader(dataset, batch_size=2)))
+    [found] = DataLoader(dataset, batch_size=2, collate_fn=list)
+    assert torch.equal(found[1], images[1][:, :5])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_numbers_an_image(codec, images, tmp_path):
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vq", images), codec)
+    for index in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert torch.equal(dataset[index], images[3])
+    for index in (slice(2), "3", 3.0, None, [3]):
+        with pytest.raises(TypeError, match="for an image, expected its number"):
+            dataset[index]
+
+
+def test_a_forked_worker_has_a_lock_of_its_own(codec, images, tmp_path, monkeypatch):
+    """It has the parent's as it was at the fork, and whoever held it is not there to let it go."""
+    dataset = CompressedImages(file_of(codec, tmp_path / "images.vq", images), codec)
+    dataset._lock.acquire()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert torch.equal(dataset[4], images[4])
 
 
 def test_a_copy_in_another_process_reads_for_itself(codec, images, tmp_path):

@@ -16,7 +16,7 @@ import torch
 from image_files import chw, noise, save
 from PIL import Image
 
-from vqvae.data import ImageTensors, load_images
+from vqvae.data import ImageTensors, image_folder, load_images
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -224,3 +224,52 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         load_images(**{"source": tmp_path, **arguments})
     assert "\n" not in str(caught.value)
+
+
+# Case 28: sizes and channels
+
+
+SIXES = [(6, 6), [6, 6], torch.Size([6, 6]), np.array([6, 6]), np.int64(6), torch.tensor(6)]
+
+
+@pytest.mark.parametrize("size", SIXES, ids=repr)
+def test_case_28_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: None, size: object):
+    make_unreadable(tmp_path)
+    save(tmp_path / "good.png", noise(9, 9))
+    assert load_images(tmp_path, size=size, channels=np.int64(3)).shape == (3, 6, 6)
+    assert load_images("fashion-mini", "test", size=size).shape == (1, 6, 6)
+    assert image_folder(tmp_path, size=size).shape == (1, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (64, 48)}, r"got size=\(64, 48\); expected square images"),
+        ({"size": (64,)}, r"got size=\(64,\); expected the side of the images in pixels, a whole number"),
+        ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side"),
+        ({"size": "64"}, "got size='64'; expected the side"),
+        ({"size": ""}, "got size=''; expected the side"),
+        ({"size": 64.0}, r"got size=64\.0; expected the side"),
+        ({"size": (64.0, 64.0)}, "expected the side"),
+        ({"size": True}, "got size=True; expected the side"),
+        ({"size": {}}, r"got size=\{\}; expected the side"),
+        ({"size": -3}, "got size=-3; expected at least 1 pixel"),
+        ({"size": (0, 0)}, "got size=0; expected at least 1 pixel"),
+        ({"size": 10**9}, "got size=1000000000; expected at most 16,384 pixels"),
+        ({"size": 10**30}, "expected the side"),
+        ({"channels": "3"}, r"got channels='3'; expected 1 \(grey\) or 3"),
+        ({"channels": 3.0}, r"got channels=3\.0; expected 1"),
+        ({"channels": True}, "got channels=True; expected 1"),
+        ({"channels": (3,)}, r"got channels=\(3,\); expected 1"),
+        ({"channels": 0}, "got channels=0; expected 1"),
+    ],
+)
+def test_case_28_other_sizes_and_channels_are_refused_in_a_sentence(
+    tmp_path: Path, untyped: None, options: dict, message: str
+):
+    save(tmp_path / "set" / "0.png", noise(4, 4))
+    missing = [tmp_path / "missing.tar", tmp_path / "missing.parquet", "hf:no/where"]
+    for source in ("fashion-mini", tmp_path / "set", *missing):
+        with pytest.raises(ValueError, match=message) as caught:
+            load_images(source, **options)
+        assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -115,7 +116,8 @@ def test_broken_rows_are_named_and_skipped(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", image=images, label=[0, 1, 2, 3, -1])
     write_parquet(tmp_path / "validation.parquet", image=images[:1], label=[0])
     loaded = load_images(tmp_path)
-    assert (loaded.num_classes, loaded.unlabelled) == (None, 1)  # since one label is not known
+    assert loaded.num_classes is None
+    assert loaded.label_note == "1 of 6 images has no label, so none are used"
     batch = loaded.__getitems__(range(5))
     assert batch.images.equal(chw(pixels)[None])
     assert [name for name, _ in batch.skipped] == ["row 1 (cut.png)", "row 2", "row 3 (gone.png)", "row 4"]
@@ -138,14 +140,12 @@ def test_parquet_without_images_is_refused(tmp_path: Path, name: str, columns: d
     assert "\n" not in str(caught.value)
 
 
-def test_labels_are_counted_where_some_lack_and_bounded(tmp_path: Path):
+def test_labels_are_counted_where_some_lack(tmp_path: Path):
     image = [encoded(noise(4, 4))] * 9
-    for label, lacking in (([0, None] * 4 + [1], 4), ([-1] * 9, 0), ([None] * 8 + [3], 8)):
+    for label, lacking in (([0, None] * 4 + [1], 4), ([-1] * 9, 0), ([None] * 8 + [3], 8), ([None] * 9, 0)):
         loaded = load_images(write_parquet(tmp_path / "a.parquet", image=image, label=label))
-        assert (loaded.num_classes, loaded.unlabelled) == (None, lacking)
-    write_parquet(tmp_path / "a.parquet", image=image, label=[0] * 8 + [4_000_000_000])
-    with pytest.raises(ValueError, match="the column label has the label 4000000000; expected at most 2147483647"):
-        load_images(tmp_path / "a.parquet")
+        assert loaded.num_classes is None
+        assert loaded.label_note == (f"{lacking} of 9 images have no label, so none are used" if lacking else "")
 
 
 def test_a_disk_that_fails_under_a_row_group_is_tried_again(
@@ -256,3 +256,197 @@ def test_a_damaged_row_group_is_skipped_and_read_once(tmp_path: Path, lazy: list
     assert all("row group 1 of" in reason and "\n" not in reason for _, reason in batch.skipped)
     assert batch.images.equal(torch.stack([chw(pixels[i]) for i in (0, 1, 2, 3, 8, 9, 10, 11)]))
     assert lazy == [1, 2]
+
+
+# Cases 14 and 30: files that rows name
+
+
+def rows_of(names: list[str | None]) -> list[dict]:
+    """Rows that name files instead of bytes, after one that holds an image."""
+    return [
+        {"bytes": encoded(noise(4, 4)), "path": "0.png"},
+        *({"bytes": None, "path": name} for name in names),
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """In groups of two."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table({"image": rows}), path, row_group_size=2)
+    return path
+
+
+@pytest.fixture(params=["held", "in row groups"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of reading a file."""
+    if request.param == "in row groups":
+        monkeypatch.setattr(pytest.importorskip("vqvae.data.table"), "HELD_BYTES", 0)
+
+
+OUTSIDE = "it names a file outside the folder of its data set, which is not read"
+
+
+@pytest.mark.usefixtures("held")
+def test_case_14_only_files_inside_the_folder_of_the_parquet_file_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, secret = tmp_path / "set", tmp_path / "secret.png"
+    save(secret, noise(4, 4))
+    pixels = {name: noise(4, 4) for name in ("one.png", "in/two.png", "in/three.png")}
+    for name, each in pixels.items():
+        save(folder / name, each)
+    (folder / "link.png").symlink_to(secret)
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "inside.png").symlink_to(folder / "in" / "two.png")
+    (folder / "text.png").write_text("password: swordfish")
+    save(tmp_path / "set2" / "x.png", noise(4, 4))
+    good = ["one.png", "in/two.png", str(folder / "in" / "three.png"), "in/../one.png", "./one.png", "inside.png"]
+    bad = [str(secret), "../secret.png", "link.png", "out/secret.png", "/dev/zero", "../set2/x.png"]
+    bad += [
+        "in/../../secret.png",
+        ".",
+        "..",
+        "in",
+        "gone.png",
+        "text.png",
+        "a\0b",
+        "x" * 5000,
+        "https://example.org/x.png",
+        "/etc/passwd",
+    ]
+    write_rows(folder / "train.parquet", rows_of([*good, *bad]))
+    write_rows(folder / "test.parquet", rows_of([]))
+    monkeypatch.chdir(tmp_path)  # relative paths go out from the file, not from here
+    for source in ("set", folder):
+        images = load_images(source, size=4)
+        batch = images[:]
+        one, two, three = (chw(pixels[name]) for name in ("one.png", "in/two.png", "in/three.png"))
+        assert batch.images[1:].equal(torch.stack([one, two, three, one, one, two]))
+        reasons = {name.partition("(")[2][:-1]: reason for name, reason in batch.skipped}
+        assert list(reasons) == bad
+        for name in bad[:7]:
+            assert reasons[name] == OUTSIDE
+        assert reasons["/etc/passwd"] == OUTSIDE
+        assert reasons["in"] == "it is a folder and no regular file"
+        assert reasons["gone.png"] == "No such file or directory"
+        assert not any("swordfish" in reason for reason in reasons.values())
+        assert pickle.loads(pickle.dumps(images))[1][0].equal(images[1][0])
+
+
+@pytest.mark.usefixtures("held")
+def test_case_14_each_file_has_its_own_folder(tmp_path: Path):
+    pixels = {part: noise(4, 4) for part in ("train", "test")}
+    for part, each in pixels.items():
+        save(tmp_path / part / "0.png", each)
+        other = "test" if part == "train" else "train"
+        write_rows(tmp_path / part / "a.parquet", rows_of([f"../{other}/0.png", "0.png"]))
+        write_rows(tmp_path / part / "b.parquet", rows_of(["0.png", str(tmp_path / other / "0.png")]))
+    for part, each in pixels.items():
+        batch = load_images(tmp_path, part)[:]
+        assert [reason for _, reason in batch.skipped] == [OUTSIDE] * 2
+        assert [name.split(" (")[0] for name, _ in batch.skipped] == ["row 1", "row 5"]
+        assert batch.images[1].equal(chw(each))
+        assert batch.images[3].equal(chw(each))
+
+
+def test_case_30_relative_paths_go_out_from_the_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for place, level in (("set/images", 7), ("images", 200)):
+        save(tmp_path / place / "0.png", np.full((4, 4), level, np.uint8))
+    write_rows(tmp_path / "set" / "a.parquet", [{"bytes": None, "path": "images/0.png"}] * 2)
+    for here in (tmp_path, tmp_path / "set"):
+        monkeypatch.chdir(here)
+        assert (load_images(tmp_path / "set" / "a.parquet")[0][0] == 7).all()
+
+
+def test_case_08_a_digest_tells_files_that_rows_name_from_others(tmp_path: Path):
+    save(tmp_path / "0.png", noise(4, 4))
+    path = write_rows(tmp_path / "a.parquet", [{"bytes": None, "path": "0.png"}] * 3)
+    images = load_images(path)
+    timed, bare = images.digest(range(2)), images.digest(range(2), times=False)
+    os.utime(tmp_path / "0.png", ns=(0, 1))
+    assert images.digest(range(2)) != timed
+    assert images.digest(range(2), times=False) == bare
+    save(tmp_path / "0.png", noise(9, 9))
+    assert images.digest(range(2), times=False) != bare
+    (tmp_path / "0.png").unlink()
+    gone = images.digest(range(2), times=False)
+    assert gone not in (timed, bare)
+
+
+def test_images_beside_parquet_files_are_those_that_rows_name(tmp_path: Path):
+    for number in range(4):
+        save(tmp_path / "images" / f"{number}.png", np.full((4, 4), number, np.uint8))
+    write_rows(tmp_path / "train.parquet", [{"bytes": None, "path": f"images/{i}.png"} for i in range(3)])
+    write_rows(tmp_path / "val.parquet", [{"bytes": None, "path": "images/3.png"}])
+    assert load_images(tmp_path)[:].images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert load_images(tmp_path, "test")[:].images[:, 0, 0, 0].tolist() == [3]
+    write_rows(tmp_path / "train.parquet", rows_of([]))
+    with pytest.raises(ValueError, match=r"holds parquet files \(train\.parquet\) and images \(images/0\.png\)"):
+        load_images(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_case_14_rows_that_name_no_file_are_named(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    os.mkfifo(tmp_path / "pipe.png")
+    write_rows(tmp_path / "train.parquet", rows_of(["pipe.png", "", None]))
+    write_rows(tmp_path / "test.parquet", rows_of([]))
+    reasons = [reason for _, reason in load_images(tmp_path)[:].skipped]
+    assert reasons == ["it is a named pipe and no regular file", *["the row holds no image"] * 2]
+    for path in (5, b"0.png"):
+        rows = [{"bytes": encoded(noise(4, 4)), "path": path}, {"bytes": None, "path": path}]
+        parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "train.parquet")
+        ((_, reason),) = load_images(tmp_path)[:].skipped
+        assert reason.startswith("it holds no bytes, and names no file (")
+
+
+@pytest.mark.usefixtures("no_progress")
+def test_case_14_hugging_face_sets_read_files_in_their_folder_alone(tmp_path: Path):
+    save(tmp_path / "secret.png", noise(4, 4))
+    save(tmp_path / "set" / "in.png", np.full((4, 4), 9, np.uint8))
+    inside, outside = str(tmp_path / "set" / "in.png"), str(tmp_path / "secret.png")
+    write_rows(tmp_path / "set" / "train.parquet", rows_of([outside, inside, "in.png", "../secret.png"]))
+    write_rows(tmp_path / "set" / "test.parquet", rows_of([]))
+    (tmp_path / "set" / "in.png").rename(tmp_path / "in.png")  # or the folder is one of images to `datasets`
+    found = load_images(f"hf:{tmp_path / 'set'}")
+    (tmp_path / "in.png").rename(tmp_path / "set" / "in.png")
+    batch = found[:]
+    assert len(batch) == 3
+    assert (batch.images[1:] == 9).all()
+    assert [reason for _, reason in batch.skipped] == [OUTSIDE] * 2
+
+
+# What files claim
+
+
+def test_files_of_other_columns_are_refused(tmp_path: Path):
+    write_parquet(tmp_path / "train-0.parquet", image=[encoded(noise(4, 4))] * 3)
+    write_parquet(tmp_path / "train-1.parquet", picture=[encoded(noise(4, 4))] * 3)
+    with pytest.raises(ValueError, match="has a column image of encoded images in some files and not in all of them"):
+        load_images(tmp_path)
+    write_parquet(tmp_path / "train-1.parquet", image=["text"] * 3)
+    with pytest.raises(ValueError, match="in some files and not in all of them"):
+        load_images(tmp_path)
+
+
+def test_a_struct_in_the_place_of_bytes_is_no_image(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", image=[{"bytes": {"bytes": b"x"}}] * 3)
+    with pytest.raises(ValueError, match="has no column of encoded images"):
+        load_images(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "note", ["[" * 100_000, '{"info": {"features": {"image": 5, "label": {"_type": []}}}}', "{}", "9"]
+)
+def test_any_note_of_hugging_face_is_read_or_passed_over(tmp_path: Path, note: str):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": [encoded(noise(4, 4))] * 3, "label": [0, 1, 2]})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": note}), tmp_path / "a.parquet")
+    assert load_images(tmp_path / "a.parquet").num_classes == 3

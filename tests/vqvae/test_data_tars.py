@@ -3,13 +3,17 @@
 import io
 import json
 import pickle
+import re
 import tarfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from image_files import chw, noise, save
 from PIL import Image
 
@@ -89,8 +93,9 @@ def test_a_pattern_is_expanded_and_a_tenth_held_out(folder: Path, tmp_path: Path
     names = {images.key(i) for images in (train, test) for i in range(len(images))}
     assert names == {f"train-000{int(i >= 20)}.tar/deep/{i:04}.png" for i in range(31)}
     for number in range(8, 12):
-        write(tmp_path / f"a{number}b0.tar", samples(range(number, number + 1)))
-    assert len(load_images(tmp_path / "a{8..11}b{0..0}.tar")) + len(load_images(tmp_path, "test")) == 4
+        write(tmp_path / "plain" / f"a{number}b0.tar", samples(range(number, number + 1)))
+    plain = tmp_path / "plain"
+    assert len(load_images(plain / "a{8..11}b{0..0}.tar")) + len(load_images(plain, "test")) == 4
     with pytest.raises(ValueError, match=r"train-0002\.tar does not exist; expected a \.tar file"):
         load_images(folder / "train-{0000..0002}.tar")
 
@@ -213,24 +218,29 @@ IMAGE = encoded(PIXELS[0])
 
 
 def test_labels_that_can_be_none_are_named(tmp_path: Path):
-    cases = [(".cls", b"9" * number, "a label above 2147483647") for number in (10, 30, 1000)]
-    cases += [(".cls", data, "no label") for data in (b"", b" \n", b"\xff\xfe", b"a\x00b", b"x" * 1024, b"7" * 5000)]
-    cases += [(".cls", b"4000000000", "a label above"), (".json", b'{"label": 2147483648}', "a label above")]
-    cases += [(".json", json.dumps({"label": 10**30}).encode(), "a label above")]
-    for ending, data, message in cases:
-        path = plain_tar(tmp_path / "a.tar", [("a.png", IMAGE), ("b.png", IMAGE), ("b" + ending, data)])
-        with pytest.raises(ValueError, match=rf"a\.tar: its member b{ending} holds {message}") as caught:
-            load_images(path)
-        assert len(str(caught.value)) < len(str(path)) + 150
-    members = [("a.png", IMAGE), ("a.cls", b"2147483647"), ("b.png", IMAGE), ("b.cls", b"+0\n")]
-    assert load_images(plain_tar(tmp_path / "a.tar", members)).num_classes == 1 << 31
+    above = "labels go up to {} (1 of 2 are above 1,048,575, and no numbers of classes)"
+    most = f"{(1 << 63) - 1:,}"
+    cases = [(".cls", b"9" * number, above.format(most)) for number in (30, 1000)]
+    unusable = "1 of 2 labels can't be used (the first is that of b.cls in a.tar)"
+    cases += [(".cls", data, unusable) for data in (b"", b" \n", b"\xff\xfe", b"a\x00b", b"x" * 1024, b"7" * 5000)]
+    cases += [(".cls", b"4000000000", above.format("4,000,000,000"))]
+    cases += [(".json", b'{"label": 2147483648}', above.format("2,147,483,648"))]
+    cases += [(".json", json.dumps({"label": 10**30}).encode(), above.format(most))]
+    for ending, data, note in cases:
+        members = [("a.png", IMAGE), ("a.cls", b"0"), ("b.png", IMAGE), ("b" + ending, data)]
+        images = load_images(plain_tar(tmp_path / "a.tar", members))
+        assert images.num_classes is None
+        assert images.label_note.startswith(f"{note}, so none are used")
+    members = [("a.png", IMAGE), ("a.cls", b"1048575"), ("b.png", IMAGE), ("b.cls", b"+0\n")]
+    assert load_images(plain_tar(tmp_path / "a.tar", members)).num_classes == 1 << 20
 
 
 def test_json_that_is_no_label_is_none(tmp_path: Path):
     for data in (b"", b"{", b"\xff\xfe\x00", b"[" * 200_000, b"9" * 5000, b'{"label": ' + b"9" * 5000 + b"}", b'"cat"'):
         members = [(f"{i}.png", IMAGE) for i in range(12)] + [(f"{i}.json", b'{"label": 1}') for i in range(11)]
         images = load_images(plain_tar(tmp_path / "a.tar", [*members, ("11.json", data)]))
-        assert (images.num_classes, images.unlabelled) == (None, 1)
+        assert images.num_classes is None
+        assert images.label_note == "1 of 12 images has no label, so none are used"
 
 
 def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
@@ -245,39 +255,14 @@ def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
     assert train.__getitems__(range(6)).labels.tolist() == [2, 0, 1, 0, 2, 4]
     assert test[0][1] == 3
     plain_tar(tmp_path / "test.tar", [("x.png", IMAGE)])
-    assert (load_images(tmp_path).class_names, load_images(tmp_path).unlabelled) == (None, 1)
+    assert load_images(tmp_path).class_names is None
+    assert load_images(tmp_path).label_note == "1 of 7 images has no label, so none are used"
     plain_tar(tmp_path / "test.tar", [("x.png", IMAGE), ("x.cls", b"3")])
-    with pytest.raises(ValueError, match=r"train-0\.tar has names of classes for labels, .*test\.tar has numbers"):
-        load_images(tmp_path)
+    images = load_images(tmp_path)
+    assert images.class_names is images.labels is None
+    assert images.label_note == "6 of 7 labels are names and 1 are numbers, so none are used"
     members = [("x.png", IMAGE), ("x.cls", b"3"), ("y.png", IMAGE), ("y.cls", b"bee")]
-    with pytest.raises(ValueError, match=r"the label of y\.png is the name 'bee', that of x\.png the number 3;"):
-        load_images(plain_tar(tmp_path / "test.tar", members))
-
-
-def test_of_several_images_of_a_sample_all_give_the_same_one(tmp_path: Path):
-    def set_of(*names: str) -> set[str]:
-        path = plain_tar(tmp_path / "a.tar", [(name, IMAGE) for name in names])
-        return {
-            images.key(i)[6:] for images in (load_images(path, each) for each in SPLITS) for i in range(len(images))
-        }
-
-    assert set_of("0.depth.png", "0.png", "1.png", "1.depth.png", "2.jpg") == {"0.png", "1.png", "2.jpg"}
-    assert set_of("0.depth.png", "0.rgb.png", "1.rgb.png", "2.RGB.png", "2.seg.png") == {
-        "0.rgb.png",
-        "1.rgb.png",
-        "2.RGB.png",
-    }
-    for names, one, other in (
-        (("0.png", "1.depth.png"), "0.png", "1.depth.png"),
-        (("0.depth.png", "1.png", "2.depth.png"), "1.png", "0.depth.png"),
-        (("0.depth.png", "1.rgb.png"), "0.depth.png", "1.rgb.png"),
-    ):
-        with pytest.raises(ValueError, match=rf"of different kinds, as {one} and {other}; expected one ending"):
-            set_of(*names)
-    plain_tar(tmp_path / "b.tar", [("3.rgb.png", IMAGE)])
-    plain_tar(tmp_path / "a.tar", [("3.png", IMAGE)])
-    with pytest.raises(ValueError, match=r"b\.tar has images that end in \.rgb\.png, .*a\.tar has .* in \.ENDING"):
-        load_images(tmp_path)
+    assert "1 of 2 labels are names" in load_images(plain_tar(tmp_path / "test.tar", members)).label_note
 
 
 def test_archives_beside_images_are_refused_and_folders_named_so_are_folders(tmp_path: Path):
@@ -295,7 +280,7 @@ def test_archives_beside_images_are_refused_and_folders_named_so_are_folders(tmp
     assert str(backup) in str(caught.value)
     assert len(load_images(backup)) == 1
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.tar files"):
+    with pytest.raises(ValueError, match=r"holds no archives; expected files that end in \.tar"):
         image_archives(tmp_path / "none")
 
 
@@ -313,3 +298,202 @@ def test_json_with_labels_larger_than_any_is_passed_over(tmp_path: Path, monkeyp
     text = json.dumps({"label": 3, "caption": "x" * 200}).encode()
     path = plain_tar(tmp_path / "a.tar", [("a.png", image), ("a.json", text), ("b.png", image)])
     assert load_images(path).num_classes is None
+
+
+# Case 3: which images are taken
+
+
+def found_in(path: Path) -> dict[str, int | None]:
+    """The names of all images that are taken, and their labels."""
+    sets = [load_images(path, split, size=4) for split in SPLITS]
+    return {
+        images.key(i).partition("/")[2]: images[i][1] if images.num_classes else None
+        for images in sets
+        for i in range(len(images))
+    }
+
+
+def named(folder: Path, *names: str, **labels: str) -> Path:
+    """An archive of one image under these names, and labels by theirs."""
+    members = [(name, IMAGE) for name in names]
+    return plain_tar(folder / "a.tar", [*members, *((name, text.encode()) for name, text in labels.items())])
+
+
+def test_case_03_dots_in_names_lose_no_image(tmp_path: Path):
+    names = [f"vid{i}.frame{j}.png" for i in range(3) for j in range(10)]
+    assert set(found_in(named(tmp_path, *names))) == set(names)
+    days = [f"2021.{month:02}.{day:02}.JPG" for month in (5, 12) for day in (1, 2, 30)]
+    assert set(found_in(named(tmp_path, *days))) == set(days)
+    alone = ["a.rgb.png", "b.depth.png", "c.png", "v1.2.3.webp", "deep.folder/d.e.png"]
+    assert set(found_in(named(tmp_path, *alone))) == set(alone)
+
+
+def test_case_03_such_images_have_labels_of_their_own_or_of_their_sample(tmp_path: Path):
+    labels = {"a.frame0.cls": "3", "a.cls": "1", "b.frame1.json": '{"label": 2}', "b.json": '{"label": 0}'}
+    path = named(tmp_path, *(f"{name}.frame{i}.png" for name in "ab" for i in range(2)), **labels)
+    assert found_in(path) == {"a.frame0.png": 3, "a.frame1.png": 1, "b.frame0.png": 0, "b.frame1.png": 2}
+    path = named(tmp_path, "x.rgb.png", "y.rgb.png", **{"x.cls": "cat", "y.rgb.cls": "ant"})
+    assert found_in(path) == {"x.rgb.png": 1, "y.rgb.png": 0}
+    path = named(
+        tmp_path, "x.png", "y.png", **{"x.cls": "cat", "x.json": '{"label": "no"}', "y.json": '{"label": "ant"}'}
+    )
+    assert found_in(path) == {"x.png": 1, "y.png": 0}
+
+
+def test_of_several_images_of_a_sample_the_plain_one_is_taken(tmp_path: Path):
+    path = named(
+        tmp_path, "0.depth.png", "0.png", "1.png", "1.depth.png", "1.mask.0.png", "2.jpg", "3.PNG", "3.seg.png"
+    )
+    assert set(found_in(path)) == {"0.png", "1.png", "2.jpg", "3.PNG"}
+    plain_tar(tmp_path / "b.tar", [("4.rgb.png", IMAGE), ("5.webp", IMAGE)])
+    assert len(found_in(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "one", "other"),
+    [
+        (["0.depth.png", "0.rgb.png"], "0.depth.png", "0.rgb.png"),
+        (["0.input.png", "0.target.png", "1.input.png", "1.target.png"], "0.input.png", "0.target.png"),
+        (["0.jpg", "0.png"], "0.jpg", "0.png"),
+        (["0.png", "0.depth.png", "0.PNG"], "0.png", "0.PNG"),
+        (["v1.png", "v1.0.png"], "v1.png", "v1.0.png"),
+        (["a.frame0.png", "a.frame1.jpg"], "a.frame0.png", "a.frame1.jpg"),
+        (["a.frame0.png", "a.frame1.png", "a.poster.png"], "a.frame0.png", "a.poster.png"),
+    ],
+)
+def test_case_03_images_of_which_none_is_meant_are_an_error(tmp_path: Path, names: list[str], one: str, other: str):
+    with pytest.raises(
+        ValueError, match=rf"a\.tar: {one} and {other} are both images of one sample; expected"
+    ) as caught:
+        load_images(named(tmp_path, "x.png", *names))
+    assert "rename the others" in str(caught.value)
+
+
+def test_what_belongs_to_an_image_in_one_sample_is_none_in_another(tmp_path: Path):
+    message = r"the image 0\.depth\.png belongs to another of its sample, 1\.depth\.png is alone in its own; expected"
+    with pytest.raises(ValueError, match=message):
+        load_images(named(tmp_path, "0.png", "0.depth.png", "1.depth.png"))
+    (tmp_path / "set").mkdir()
+    plain_tar(tmp_path / "set" / "train.tar", [("0.png", IMAGE), ("0.depth.png", IMAGE)])
+    plain_tar(tmp_path / "set" / "test.tar", [("1.depth.png", IMAGE)])
+    with pytest.raises(ValueError, match=message):
+        load_images(tmp_path / "set")
+
+
+def test_case_03_members_of_one_name_are_an_error_with_their_count(tmp_path: Path):
+    names = [f"{i}.png" for i in range(10)] * 2
+    with pytest.raises(ValueError, match=r"10 of its 20 members have the name of one before, as 0\.png; expected"):
+        load_images(named(tmp_path, *names))
+    path = plain_tar(tmp_path / "a.tar", [("a.png", IMAGE), ("a.cls", b"0"), ("b.png", IMAGE), ("a.cls", b"1")])
+    with pytest.raises(ValueError, match=r"1 of its 4 members have the name of one before, as a\.cls"):
+        load_images(path)
+
+
+PARTS = st.lists(
+    st.sampled_from(["a", "b", "rgb", "depth", "0", "7", "12", "frame3", "frame4"]), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.tuples(PARTS.map(tuple), st.sampled_from(["png", "jpg"])), min_size=1, max_size=6))
+def test_an_image_is_taken_or_belongs_to_another_or_the_archive_is_refused(tmp_path: Path, images: set):
+    names = {".".join((*parts, ending)) for parts, ending in images}
+    path = named(tmp_path, *sorted(names), "other.png")
+    try:
+        load_images(path, size=4)
+    except ValueError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert "rename the others" in refused
+        return
+    taken = set(found_in(path)) - {"other.png"}
+    for name in names - taken:
+        key, _, ending = name.partition(".")
+        (plain,) = (each for each in taken if each.partition(".")[0] == key)
+        assert plain.count(".") == 1
+        assert re.search(r"[a-z]", ending.rpartition(".")[0])
+
+
+# Case 19: patterns
+
+
+def test_case_19_a_pattern_stands_for_a_bounded_number_of_archives(tmp_path: Path):
+    for pattern, message in (
+        (
+            "x-{0..999999999}{0..999999999}.tar",
+            r"stands for 1,000,000,000,000,000,000 archives; expected at most 100,000",
+        ),
+        ("{0..1}" * 40 + ".tar", r"stands for 1,099,511,627,776 archives; expected at most 100,000"),
+        ("x-{0..100000}.tar", r"stands for 100,001 archives; expected at most 100,000"),
+        ("x-{5..3}.tar", r"got \{5\.\.3\} in the name of archives; expected the lower number first, of at most 18"),
+        ("x-{0.." + "9" * 5000 + "}.tar", r"got \{0\.\.9+\.\.\.\} in the name of archives; expected"),
+        ("x-{a..c}.tar", r"x-\{a\.\.c\}\.tar does not exist"),
+        ("x-{0..99999}.tar", r"x-0\.tar does not exist; expected a \.tar file"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            load_images(str(tmp_path / pattern))
+        assert len(str(caught.value)) < 800
+
+
+def test_a_pattern_of_several_ranges_and_folders(tmp_path: Path):
+    for name in ("a1/x-08", "a1/x-09", "a1/x-10", "a2/x-08", "a2/x-09", "a2/x-10"):
+        write(tmp_path / f"{name}.tar", samples(range(1)))
+    sets = [load_images(tmp_path / "a{1..2}" / "x-{08..10}.tar", split) for split in SPLITS]
+    keys = {images.key(i) for images in sets for i in range(len(images))}
+    assert keys == {f"a{a}/x-{x}.tar/deep/0000.png" for a in (1, 2) for x in ("08", "09", "10")}
+    assert (
+        load_images(tmp_path / "a1" / "x-{10..10}{8..8}.tar".replace("{8..8}", "")).key(0) == "x-10.tar/deep/0000.png"
+    )
+
+
+# Case 22: sizes that headers claim
+
+
+def with_size(data: bytes, offset: int, size: int) -> bytes:
+    """An archive whose header at `offset` says another size, as GNU tar writes large ones; and its checksum."""
+    header = bytearray(data[offset : offset + 512])
+    header[124:136] = (b"\x80" if size >= 0 else b"\xff") + (size & (1 << 88) - 1).to_bytes(11)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:offset] + bytes(header) + data[offset + 512 :]
+
+
+@pytest.mark.parametrize(
+    "size", [1 << 33, 1 << 62, (1 << 63) - 512, 1 << 63, 1 << 80, -1, -512, -(1 << 40), -(1 << 80)]
+)
+@pytest.mark.parametrize("kind", ["plain", "pax", "gnu long name", "gnu long link", "folder", "unknown"])
+def test_case_22_no_size_that_a_header_claims_is_believed(tmp_path: Path, size: int, kind: str):
+    path = plain_tar(tmp_path / "a.tar", [("0.png", IMAGE), ("1.png", IMAGE), ("2.png", IMAGE)])
+    with tarfile.open(path) as archive:
+        offset = archive.getmembers()[1].offset
+    data = bytearray(path.read_bytes())
+    types = {"pax": b"x", "gnu long name": b"L", "gnu long link": b"K", "folder": b"5", "unknown": b"Z"}
+    data[offset + 156 : offset + 157] = types.get(kind, b"0")
+    path.write_bytes(with_size(bytes(data), offset, size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="is cut, damaged, or no plain tar file"):
+            load_images(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_case_22_a_chain_of_headers_is_refused(tmp_path: Path):
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 5
+    block = long.tobuf() + b"a.png".ljust(512, b"\0")
+    path = plain_tar(tmp_path / "a.tar", [("0.png", IMAGE)])
+    path.write_bytes(block * 5000 + path.read_bytes())
+    with pytest.raises(ValueError, match="is cut, damaged, or no plain tar file"):
+        load_images(path)
+
+
+def test_a_member_larger_than_any_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = plain_tar(tmp_path / "train.tar", [("0.png", IMAGE), ("1.bmp", b"BM" + bytes(5000))])
+    plain_tar(tmp_path / "test.tar", [("2.png", IMAGE)])
+    monkeypatch.setattr("vqvae.data.tars.MAX_BYTES", 5000)
+    batch = load_images(path.parent)[:]
+    assert batch.skipped == (("train.tar/1.bmp", "the member has 5,002 bytes; expected at most 5,000"),)

@@ -9,8 +9,9 @@ import torch
 from vqgan_checks import check_equal, same_weights, some_fast
 from vqgan_references import RELEASED, pictures, vq_model
 
-from vqvae import VQVAE
+from vqvae import VQVAE, VQVAEConfig
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
+from vqvae.vqgan import VQGANConfig
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -163,15 +164,63 @@ def shards(weights, folder, ending="safetensors"):
         ({"mid_block_add_attention": 1}, "got mid_block_add_attention=1, expected true or false"),
         ({"scaling_factor": None}, "got scaling_factor=None, expected a number"),
         ({"in_channels": 4, "out_channels": 4}, "does not fit a VQGAN: num_channels must be"),
+        ({"block_out_channels": [64] * 10**5}, "got 100,000 block_out_channels, expected at most 20"),
+        ({"block_out_channels": ["64"] * 10**5}, "expected a list of integers"),
+        ({"down_block_types": ["x" * 10**5, "y"]}, "got down_block_types with 'xxx"),
+        ({"up_block_types": [[]]}, "got up_block_types="),
+        ({"_class_name": "x" * 10**5}, "is of xxx"),
+        ({"_class_name": ["VQModel"] * 10**4}, "is of "),
+        ({"_class_name": None, "class": [1] * 10**5, "format": 1}, "that this library saved"),
+        ({"x" * 10**5: 1}, "which this version does not know"),
+        ({"act_fn": ["silu"] * 10**5}, "got act_fn="),
+        ({"sample_size": "28"}, "got sample_size='28', expected an integer or null"),
+        ({"sample_size": -1}, "got sample_size=-1, expected pixels along a side"),
+        ({"sample_size": 0}, "got sample_size=0"),
+        ({"sample_size": [28]}, "got sample_size="),
+        ({"scaling_factor": 10**90}, "got scaling_factor=1000.*, expected a number"),
+        ({"scaling_factor": float("nan")}, "has the number NaN, expected finite numbers"),
+        ({"latent_channels": -(10**18)}, "does not fit a VQGAN"),
+        ({"norm_num_groups": 0}, "does not fit a VQGAN"),
+        ({"norm_num_groups": 10**18}, "does not fit a VQGAN"),
+        ({"in_channels": [3]}, "got in_channels="),
+        ({"num_vq_embeddings": 10**99}, "does not fit a VQGAN"),
+        ({"layers_per_block": 10**10**2 - 1}, "cannot be read as JSON: .* 100 digits|residual blocks in 2 levels"),
     ],
 )
-def test_configs_of_diffusers_that_are_refused(changes, message, small_folder, tmp_path):
+def test_case_22_configs_of_diffusers_that_are_refused(changes, message, small_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(small_folder, folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         import_diffusers(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(folder), "")) < 500
+
+
+def test_case_22_sizes_are_held_against_the_weights_before_memory_is_asked_for(small_folder, tmp_path, monkeypatch):
+    """Each size alone, as large as an address goes: nothing of it is built but on torch's device without memory."""
+    folder = tmp_path / "model"
+    shutil.copytree(small_folder, folder)
+    plain = json.loads((small_folder / "config.json").read_text())
+    made = []
+    build = VQGANConfig.build
+
+    def noted(config):
+        made.append(torch.get_default_device().type)
+        return build(config)
+
+    monkeypatch.setattr(VQGANConfig, "build", noted)
+    for name in ("latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups", "layers_per_block"):
+        for value in (10**6, 10**9, 10**12, 2**62):
+            (folder / "config.json").write_text(json.dumps({**plain, name: value}))
+            with pytest.raises(ValueError, match="fit"):
+                import_diffusers(folder)
+    for value in (2**20, 2**30, 2**40, 2**60):
+        (folder / "config.json").write_text(json.dumps({**plain, "block_out_channels": [value, value]}))
+        with pytest.raises(ValueError, match="fit"):
+            import_diffusers(folder)
+    assert set(made) == {"meta"}
 
 
 def test_folders_of_diffusers_that_are_refused(small_folder, tmp_path):
@@ -225,6 +274,11 @@ def test_folders_of_diffusers_that_are_refused(small_folder, tmp_path):
         import_diffusers(tmp_path / "absent")
     with pytest.raises(ValueError, match="has no revision"):
         import_diffusers(small_folder, revision="main")
+    VQVAEConfig(width=8, num_blocks=0).build().save_pretrained(tmp_path / "run" / "codebook")
+    with pytest.raises(
+        ValueError, match=r"has no config\.json, .*; it has folders with one, codebook, which are of others"
+    ):
+        import_diffusers(tmp_path / "run")
 
 
 def test_what_is_ours_already_is_said_to_be(small_folder, tmp_path):

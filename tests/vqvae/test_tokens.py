@@ -1,6 +1,6 @@
 """Tokenized sets: what is written is what the model gives, once each, whoever writes it and however often it stops."""
 
-import contextlib
+import copy
 import errno
 import json
 import os
@@ -94,7 +94,7 @@ def test_others_can_read_the_shards(whole, source):
     assert [shard["rows"] for shard in index["shards"]] == [8, 9, 0, 9, 9, 4]
     assert index["num_rows"] == 39
     assert (index["grid"], index["dtype"], index["class_names"]) == ([2, 2], "uint16", ["a", "b"])
-    assert index["source"] == str(source)
+    assert index["source"]["name"] == source.name
     assert index["tokenizer"]["config"]["quantizer"]["num_codes"] == 16
     with (whole / "codes-00000.safetensors").open("rb") as file:
         tensors = safetensors.numpy.load(file.read())
@@ -171,15 +171,15 @@ def test_no_flipped_byte_of_a_header_is_worse_than_a_damaged_shard(source, whole
     data = path.read_bytes()
     length = 8 + int.from_bytes(data[:8], "little")
     seen = set()
+    codes = CodeDataset(folder)
     for at in range(length):
-        for bit in (at % 8, (at + 3) % 8):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
-            try:
-                seen.add(is_done(todo, 1))
-            except ValueError as error:
-                seen.add(str(error).split(" ")[2].rstrip(","))
-            with contextlib.suppress(ValueError):
-                CodeDataset(folder).__getitems__(range(8, 17))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at * 3 % 8]) + data[at + 1 :])
+        try:
+            seen.add(is_done(todo, 1))
+        except ValueError as error:
+            seen.add(str(error).split(" ")[2].rstrip(","))
+        with pytest.raises(ValueError, match=r"codes-00001\.safetensors .*; run `vqvae tokenize` again to mend it"):
+            copy.copy(codes).__getitems__([8])  # a copy has opened nothing
     assert False in seen
     assert seen <= {True, False, "codes-00001.safetensors"}  # white space may change, and the name of the class
 
@@ -251,7 +251,7 @@ def test_without_labels_and_in_memory(tmp_path):
     tokenize(model, ImageTensors(pixels), tmp_path / "codes", batch_size=3, shard_size=5, num_workers=2)
     codes = CodeDataset(tmp_path / "codes")
     assert codes.__getitems__([4, 5]).labels is None
-    assert codes[10][1] is None
+    assert len(codes[10]) == 1
     assert codes.key(7) == "7"
     assert torch.equal(codes.__getitems__(range(11)).codes, model.encode(pixels))
 

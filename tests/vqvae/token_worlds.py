@@ -7,6 +7,7 @@ from image_files import save
 
 from vqvae import VQVAE, VQVAEConfig
 from vqvae.quantizers import FSQConfig, ResidualQuantizerConfig, VectorQuantizerConfig
+from vqvae.tokens import CodeBatch
 
 QUANTIZERS = {
     "plain": VectorQuantizerConfig(num_codes=16, dim=4),
@@ -30,6 +31,25 @@ def photos(folder: Path, num: int = 50, broken: tuple[int, ...] = ()) -> Path:
         if number in broken:
             path.write_bytes(b"broken")
     save(folder / "test" / "a" / "0.png", pixels)
+    return folder
+
+
+def joined(batches: list[CodeBatch]) -> CodeBatch:
+    """Batches one after another, as one."""
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return CodeBatch(torch.cat([batch.codes for batch in batches]), torch.cat(labels) if labels else None)
+
+
+def equal(left: CodeBatch, right: CodeBatch) -> bool:
+    same_labels = left.labels is right.labels is None or torch.equal(left.labels, right.labels)
+    return torch.equal(left.codes, right.codes) and same_labels
+
+
+def copied(source: Path, folder: Path) -> Path:
+    """A copy of a tokenized set in a folder that is made."""
+    folder.mkdir(parents=True)
+    for name, data in contents(source).items():
+        (folder / name).write_bytes(data)
     return folder
 
 

@@ -27,13 +27,16 @@
     common.py       what commands share
 
 Exit status: 0; 1 where some of what was asked for could not be had, which is named on stderr; 2 for a mistake, in one
-line; 130 after Ctrl-C.
+line; 130 after Ctrl-C. See `vqvae.exits`.
 """
 
-import sys
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
+from vqvae import exits
 from vqvae.allocator import keep_freed_memory
 from vqvae.cli.dreaming import dream
 from vqvae.cli.exporting import export, import_
@@ -47,38 +50,47 @@ from vqvae.cli.unpacking import decompress
 from vqvae.codec import DamagedFile
 from vqvae.codec.container import RECOVER
 
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "reconstruct": reconstruct,
+    "sample": sample,
+    "evaluate": evaluate,
+    "compress": compress,
+    "decompress": decompress,
+    "info": info,
+    "dream": dream,
+    "tokenize": tokenize,
+    "import": import_,
+    "export": export,
+    "push": push,
+}
+
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit status 2."""
+    """Entry point: whatever goes wrong is one line and exit status 2."""
     keep_freed_memory()
-    commands = {
-        "reconstruct": reconstruct,
-        "sample": sample,
-        "evaluate": evaluate,
-        "compress": compress,
-        "decompress": decompress,
-        "info": info,
-        "dream": dream,
-        "tokenize": tokenize,
-        "import": import_,
-        "export": export,
-        "push": push,
-    }
-    try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="vqvae",
-            description="Look at what a run made, write images as bits or as codes with it, and exchange models with "
-            "other software. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(_told(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    if status:
-        sys.exit(status)
+    exits.run(_run, told=_told)
+
+
+def _run() -> int | None:
+    return exits.parsed(_parse)()
+
+
+def _parse() -> Callable[[], int | None]:
+    """The command that was asked for, with its options, not yet run."""
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: _deferred(command) for name, command in COMMANDS.items()},
+        prog="vqvae",
+        description="Look at what a run made, write images as bits or as codes with it, and exchange models with "
+        "other software. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
+    )
+
+
+def _deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
+    @functools.wraps(command)
+    def later(*args: Any, **options: Any) -> Callable[[], int | None]:
+        return functools.partial(command, *args, **options)
+
+    return later
 
 
 def _told(error: Exception) -> str:

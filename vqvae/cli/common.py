@@ -1,10 +1,11 @@
 """What commands share: models, priors and codecs from what the user names, and lines for the user."""
 
-import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from priors import ContinuousPrior, GridModel, Prior
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
 from vqvae.data import Images, load_images
+from vqvae.fingerprint import check_trained_on
 
 MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
 
@@ -27,9 +29,71 @@ def at_least_one(value: int, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; of "auto" a GPU if there is one.
+
+    Raises:
+        ValueError: there is none, or it cannot compute, as meta; with what there is.
+    """
+    there = _devices()
+    expected = (
+        f"this machine has {len(there) - 1} GPU(s) that torch can use; expected auto, or one of {', '.join(there)}"
+    )
+    name = there[-1] if name == "auto" else name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch is to give up
+            device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:NUMBER, got {printable(name)!r}; {expected}"
+        ) from error
+    reason = ""
+    if device.type in {torch.device(each).type for each in there} and (device.type != "cpu" or not device.index):
+        try:
+            # Made and read for real: a driver too old, or a GPU that others have filled, shows only so.
+            if (torch.arange(3, device=device) + 1).sum().item() == 6:
+                return device
+        except Exception as error:  # torch has many kinds for this, and so have drivers
+            reason = f" ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]})"
+    raise ValueError(f"got --device {printable(name)}; {expected}{reason}")
+
+
+def _devices() -> list[str]:
+    """The names of the devices that torch knows here; what is taken unless one is named comes last."""
+    there = ["cpu"]
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is not None:
+        there += [f"{found.type}:{number}" for number in reversed(range(torch.accelerator.device_count()))]
+    return there
+
+
 def has_prior(source: str) -> bool:
     """Whether what is named is a run, here or on the hub, with a prior of its own."""
     return safefolder.has_part(source, "prior")
+
+
+def load_pair(source: str, prior: str | None) -> tuple[Autoencoder, Prior | ContinuousPrior]:
+    """The model of a run or of a folder, and the prior that is named, or else the run's own.
+
+    Raises:
+        ValueError: either is missing or damaged, or they do not belong together.
+    """
+    model, found = Autoencoder.from_pretrained(source), load_prior(source, prior)
+    check_pair(model, found, source, prior)
+    return model, found
+
+
+def check_pair(model: Autoencoder, found: GridModel, source: str, prior: str | None = None) -> None:
+    """ValueError where a prior was trained on the codes of another tokenizer."""
+    if prior is None:
+        name, advice = f"the prior of {source}", f"train it again by `train.py --resume --run {source}`"
+    else:
+        name, advice = (
+            prior,
+            f"take the tokenizer that it is of, or train one by `train.py --tokenizer {source} --stage prior`",
+        )
+    check_trained_on(model, found, name, advice)
 
 
 def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
@@ -39,7 +103,9 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
     elif has_prior(source):
         found = GridModel.from_pretrained(source, subfolder="prior")
     else:
-        raise ValueError(f"{source} has no prior; train one with `train.py --stage prior`, or name one with --prior")
+        raise ValueError(
+            f"{source} has no prior; train one by `train.py --resume --run {source}`, or name one with --prior"
+        )
     assert isinstance(found, Prior | ContinuousPrior)
     return found
 
@@ -47,7 +113,7 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
 def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
     """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
     # The kinds are checked by Codec, which names what does not fit.
-    model, known = Autoencoder.from_run(source), load_prior(source, prior)
+    model, known = load_pair(source, prior)
     tensors = [*model.state_dict().values(), *known.state_dict().values()]
     return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
 
@@ -64,10 +130,11 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
     if not path.is_file():
         raise ValueError(f"{source} does not say which images it is for; name some with --data")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))["data"]
-        return load_images(run["source"], split, root=run["root"], **options)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        run = safefolder.read_json(path)["data"]
+        name, root = run["source"], run["root"]
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
+    return load_images(name, split, root=root, **options)
 
 
 def printable(name: str) -> str:

@@ -1,15 +1,17 @@
 """Models in other projects' formats: export, and import."""
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import tyro
 
 from priors.llama_folder import PATTERNS, is_llama, load_llama, save_llama
+from safefolder.files import check_replaceable
 from safefolder.hub import download, is_hub_id
-from safefolder.tensors import read_json
+from safefolder.tensors import MOST_CONFIG_BYTES, is_file, read_json
 from vqvae import VQVAE, Autoencoder
-from vqvae.cli.common import Model, Output, has_prior, load_prior, tell
+from vqvae.cli.common import Model, Output, check_pair, has_prior, load_prior, tell
 from vqvae.data import batches, load_images
 from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
 
@@ -34,13 +36,16 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
         to: the format.
         output: the folder to write, which must not be there yet.
     """
-    _check_free(output)
+    _check_free(output, run_or_model)
     if to == "llama":
-        prior = load_prior(run_or_model, None if has_prior(run_or_model) else run_or_model)
+        is_run = has_prior(run_or_model)
+        prior = load_prior(run_or_model, None if is_run else run_or_model)
+        if is_run:
+            check_pair(Autoencoder.from_pretrained(run_or_model), prior, run_or_model)
         save_llama(prior, output)
         print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
         return
-    model = Autoencoder.from_run(run_or_model)
+    model = Autoencoder.from_pretrained(run_or_model)
     if not isinstance(model, VQVAE):
         raise ValueError(f"{run_or_model} holds a {type(model).__name__}, which has no codes; expected a VQVAE")
     write = {"onnx": export_onnx, "program": export_program, "diffusers": export_diffusers}[to]
@@ -59,9 +64,9 @@ def import_(
 ) -> None:
     """Read a public model, and write it as one of ours.
 
-    Tokenizers: a VQModel of diffusers (folder or hub id), a .ckpt of taming-transformers, a .pt of LlamaGen. Priors: a
-    `LlamaForCausalLM` (folder or hub id) that was trained on codes. What is pickled is read without running what is in
-    it.
+    Tokenizers: a VQModel of diffusers (folder or hub id), a .ckpt of taming-transformers, a .pt of LlamaGen, or a
+    trainer's checkpoint with one of these two in it. Priors: a `LlamaForCausalLM` (folder or hub id) that was trained
+    on codes. What is pickled is read without running what is in it.
 
     Example: vqvae import amused/amused-256 --subfolder vqvae -o runs/amused/codebook --data photos
 
@@ -74,7 +79,7 @@ def import_(
         subfolder: where in the folder or repository the model is.
         data: images to fit the likelihood's scale to, without which distortion and bits mean nothing.
     """
-    _check_free(output)
+    _check_free(output, source)
     if is_llama(_config(source, revision, subfolder)):
         given = {"image_size": image_size, "config": config, "data": data}
         if unknown := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
@@ -83,7 +88,9 @@ def import_(
         prior.save_pretrained(output)
         print(f"{output}: a {type(prior).__name__} of {prior.num_codes} codes on a grid of {prior.grid}")
         return
-    model = import_tokenizer(source, config=config, image_size=image_size, revision=revision, subfolder=subfolder)
+    model = import_tokenizer(
+        source, config=config, image_size=image_size, revision=revision, subfolder=subfolder, tell=tell
+    )
     size = model.config.image_size
     if data is None:
         tell("the scale of its likelihood is not fitted, so that distortion and bits mean nothing yet: add --data")
@@ -98,7 +105,7 @@ def import_(
 def _config(source: str, revision: str | None, subfolder: str | None) -> dict[str, Any]:
     """The config.json of a folder or a repository; none of a file, and of what has none."""
     path = _fetched(source, revision, subfolder, ("config.json",)) / "config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, most_bytes=MOST_CONFIG_BYTES) if is_file(path) else {}
 
 
 def _fetched(source: str, revision: str | None, subfolder: str | None, patterns: tuple[str, ...]) -> Path:
@@ -112,9 +119,25 @@ def _fetched(source: str, revision: str | None, subfolder: str | None, patterns:
     return folder / inside
 
 
-def _check_free(output: Path) -> None:
-    """Before what takes long: ValueError where something stands at the output, which writing it would replace."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(
-            f"{output} is there already, expected the name of a new folder: remove it, or take another name"
-        )
+def _check_free(output: Path, source: str) -> None:
+    """Before what takes long: ValueError where something stands at the output, or nothing can be written there."""
+    try:
+        lost = [each for each in (output, *output.parents) if each.is_symlink() and not each.exists()]
+        if lost:
+            raise ValueError(f"{lost[0]} is a link that leads nowhere, expected the name of a new folder")
+        if os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
+            raise ValueError(
+                f"{output} is there already, expected the name of a new folder: remove it, or take another name"
+            )
+        check_replaceable(output, ())
+        place = Path(os.path.realpath(output))
+        if Path(source).is_dir() and place.is_relative_to(os.path.realpath(source)):
+            raise ValueError(f"{output} is within {source}, which is read: take a folder outside of it")
+        # What is there of the way to it; of a folder that is there, itself.
+        there = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error.strerror or error}") from error
+    if not there.is_dir():
+        raise ValueError(f"{output} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{output} cannot be written: nothing may be written into {there}")

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
 from vqvae.codec.coder import RangeReader
 from vqvae.codec.container import BLOCK, HEADER, TRAILER, VERSION, read_varint
+from vqvae.codec.storage import file_to_write
 
 _SHOWN = 20
 # Images are measured together up to so many pixels.
@@ -68,9 +69,11 @@ def info(
     """
     if run_or_model is None and (csv is not None or prior is not None):
         raise ValueError("--csv and --prior need the model that wrote the file; name its run after the file")
+    if csv is not None:
+        file_to_write(csv)
     with Archive.open(file) as archive:
         if run_or_model is None:
-            dims = sum(c * h * w for i in range(len(archive.blocks)) for c, h, w in _shapes(archive.body(i)))
+            dims = sum(_num_dims(archive.body(i)) for i in range(len(archive.blocks)))
             print("\n".join(_summary(file, archive, dims)))
             return
         codec, num_weights = load_codec(run_or_model, prior)
@@ -114,18 +117,19 @@ def _summary(file: Path, archive: Archive, dims: int) -> list[str]:
     ]
 
 
-def _shapes(body: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of a body's images; enough to add up pixels without the model. See `vqvae.codec.body`."""
+def _num_dims(body: bytes) -> int:
+    """Pixels times channels of a body's images, without the model. See `vqvae.codec.body`."""
     left, at = read_varint(body)
-    at += 1
+    at, dims = at + 1, 0
     while left > 0:
         run, at = read_varint(body, at)
         channels, at = int.from_bytes(body[at : at + 1]), at + 1
         height, at = read_varint(body, at)
         width, at = read_varint(body, at)
         run = min(max(run, 1), left)
-        yield from [(channels, height, width)] * run
+        dims += run * channels * height * width
         left -= run
+    return dims
 
 
 def _look(codec: Codec, archive: Archive) -> _Found:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import safefolder
 from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
 from vqvae import Autoencoder, GaussianVAE, pictures
-from vqvae.cli.common import Model, at_least_one, has_prior, load_prior, load_test_images
+from vqvae.cli.common import Model, at_least_one, check_pair, has_prior, load_prior, load_test_images
 from vqvae.codec.fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
@@ -40,9 +40,13 @@ def reconstruct(
         output: the PNG file to write.
     """
     at_least_one(num, "--num")
-    model = Autoencoder.from_run(run_or_model)
+    model = Autoencoder.from_pretrained(run_or_model)
     images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
-    encoder = model.through(load_prior(run_or_model, None)) if has_prior(run_or_model) else model
+    encoder = model
+    if has_prior(run_or_model):
+        known = load_prior(run_or_model, None)
+        check_pair(model, known, run_or_model)
+        encoder = model.through(known)
     others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
@@ -67,7 +71,7 @@ def evaluate(
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
         output: a JSON file to write the figures to.
     """
-    model: Any = Autoencoder.from_run(run_or_model)
+    model: Any = Autoencoder.from_pretrained(run_or_model)
     priors: dict[str, Prior | ContinuousPrior]
     if isinstance(model, GaussianVAE):
         priors = {"normal": NormalPrior(dim=model.dim, grid=model.grid)}
@@ -76,8 +80,10 @@ def evaluate(
     for name in ("unigram", "ngram"):
         if safefolder.has_part(run_or_model, name):
             priors[name] = Prior.from_pretrained(run_or_model, subfolder=name)
+            check_pair(model, priors[name], run_or_model)
     if prior is not None or has_prior(run_or_model):
         last = load_prior(run_or_model, prior)
+        check_pair(model, last, run_or_model, prior)
         # AnyOrderPrior is any_order, PixelCNNPrior pixelcnn, and a MixtureTransformerPrior a transformer.
         name = type(last).__name__.removesuffix("Prior").removeprefix("Mixture")
         name = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower()
@@ -89,7 +95,9 @@ def evaluate(
         result = evaluate_images(model, priors, _watched(batches(images, BATCH_SIZE), bar))
     if output is not None:
         last = list(priors.values())[-1]
-        result.save(output, models=fingerprint(model, last).hex(), data=images.name, split="test")
+        result.save(
+            output, models=fingerprint(model, last).hex(), data=safefolder.public_name(images.name), split="test"
+        )
     print(result.table())
 
 

@@ -10,7 +10,6 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-import vqvae.codec
 from vqvae.cli.common import (
     MODES,
     Model,
@@ -26,7 +25,7 @@ from vqvae.cli.reading import image_files, read_exactly
 from vqvae.codec import Codec, Mode
 from vqvae.codec.body import MAX_PIXELS, MAX_UNITS
 from vqvae.codec.codec import IMAGES_PER_BLOCK
-from vqvae.codec.container import MAX_IMAGES
+from vqvae.codec.container import MAX_IMAGES, destination
 from vqvae.codec.units import Cut
 from vqvae.data import Images, batches
 
@@ -135,26 +134,30 @@ def compress(
         at_least_one(num, "--num")
     if append and force:
         raise ValueError("--append keeps what is there and --force replaces it; give one of them")
-    if output.exists() and not (append or force):
-        raise ValueError(f"{output} is there already; pass --append to add to it, or --force to replace it")
-    append = append and output.exists()
-    codec, _ = load_codec(run_or_model, prior)
-    incoming, start = _Incoming(), time.perf_counter()
-    if data is None:
-        stream = incoming.files(images, codec)
-    else:
-        found = load_test_images(run_or_model, data, codec.coder.model, split or "test")
-        stream = incoming.set(found, num)
-    keep_names = names and data is None
-    before = output.stat().st_size if append else 0
-    header = codec.header(MODES[mode])
-    with tqdm(desc="compress", unit="img", disable=None) as bar, warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _note
-        blocks = _blocks(codec, stream, keep_names, header.mode, images_per_block, verify)
-        (vqvae.codec.append if append else vqvae.codec.write)(output, header, _watched(blocks, incoming, bar))
-    seconds = time.perf_counter() - start
-    size = output.stat().st_size - before
+    # Before any work: who else writes the file, and whether a file can be written there, is known first.
+    with destination(output) as place:
+        if place.exists() and not (append or force):
+            raise ValueError(f"{output} is there already; pass --append to add to it, or --force to replace it")
+        append = append and place.exists()
+        if append:
+            place.open().close()
+        codec, _ = load_codec(run_or_model, prior)
+        incoming, start = _Incoming(), time.perf_counter()
+        if data is None:
+            stream = incoming.files(images, codec)
+        else:
+            found = load_test_images(run_or_model, data, codec.coder.model, split or "test")
+            stream = incoming.set(found, num)
+        keep_names = names and data is None
+        before = output.stat().st_size if append else 0
+        header = codec.header(MODES[mode])
+        with tqdm(desc="compress", unit="img", disable=None) as bar, warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _note
+            blocks = _blocks(codec, stream, keep_names, header.mode, images_per_block, verify)
+            (place.append if append else place.write)(header, _watched(blocks, incoming, bar))
+        seconds = time.perf_counter() - start
+        size = output.stat().st_size - before
     print(
         f"{output}: {incoming.num_read:,} images {'added' if append else 'written'}, {mode}, in {size:,} bytes, "
         f"{8 * size / incoming.num_bytes:.4f} bits/dim of {incoming.num_bytes:,}; {speed(incoming.num_read, seconds)}"

@@ -10,7 +10,7 @@ import tyro
 import safefolder
 from priors import GridModel, NormalPrior, UniformPrior
 from vqvae import Autoencoder, GaussianVAE
-from vqvae.cli.common import tell
+from vqvae.cli.common import check_pair, tell
 from vqvae.codec.fingerprint import fingerprint
 
 # What a run has to give: folders of models, of which the first is always there.
@@ -48,8 +48,11 @@ def push_run(
         ValueError: a part of the run cannot be read, or the hub could not be written to.
     """
     files: dict[str, Path | bytes] = {}
+    model = Autoencoder.from_pretrained(run / PARTS[0])
     for part in PARTS:
         if (run / part).is_dir():
+            if part != PARTS[0]:
+                check_pair(model, GridModel.from_pretrained(run / part), str(run))
             files |= {f"{part}/{name}": run / part / name for name in safefolder.members(run / part)}
     beside = [name for name in safefolder.BESIDE if (run / name).is_file()]
     if "elbo.json" in beside and _figures(run, *_parts(run)) is None:
@@ -58,7 +61,7 @@ def push_run(
             f"{run / 'elbo.json'} and the pictures are of other weights and stay here; make them anew by "
             f"`train.py --stage evaluate --run {run}`"
         )
-    files |= {name: run / name for name in beside}
+    files |= {name: _public(run / name) for name in beside}
     if "README.md" not in beside:
         files["README.md"] = run_card(run, repo_id, revision=revision).encode()
     return safefolder.upload(
@@ -78,7 +81,7 @@ def push_model(
 ) -> str:
     """Upload a saved model with its card, and with figures where an elbo.json lies beside it."""
     names = [*safefolder.members(folder), *(name for name in safefolder.BESIDE if (folder / name).is_file())]
-    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    files: dict[str, Path | bytes] = {name: _public(folder / name) for name in names}
     if "README.md" not in files:
         files["README.md"] = (
             _model(folder).model_card(_read_figures(folder), source=repo_id, revision=revision).encode()
@@ -122,7 +125,7 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         usage=usage,
         tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
         figures=figures,
-        data=None if figures is None else _called(figures.get("data")),
+        data=_data_of(figures),
         pictures=[name for name in safefolder.PICTURES if (run / name).is_file()] if figures is not None else [],
         pipeline_tag=None if prior is None else "unconditional-image-generation",
     )
@@ -161,22 +164,24 @@ def _even(model: Any) -> GridModel:
     return UniformPrior(num_codes=model.num_codes, grid=model.grid)
 
 
+def _public(path: Path) -> Path | bytes:
+    """A file as it may be seen by others: of figures, without where the images lie on this machine."""
+    if path.name != "elbo.json" or "data" not in (figures := _read_figures(path.parent) or {}):
+        return path
+    return (json.dumps({**figures, "data": _data_of(figures)}, indent=2) + "\n").encode()
+
+
 def _read_figures(folder: Path) -> Mapping[str, Any] | None:
     path = folder / "elbo.json"
     if not path.is_file():
         return None
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it, or make it anew by `vqvae evaluate`") from error
-    if not isinstance(figures, dict):
-        raise ValueError(f"{path} holds no figures; remove it, or make it anew by `vqvae evaluate`")
-    return figures
+        return safefolder.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, or make it anew by `vqvae evaluate`") from error
 
 
-def _called(source: object) -> str | None:
-    """What images are called: the name of a set, or of a folder without where it lies."""
-    if not isinstance(source, str):
-        return None
-    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source or Path(source).exists()
-    return (Path(source).name or None) if is_path else source
+def _data_of(figures: Mapping[str, Any] | None) -> str | None:
+    """What the images of the figures are called, without where they lie."""
+    data = None if figures is None else figures.get("data")
+    return safefolder.public_name(data) if isinstance(data, str) else None

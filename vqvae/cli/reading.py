@@ -2,8 +2,9 @@
 
 `vqvae.data` brings images to what a model is trained on: upright, over white, at one size, with 8 bits. Here nothing is
 changed. What 8-bit grey or RGB cannot hold, such as transparency or 16 bits, is refused, and so is what Pillow would
-cut down to 8 bits without saying so. The picture is what is kept: comments, colour profiles and how a camera was held
-are not of it. Of a format that is lossy itself (JPEG), the pixels are those that it decodes to.
+cut down to 8 bits without saying so, and a PNG that its own checksums refute. The picture is what is kept: comments,
+colour profiles and how a camera was held are not of it. Of a format that is lossy itself (JPEG), the pixels are those
+that it decodes to.
 """
 
 import os
@@ -18,8 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqvae.data.decode import FORMATS
-from vqvae.data.folder import SUFFIXES
+from vqvae.data.decode import FORMATS, SUFFIXES, checked
+from vqvae.data.files import names_of, open_regular
 
 _START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
 _MODES = "expected 8-bit grey or RGB, convert it first"
@@ -42,16 +43,13 @@ def image_files(paths: Iterable[Path]) -> list[tuple[Path, str]]:
 
 
 def _under(folder: Path) -> list[str]:
-    names: list[str] = []
-
-    def unreadable(error: OSError) -> None:
-        names.append(Path(error.filename).relative_to(folder).as_posix())
-
-    for base, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        kept = (Path(base, name) for name in files if not name.startswith("."))
-        names += [path.relative_to(folder).as_posix() for path in kept if path.suffix.lower() in SUFFIXES]
-    return names
+    unreadable: list[str] = []
+    names = [
+        name
+        for name in names_of(folder, follow=False, unreadable=unreadable.append)
+        if os.path.splitext(name)[1].lower() in SUFFIXES
+    ]
+    return names + unreadable
 
 
 def _text(name: str) -> str:
@@ -63,16 +61,17 @@ def read_exactly(path: Path) -> UInt8[Tensor, "c h w"]:
     """The pixels of an image file, 1 or 3 channels.
 
     Raises:
-        ValueError: no image, or one that 8-bit grey or RGB cannot hold.
+        ValueError: no image, or one that 8-bit grey or RGB cannot hold; or no regular file, which is not opened.
         OSError: the file cannot be opened.
     """
     if path.is_dir():
         os.listdir(path)  # an OSError where it cannot be read
         raise ValueError("the folder holds no images")
-    with path.open("rb") as stream, warnings.catch_warnings():
+    with open_regular(path) as file, warnings.catch_warnings():
         # What Pillow warns of in a file that it can read changes nothing here; its limit of size does.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        stream = checked(file)
         head = stream.read(4096)
         stream.seek(0)
         try:

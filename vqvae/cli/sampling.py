@@ -14,7 +14,7 @@ from priors import ContinuousPrior, Prior
 from priors.numerics import Precision
 from priors.sampling import guidance_ramp
 from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_prior
+from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_pair, load_prior
 from vqvae.cli.inpainting import read_inpainting
 from vqvae.data.folder import SUFFIXES
 from vqvae.elbo import check_fit
@@ -101,8 +101,7 @@ def sample(
     if names is not None:
         _check_folder(output, names, columns)
 
-    model = Autoencoder.from_run(run_or_model)
-    known = load_prior(run_or_model, prior)
+    model, known = load_pair(run_or_model, prior)
     check_fit(model, known, "prior")
     if names is None:
         _check_grid(num + (inpaint is not None), model.config.image_size, columns)

@@ -12,11 +12,13 @@ import tyro
 from tqdm import tqdm
 
 from vqvae import Autoencoder
-from vqvae.cli.common import Model, Output, printable, speed, tell
+from vqvae.cli.common import Model, Output, device_of, printable, speed, tell
 from vqvae.data import Images, load_images
 from vqvae.tokens import CodeDataset, RaySession, Tokenized, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE
+from vqvae.tokens.pipeline import check_workers
+from vqvae.tokens.table import one_parquet
 
 # Unreadable images that are named on stderr; all are in the index.
 _NAMED = 10
@@ -52,25 +54,34 @@ def tokenize(
             'NAME-{0000..0012}.tar' in quotes), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
         output: the folder to write; the codes are in its folders train and test.
         split: which part of the source; both unless given.
-        batch_size: images that are encoded at once.
+        batch_size: images that are encoded at once; at most 1 GB of them, as the model takes them.
         shard_size: images to a file, and what a run that is stopped may have to do again.
         num_workers: processes that decode ahead; all cores but one, at most 8, unless given.
         device: auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
         engine: local is this machine; ray is a cluster, by Ray Data (extra ray): every node decodes and encodes, and
             needs to see the images at the same path, and this process writes.
         address: of a running Ray cluster (HOST:PORT of its head node); none starts Ray here, or joins RAY_ADDRESS.
-        parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts.
+        parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts. A
+            file that is there is replaced if it is one of codes.
     """
     place = _Place.of_environment()
     if parquet is not None and place.world_size > 1:
         raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
     _check_engine(engine, address, num_workers, place)
-    model: Any = Autoencoder.from_run(run_or_model)
-    if engine == "local":
-        model = model.to(place.device(device))
-    sets = {part: _load(source, part, model, split) for part in ((split,) if split else ("train", "test"))}
+    parts = (split,) if split else ("train", "test")
+    if Path(source).is_dir() and output.is_dir() and os.path.samefile(source, output):
+        raise ValueError(f"got {output} for the images and for the codes; name another folder with -o")
     status = 0
     with ExitStack() as stack:
+        # Here, and not when all is encoded: the places are looked at, and nobody else writes there in the meantime.
+        files = {} if parquet is None else {part: _parquet(parquet, part, split, output) for part in parts}
+        for path in files.values():
+            stack.enter_context(one_parquet(path))
+        on = place.device(device) if engine == "local" else None
+        model: Any = Autoencoder.from_pretrained(run_or_model)
+        if on is not None:
+            model = model.to(on)
+        sets = {part: _load(source, part, model, split) for part in parts}
         # One Ray for both parts, which starts if there is work for it.
         session = stack.enter_context(RaySession(address)) if engine == "ray" else None
         for part, images in sets.items():
@@ -97,15 +108,26 @@ def tokenize(
             _tell_unreadable(made, output / part)
             _say(f"{output / part}: {_told(made, images, place)}")
             status = 1 if made.unreadable else status
-            if parquet is not None:
-                path = parquet if split else parquet.with_stem(f"{parquet.stem}-{part}")
-                write_parquet(CodeDataset(output / part), path)
-                _say(f"{path}: {made.num_rows:,} rows")
+            if part in files:
+                write_parquet(CodeDataset(output / part), files[part])
+                _say(f"{files[part]}: {made.num_rows:,} rows")
     return status
+
+
+def _parquet(path: Path, part: str, split: str | None, output: Path) -> Path:
+    """The file of one part, which is none of the set's own."""
+    if not path.name or os.path.isdir(path):
+        raise ValueError(f"got --parquet {path}, which is a folder; expected the name of a file")
+    path = path if split else path.with_stem(f"{path.stem}-{part}")
+    if any(os.path.realpath(path.parent) == os.path.realpath(output / each) for each in ("train", "test")):
+        raise ValueError(f"got --parquet {path}, which is among the files of the set itself; name another place")
+    return path
 
 
 def _check_engine(engine: str, address: str | None, num_workers: int | None, place: "_Place") -> None:
     """ValueError for options that the engine has no use for."""
+    if num_workers is not None:
+        check_workers(num_workers)
     if engine == "local" and address is not None:
         raise ValueError(f"got --address {address} without --engine ray, which it is for")
     if engine == "ray" and num_workers is not None:
@@ -144,25 +166,19 @@ class _Place:
 
     def device(self, name: str) -> torch.device:
         """The device of that name, each process of a machine having a GPU of its own."""
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"--device must be auto, cpu, cuda or cuda:NUMBER, got {name!r}") from error
-        if device.type != "cuda":
-            return device
-        found = torch.cuda.device_count()
-        number = self.local_rank % max(1, found) if device.index is None else device.index
-        if number >= found:
-            raise ValueError(f"got --device {name}; this machine has {found} GPU(s) that torch can use")
-        torch.cuda.set_device(number)
-        return torch.device("cuda", number)
+        if name in ("auto", "cuda") and torch.cuda.is_available():
+            name = f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        device = device_of(name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
 
 
 def _load(source: str, part: str, model: Any, split: str | None) -> Images:
     try:
-        return load_images(source, part, size=model.config.image_size, channels=model.config.num_channels)
+        images = load_images(source, part, size=model.config.image_size, channels=model.config.num_channels)
+        images.name = source  # as it loads them again, also those of the hub
+        return images
     except ValueError as error:
         if split is None and part == "test":
             # The training images could be loaded.
@@ -189,9 +205,8 @@ def _tell_unreadable(made: Tokenized, folder: Path) -> None:
 def _told(made: Tokenized, images: Images, place: _Place) -> str:
     text = f"{made.num_rows:,} rows in {made.num_shards:,} shards, {len(made.unreadable):,} unreadable; "
     text += speed(made.num_images, made.seconds) if made.num_images else "all was there already"
-    if images.unlabelled:
-        few = images.unlabelled == 1
-        text += f"; no labels, as {images.unlabelled:,} {'image has' if few else 'images have'} none"
+    if images.label_note:
+        text += f"; {images.label_note}"
     if not made.whole:
         text = f"rank {place.rank} of {place.world_size} made {text}; other ranks are still at work"
     return text

@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from einops import rearrange
 from PIL import Image
@@ -18,6 +18,10 @@ from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, 
 from vqvae.cli.naming import Places, check_place
 from vqvae.codec import Archive, Codec, DamagedFile, Decoded
 from vqvae.codec.body import Body
+from vqvae.codec.storage import check_folder_to_write, check_readable
+
+# Images whose places are looked at before the first is decoded.
+_MOST_AHEAD = 1 << 16
 
 
 def decompress(
@@ -49,19 +53,19 @@ def decompress(
     """
     if images is not None and recover:
         raise ValueError("--images needs a file that is whole and --recover is for one that is not; give one of them")
+    check_readable(file)
+    check_folder_to_write(output)
     codec, _ = load_codec(run_or_model, prior)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is no folder; give the name of a folder")
-    start = time.perf_counter()
+    start, num_done = time.perf_counter(), 0
     with contextlib.closing(_Bodies(codec, file, recover=recover)) as bodies:
-        plan = _plan(bodies, images)
-        every = [place for mine in plan.values() for place in mine.values()]
-        for place in every:
-            check_place(output, place, replace=force)
-        num_done = 0
-        with tqdm(total=len(every), desc="decompress", unit="img", disable=None) as bar:
-            for number, decoded in bodies.decoded(list(plan)):
-                for i, place in plan[number].items():
+        wanted, firsts = bodies.wanted(images), list(accumulate(bodies.counts, initial=0))
+        _check_places(bodies, wanted, firsts, output, replace=force)
+        places = Places()
+        num_wanted = sum(map(len, wanted.values()))
+        with tqdm(total=num_wanted, desc="decompress", unit="img", disable=None) as bar:
+            for number, decoded in bodies.decoded(list(wanted)):
+                for i in wanted[number]:
+                    place = places.place(decoded.names[i] if decoded.names else None, firsts[number] + i)
                     _save(check_place(output, place, replace=force), decoded.images[i])
                     num_done += 1
                     bar.update()
@@ -123,12 +127,6 @@ class _Bodies:
         coder = self.codec.coder
         return Body.unpack(self._body(number), coder.num_channels, coder.size).names
 
-    def lose(self, error: DamagedFile) -> None:
-        """Note what is lost, or raise it where nothing may be."""
-        if not self.recover:
-            raise error
-        self.damage.append(error.args[0])
-
     def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
         """Blocks, several at once; or one by one where some may be damaged."""
         if not self.recover:
@@ -140,26 +138,31 @@ class _Bodies:
             try:
                 yield number, self.codec.decoder.decode_alone(number, self._body(number), self.mode)
             except DamagedFile as error:
-                self.lose(error)
+                self.damage.append(error.args[0])
 
     def _body(self, number: int) -> bytes:
         return self._rescued[number] if self._archive is None else self._archive.body(number)
 
 
-def _plan(bodies: _Bodies, images: Sequence[int] | None) -> dict[int, dict[int, PurePosixPath]]:
-    """Where each image goes: its place by block and number within the block."""
-    places = Places()
-    firsts = list(accumulate(bodies.counts, initial=0))
-    plan = {}
-    for number, wanted in bodies.wanted(images).items():
+def _check_places(
+    bodies: _Bodies, wanted: dict[int, Sequence[int]], firsts: Sequence[int], output: Path, *, replace: bool
+) -> None:
+    """ValueError where one of the first images cannot go, before any is decoded. A file may claim any number."""
+    places, left = Places(), _MOST_AHEAD
+    is_free = not output.exists() or not any(output.iterdir())
+    for number, within in wanted.items():
+        if left <= 0:
+            return
         try:
             names = bodies.names(number)
         except DamagedFile as error:
+            if bodies.recover:
+                continue  # it is noted when it is decoded
             prefix = "" if "block" in error.args[0] else f"block {number}: "
-            bodies.lose(DamagedFile(f"{prefix}{error.args[0]}", error.args[1]))
-            continue
-        plan[number] = {i: places.place(None if names is None else names[i], firsts[number] + i) for i in wanted}
-    return plan
+            raise DamagedFile(f"{prefix}{error.args[0]}", error.args[1]) from error
+        for i in () if is_free else within[:left]:
+            check_place(output, places.place(None if names is None else names[i], firsts[number] + i), replace=replace)
+        left -= len(within)
 
 
 def _save(path: Path, image: Tensor) -> None:

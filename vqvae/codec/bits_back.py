@@ -12,7 +12,8 @@ that chose them. So a unit costs rate + distortion - entropy on average, the neg
 
 The first group needs bits to begin with. They are those of SHAKE-128 of nothing, which everybody has; but what is
 popped of them comes back as something that must be kept, so they do count: the file is longer by `initial_bits`. Words
-of them that are never reached stay out of the file. Groups are small so that these bits are few.
+of them that are never reached stay out of the file. Groups are small so that these bits are few. How many were not
+reached is in the file, and the exact bottom of the stack that a decoder has: popping goes down to there and no further.
 
 The posterior of a model with a prior in its loop looks at the codes before: its tables come from the prior's walk, as
 in `vqvae.quantizers.prior_in_loop`.
@@ -35,6 +36,9 @@ from vqvae.codec.tables import NUM_OFFSETS, Intervals
 from vqvae.codec.unit_coder import UnitCoder
 
 _UNITS_PER_GROUP = 8
+# Bits that a group's units may leave beyond those that they took. Drawn codes leave more with a probability of 2^-64 at
+# most: codes with P_enc(z | y) <= 2^-64 P_pri(z) P_dec(y | z) have no more of P_enc together.
+_MOST_GAINED = 64
 
 
 class BitsBack:
@@ -92,7 +96,7 @@ class BitsBack:
             ValueError: a stream that is none of this model's.
         """
         if not stream:
-            return Stack(self._initial)
+            return Stack(self._initial, bottom=Stack(self._initial).depth)
         reached, start = read_varint(stream)
         if reached > self._num_initial or (len(stream) - start) % 4:
             raise BadStream(
@@ -103,7 +107,7 @@ class BitsBack:
         words = np.concatenate((self._initial[:reached], words))
         if len(words) and words[-1] == 0:
             raise BadStream("the stream ends in a word of zeros, which no stack does")
-        return Stack(words)
+        return Stack(words, bottom=reached)
 
     @torch.no_grad()
     def decode(
@@ -116,17 +120,17 @@ class BitsBack:
         """
         kinds_of = torch.tensor(kinds)
         groups = [group[kinds_of[group] != STORED] for group in torch.arange(len(kinds)).split(_UNITS_PER_GROUP)]
-        size, grid = self.coder.size, self.coder.model.grid
-        units = [torch.zeros(0, self.coder.num_channels, size, size, dtype=torch.uint8, device=self.coder.device)]
-        codes = [torch.zeros(0, *grid, dtype=torch.int64, device=self.coder.device)]
+        units, codes = ([part] for part in self.coder.no_units())
         for group in reversed([group for group in groups if len(group)]):
             offsets = kinds_of[group].to(self.coder.device)
             mine = None if labels is None else labels[group]
-            sources = [(stack, len(group))]
+            sources, before = [(stack, len(group))], stack.num_bits
             codes.append(self.coder.decode_codes(sources, _known(self.coder, mine), offsets))
             units.append(self.coder.decode_units(sources, codes[-1], offsets))
             posterior, _ = self._posterior(units[-1], codes[-1], mine, offsets)
             stack.push(_place_by_place(posterior))
+            if stack.num_bits > before + _MOST_GAINED:
+                raise BadStream("the stream gives back more bits for its images than it has for them")
         if not np.array_equal(stack.words(), self._initial):
             raise BadStream("the bits that chose the codes did not come back")
         return torch.cat(units[::-1]), torch.cat(codes[::-1])

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.body import STORED, Body, units_of
+from vqvae.codec.body import STORED, Body
 from vqvae.codec.coder import BadStream, RangeReader
 from vqvae.codec.container import DamagedFile, Mode
 from vqvae.codec.unit_coder import Source, UnitCoder
@@ -101,13 +101,16 @@ class BlockDecoder:
     ) -> list[tuple[Tensor, Tensor]]:
         """Coded units, and codes, of each body."""
         size = self.coder.group_size
-        coded = [torch.tensor([kind != STORED for kind in body.kinds]).nonzero()[:, 0] for body in bodies]
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in bodies]
+        every = [torch.tensor(body.kinds) for body in bodies]
+        coded = [(kinds != STORED).nonzero()[:, 0] for kinds in every]
+        found = [[self.coder.no_units()] for _ in bodies]
         for start in range(0, max(len(body.kinds) for body in bodies), size):
             here = [rows[(rows >= start) & (rows < start + size)] for rows in coded]
+            if not any(map(len, here)):
+                continue
             counted = [(source, len(rows)) for source, rows in zip(sources, here, strict=True)]
-            kinds = [torch.tensor(body.kinds)[rows] for body, rows in zip(bodies, here, strict=True)]
-            offsets = torch.cat(kinds).to(self.coder.device)
+            kinds = torch.cat([mine[rows] for mine, rows in zip(every, here, strict=True)])
+            offsets = kinds.to(self.coder.device)
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
             units = self.coder.means(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
@@ -121,20 +124,26 @@ class BlockDecoder:
         self, number: int, body: Body, coded: Tensor, codes: Tensor, labels: Tensor | None, mode: Mode
     ) -> Decoded:
         """Images of units, coded and stored ones, with their check."""
-        stored = torch.tensor(body.kinds) == STORED
-        size, channels = self.coder.size, self.coder.num_channels
-        units = torch.zeros(len(body.kinds), channels, size, size, dtype=torch.uint8)
-        units[~stored] = coded.cpu()
-        position = 0
-        for i, (cut, unit) in enumerate(units_of(body.cuts)):
-            if stored[i]:
-                length = cut.inside_bytes(unit)
-                pixels = torch.frombuffer(bytearray(body.stored[position : position + length]), dtype=torch.uint8)
-                inside = cut.inside(unit)
-                units[i][inside] = pixels.view(units[i][inside].shape)
-                position += length
-        counts = [cut.num_units for cut in body.cuts]
-        images = [cut.join(mine) for cut, mine in zip(body.cuts, units.split(counts), strict=True)]
+        images, at, first, left = [], 0, 0, coded.cpu()
+        for cut in body.cuts:
+            kinds = body.kinds[first : first + cut.num_units]
+            first += cut.num_units
+            num_coded = sum(kind != STORED for kind in kinds)
+            mine, left = left[:num_coded], left[num_coded:]
+            if num_coded == len(kinds):
+                images.append(cut.join(mine))
+                continue
+            # Unit by unit, so that a stored one takes no more memory than its pixels.
+            image, of_mine = torch.zeros(cut.shape, dtype=torch.uint8), iter(mine)
+            for unit, kind in enumerate(kinds):
+                place = image[cut.place(unit)]
+                if kind == STORED:
+                    pixels = bytearray(body.stored[at : at + place.numel()])
+                    at += place.numel()
+                    place.copy_(torch.frombuffer(pixels, dtype=torch.uint8).view(place.shape))
+                else:
+                    place.copy_(next(of_mine)[cut.inside(unit)])
+            images.append(image)
         check = check_of(images, labels, codes if mode == Mode.LOSSY else None)
         if check != body.check:
             raise DamagedFile(

@@ -7,7 +7,7 @@
                          0 coded; 1 to 15 coded on a grid shifted by so many sixteenths; 255 stored
     check                u32, CRC-32 of what must come out: the shape of each image (three u32) with its pixels after
                          it; where only codes are kept, all shapes, then the codes (u32 each); then labels (u32 each)
-    stream               varint length, bytes
+    stream               varint length, bytes; fewer than its images need only as far as `vqvae.codec.coder` allows
     stored pixels        of the units of kind 255, those inside the image
     names                to the end: zlib of UTF-8 strings, each ended by a zero byte
 
@@ -106,9 +106,10 @@ class Body:
         kinds = reader.kinds(num_units)
         (check,) = struct.unpack("<I", reader.take(4))
         stream = reader.take(reader.varint())
-        num_stored = sum(
-            cut.inside_bytes(unit) for (cut, unit), kind in zip(units_of(cuts), kinds, strict=True) if kind == STORED
-        )
+        num_stored = 0
+        if STORED in kinds:
+            units = zip(units_of(cuts), kinds, strict=True)
+            num_stored = sum(cut.inside_bytes(unit) for (cut, unit), kind in units if kind == STORED)
         stored = reader.take(num_stored)
         names = reader.names(num_images) if flags & 2 else None
         reader.finish()

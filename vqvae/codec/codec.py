@@ -1,7 +1,8 @@
 """Images to files and back: the negative ELBO, written out.
 
     codec = Codec(model, prior)
-    data = codec.compress(images)                   # bytes; images uint8 "b c h w", or a list of "c h w" of any sizes
+    data = codec.compress(images)                   # bytes; images uint8 "b c h w", or a list of "c h w" of any sizes,
+                                                    # as tensors, numpy arrays or pictures of Pillow
     codec.decompress(data)                          # the same pixels
 
 A file's size is the negative ELBO of its images in bits, plus some bytes a block and a file (`vqvae.codec.container`,
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
@@ -36,12 +38,16 @@ from vqvae.codec.body import STORED, Body, check_size, units_of
 from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
 from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.pixels import AnyImage, as_images
 from vqvae.codec.recovery import recover
 from vqvae.codec.tables import Intervals
 from vqvae.codec.unit_coder import Plan, UnitCoder, WalkingPrior
 from vqvae.codec.units import Cut
 
 IMAGES_PER_BLOCK = 128
+
+ImagesLike = UInt8[Tensor, "b c h w"] | UInt8[np.ndarray, "b c h w"] | Sequence[AnyImage]
+LabelsLike = Integer[Tensor, " b"] | Integer[np.ndarray, " b"] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +88,8 @@ class Codec:
 
     def compress(
         self,
-        images: UInt8[Tensor, "b c h w"] | Sequence[Tensor],
-        labels: Integer[Tensor, " b"] | None = None,
+        images: ImagesLike,
+        labels: LabelsLike | None = None,
         *,
         mode: Mode = Mode.LOSSLESS,
         images_per_block: int = IMAGES_PER_BLOCK,
@@ -92,14 +98,16 @@ class Codec:
         """Images as the bytes of a file.
 
         Args:
-            images: uint8 "b c h w", or a sequence of "c h w" of any sizes.
-            labels: classes, for a prior that takes them: they are stored, at log2(num_classes) bits an image.
+            images: uint8 "b c h w", or a sequence of "c h w" of any sizes; tensors or numpy arrays. Pictures of Pillow
+                too, in mode L or RGB.
+            labels: classes, "b" or a sequence of ints, for a prior that takes them: they are stored, at
+                log2(num_classes) bits an image.
             images_per_block: more make a smaller file, fewer are faster to get at.
             verify: decode every block, and store its images as they are should other pixels come back.
 
         Raises:
-            ValueError: images of another type, or with channels that the model cannot take; labels that the prior
-                cannot take; bits-back for a model without a posterior.
+            ValueError: images of another type (floats, channels last), or with channels that the model cannot take;
+                labels that the prior cannot take; bits-back for a model without a posterior.
         """
         blocks = self.blocks(images, labels, mode=mode, images_per_block=images_per_block, verify=verify)
         return container.pack(self.header(mode), blocks)
@@ -123,8 +131,8 @@ class Codec:
 
     def blocks(
         self,
-        images: Iterable[Tensor],
-        labels: Integer[Tensor, " b"] | None = None,
+        images: Iterable[AnyImage],
+        labels: LabelsLike | None = None,
         *,
         names: Sequence[str] | None = None,
         mode: Mode = Mode.LOSSLESS,
@@ -137,11 +145,10 @@ class Codec:
         """
         if not 1 <= images_per_block <= container.MAX_IMAGES:
             raise ValueError(f"got images_per_block={images_per_block}, expected 1 to {container.MAX_IMAGES}")
-        if labels is not None:
-            labels = self.coder.checked_labels(labels, len(labels))
+        known = None if labels is None else self.coder.checked_labels(labels)
         mode = Mode(mode)
-        start, incoming = 0, iter(images)
-        given = {"labels": labels, "names": names}
+        start, incoming = 0, as_images(images)
+        given = {"labels": known, "names": names}
         while part := list(islice(incoming, images_per_block)):
             here = slice(start, start + len(part))
             start = here.stop
@@ -150,7 +157,7 @@ class Codec:
                     raise ValueError(f"got {len(values)} {what} for {start} images or more, expected one for each")
             body = self._body(
                 part,
-                None if labels is None else labels[here],
+                None if known is None else known[here],
                 None if names is None else names[here],
                 mode,
                 verify,
@@ -193,36 +200,33 @@ class Codec:
             )
 
     @torch.no_grad()
-    def measure(
-        self, images: UInt8[Tensor, "b c h w"] | Sequence[Tensor], labels: Integer[Tensor, " b"] | None = None
-    ) -> Cost:
-        """What images cost by the integer tables, in bits, without writing anything."""
-        cuts = [self._cut(image) for image in images]
-        labels = None if labels is None else self.coder.checked_labels(labels, len(cuts))
+    def measure(self, images: ImagesLike, labels: LabelsLike | None = None) -> Cost:
+        """What images cost by the integer tables, in bits, without writing anything. Arguments as `compress`."""
+        pixels = list(as_images(images))
+        cuts = [self._cut(image) for image in pixels]
+        known = None if labels is None else self.coder.checked_labels(labels, len(cuts))
         owner = torch.tensor([i for i, cut in enumerate(cuts) for _ in range(cut.num_units)]).long()
         sizes = torch.tensor([8.0 * cut.inside_bytes(unit) for cut, unit in units_of(cuts)], dtype=torch.float64)
         groups = [
-            (plan.rate().cpu(), plan.distortion().cpu(), kinds) for plan, kinds in self._groups(cuts, images, labels)
+            (plan.rate().cpu(), plan.distortion().cpu(), kinds) for plan, kinds in self._groups(cuts, pixels, known)
         ]
         rates, distortions, kinds = (torch.cat([sizes[:0], *column]) for column in zip(*groups, strict=True))
         stored = kinds == STORED
         zeros = torch.zeros(len(cuts), dtype=torch.float64)
         return Cost(
             rate=zeros.index_add(0, owner, rates.masked_fill(stored, 0))
-            + (0 if labels is None else self.coder.label_bits),
+            + (0 if known is None else self.coder.label_bits),
             distortion=zeros.index_add(0, owner, torch.where(stored, sizes, distortions)),
             stored=zeros.long().index_add(0, owner, stored.long()),
         )
 
     def _cut(self, image: Tensor) -> Cut:
-        if image.dtype != torch.uint8 or image.ndim != 3:
-            raise ValueError(f'got an image of {image.dtype} {tuple(image.shape)}, expected uint8 "c h w"')
         c, h, w = image.shape
         return Cut(shape=(c, h, w), num_channels=self.coder.num_channels, size=self.coder.size)
 
     def _units(self, cuts: Sequence[Cut], images: Iterable[Tensor]) -> UInt8[Tensor, "u c s s"]:
         none = torch.zeros(0, self.coder.num_channels, self.coder.size, self.coder.size, dtype=torch.uint8)
-        return torch.cat([none, *(cut.split(image.cpu()) for cut, image in zip(cuts, images, strict=True))])
+        return torch.cat([none, *(cut.split(image) for cut, image in zip(cuts, images, strict=True))])
 
     def _groups(
         self, cuts: Sequence[Cut], images: Iterable[Tensor], labels: Tensor | None, pixels: bool = True
@@ -257,7 +261,7 @@ class Codec:
             units, known = self._units(cuts, images), labels_of_units(cuts, labels)
             stream, kinds = BitsBack(self.coder).encode(units, known, first)
         else:
-            writer, kinds, found = _writer(first), [], []
+            writer, kinds, found = self._writer(first), [], []
             for plan, mine in self._groups(cuts, images, labels, pixels=mode == Mode.LOSSLESS):
                 writer.put(self.coder.in_order(plan.rows((mine != STORED).nonzero()[:, 0])))
                 kinds += mine.tolist()
@@ -282,7 +286,15 @@ class Codec:
         """The stream of a block whose units are all stored."""
         if mode == Mode.BITS_BACK:
             return BitsBack(self.coder).encode(self._units([], []), None, first)[0]
-        return _writer(first).finish()
+        return self._writer(first).finish()
+
+    def _writer(self, first: Intervals | None) -> RangeWriter:
+        """A writer, of what comes first if anything does: labels, in their parts."""
+        writer = RangeWriter()
+        if first is not None:
+            for left, width in zip(*(part.split(self.coder.labels_per_part) for part in first), strict=True):
+                writer.put(Intervals(left, width))
+        return writer
 
     def _with_stored(
         self,
@@ -322,10 +334,3 @@ class Codec:
         return mode == Mode.LOSSY or all(
             torch.equal(mine, theirs.cpu()) for mine, theirs in zip(decoded.images, images, strict=True)
         )
-
-
-def _writer(first: Intervals | None) -> RangeWriter:
-    writer = RangeWriter()
-    if first is not None:
-        writer.put(first)
-    return writer

@@ -7,6 +7,18 @@ what lies right of it.
 
 A range coder's stream is a queue; its end is cut to whole bytes, the fewest that no other stream could be taken for,
 where constriction's own ends after a word of 32 bits. An ANS coder's is a stack.
+
+Both are read beyond their end without an error: a queue goes on in zeros, and a stack at its bottom pops the first
+symbol for ever. So each has a rule by which a stream that is exhausted is told from one that is not.
+
+A queue: what it holds is read in parts (labels; a group of units), and no part but the first begins once the symbols
+before it hold more than 8 (n + SLACK) bits, for a stream of n bytes. The last part may hold any number: a message that
+ends in first symbols (code 0, a black pixel) lies at the lower end of its interval and takes no byte for them, since
+zeros at the end are left out. Whoever writes adds zeros where the rule asks for more bytes than the message. Streams
+from before the rule fulfil it too, unless all of the last part is such symbols and parts before it as well.
+
+A stack: what lies below `bottom` words is never popped, and the coder's own state stays full (at least 2^32), as it is
+wherever something is left. This is exact: a decoder goes through the encoder's states, and is nowhere lower than that.
 """
 
 from types import ModuleType
@@ -16,9 +28,14 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from vqvae.codec.tables import TOTAL, Intervals
+from vqvae.codec.tables import PRECISION, TOTAL, Intervals
 
 _WORD = 4
+# Bytes that a queue may lack when a part of it begins: 16 bits for each of 128 images. A message at no edge, of which
+# this is the chance, lacks a byte with probability 2^-8.
+SLACK = 256
+_FULL = 1 << 32  # of the state of a stack that is not at its bottom
+_EXHAUSTED = "the stream has ended before its images have: it has {} bytes, what was read holds {:,.0f}"
 
 
 class BadStream(ValueError):  # noqa: N818 - as container.DamagedFile
@@ -69,15 +86,19 @@ class RangeWriter:
     def __init__(self) -> None:
         self._family = _family()
         self._encoder = _constriction().stream.queue.RangeEncoder()
+        self._bits_before = 0
 
     def put(self, intervals: Intervals) -> None:
-        """Append symbols that are neither the whole of [0, 2^24) nor within one unit of it."""
+        """Append a part: symbols that are neither the whole of [0, 2^24) nor within one unit of it."""
         place, table = _threes(intervals)
         if len(place):
+            # No less than the symbols' own: all by which the coder's interval has shrunk.
+            position, (_, span) = self._encoder.pos()
+            self._bits_before = 8 * _WORD * (position + 2) - span.bit_length() + 1
             self._encoder.encode(place, self._family, table)
 
     def finish(self) -> bytes:
-        """All of it, in as few bytes as give the message back where zeros are read after them."""
+        """All of it, in as few bytes as give the message back where zeros are read after them and `SLACK` allows."""
         if self._encoder.is_empty():
             return b""
         position, (lower, span) = self._encoder.pos()
@@ -90,7 +111,9 @@ class RangeWriter:
             shortest = -(-start >> unit)
             if shortest << unit < start + span:
                 break
-        return shortest.to_bytes(position * _WORD + size, "big").rstrip(b"\0")
+        data = shortest.to_bytes(position * _WORD + size, "big").rstrip(b"\0")
+        # A byte more than the rule asks for: a reader adds up logarithms.
+        return data.ljust(-(-self._bits_before // 8) - SLACK + 1, b"\0")
 
 
 class RangeReader:
@@ -98,26 +121,36 @@ class RangeReader:
 
     def __init__(self, data: bytes):
         self._family = _family()
+        self._num_bytes, self._bits = len(data), 0.0
         padded = data + bytes(2 * _WORD + -len(data) % _WORD)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)
         self._decoder = _constriction().stream.queue.RangeDecoder(words)
+
+    def begin(self) -> None:
+        """A part begins. Raises BadStream where it cannot, as the stream is exhausted."""
+        if self._bits > 8 * (self._num_bytes + SLACK):
+            raise BadStream(_EXHAUSTED.format(self._num_bytes, self._bits / 8))
 
     def get(self, widths: Int[Tensor, "n k"]) -> np.ndarray:
         """The next n symbols, int32, each under its own widths, which add up to 2^24."""
         if not len(widths):
             return np.zeros(0, np.int32)
+        table = _tables(widths)
         try:
-            return self._decoder.decode(self._family, _tables(widths))
+            found = self._decoder.decode(self._family, table)
         except AssertionError as error:
             raise BadStream("the stream is no message of this model") from error
+        self._bits += PRECISION * len(found) - float(np.log2(table[np.arange(len(found)), found] + 1).sum())
+        return found
 
 
 class Stack:
     """A stack of symbols by ANS: what was pushed last is popped first."""
 
-    def __init__(self, words: np.ndarray | None = None, *, any_bits: bool = False):
-        """With words "n" uint32: what `words()` gave; with `any_bits`, anything."""
+    def __init__(self, words: np.ndarray | None = None, *, any_bits: bool = False, bottom: int | None = None):
+        """With words "n" uint32: what `words()` gave; with `any_bits`, anything. With a `bottom`, see above."""
         self._family = _family()
+        self._bottom = bottom
         coder = _constriction().stream.stack.AnsCoder
         self._coder = coder() if words is None else coder(words, seal=any_bits)
 
@@ -128,19 +161,33 @@ class Stack:
             self._coder.encode_reverse(place, self._family, table)
 
     def get(self, widths: Int[Tensor, "n k"]) -> np.ndarray:
-        """The top n symbols, int32, under widths that add up to 2^24."""
+        """The top n symbols, int32, under widths that add up to 2^24. Raises BadStream below the bottom."""
         if not len(widths):
             return np.zeros(0, np.int32)
-        return self._coder.decode(self._family, _tables(widths))
+        found = self._coder.decode(self._family, _tables(widths))
+        if self._bottom is not None:
+            depth, state = self._coder.pos()
+            if depth < self._bottom or state < _FULL:
+                raise BadStream("the stream has ended before its images have: its stack was popped below its bottom")
+        return found
+
+    def begin(self) -> None:
+        """A part begins: whether it can shows with each symbol."""
 
     @property
     def depth(self) -> int:
         """How many words of 32 bits lie under those that the next symbol may change."""
         return self._coder.pos()[0]
 
+    @property
+    def num_bits(self) -> int:
+        """What the stack holds, to a bit."""
+        depth, state = self._coder.pos()
+        return 8 * _WORD * depth + state.bit_length()
+
     def clone(self) -> "Stack":
         other = Stack.__new__(Stack)
-        other._family, other._coder = self._family, self._coder.clone()
+        other._family, other._coder, other._bottom = self._family, self._coder.clone(), self._bottom
         return other
 
     def words(self) -> np.ndarray:

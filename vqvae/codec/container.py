@@ -30,27 +30,30 @@ Every later version keeps the 16 bytes of the header and its check, so an old re
 """
 
 import bisect
+import contextlib
 import enum
 import itertools
-import os
 import shutil
 import struct
-import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from safefolder import replacing
+from safefolder import one_writer, replacing
+from vqvae.codec.storage import RECOVER, DamagedFile, FileOnDisk, Memory, Storage, file_to_write, shown
 
 __all__ = [
+    "RECOVER",
     "Archive",
     "Block",
     "DamagedFile",
+    "Destination",
     "Header",
     "Mode",
     "append",
+    "destination",
     "pack",
     "read_varint",
     "varint",
@@ -69,18 +72,6 @@ HEADER = struct.Struct("<4sBB8sH")
 BLOCK = struct.Struct("<4sII")
 TRAILER = struct.Struct("<II2s")
 CHUNK = 1 << 20
-
-RECOVER = "recover() gets the blocks that are whole"
-
-
-class DamagedFile(ValueError):  # noqa: N818 - it names what the caller has, as FileNotFound does
-    """A file that cannot be read: not of this format, newer, cut short or changed. Arguments: reason, advice."""
-
-    def __init__(self, reason: str, advice: str = RECOVER):
-        super().__init__(reason, advice)  # both are arguments, so that the error survives a pickle
-
-    def __str__(self) -> str:
-        return "; ".join(self.args)
 
 
 class Mode(enum.IntEnum):
@@ -199,46 +190,78 @@ def pack(header: Header, blocks: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join(_spell(header, blocks))
 
 
-def _target(path: str | Path) -> Path:
-    path = Path(path).resolve()  # a link stays a link to what is written
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is there and is no plain file; give the name of a file")
-    return path
+class Destination:
+    """A place for a file that nobody else writes; made by `destination`."""
+
+    def __init__(self, path: str | Path, target: Path):
+        self._path, self._target = path, target
+
+    def exists(self) -> bool:
+        return self._target.exists()
+
+    def open(self) -> "Archive":
+        """What is there. Errors as `Archive.open`."""
+        return Archive.open(self._target)
+
+    def write(self, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """As the function `write`."""
+        with replacing(self._target) as scratch, open(scratch, "wb") as file:
+            file.writelines(_spell(header, blocks))
+
+    def append(self, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """As the function `append`."""
+        with self.open() as old:
+            if old.header != header:
+                raise ValueError(
+                    f"{shown(self._path)} is of {_describe(old.header)}, got blocks of {_describe(header)}; "
+                    "write them to a file of their own"
+                )
+            with replacing(self._target) as scratch, open(scratch, "wb") as file:
+                for offset in range(0, old._index_offset, CHUNK):
+                    file.write(old._source.read(offset, min(CHUNK, old._index_offset - offset)))
+                index = old._source.read(old._index_offset, old.size - TRAILER.size - old._index_offset)
+                file.writelines(_spell_rest(_spell_header(header), bytearray(index), blocks))
+                shutil.copymode(self._target, scratch)
+
+
+@contextlib.contextmanager
+def destination(path: str | Path) -> Iterator[Destination]:
+    """Be the only one who writes a file until the block is left: what is there stays as it is found.
+
+    Where the path is a link, what it leads to is written, and it stays a link.
+
+    Raises:
+        ValueError: another process or thread writes the file; something else than a file is there, or none can be.
+    """
+    target = file_to_write(path)
+    with one_writer(path):
+        yield Destination(path, target)
 
 
 def write(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
-    """Write a file of `blocks` whole or not at all; one body and the index are in memory. One writer at a time.
+    """Write a file of `blocks` whole or not at all; one body and the index are in memory.
 
     Raises:
-        ValueError: a block is no block, the disk is full, or the place cannot be written; an old file is untouched.
+        ValueError: another process or thread writes the file, or the place cannot be written, before the first block is
+            asked for; a block is no block, or the disk is full. An old file is untouched.
     """
-    with replacing(_target(path)) as scratch, open(scratch, "wb") as file:
-        file.writelines(_spell(header, blocks))
+    with destination(path) as place:
+        place.write(header, blocks)
 
 
 def append(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
     """Add blocks to a file of the same header, whole or not at all; one body and the index are in memory.
 
     The new file is written beside the old one and takes its place: it is byte for byte what `write` of all blocks
-    gives, and a reader that has the old file open keeps the old one. One writer at a time. Old bodies are copied as
-    they are, so a damaged one stays a damaged one and shows when it is read.
+    gives, and a reader that has the old file open keeps the old one. Old bodies are copied as they are, so a damaged
+    one stays a damaged one and shows when it is read.
 
     Raises:
-        ValueError: the file is missing, damaged or of another header; and as `write`.
+        ValueError: the file is missing, damaged or of another header, before the first block is asked for; or as
+            `write`.
     """
-    target = _target(path)
-    with Archive.open(target) as old:
-        if old.header != header:
-            raise ValueError(
-                f"{target} is of {_describe(old.header)}, got blocks of {_describe(header)}; "
-                "write them to a file of their own"
-            )
-        with replacing(target) as scratch, open(scratch, "wb") as file:
-            for offset in range(0, old._index_offset, CHUNK):
-                file.write(old._source.read(offset, min(CHUNK, old._index_offset - offset)))
-            index = old._source.read(old._index_offset, old.size - TRAILER.size - old._index_offset)
-            file.writelines(_spell_rest(_spell_header(header), bytearray(index), blocks))
-            shutil.copymode(target, scratch)
+    with destination(path) as place:
+        place.append(header, blocks)
 
 
 def _describe(header: Header) -> str:
@@ -246,52 +269,6 @@ def _describe(header: Header) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
-
-
-class Memory:
-    name = "this data"
-
-    def __init__(self, data: bytes):
-        self.data = data
-        self.size = len(data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self.data[offset : offset + length]
-
-    def close(self) -> None:
-        self.data = b""
-
-
-class FileOnDisk:
-    """A file read by position, so that threads and forked workers share no seek pointer."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()  # a worker may stand in another folder
-        self.name = str(path)
-        if not self.path.is_file():
-            raise ValueError(f"no file at {path}; expected one that write() made")
-        try:
-            self._handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise ValueError(f"could not read {path}: {error.strerror}") from error
-        self.close = weakref.finalize(self, os.close, self._handle)
-        self.size = os.fstat(self._handle).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        parts = []
-        while length > 0:  # one call gives 2 GiB at most
-            try:
-                part = os.pread(self._handle, length, offset)
-            except OSError as error:
-                raise DamagedFile(f"{self.name}: byte {offset} could not be read: {error.strerror}") from error
-            if not part:
-                raise DamagedFile(f"{self.name} ends at byte {offset} now, it had {self.size} when it was opened")
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-Storage = Memory | FileOnDisk
 
 
 def read_header(source: Storage) -> Header:

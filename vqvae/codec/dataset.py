@@ -1,5 +1,7 @@
 """A compressed file as a dataset of torch."""
 
+import operator
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,10 +21,13 @@ _KEPT = 4
 class CompressedImages(Dataset[Any]):
     """The images of a file, decoded when they are asked for.
 
-    An item is an image, uint8 "c h w", or an image and its label where the file has labels. To get one image its block
-    is decoded, so compress with few images a block for random access (`images_per_block=1` decodes nothing else), and
-    ask for many at once: a `DataLoader` does, by `__getitems__`, and blocks that are asked for together are decoded
-    together.
+    An item is an image, uint8 "c h w", or a tuple of an image and its label, an int, where the file has labels. To get
+    one image its block is decoded, so compress with few images a block for random access (`images_per_block=1` decodes
+    nothing else), and ask for many at once: a `DataLoader` does, by `__getitems__`, and blocks that are asked for
+    together are decoded together.
+
+    A `DataLoader` makes batches of it, uint8 "b c h w" or [that, int64 "b"], with any number of workers, shuffled or
+    not. Images of several shapes do not make a batch: torch's own error says so, unless it is given a `collate_fn`.
 
     Args:
         path: a file that this codec wrote.
@@ -37,19 +42,25 @@ class CompressedImages(Dataset[Any]):
         self.codec = codec
         self.archive = Archive.open(path)
         codec.check_header(self.archive.header)
+        self._begin()
+
+    def _begin(self) -> None:
         self._kept: OrderedDict[int, Decoded] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def __len__(self) -> int:
         return self.archive.num_images
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
-        """One image. Raises IndexError beyond the last one."""
+        """One image. Raises IndexError beyond the last one, TypeError for what is no number."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several images, of which each block is decoded once."""
         places = [self._locate(index) for index in indices]
+        if self._process != os.getpid():
+            # In a forked worker, which has the lock as it was: a thread that held it is not here to let it go.
+            self._begin()
         with self._lock:
             blocks = self._decode({block for block, _ in places})
         return [self._item(blocks[block], within) for block, within in places]
@@ -60,12 +71,16 @@ class CompressedImages(Dataset[Any]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.codec, self.archive = state["codec"], state["archive"]
-        self._kept, self._lock = OrderedDict(), threading.Lock()
+        self._begin()
 
     def _locate(self, index: int) -> tuple[int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"got image {index} of a file of {len(self)}")
-        return self.archive.locate(index % len(self))
+        try:
+            number = operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"got {index!r} for an image, expected its number; for several, __getitems__") from error
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"got image {number} of a file of {len(self)}")
+        return self.archive.locate(number % len(self))
 
     def _decode(self, wanted: set[int]) -> dict[int, Decoded]:
         missing = sorted(wanted - self._kept.keys())

@@ -43,6 +43,13 @@ def bytes_for_an_image(codec: Codec) -> int:
     return coder.model.num_dims + 3 * int(np.prod(coder.model.grid)) + 2 * _WORD
 
 
+def most_bytes(codec: Codec, num: int) -> int:
+    """Bytes that so many images take at most, whatever they are: `dream` gets no further from the end of its bytes."""
+    coder = codec.coder
+    # A symbol takes 24 bits and, over many of them, far less than another 8 that the coder rounds away.
+    return 4 * num * (int(np.prod(coder.model.grid)) + 2 * coder.model.num_dims) + bytes_for_an_image(codec) + 64
+
+
 def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], object] | None = None) -> Dream:
     """Bytes as images: as many as the bytes pay for, and at most so many.
 

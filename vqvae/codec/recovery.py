@@ -26,15 +26,12 @@ from vqvae.codec.container import (
     MARKER,
     TRAILER,
     Archive,
-    DamagedFile,
-    FileOnDisk,
     Header,
-    Memory,
-    Storage,
     count_images,
     read_header,
     varint,
 )
+from vqvae.codec.storage import DamagedFile, FileOnDisk, Memory, Storage
 
 POLYNOMIAL = 0xEDB88320  # of CRC-32; the highest bit is the coefficient of x^0
 

@@ -9,6 +9,10 @@ in the order of the decoder:
 
     for each place of the grid:     the codes of all units
     for each step of the likelihood: of all units, the sixteens of its symbols; then their places in the sixteens
+
+Labels come in parts of 2^20 // num_classes, at least 1. Each of those, and each group of units, is a part of the
+stream, which begins only while the stream lasts (`vqvae.codec.coder`): so a block costs its reader no more time and
+memory than its stream pays for and one group takes, whatever number of images it claims.
 """
 
 import copy
@@ -35,6 +39,8 @@ _CHUNK = 1 << 22
 # Units of one group are coded together: enough to make work for the networks, few enough to hold.
 _UNITS_PER_GROUP = 128
 _DIMS_PER_GROUP = 1 << 19
+# Numbers in the tables of labels that are read together.
+_LABEL_NUMBERS = 1 << 20
 
 
 @runtime_checkable
@@ -49,6 +55,8 @@ class WalkingPrior(PriorLike, Protocol):
 @runtime_checkable
 class Source(Protocol):
     """Where a decoder's symbols come from: a stream, or a stack of bits."""
+
+    def begin(self) -> None: ...
 
     def get(self, widths: Int[Tensor, "n k"], /) -> np.ndarray: ...
 
@@ -141,6 +149,13 @@ class UnitCoder:
         """What a label costs at most."""
         num = self.num_classes or 1
         return float((tables.PRECISION - tables.even_widths(num)[:num].log2()).max())
+
+    def no_units(self) -> tuple[UInt8[Tensor, "0 c s s"], Int[Tensor, "0 *grid"]]:
+        """No units and no codes, for others to follow."""
+        return (
+            torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8, device=self.device),
+            torch.zeros(0, *self.model.grid, dtype=torch.int64, device=self.device),
+        )
 
     @torch.no_grad()
     def encode(self, units: UInt8[Tensor, "u c s s"], labels: Int[Tensor, " u"] | None) -> Int[Tensor, "u *grid"]:
@@ -241,31 +256,45 @@ class UnitCoder:
         widths = self._label_widths()
         return Intervals((widths.cumsum(0) - widths)[labels], widths[labels])
 
-    def checked_labels(self, labels: Any, num: int) -> Int[Tensor, " b"]:
-        """Labels of so many images, int64 on the CPU.
+    @property
+    def labels_per_part(self) -> int:
+        """How many labels are read together."""
+        return max(1, _LABEL_NUMBERS // len(self._label_widths()))
+
+    def checked_labels(self, labels: Any, num: int | None = None) -> Int[Tensor, " b"]:
+        """Labels of so many images, or of any number: integers in a tensor, an array or a list; int64 on the CPU.
 
         Raises:
             ValueError: a prior without classes, labels that it does not know, or another number of them.
         """
-        labels = torch.as_tensor(labels)
-        if labels.is_floating_point() or labels.dtype == torch.bool or tuple(labels.shape) != (num,):
-            raise ValueError(
-                f"got labels of {labels.dtype} {tuple(labels.shape)} for {num} images, "
-                f"expected integers of shape ({num},)"
-            )
-        labels, num_classes = labels.cpu().long(), self.num_classes
+        expected = f"expected integers of shape {'(b,)' if num is None else f'({num},)'}, one for each image"
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"got labels that are no numbers ({error}), {expected}") from error
+        if not found.numel():
+            found = found.long()
+        is_whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+        if not is_whole or found.ndim != 1 or num not in (None, len(found)):
+            raise ValueError(f"got labels of {found.dtype} {tuple(found.shape)}, {expected}")
+        found, num_classes = found.cpu().long(), self.num_classes
         if num_classes is None:
             raise ValueError("got labels, expected none: this prior was made without num_classes")
-        if num and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
             raise ValueError(
-                f"got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}"
+                f"got labels from {int(found.min())} to {int(found.max())}, expected 0 to {num_classes - 1}"
             )
-        return labels
+        return found
 
     def decode_labels(self, source: Source, num: int) -> Int[Tensor, " b"]:
         """The labels of so many images. Errors as `decode_codes`."""
-        widths = self._label_widths().expand(num, -1)
-        return self._ask([(source, num)], widths, num, self.num_classes or 0, "labels").cpu()
+        widths, size = self._label_widths(), self.labels_per_part
+        parts = []
+        for start in range(0, num, size):
+            source.begin()
+            part = min(size, num - start)
+            parts.append(self._ask([(source, part)], widths.expand(part, -1), part, self.num_classes or 0, "labels"))
+        return torch.cat(parts).cpu()
 
     def _label_widths(self) -> Int[Tensor, " k"]:
         if self.num_classes is None:
@@ -276,12 +305,15 @@ class UnitCoder:
     def decode_codes(
         self, sources: Sequence[tuple[Source, int]], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
     ) -> Int[Tensor, "u *grid"]:
-        """Codes of units with these labels, from one stream or several at once, so many units of each.
+        """Codes of a group of units with these labels, from one stream or several at once, so many units of each.
 
         Raises:
-            ValueError: a stream that cannot be one of this model's.
+            ValueError: a stream that cannot be one of this model's, or ended before.
         """
         num = len(offsets)
+        for source, count in sources:
+            if count:
+                source.begin()
 
         def choose(log_probs: Tensor) -> Tensor:
             widths = tables.CodeTables(log_probs, offsets).widths()
@@ -338,8 +370,7 @@ class UnitCoder:
 
     def means(self, codes: Int[Tensor, "u *grid"]) -> UInt8[Tensor, "u c s s"]:
         """What the decoder expects, rounded: what codes alone give back."""
-        parts = [self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))]
-        return torch.cat(parts) if parts else torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8)
+        return torch.cat([self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))])
 
     def _ask(
         self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str

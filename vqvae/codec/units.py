@@ -6,6 +6,7 @@ image one after another, each cut into units; a model of colour takes a grey ima
 once.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -50,12 +51,12 @@ class Cut:
         """How many times the model goes over the image."""
         return self.shape[0] if self.num_channels == 1 else 1
 
-    @property
+    @functools.cached_property
     def tiles(self) -> tuple[int, int]:
         """Rows and columns of units."""
         return math.ceil(self.shape[1] / self.size), math.ceil(self.shape[2] / self.size)
 
-    @property
+    @functools.cached_property
     def num_units(self) -> int:
         return self.planes * math.prod(self.tiles)
 
@@ -88,6 +89,13 @@ class Cut:
         rows, columns = self.tiles
         image = rearrange(units, "(p r q) c s t -> (p c) (r s) (q t)", r=rows, q=columns)
         return image[:c, :h, :w].contiguous()
+
+    def place(self, unit: int) -> tuple[slice, slice, slice]:
+        """Where that part of a unit lies in the image "c h w"."""
+        plane, tile = divmod(unit, math.prod(self.tiles))
+        corner = (plane, *(self.size * at for at in divmod(tile, self.tiles[1])))
+        parts = zip(corner, self.inside(unit), strict=True)
+        return tuple(slice(start, start + part.stop) for start, part in parts)  # pyrefly: ignore[bad-return]
 
     def inside(self, unit: int) -> tuple[slice, slice, slice]:
         """Which part of a unit "cm s s" is of the image: what is stored of it where the model finds it hopeless."""

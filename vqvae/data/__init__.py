@@ -1,27 +1,35 @@
 """Images in: 8-bit, of one shape, in batches.
 
     images = load_images("fashion-mini")                        # an `Images` set
+    images[:8].images                                           # of a `Batch`
     for batch in batches(images, 64, seed=0):                   # without end; a `Batch` each
         batch.images                                            # uint8 "b c h w"
 
     load.py       one name or path to a set
-    images.py     what a set is: Images, ImageTensors, EncodedImages; Batch
+    images.py     what a set is: Images, ImageTensors, EncodedImages
+    batch.py      images with their labels: Batch
+    labels.py     what labels come to, and why they are not used
+    splits.py     what a folder holds, and which of it is for test
     builtin.py    sets known by name
     folder.py     image files in a folder
     tars.py       WebDataset archives
-    tar_index.py  where their images and labels lie
+    tar_index.py, tar_members.py        where their images and labels lie
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
+    table_columns.py, table_rows.py     their columns and rows
     decode.py     one encoded image to uint8
+    png.py        whether a PNG is whole
+    files.py      regular files, and all that are in a folder
     batches.py    order, sharding, workers
     permutation.py  a shuffle of any number of things, without memory
 
 Stands alone: it knows nothing of models.
 """
 
+from vqvae.data.batch import Batch
 from vqvae.data.batches import batches, index_batches, num_batches, read_ahead
 from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist
 from vqvae.data.folder import ImageFiles, image_folder
-from vqvae.data.images import Batch, EncodedImages, Images, ImageTensors
+from vqvae.data.images import EncodedImages, Images, ImageTensors
 from vqvae.data.load import load_images
 from vqvae.data.tars import ImageArchives, image_archives
 

@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vqvae.data.images import Batch, EncodedImages, Images
+from vqvae.data.batch import Batch
+from vqvae.data.images import EncodedImages, Images
 from vqvae.data.permutation import Permutation
 
 # Places whose order is worked out at once: one call costs as much as some thousands of them.
@@ -201,9 +202,9 @@ def _readable(
             skipped += batch.skipped
             any_read = any_read or len(batch.images) > 0
             if len(batch.images):
-                yield batch._replace(skipped=skipped)
+                yield replace(batch, skipped=skipped)
                 for _ in range(owed if schedule.seed is not None else 0):
-                    yield batch._replace(skipped=())
+                    yield replace(batch, skipped=())
                 skipped, owed, barren = (), 0, 0
             else:
                 owed += 1

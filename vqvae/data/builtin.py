@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data.decode import fit
-from vqvae.data.images import ImageTensors, check_shape, check_split
+from vqvae.data.images import ImageTensors, check_split
 
 # The mosaics of the embedded set: tiles in one file, places in one row of it.
 STRIP = 600
@@ -133,7 +133,6 @@ def cifar10(split: str = "train", *, root: str | Path | None = None) -> ImageTen
 
 def refitted(images: ImageTensors, size: int | None, channels: int | None) -> ImageTensors:
     """`images` scaled and cropped to `size` by `size`, with `channels`; None leaves as it is."""
-    check_shape((channels, size, size))
     old_channels, height, width = images.shape
     new_size = (height, width) if size is None else (size, size)
     new_channels = channels or old_channels

@@ -9,10 +9,12 @@ Any way in which a file fails to be an image comes out as one kind of error, `Va
 caller can name the file and go on. Where the bytes themselves can't be had (a disk that fails, a
 folder that is gone) it is an `OSError` with its number, which says nothing about the image. Only
 raster formats that Pillow reads by itself are tried: a file that claims to be PostScript, say,
-never reaches an outside program.
+never reaches an outside program. Only regular files are opened. A PNG is held against its own
+checksums (`vqvae.data.png`), which Pillow reads over.
 """
 
 import math
+import os
 import warnings
 from contextlib import nullcontext
 from io import BufferedReader, BytesIO
@@ -25,7 +27,18 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from vqvae.data import png
+from vqvae.data.files import open_regular
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+SUFFIXES = frozenset(
+    (
+        *(".avif", ".apng", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".j2k", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
+# An encoded image of more bytes is not read: the pixels of the largest (Pillow's limit) take fewer, unpacked.
+MAX_BYTES = 1 << 30
 
 # EXIF tag 0x0112: how the camera was held -> what turns the picture upright.
 _ORIENTATION = 0x0112
@@ -53,14 +66,34 @@ def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
 
     Of an animation, the first frame. With `cover`, a JPEG much larger than needed may come back
     reduced (its decoder skips the detail), its short side still at least twice `cover`.
-    Raises ValueError for what is not an image, is cut off, is too large to be safe (Pillow's
-    limit, 89 million pixels), or has levels without a known range; OSError where the file can't
-    be read.
+    Raises ValueError for what is not an image, is cut off, is damaged (where a checksum tells), is
+    too large to be safe (Pillow's limit, 89 million pixels), has levels without a known range, or
+    is no regular file; OSError where the file can't be read.
     """
-    with nullcontext(source) if isinstance(source, BytesIO) else source.open("rb") as stream:
+    with nullcontext(source) if isinstance(source, BytesIO) else open_regular(source) as stream:
         if not stream.read(1):
             raise ValueError("the file is empty")
-        return _read(stream, cover)
+        return _read(checked(stream), cover)
+
+
+def checked(stream: BufferedReader | BytesIO) -> BufferedReader | BytesIO:
+    """The bytes of what may be an image, from their beginning.
+
+    Raises ValueError for a PNG that its own checksums refute.
+    """
+    stream.seek(0)
+    if stream.read(len(png.SIGNATURE)) == png.SIGNATURE:
+        size = stream.seek(0, os.SEEK_END)
+        if size > MAX_BYTES:
+            raise ValueError(f"the PNG has {size:,} bytes; expected at most {MAX_BYTES:,}")
+        stream.seek(0)
+        data = stream.read()
+        if damage := png.damage(data):
+            _check_whole(stream)
+            raise ValueError(damage)
+        return BytesIO(data)
+    stream.seek(0)
+    return stream
 
 
 def _read(stream: BufferedReader | BytesIO, cover: int | None) -> Image.Image:

@@ -1,7 +1,7 @@
 """A folder of images of any size, as images of one size.
 
-    folder/train/..., folder/test/...      the two splits (val/ or validation/ may stand for test/)
-    folder/...                             one image in ten is held out for test, chosen by its name
+    folder/train/..., folder/test/...      the two splits, by the names in `vqvae.data.splits`
+    folder/..., or folder/train/...        one image in ten is held out for test, chosen by its name
 
 An image's class is the subfolder, one level down, in which it sits; where any image sits in none
 there are no labels. An image belongs to `test` by a hash of its path from the folder:
@@ -18,21 +18,16 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from vqvae.data.decode import SUFFIXES as SUFFIXES
 from vqvae.data.decode import read
-from vqvae.data.images import EncodedImages, check_shape, check_split
+from vqvae.data.images import EncodedImages, Size, check_split, wanted
+from vqvae.data.labels import Classes, Given
+from vqvae.data.splits import Layout, layout
 
 DEFAULT_SIZE = 64
-TEST_FOLDERS = ("test", "validation", "val")
-SUFFIXES = frozenset(
-    (
-        *(".avif", ".apng", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-        *(".j2k", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-    )
-)
 
 
 class ImageFiles(EncodedImages):
@@ -76,66 +71,74 @@ class ImageFiles(EncodedImages):
     def _encoded(self, index: int) -> Path:
         return self.folder / self.key(index)
 
-    def _stamps(self, indices: range) -> Iterator[bytes]:
+    def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
         for index in indices:
             name = self._names[self._ends[index] : self._ends[index + 1]]
             try:
                 status = os.stat(os.path.join(os.fsencode(self.folder), name))
             except OSError as error:
                 raise OSError(error.errno, error.strerror, self.key(index)) from error
-            yield b"%b\0%d %d" % (name, status.st_size, status.st_mtime_ns)
+            yield b"%b\0%d" % (name, status.st_size) + (b" %d" % status.st_mtime_ns if times else b"")
 
 
 def image_folder(
     folder: str | Path,
     split: str = "train",
     *,
-    size: int = DEFAULT_SIZE,
+    size: Size = DEFAULT_SIZE,
     channels: int | None = None,
 ) -> ImageFiles:
     """The images under `folder`, at any depth, scaled and cropped to `size` by `size`.
 
     Hidden files and files whose names don't end like an image's are passed over; what is named
-    like an image and can't be read is listed in `Batch.skipped`. A folder that holds `train/` and
-    one of `test/`, `validation/`, `val/` is split so; of any other about one image in ten is held
-    out for test by a hash of its path (at least one in each split where there are two or more).
+    like an image and can't be read is listed in `Batch.skipped`. A folder that holds folders
+    `train/` and `test/` is split so (other names: `vqvae.data.splits`); of any other, or of
+    `train/` alone, about one image in ten is held out for test by a hash of its path (at least one
+    in each split where there are two or more).
     `channels`: 1 or 3; by default 1 where the first readable image is grey, else 3.
-    Raises ValueError for a missing or empty folder, or one without a readable image.
+    Raises ValueError for a missing or empty folder, one without a readable image, and one that can
+    be read in two ways.
     """
     folder = Path(folder)
-    check_split(split)
-    check_shape((channels, size, size))
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected one that holds images")
-    bases = _split_folders(folder)
-    names = {base: _image_names(base) for base in set(bases.values())}
-    every = [name for base in names.values() for name in base]
-    if not every:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise ValueError(f"{folder} holds no images; expected files that end in {kinds}")
-    base = bases[split]
-    chosen = names[base]
-    if len(names) == 1:
+    return images_of(layout(folder), split, size=size, channels=channels)
+
+
+def images_of(found: Layout, split: str, *, size: Size, channels: int | None) -> ImageFiles:
+    """`image_folder` for a folder of which it is known what it holds."""
+    check_split(split)
+    side, channels = wanted(size, channels)
+    assert side is not None
+    parts = found.parts("images", split)
+    part = parts.get(split, parts["train"])
+    chosen = part.names
+    if "test" not in parts:
         test = held_out([os.fsencode(name) for name in chosen])
         chosen = [name for name, held in zip(chosen, test, strict=True) if held == (split == "test")]
     if not chosen:
         raise ValueError(
-            f"{base} has no image for split={split!r} ({len(every)} found in {folder}); "
-            "expected at least one in each split"
+            f"{part.folder} has no image for split={split!r} ({len(part.names)} found); expected at least one in each"
         )
     if channels is None:
         # The same for both splits, so the training images decide.
-        first = bases["train"] if names[bases["train"]] else base
-        channels = _first_channels(first, names[first])
-    classes = _class_names(every)
-    labels = None
-    if classes is not None:
-        number = {name: label for label, name in enumerate(classes)}
-        labels = torch.tensor([number[name.partition("/")[0]] for name in chosen])
-    images = ImageFiles(base, chosen, (channels, size, size), labels, classes, name=str(folder))
-    outside = sum("/" not in name for name in every)
-    images.unlabelled = outside if outside < len(every) else 0
+        first = parts["train"]
+        channels = _first_channels(first.folder / name for name in first.names)
+    classes = Classes.of(Given.joined([_given(each.names) for each in parts.values()]))
+    images = ImageFiles(
+        part.folder,
+        chosen,
+        (channels, side, side),
+        classes.labels(_given(chosen)),
+        classes.class_names,
+        name=str(found.folder),
+    )
+    images.label_note = classes.note
     return images
+
+
+def _given(names: list[str]) -> Given:
+    return Given.of(name.partition("/")[0] if "/" in name else None for name in names)
 
 
 def held_out(keys: Iterable[bytes]) -> np.ndarray:
@@ -152,50 +155,11 @@ def held_out(keys: Iterable[bytes]) -> np.ndarray:
     return held
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    tests = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
-    if (folder / "train").is_dir() and tests:
-        return {"train": folder / "train", "test": tests[0]}
-    return {"train": folder, "test": folder}
-
-
-def _image_names(folder: Path) -> list[str]:
-    """Sorted paths from `folder` of every file in it that is named like an image."""
-    return sorted(path.relative_to(folder).as_posix() for path in files_of(folder) if path.suffix.lower() in SUFFIXES)
-
-
-def files_of(folder: Path) -> Iterator[Path]:
-    """Every file in a folder, at any depth, save for hidden ones."""
-    return _files(folder, set())
-
-
-def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    # Data sets are often put together from links to folders, and links can run in circles.
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files(Path(entry.path), seen)
-            else:
-                yield Path(entry.path)
-
-
-def _class_names(names: list[str]) -> tuple[str, ...] | None:
-    if not all("/" in name for name in names):
-        return None
-    return tuple(sorted({name.partition("/")[0] for name in names}))
-
-
-def _first_channels(folder: Path, names: list[str]) -> int:
+def _first_channels(paths: Iterable[Path]) -> int:
     """The channels of the first image that can be read; 3 where none can."""
-    for name in names:
+    for path in paths:
         try:
-            return 1 if read(folder / name).mode == "L" else 3
+            return 1 if read(path).mode == "L" else 3
         except (OSError, ValueError):
             continue
     return 3

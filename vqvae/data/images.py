@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -22,34 +22,29 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvae.data.batch import Batch, Item, places
 from vqvae.data.decode import decode
+from vqvae.data.labels import MAX_LABEL
 
 SPLITS = ("train", "test")
-# Of a label: that of more classes is a slip, and would be made an embedding of that many rows.
-MAX_LABEL = (1 << 31) - 1
+
+# Of a square image its side, or both its sides.
+Size = int | Sequence[int]
+# Pixels; a slip of the keyboard would fill the memory.
+MAX_SIDE = 1 << 14
 
 
-class Batch(NamedTuple):
-    """Images with what belongs to them.
-
-    images: uint8, "b c h w".
-    labels: int64, "b"; None where the set has no labels.
-    skipped: (name, reason) of each image that should have been here and could not be read.
-    """
-
-    images: UInt8[Tensor, "b c h w"]
-    labels: Int64[Tensor, " b"] | None
-    skipped: tuple[tuple[str, str], ...] = ()
-
-
-class Images(Dataset, ABC):
+class Images(Dataset[Any], ABC):
     """A set of 8-bit images of one shape.
+
+        images[0]                                               # (image,), or (image, label) where there are labels
+        images[:8].images, images[[5, 3]].labels                # a `Batch`
 
     shape: (c, h, w) of every image.
     num_classes, class_names: None where the set has no labels, or labels without names.
     name: what to call the set in print.
     labels: int64, "n"; None where it has none, or has them elsewhere.
-    unlabelled: how many images of the source have no label, where that is why the set has none.
+    label_note: why labels that are there are not used, in a sentence; "" where all that are there are used.
     """
 
     shape: tuple[int, int, int]
@@ -57,17 +52,32 @@ class Images(Dataset, ABC):
     class_names: tuple[str, ...] | None
     name: str
     labels: Tensor | None = None
-    unlabelled: int = 0
+    label_note: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
-        """One image and its label (None where the set has none).
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
 
-        Raises IndexError past the end, and ValueError where the image can't be read.
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> Batch: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """One image with its label, (image, label), or (image,) where the set has none; or several as a `Batch`.
+
+        index: a number, from the end where it is below 0; or a slice, or numbers in a list, an array or a tensor.
+        Raises IndexError past the end, and ValueError where the one image can't be read, or for another index.
         """
+        if isinstance(index, slice):
+            try:
+                return self.__getitems__(range(len(self))[index])
+            except TypeError as error:
+                raise ValueError(f"got the slice {index}; expected whole numbers in it") from error
+        if isinstance(index, tuple):
+            raise ValueError(f"got several indices, {len(index)}; expected one, or a list of them: images[[5, 3]]")
+        found = places(index, len(self))
+        return self.__getitems__(found) if found.ndim else self.__getitems__(found[None])[0]
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -84,23 +94,28 @@ class Images(Dataset, ABC):
         """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
         return str(range(len(self))[index])
 
-    def digest(self, indices: range) -> str:
+    def digest(self, indices: range, *, times: bool = True) -> str:
         """32 hexadecimal digits that change where the set has other images or labels at `indices`.
 
-        Where the source lies is no part of it. Raises OSError where that can't be found out.
+        Where the source lies is no part of it. Of files the images are told by their names, sizes and times of change.
+        times: False leaves the times out, so that files that were copied are the same, and a file that was changed and
+        has kept its size is too. Raises OSError where it can't be found out.
         """
         digest = blake2b(repr((self.num_classes, self.class_names)).encode(), digest_size=16)
         if self.labels is not None:
             digest.update(
                 self.labels[indices.start : indices.stop : indices.step].cpu().numpy().astype("<i8").tobytes()
             )
-        for part in self._stamps(indices):
+        for part in self._stamps(indices, times):
             digest.update(len(part).to_bytes(8))
             digest.update(part)
         return digest.hexdigest()
 
-    def _stamps(self, indices: range) -> Iterator[bytes]:
-        """What tells the images at `indices` from others, cheaper than to decode them; here what they are called."""
+    def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
+        """What tells the images at `indices` from others, cheaper than to decode them; here what they are called.
+
+        times: with the times at which files were changed.
+        """
         return (self.key(index).encode("utf-8", "surrogateescape") for index in indices)
 
 
@@ -134,18 +149,14 @@ class ImageTensors(Images):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
-        index = range(len(self))[index]
-        return self.images[index], None if self.labels is None else int(self.labels[index])
-
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.from_numpy(places(indices, len(self)))
         return Batch(
             self.images.index_select(0, chosen),
             None if self.labels is None else self.labels.index_select(0, chosen),
         )
 
-    def _stamps(self, indices: range) -> Iterator[bytes]:
+    def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
         yield self.images[indices.start : indices.stop : indices.step].cpu().numpy().tobytes()
 
 
@@ -175,13 +186,6 @@ class EncodedImages(Images):
         Raises ValueError where there is none, and OSError with its number where it can't be had.
         """
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int | None]:
-        index = range(len(self))[index]
-        image = self._decoded(index)
-        if isinstance(image, Exception):
-            raise ValueError(f"{self.key(index)} can't be read as an image: {_reason(image)}") from image
-        return image, None if self.labels is None else int(self.labels[index])
-
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         return self._batch(indices, strict=False)
 
@@ -192,7 +196,7 @@ class EncodedImages(Images):
         images: list[Tensor] = []
         kept: list[int] = []
         skipped: list[tuple[str, str]] = []
-        for index in map(int, indices):
+        for index in places(indices, len(self)).tolist():
             image = self._decoded(index)
             if strict and isinstance(image, OSError):
                 raise OSError(image.errno, _reason(image), self.key(index)) from image
@@ -224,17 +228,47 @@ class EncodedImages(Images):
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 
-def check_shape(shape: tuple[int | None, int | None, int | None]) -> None:
-    """Raise ValueError unless `shape` is 1 or 3 channels by a size of at least one pixel.
-
-    None stands for what is still to be found out, and passes.
-    """
+def check_shape(shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless `shape` is 1 or 3 channels by a size of at least one pixel."""
     channels, *size = shape
-    if channels is not None and channels not in (1, 3):
+    if channels not in (1, 3):
         raise ValueError(f"got channels={channels}; expected 1 (grey) or 3 (RGB)")
     for length in size:
-        if length is not None and length < 1:
+        if length < 1:
             raise ValueError(f"got size={length}; expected at least 1 pixel")
+
+
+def wanted(size: Size | None, channels: int | None) -> tuple[int | None, int | None]:
+    """Side and channels that a caller asks for, as ints. None stands for what is still to be found out, and passes.
+
+    Raises ValueError for what can be none: strings, floats, sizes that are not square, or of over `MAX_SIDE` pixels.
+    """
+    sides, number = _whole(size), _whole(channels)
+    if sides is not None and sides.shape == (2,):
+        if sides[0] != sides[1]:
+            raise ValueError(f"got size={size!r}; expected square images: one side, or twice the same")
+        sides = sides[0]
+    if size is not None and (sides is None or sides.ndim):
+        raise ValueError(f"got size={size!r}; expected the side of the images in pixels, a whole number")
+    if channels is not None and (number is None or number.ndim):
+        raise ValueError(f"got channels={channels!r}; expected 1 (grey) or 3 (RGB)")
+    side, num = None if sides is None else int(sides), None if number is None else int(number)
+    each = 1 if side is None else side
+    check_shape((1 if num is None else num, each, each))
+    if each > MAX_SIDE:
+        raise ValueError(f"got size={each}; expected at most {MAX_SIDE:,} pixels")
+    return side, num
+
+
+def _whole(value: Any) -> np.ndarray | None:
+    """Whole numbers as an array; None for anything else."""
+    if value is None:
+        return None
+    try:
+        found = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError):
+        return None
+    return found if found.dtype.kind in "iu" else None
 
 
 def check_split(split: str) -> None:
@@ -247,7 +281,7 @@ def _classes(labels: Tensor | None, class_names: tuple[str, ...] | None) -> tupl
     if labels is None:
         return None, None
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
-    known = high + 1 if class_names is None else len(class_names)
+    known = min(high, MAX_LABEL) + 1 if class_names is None else len(class_names)
     if low < 0 or high >= known:
         raise ValueError(f"got labels from {low} to {high}; expected 0 to {known - 1}")
     return known, class_names

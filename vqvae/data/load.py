@@ -1,16 +1,19 @@
 """`load_images`: one name or path to a set of images."""
 
+import os
 from pathlib import Path
 from types import ModuleType
 
 from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist, refitted
-from vqvae.data.folder import DEFAULT_SIZE, image_folder
-from vqvae.data.images import Images, check_shape, check_split
-from vqvae.data.tars import image_archives, is_archives
+from vqvae.data.files import check_regular, shown
+from vqvae.data.folder import DEFAULT_SIZE, images_of
+from vqvae.data.images import Images, Size, check_split, wanted
+from vqvae.data.splits import layout
+from vqvae.data.tars import archives_of, image_archives
 
 SOURCES = (
-    '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME", a .parquet file, a folder with '
-    "train*.parquet files, a .tar file, a folder of them, NAME-{0000..0012}.tar, or a folder of images"
+    '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME", a folder of images, of .parquet files or of .tar '
+    "files, one .parquet or .tar file, or NAME-{0000..0012}.tar"
 )
 
 
@@ -18,7 +21,7 @@ def load_images(
     source: str | Path,
     split: str = "train",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     root: str | Path | None = None,
 ) -> Images:
@@ -26,23 +29,28 @@ def load_images(
 
         load_images("fashion-mini").shape                       # (1, 28, 28)
         load_images("photos", size=128, channels=3).shape       # (3, 128, 128)
+        load_images("photos")[:8].images                        # uint8 (8, c, 64, 64)
 
     source: "fashion-mini" (20,000 + 2,000 images, inside the package); "fashion-mnist" or "cifar10"
     (downloaded, or from `root`, a folder that already holds the files); "hf:OWNER/NAME" from
-    Hugging Face, or "hf:FOLDER"; a .parquet file; a folder with train*.parquet files; WebDataset archives,
-    as a .tar file, a folder of them, or a pattern such as "photos-{0000..0012}.tar"; a folder of images of any size.
-    size: scale and crop to `size` by `size`. By default sets keep theirs, parquet, archives and Hugging Face
-    sets take their first image's, and folders take 64.
+    Hugging Face, or "hf:FOLDER"; a .parquet file; a WebDataset archive, as a .tar file, or several by a pattern such as
+    "photos-{0000..0012}.tar"; or a folder that holds images of any size, or parquet files, or archives, at any depth.
+    Which part of a folder is for which split its names say, as train/ and test/, or train-0.parquet and
+    test-0.parquet. A part named for validation stands for test, and is left aside where there is one for test too. All
+    names are in `vqvae.data.splits`. Where nothing is named for test, about one image in ten is held out for it.
+    size: scale and crop to `size` by `size`; twice the same number will do too. By default sets keep theirs, parquet,
+    archives and Hugging Face sets take their first image's, and folders of images take 64.
     channels: 1 or 3. By default sets keep theirs; of the other sources, 1 where the first image is
     grey, else 3.
 
     What each does in full: `fashion_mini`, `fashion_mnist`, `cifar10`, `image_folder`,
     `image_archives`, and `parquet` and `hugging_face` in `vqvae.data.table`.
-    Raises ValueError for an unknown source or split, where images are missing or unreadable, and for a folder that
-    holds archives and images besides.
+    Raises ValueError for an unknown source or split, where images are missing or unreadable, and for a folder that can
+    be read in two ways, as one that holds archives and images besides. Labels that are there and can't be used are no
+    error: `Images.label_note` says why.
     """
     check_split(split)
-    check_shape((channels, size, size))
+    side, channels = wanted(size, channels)
     source = str(source)
     if root is not None and source not in ("fashion-mnist", "cifar10"):
         raise ValueError(
@@ -50,24 +58,40 @@ def load_images(
             "elsewhere give the folder as the source"
         )
     if source == "fashion-mini":
-        return refitted(fashion_mini(split), size, channels)
+        return refitted(fashion_mini(split), side, channels)
     if source == "fashion-mnist":
-        return refitted(fashion_mnist(split, root=root), size, channels)
+        return refitted(fashion_mnist(split, root=root), side, channels)
     if source == "cifar10":
-        return refitted(cifar10(split, root=root), size, channels)
+        return refitted(cifar10(split, root=root), side, channels)
     if source.startswith("hf:"):
         name = source.removeprefix("hf:")
-        return _table().hugging_face(name, split, size=size, channels=channels)
-    if is_archives(source):
-        return image_archives(source, split, size=size, channels=channels)
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise ValueError(f"{source} is no known source and does not exist; expected {SOURCES}")
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("train*.parquet"))):
-        return _table().parquet(path, split, size=size, channels=channels)
-    if not path.is_dir():
+        return _table().hugging_face(name, split, size=side, channels=channels)
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        return _of_folder(path, split, side, channels)
+    if path.suffix.lower() == ".tar":
+        return image_archives(source, split, size=side, channels=channels)
+    try:
+        check_regular(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{shown(source)} is no known source and does not exist; expected {SOURCES}") from error
+    except OSError as error:
+        raise ValueError(f"{shown(source)} can't be read: {error.strerror}; expected {SOURCES}") from error
+    except ValueError as error:
+        raise ValueError(f"{shown(source)} can't be read: {error}; expected {SOURCES}") from error
+    if path.suffix.lower() != ".parquet":
         raise ValueError(f"{source} is a file, but not a .parquet one or a .tar one; expected {SOURCES}")
-    return image_folder(path, split, size=DEFAULT_SIZE if size is None else size, channels=channels)
+    return _table().parquet(path, split, size=side, channels=channels)
+
+
+def _of_folder(folder: Path, split: str, size: int | None, channels: int | None) -> Images:
+    found = layout(folder)
+    kinds = found.kinds
+    if "archives" in kinds:
+        return archives_of(found, split, size=size, channels=channels)
+    if "parquet files" in kinds:
+        return _table().tables_of(found, split, size=size, channels=channels)
+    return images_of(found, split, size=DEFAULT_SIZE if size is None else size, channels=channels)
 
 
 def _table() -> ModuleType:

@@ -1,8 +1,11 @@
 """Encoded images in Arrow tables: parquet files, and Hugging Face data sets.
 
 The layout is Hugging Face's image feature: a column of structs {bytes, path}, one encoded image
-each; a plain binary column will do. Labels are whole numbers in a column of class labels (by the
-Hugging Face schema) or one called "label" or "labels".
+each; a plain binary column will do. A row without bytes may name a file: of parquet files one that
+lies, after links, in the folder of the file that the row is in, or below; of Hugging Face sets one
+in their local folder, or in the caches of `datasets` and the hub. No other is read. Labels are in a
+column of class labels (by the Hugging Face schema) or one called "label" or "labels": whole
+numbers, or the names of classes (`vqvae.data.labels`).
 
 The encoded bytes stay in Arrow's memory and are decoded batch by batch. Those of parquet files are
 read once and held up to 1 GiB, as their pages are compressed and can't be used from the disk. Of
@@ -11,12 +14,18 @@ in order then reads each group once (once in each worker), but a shuffle reads a
 nearly every image: tokenize such a set, which goes in order, and train on the codes; or have it
 memory-mapped, by `load_images("hf:FOLDER")`.
 
+    table_rows.py     row groups, and the files that rows name
+    table_columns.py  which column holds images, and what the labels are
+
 Needs the extra `parquet`.
 """
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +33,26 @@ import numpy as np
 import pyarrow
 import pyarrow.dataset
 import pyarrow.parquet
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from vqvae.data.decode import read
+from vqvae.data.files import check_regular
 from vqvae.data.folder import held_out
-from vqvae.data.images import MAX_LABEL, EncodedImages, check_shape, check_split
-
-LABEL_COLUMNS = ("label", "labels")
-TEST_PARTS = ("test", "validation", "valid", "val")
+from vqvae.data.images import EncodedImages, Size, check_split, wanted
+from vqvae.data.labels import NONE, Classes, Given
+from vqvae.data.splits import Layout, Part, layout, named_parts
+from vqvae.data.table_columns import ReadColumn, given_labels, holds_bytes, image_column, label_column, with_names
+from vqvae.data.table_rows import RowFiles, RowGroups, first_line
 
 # Encoded images above this many bytes are not held in memory.
 HELD_BYTES = 1 << 30
-_HELD_GROUPS = 2
+
+# Rows of a file; one that says that it has more is damaged.
+_MAX_ROWS = 1 << 28
 
 # How many rows are tried for the first image, which sets the default size and channels.
 _FIRST_ROWS = 64
-
-
-class RowGroups:
-    """A column of parquet files, of which the last row groups that were asked for are in memory.
-
-    column[row] is what pyarrow's column gives. Raises ValueError where the row's group is damaged, and OSError where
-    the file can't be read.
-    """
-
-    def __init__(self, files: list[str], name: str, rows: list[tuple[int, int, int]]):
-        self.files, self.name = files, name
-        # File, group in the file, and rows up to its end.
-        self.groups = np.array(rows, np.int64).reshape(-1, 3)
-        self.ends = np.cumsum(self.groups[:, 2])
-        self._held: dict[int, pyarrow.ChunkedArray | ValueError] = {}
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, row: int) -> pyarrow.Scalar:
-        group = int(np.searchsorted(self.ends, row, side="right"))
-        found = self._held.pop(group, None)
-        if found is None:
-            while len(self._held) >= _HELD_GROUPS:
-                del self._held[next(iter(self._held))]
-            found = self._read(group)
-        self._held[group] = found  # now the last to go
-        if isinstance(found, ValueError):
-            raise ValueError(str(found))
-        return found[int(row - self.ends[group] + self.groups[group, 2])]
-
-    def _read(self, group: int) -> pyarrow.ChunkedArray | ValueError:
-        file, number, _ = self.groups[group].tolist()
-        try:
-            with pyarrow.parquet.ParquetFile(self.files[file]) as opened:
-                # Threads would be those of the process that a worker was forked from.
-                column = opened.read_row_group(number, columns=[self.name], use_threads=False).column(0)
-        except (pyarrow.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's; Arrow's own, of a damaged file, have no number
-            # Kept, or each image of the group would have it read again.
-            return ValueError(f"row group {number} of {self.files[file]} can't be read: {str(error).splitlines()[0]}")
-        return column
-
-    def stamps(self, rows: np.ndarray) -> Iterator[bytes]:
-        """What tells these rows from others: which row groups of which files they are in."""
-        known = {}
-        for group in np.unique(np.searchsorted(self.ends, rows, side="right")).tolist():
-            file, number, num_rows = self.groups[group].tolist()
-            if file not in known:
-                status = Path(self.files[file]).stat()
-                known[file] = f"{status.st_size} {status.st_mtime_ns}"
-            yield f"{Path(self.files[file]).name}\0{number} {num_rows} {known[file]}".encode()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": {}}
 
 
 class ImageTable(EncodedImages):
@@ -104,9 +60,11 @@ class ImageTable(EncodedImages):
 
     column: structs with a binary field `bytes` (and, where that is null, the `path` of a file),
     or binary. rows: which of its rows make up the set, in which order. labels: int64, one for
-    each of `rows`. To `digest` a row is its encoded bytes; of a column above 1 GiB only how many
-    they are, and of row groups that are read when asked for the file's name, size and time of
-    change. Raises ValueError where there are no rows or no image can be read.
+    each of `rows`. files: where those that rows name may lie; without it none is read. To `digest`
+    a row is its encoded bytes, or the path, size and time of change of the file that it names; of a
+    column above 1 GiB only how many bytes they are, and of row groups that are read when asked for
+    the parquet file's name, size and time of change. Raises ValueError where there are no rows or
+    no image can be read.
     """
 
     def __init__(
@@ -119,11 +77,12 @@ class ImageTable(EncodedImages):
         class_names: tuple[str, ...] | None = None,
         *,
         name: str = "table",
+        files: RowFiles | None = None,
     ):
         super().__init__(shape, labels, num_classes, class_names, name)
         if len(rows) == 0:
             raise ValueError(f"got no rows in {name}; expected at least one image")
-        self.column, self.rows = column, rows
+        self.column, self.rows, self.files = column, rows, files
         self.check_readable()
 
     def __len__(self) -> int:
@@ -140,13 +99,14 @@ class ImageTable(EncodedImages):
         return f"row {row} ({path})" if path else f"row {row}"
 
     def _encoded(self, index: int) -> Path | BytesIO:
-        return _source(self.column[int(self.rows[index])])
+        row = int(self.rows[index])
+        return _source(self.column[row], row, self.files)
 
-    def _stamps(self, indices: range) -> Iterator[bytes]:
+    def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
         rows = self.rows[indices.start : indices.stop : indices.step]
         yield rows.astype("<i8").tobytes()
         if isinstance(self.column, RowGroups):
-            yield from self.column.stamps(rows)
+            yield from self.column.stamps(rows, times)
             return
         whole = self.column.nbytes <= HELD_BYTES
         for row in rows.tolist():
@@ -154,67 +114,90 @@ class ImageTable(EncodedImages):
             path, data = b"", value
             if isinstance(value, pyarrow.StructScalar):
                 path, data = repr(value.get("path")).encode(), value["bytes"] if value.is_valid else None
-            held = None if data is None else data.as_buffer()
-            yield path + b"\0" + (b"-" if held is None else bytes(held) if whole else b"%d" % held.size)
+            held = data.as_buffer() if data is not None and data.is_valid else None
+            if held is None:
+                yield path + b"\0-" + self._file_stamp(value, row, times)
+            else:
+                yield path + b"\0" + (bytes(held) if whole else b"%d" % held.size)
+
+    def _file_stamp(self, value: pyarrow.Scalar, row: int, times: bool) -> bytes:
+        """Size and time of the file that a row names; nothing where there is none."""
+        try:
+            source = _source(value, row, self.files)
+            if not isinstance(source, Path):
+                return b""
+            status = check_regular(source)
+        except (OSError, ValueError):
+            return b""
+        return b"%d" % status.st_size + (b" %d" % status.st_mtime_ns if times else b"")
+
+
+def _source(value: pyarrow.Scalar, row: int, files: RowFiles | None) -> Path | BytesIO:
+    found = value.as_py()
+    if isinstance(found, dict):
+        name, found = found.get("path"), found["bytes"]
+        if found is None and name and files is not None:
+            return files.path(row, name)
+    if found is None:
+        raise ValueError("the row holds no image")
+    return BytesIO(found)
 
 
 def parquet(
     source: str | Path,
     split: str = "train",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
 ) -> ImageTable:
-    """The images of a .parquet file, or of a folder of train*.parquet and test*.parquet files.
+    """The images of a .parquet file, or of a folder of them.
 
-    In a folder, validation*.parquet or val*.parquet may stand for test. Of a single file, or a
-    folder without test files, about one row in ten is held out for test, by a hash of the row's
-    number. `size`: scale and crop to `size` by `size`; by default all take the first training
-    image's height and width. `channels`: 1 or 3; by default 1 where that image is grey, else 3.
-    Raises ValueError for a missing or damaged file, and for one without a column of images.
+    In a folder the names of files, or of the folders that they are in, say which are to test on
+    (`vqvae.data.splits`). Where nothing is named so, about one row in ten is held out for test, by
+    a hash of the row's number. `size`: scale and crop to `size` by `size`; by default all take the
+    first training image's height and width. `channels`: 1 or 3; by default 1 where that image is
+    grey, else 3.
+    Raises ValueError for a missing or damaged file, for one without a column of images, and for a
+    folder that can be read in two ways.
     """
     source = Path(source)
-    check_split(split)
-    check_shape((channels, size, size))
     if source.is_dir():
-        parts = {"train": sorted(source.glob("train*.parquet"))}
-        if not parts["train"]:
-            raise ValueError(f"{source} holds no train*.parquet; expected at least one")
-        for part in TEST_PARTS:
-            if files := sorted(source.glob(f"{part}*.parquet")):
-                parts["test"] = files
-                break
-    elif source.is_file():
-        parts = {"train": [source]}
-    else:
-        raise ValueError(f"{source} does not exist; expected a parquet file or a folder of them")
-    try:
-        tables = {
-            part: pyarrow.dataset.dataset(list(map(str, files)), format="parquet") for part, files in parts.items()
-        }
-        return _images(tables, split, size, channels, str(source))
-    except (pyarrow.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{source} can't be read as parquet: {first}") from error
+        return tables_of(layout(source), split, size=size, channels=channels)
+    parts = {"train": Part(source.parent, [source.name])}
+    return _images(_tables(parts, str(source)), split, size, channels, str(source))
+
+
+def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageTable:
+    """`parquet` for a folder of which it is known what it holds.
+
+    Images beside the parquet files are theirs, if rows name files.
+    """
+    check_split(split)
+    name = str(found.folder)
+    tables = _tables(found.parts("parquet files", split, beside=("images",)), name)
+    if "images" in found.kinds and not _name_files(tables["train"], name):
+        found.parts("parquet files", split)  # which is an error
+    return _images(tables, split, size, channels, name)
 
 
 def hugging_face(
     name: str,
     split: str = "train",
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
 ) -> ImageTable:
     """The images of a data set on the Hugging Face hub, "owner/name", or in a local folder.
 
-    Fetched and cached by `datasets`. Its splits train and test are used; validation stands for
-    test, and where there is neither, rows are held out. `split`, `size`, `channels`: as `parquet`.
-    Raises ValueError where the set can't be had or has no column of images.
+    Fetched and cached by `datasets`. Its splits train and test are used, and others by the names in
+    `vqvae.data.splits`; where nothing is there to test on, rows are held out. `split`, `size`,
+    `channels`: as `parquet`. Raises ValueError where the set can't be had or has no column of images.
     """
     check_split(split)
-    check_shape((channels, size, size))
+    wanted(size, channels)
     # Here and not above: it takes a second to import, and parquet files don't need it.
     import datasets
+    import huggingface_hub
 
     try:
         splits = datasets.load_dataset(name)
@@ -224,122 +207,195 @@ def hugging_face(
             f"{name} can't be had from Hugging Face ({' '.join(str(error).split())}); expected "
             "the name of a public data set, or of a folder that `datasets` can load"
         ) from error
-    parts = {part: splits[part] for part in ("train", *TEST_PARTS) if part in splits}
-    if "train" not in parts:
-        raise ValueError(f"{name} has the splits {', '.join(map(str, splits))}; expected train among them")
-    tables = {"train": _table(parts.pop("train"))}
-    if parts:
-        tables["test"] = _table(next(iter(parts.values())))
+    known = datasets.config
+    caches = (
+        known.HF_DATASETS_CACHE,
+        known.DOWNLOADED_DATASETS_PATH,
+        known.EXTRACTED_DATASETS_PATH,
+        huggingface_hub.constants.HF_HUB_CACHE,
+    )
+    folders = (Path(name) if Path(name).is_dir() else None, *map(Path, caches))
+    tables = {
+        part: _of_memory(splits[each], folders) for part, each in named_parts(name, list(map(str, splits))).items()
+    }
     return _images(tables, split, size, channels, name)
 
 
-def _table(part: Any) -> pyarrow.dataset.Dataset:
-    return pyarrow.dataset.dataset(
-        part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """A parquet file, or a table in memory.
+
+    folders: where files that rows name may lie, as for `RowFiles`. metadata: of a parquet file.
+    """
+
+    schema: pyarrow.Schema
+    num_rows: int
+    column: ReadColumn
+    folders: tuple[Path | None, ...]
+    metadata: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """One part of a set: the rows of some sources, one after another."""
+
+    data: pyarrow.dataset.Dataset
+    sources: list[_Rows]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(source.num_rows for source in self.sources)
+
+    @property
+    def files(self) -> RowFiles:
+        ends = accumulate(source.num_rows for source in self.sources)
+        return RowFiles([source.folders for source in self.sources], list(ends))
+
+
+def _tables(parts: dict[str, Part], name: str) -> dict[str, _Table]:
+    return {part: _of_files(each.paths, name) for part, each in parts.items()}
+
+
+def _of_files(paths: list[Path], name: str) -> _Table:
+    sources = []
+    for path in paths:
+        try:
+            check_regular(path)
+        except (OSError, ValueError) as error:
+            reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
+            raise ValueError(f"{path} can't be read: {reason}; expected a parquet file or a folder of them") from error
+        with _reading(path), pyarrow.parquet.ParquetFile(path) as opened:
+            metadata = opened.metadata
+            if not 0 <= metadata.num_rows <= _MAX_ROWS:
+                raise ValueError(f"{path} says that it has {metadata.num_rows:,} rows; expected at most {_MAX_ROWS:,}")
+            sources.append(
+                _Rows(
+                    schema=opened.schema_arrow,
+                    num_rows=metadata.num_rows,
+                    column=partial(_file_column, path, metadata.num_rows),
+                    folders=(path.parent,),
+                    metadata=metadata,
+                )
+            )
+    with _reading(name):
+        files = list(map(str, paths))
+        data = pyarrow.dataset.dataset(files, format="parquet", schema=sources[0].schema if sources else None)
+        return _Table(data=data, sources=sources)
+
+
+def _file_column(path: Path, num_rows: int, name: str) -> pyarrow.ChunkedArray:
+    with _reading(path), pyarrow.parquet.ParquetFile(path) as opened:
+        column = opened.read(columns=[name]).column(name)
+        if len(column) != num_rows:
+            raise ValueError(f"{path} has {len(column):,} rows of {name}, and says that it has {num_rows:,}")
+        return column
+
+
+def _of_memory(part: Any, folders: tuple[Path | None, ...]) -> _Table:
+    table = part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
+    rows = _Rows(schema=table.schema, num_rows=len(table), column=table.column, folders=folders)
+    return _Table(data=pyarrow.dataset.dataset(table), sources=[rows])
+
+
+@contextmanager
+def _reading(name: str | Path) -> Iterator[None]:
+    """What Arrow makes of a damaged file is a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, pyarrow.ArrowException):
+            raise
+        raise ValueError(f"{name} can't be read as parquet: {first_line(error)}") from error
 
 
 def _images(
-    parts: dict[str, pyarrow.dataset.Dataset],
+    parts: dict[str, _Table],
     split: str,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     name: str,
 ) -> ImageTable:
-    image = _image_column(parts["train"].schema, name)
-    if size is None or channels is None:
+    check_split(split)
+    side, channels = wanted(size, channels)
+    image = image_column(parts["train"].sources[0].schema, name)
+    for source in (each for table in parts.values() for each in table.sources):
+        if source.schema.names.count(image) != 1 or not holds_bytes(source.schema.field(image).type):
+            raise ValueError(f"{name} has a column {image} of encoded images in some files and not in all of them")
+    if side is None or channels is None:
         first_size, first_channels = _first(parts["train"], image, name)
-        shape = (channels or first_channels, *(first_size if size is None else (size, size)))
+        shape = (channels or first_channels, *(first_size if side is None else (side, side)))
     else:
-        shape = (channels, size, size)
+        shape = (channels, side, side)
     part = parts.get(split, parts["train"])
-    column = _column(part, image)
+    with _reading(name):
+        column = _column(part, image)
+    if len(column) != part.num_rows:
+        raise ValueError(f"{name} has {len(column):,} rows, and says that it has {part.num_rows:,}")
     rows = np.arange(len(column))
     if "test" not in parts:
         held = held_out(str(row).encode() for row in range(len(rows)))
         rows = rows[held == (split == "test")]
     if not len(rows):
         raise ValueError(f"{name} has {len(column)} row(s), none of them for split={split!r}")
-    labels, num_classes, class_names, unlabelled = _labels(parts, part, image)
-    if labels is not None:
-        labels = labels[rows]
-    images = ImageTable(column, rows, shape, labels, num_classes, class_names, name=name)
-    images.unlabelled = unlabelled
+    with _reading(name):
+        given, classes = _labels(parts, image)
+    images = ImageTable(
+        column,
+        rows,
+        shape,
+        classes.labels(given[id(part)].at(rows)),
+        classes.num_classes,
+        classes.class_names,
+        name=name,
+        files=part.files,
+    )
+    images.label_note = classes.note
     return images
 
 
-def _column(part: pyarrow.dataset.Dataset, image: str) -> pyarrow.ChunkedArray | RowGroups:
+def _column(part: _Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
     """The column of images, in memory if it is small or mapped."""
-    if isinstance(part, pyarrow.dataset.FileSystemDataset):
-        groups, num_bytes = [], 0
-        for file, path in enumerate(part.files):
-            known = pyarrow.parquet.read_metadata(path)
-            for number in range(known.num_row_groups):
-                group = known.row_group(number)
-                groups.append((file, number, group.num_rows))
-                chunks = [group.column(each) for each in range(group.num_columns)]
-                num_bytes += sum(
-                    each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == image
-                )
-        if num_bytes > HELD_BYTES:
-            return RowGroups(part.files, image, groups)
-    return part.to_table(columns=[image]).column(0)
+    if isinstance(part.data, pyarrow.dataset.FileSystemDataset):
+        groups = [
+            (file, number, source.metadata.row_group(number))
+            for file, source in enumerate(part.sources)
+            for number in range(source.metadata.num_row_groups)
+        ]
+        # Of columns only where it matters: over what some damaged files say of them pyarrow ends the process.
+        if sum(group.total_byte_size for *_, group in groups) > HELD_BYTES and _num_bytes(part, image) > HELD_BYTES:
+            return RowGroups(part.data.files, image, [(file, number, group.num_rows) for file, number, group in groups])
+    return part.data.to_table(columns=[image]).column(0)
 
 
-def _features(schema: pyarrow.Schema) -> dict[str, dict]:
-    """What Hugging Face notes of each column beside the schema; empty for other files."""
-    try:
-        note = json.loads((schema.metadata or {})[b"huggingface"])
-        return {name: each for name, each in note["info"]["features"].items() if "_type" in each}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return {}
+def _num_bytes(part: _Table, image: str) -> int:
+    """Bytes of the encoded images in parquet files, unpacked."""
+    num_bytes = 0
+    for metadata in (source.metadata for source in part.sources):
+        paths = [metadata.schema.column(each).path for each in range(metadata.num_columns)]
+        places = [place for place, path in enumerate(paths) if path.split(".")[0] == image]
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            num_bytes += sum(group.column(place).total_uncompressed_size for place in places)
+    return num_bytes
 
 
-def _image_column(schema: pyarrow.Schema, name: str) -> str:
-    noted = {each for each, feature in _features(schema).items() if feature["_type"] == "Image"}
-    fitting = [field.name for field in schema if _holds_bytes(field.type)]
-    structs = [each for each in fitting if pyarrow.types.is_struct(schema.field(each).type)]
-    for choice in ([each for each in fitting if each in noted], structs, fitting):
-        if choice:
-            return "image" if "image" in choice else choice[0]
-    found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-    raise ValueError(
-        f"{name} has no column of encoded images; columns: {found}; expected one of "
-        "struct<bytes: binary, path: string> or binary"
-    )
+def _first_rows(part: _Table, image: str, name: str) -> pyarrow.ChunkedArray:
+    with _reading(name):
+        return part.data.head(_FIRST_ROWS, columns=[image], batch_readahead=0, fragment_readahead=0).column(0)
 
 
-def _holds_bytes(kind: pyarrow.DataType) -> bool:
-    if pyarrow.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
-    return any(
-        test(kind)
-        for test in (
-            pyarrow.types.is_binary,
-            pyarrow.types.is_large_binary,
-            pyarrow.types.is_binary_view,
-        )
-    )
+def _name_files(part: _Table, name: str) -> bool:
+    """Whether rows name files instead of bytes."""
+    image = image_column(part.sources[0].schema, name)
+    found = _first_rows(part, image, name).to_pylist()
+    return any(isinstance(each, dict) and each["bytes"] is None and each.get("path") for each in found)
 
 
-def _source(value: pyarrow.Scalar) -> Path | BytesIO:
-    found = value.as_py()
-    if isinstance(found, dict):
-        if found["bytes"] is None and found.get("path"):
-            return Path(found["path"])
-        found = found["bytes"]
-    if found is None:
-        raise ValueError("the row holds no image")
-    return BytesIO(found)
-
-
-def _first(part: pyarrow.dataset.Dataset, image: str, name: str) -> tuple[tuple[int, int], int]:
+def _first(part: _Table, image: str, name: str) -> tuple[tuple[int, int], int]:
     """Size (height, width) and channels of the first image that can be read."""
-    reason = "no rows"
-    for value in part.head(_FIRST_ROWS, columns=[image], batch_readahead=0, fragment_readahead=0).column(0):
+    reason, files = "no rows", part.files
+    for row, value in enumerate(_first_rows(part, image, name)):
         try:
-            found = read(_source(value))
+            found = read(_source(value, row, files))
         except (OSError, ValueError) as error:
             reason = str(error)
             continue
@@ -347,42 +403,17 @@ def _first(part: pyarrow.dataset.Dataset, image: str, name: str) -> tuple[tuple[
     raise ValueError(f"{name} has no readable image in its first {_FIRST_ROWS} rows ({reason})")
 
 
-def _labels(
-    parts: dict[str, pyarrow.dataset.Dataset], part: pyarrow.dataset.Dataset, image: str
-) -> tuple[Tensor | None, int | None, tuple[str, ...] | None, int]:
-    """Labels of every row of `part`; with classes counted over all parts, as splits may lack one.
-
-    And how many rows have none, where that is why there are no labels.
-    """
-    schema = part.schema
-    features = _features(schema)
-    noted = [each for each, feature in features.items() if feature["_type"] == "ClassLabel"]
-    fitting = [
-        each
-        for each in (*noted, *LABEL_COLUMNS)
-        if each != image and each in schema.names and _is_label(schema.field(each).type)
-    ]
-    if not fitting:
-        return None, None, None, 0
-    label = fitting[0]
-    columns = {
-        id(each): each.to_table(columns=[label]).column(0) for each in parts.values() if label in each.schema.names
+def _labels(parts: dict[str, _Table], image: str) -> tuple[dict[int, Given], Classes]:
+    """What each part says of labels; and the classes, counted over all parts, as splits may lack one."""
+    sources = [source for part in parts.values() for source in part.sources]
+    label = label_column((source.schema for source in sources), image)
+    if label is None:
+        return {id(part): Given(codes=np.full(part.num_rows, NONE, np.int64)) for part in parts.values()}, Classes()
+    given = {
+        id(part): Given.joined(
+            [given_labels(source.schema, label, source.num_rows, source.column) for source in part.sources]
+        )
+        for part in parts.values()
     }
-    values = {key: column.cast(pyarrow.int64()).fill_null(-1).to_numpy().copy() for key, column in columns.items()}
-    together = np.concatenate(list(values.values()))
-    if id(part) not in values or together.min() < 0:
-        # -1 and null stand for "not known": labels that only some images have are no labels.
-        missing = sum(each.count_rows() for each in parts.values() if id(each) not in values)
-        unlabelled = int((together < 0).sum()) + missing
-        return None, None, None, unlabelled if (together >= 0).any() else 0
-    if together.max() > MAX_LABEL:
-        raise ValueError(f"the column {label} has the label {together.max()}; expected at most {MAX_LABEL}")
-    num_classes = int(together.max()) + 1
-    names = features.get(label, {}).get("names")
-    class_names = tuple(names) if names is not None and len(names) >= num_classes else None
-    labels = torch.from_numpy(values[id(part)])
-    return labels, num_classes if class_names is None else len(class_names), class_names, 0
-
-
-def _is_label(kind: pyarrow.DataType) -> bool:
-    return pyarrow.types.is_integer(kind)
+    classes = Classes.of(Given.joined(list(given.values())))
+    return given, with_names(classes, sources[0].schema, label)

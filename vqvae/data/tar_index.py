@@ -1,4 +1,4 @@
-"""Where the images and labels of tar files lie, found from header to header.
+"""Where the images and labels of tar files lie, and which images of a sample are taken.
 
 What the members are to each other is said in `vqvae.data.tars`.
 """
@@ -6,9 +6,7 @@ What the members are to each other is said in `vqvae.data.tars`.
 import json
 import os
 import re
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -16,31 +14,39 @@ from typing import IO
 
 import numpy as np
 
-from vqvae.data.folder import SUFFIXES
-from vqvae.data.images import MAX_LABEL
+from vqvae.data.decode import SUFFIXES
+from vqvae.data.labels import MAX_NAME, NONE, UNUSABLE, Given, class_name
+from vqvae.data.tar_members import members, read_bytes
 
-_UNKNOWN = -1
 # Descriptions beside an image are of some kB; what is larger holds no label.
 _MAX_JSON = 1 << 24
-# Bytes of a .cls; what is longer is no number and no name.
-_MAX_CLS = 1024
+_EXPECTED = (
+    "expected of each sample one image without a dot in its ending, as 0007.png beside 0007.depth.png (what follows "
+    "the first dot of a name is its ending): rename the others, or leave them out"
+)
+
+# Name, start and size of a member.
+_Member = tuple[str, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveIndex:
     """Where the images of archives lie, in order. An image that is no plain run of bytes has a size below 0.
 
-    Where there are `classes`, labels are places among them.
+    alone, beside: what images have between the first and the last dot of their names, if they are taken, or if they
+    belong to another one that is; each with one such member. Numbers are all 0 there.
+    stray: members that hold labels of no image.
     """
 
     archives: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
-    labels: np.ndarray
+    labels: Given
     names: bytes
     ends: np.ndarray
-    ending: str
-    classes: tuple[str, ...]
+    alone: dict[str, str]
+    beside: dict[str, str]
+    stray: tuple[str, ...]
 
     def name(self, index: int) -> bytes:
         return self.names[self.ends[index] : self.ends[index + 1]]
@@ -51,18 +57,13 @@ class ArchiveIndex:
             archives=self.archives[chosen],
             offsets=self.offsets[chosen],
             sizes=self.sizes[chosen],
-            labels=self.labels[chosen],
+            labels=self.labels.at(chosen),
             names=b"".join(names),
-            ends=np.fromiter(accumulate(map(len, names), initial=0), np.int64),
-            ending=self.ending,
-            classes=self.classes,
+            ends=_ends(names),
+            alone=self.alone,
+            beside=self.beside,
+            stray=self.stray,
         )
-
-    def with_classes(self, classes: tuple[str, ...]) -> "ArchiveIndex":
-        """With labels that are places among these, of which its own are some."""
-        number = {name: place for place, name in enumerate(classes)}
-        places = np.array([number[name] for name in self.classes] + [_UNKNOWN], np.int64)
-        return replace(self, classes=classes, labels=places[self.labels])
 
     @staticmethod
     def joined(parts: "list[ArchiveIndex]") -> "ArchiveIndex":
@@ -73,182 +74,136 @@ class ArchiveIndex:
             archives=np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.offsets) for part in parts]),
             offsets=np.concatenate([part.offsets for part in parts]),
             sizes=np.concatenate([part.sizes for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
+            labels=Given.joined([part.labels for part in parts]),
             names=b"".join([part.names for part in parts]),
             ends=np.concatenate([np.zeros(1, np.int64), *ends]),
-            ending=parts[0].ending,
-            classes=parts[0].classes,
+            alone={ending: name for part in parts for ending, name in part.alone.items()},
+            beside={ending: name for part in parts for ending, name in part.beside.items()},
+            stray=tuple(name for part in parts for name in part.stray),
         )
 
 
-def agreed(paths: list[Path], indices: list[ArchiveIndex]) -> list[ArchiveIndex]:
-    """The indices with labels of one numbering. ValueError where archives do not go together."""
-    found = [(path, each) for path, each in zip(paths, indices, strict=True) if len(each.offsets)]
-    for path, each in found:
-        if each.ending != found[0][1].ending:
-            one, other = (index.ending or "ENDING" for index in (found[0][1], each))
+def _ends(names: list[bytes]) -> np.ndarray:
+    return np.fromiter(accumulate(map(len, names), initial=0), np.int64)
+
+
+def check_alike(index: ArchiveIndex, source: str) -> None:
+    """Raise ValueError where images of one kind are taken in some samples and belong to another image in others."""
+    for between, name in index.alone.items():
+        if between in index.beside:
             raise ValueError(
-                f"{path} has images that end in .{other}, {found[0][0]} has such that end in .{one}; expected one kind "
-                "in all archives"
+                f"{source}: the image {index.beside[between]} belongs to another of its sample, {name} is alone in its "
+                f"own; {_EXPECTED}"
             )
-    labelled = [(path, each) for path, each in found if each.classes or (each.labels >= 0).any()]
-    named = [path for path, each in labelled if each.classes]
-    if not named:
-        return indices
-    for path, each in labelled:
-        if not each.classes:
-            raise ValueError(f"{named[0]} has names of classes for labels, {path} has numbers; expected one of the two")
-    classes = tuple(sorted({name for each in indices for name in each.classes}))
-    return [each.with_classes(classes) for each in indices]
 
 
 # The two splits of a source are asked for one after the other, and indexing takes long.
 @lru_cache(maxsize=4096)
 def index_of(path: Path, size: int, changed: int) -> ArchiveIndex:
     """The index of one archive of this size and time of change."""
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, list[_Member]] = {}
+    labels: dict[str, int | str | None] = {}
     with path.open("rb") as file:
-        for name, start, length in _members(path, file):
+        for name, start, length in members(path, file):
             folder, slash, last = name.rpartition("/")
-            stem, dot, kind = last.partition(".")
+            stem, dot, _ = last.partition(".")
             if not stem or not dot:
                 continue
-            sample = samples.setdefault(folder + slash + stem, _Sample())
-            if os.path.splitext(last)[1].lower() in SUFFIXES:
-                ending = kind.lower() if "." in kind else ""
-                sample.images.setdefault(ending, (name, start, length))
-            elif kind == "cls":
-                sample.label = _label(path, name, read_bytes(file, start, min(length, _MAX_CLS)))
-            elif kind == "json" and length <= _MAX_JSON:
-                sample.described = _described(path, name, read_bytes(file, start, length))
-    found = [sample for sample in samples.values() if sample.images]
-    ending = _ending(path, found)
-    images = [sample.images[ending] for sample in found]
-    names = [os.fsencode(name) for name, _, _ in images]
-    labels, classes = _numbered(path, found, ending)
+            images = samples.setdefault(folder + slash + stem, [])
+            whole, dot, suffix = name.rpartition(".")
+            suffix = dot + suffix.lower()
+            if suffix in SUFFIXES:
+                images.append((name, start, length))
+            elif suffix in (".cls", ".json"):
+                label = _label(file, suffix, start, length)
+                # Of x.cls and x.CLS it cannot be told which is meant.
+                labels[whole + suffix] = UNUSABLE if whole + suffix in labels else label
+    taken, alone, beside = _taken(path, samples)
+    sources = [_source_of(name, key, labels) for key, (name, _, _) in taken]
+    given = [None if each is None else labels[each] for each in sources]
+    unusable = next((each for each, label in zip(sources, given, strict=True) if label == UNUSABLE), None)
+    used = set(sources)
+    names = [os.fsencode(name) for _, (name, _, _) in taken]
     return ArchiveIndex(
-        archives=np.zeros(len(found), np.int32),
-        offsets=np.array([start for _, start, _ in images], np.int64),
-        sizes=np.array([length for _, _, length in images], np.int64),
-        labels=labels,
+        archives=np.zeros(len(taken), np.int32),
+        offsets=np.array([start for _, (_, start, _) in taken], np.int64),
+        sizes=np.array([length for _, (_, _, length) in taken], np.int64),
+        labels=Given.of(given, f"the first is that of {unusable} in {path.name}" if unusable else ""),
         names=b"".join(names),
-        ends=np.fromiter(accumulate(map(len, names), initial=0), np.int64),
-        ending=ending,
-        classes=classes,
+        ends=_ends(names),
+        alone=alone,
+        beside=beside,
+        stray=tuple(name for name, label in labels.items() if name not in used and name.endswith(".cls")),
     )
 
 
-@dataclass
-class _Sample:
-    """What was found of one sample: its images by ending, which is empty where there is no dot in it; its labels."""
-
-    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    label: int | str | None = None
-    described: int = _UNKNOWN
-
-
-def _ending(path: Path, samples: list[_Sample]) -> str:
-    """The ending of those images that are taken."""
-    if not samples:
-        return ""
-    common = set(samples[0].images).intersection(*(sample.images for sample in samples))
-    if "" in common:
-        return ""
-    plain = any("" in sample.images for sample in samples)
-    if common and not plain:
-        return next(ending for ending in samples[0].images if ending in common)
-    wanted = "" if plain else next(iter(samples[0].images))
-    one = next(sample.images[wanted][0] for sample in samples if wanted in sample.images)
-    other = next(next(iter(sample.images.values()))[0] for sample in samples if wanted not in sample.images)
-    raise ValueError(
-        f"{path}: the images of its samples are of different kinds, as {one} and {other}; expected one ending that all "
-        "have (what follows the first dot of a name is its ending: names with more dots have to be changed)"
-    )
-
-
-def _numbered(path: Path, samples: list[_Sample], ending: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The labels as numbers, and the classes that they count if they are names."""
-    labels = [sample.described if sample.label is None else sample.label for sample in samples]
-    named = [place for place, label in enumerate(labels) if isinstance(label, str)]
-    if not named:
-        return np.array(labels, np.int64), ()
-    for place, label in enumerate(labels):
-        if not isinstance(label, str) and label >= 0:
+def _taken(
+    path: Path, samples: dict[str, list[_Member]]
+) -> tuple[list[tuple[str, _Member]], dict[str, str], dict[str, str]]:
+    """The images that are taken, with the keys of their samples; and `alone` and `beside` of the index."""
+    taken: list[tuple[str, _Member]] = []
+    alone: dict[str, str] = {}
+    beside: dict[str, str] = {}
+    for key, images in samples.items():
+        if len(images) == 1 and "." not in images[0][0][len(key) + 1 :]:
+            taken.append((key, images[0]))
+            continue
+        # What follows the first dot, in small letters, with all numbers made 0.
+        endings = [re.sub(r"[0-9]+", "0", name[len(key) + 1 :].lower()) for name, _, _ in images]
+        between = [ending.rpartition(".")[0] for ending in endings]
+        if between and between[0] and len(set(endings)) == 1:
+            # One image; or several whose endings differ in numbers only, so that the dots belong to their names.
+            taken += [(key, image) for image in images]
+            alone.setdefault(between[0], images[0][0])
+        elif between.count("") == 1 and not any(map(_is_number, between)):
+            taken.append((key, images[between.index("")]))
+            beside |= {each: name for each, (name, _, _) in zip(between, images, strict=True) if each}
+        elif images:
+            plain = [at for at, each in enumerate(between) if not each]
+            others = [
+                at
+                for at, each in enumerate(between)
+                if (at in plain[1:] if len(plain) > 1 else _is_number(each) if plain else endings[at] != endings[0])
+            ]
+            one, other = (plain or [0])[0], others[0]
             raise ValueError(
-                f"{path}: the label of {samples[named[0]].images[ending][0]} is the name {labels[named[0]]!r}, that of "
-                f"{samples[place].images[ending][0]} the number {label}; expected names for all, or numbers"
+                f"{path}: {images[one][0]} and {images[other][0]} are both images of one sample; {_EXPECTED}"
             )
-    classes = tuple(sorted({str(labels[place]) for place in named}))
-    number = {name: place for place, name in enumerate(classes)}
-    return np.array([number.get(str(label), _UNKNOWN) for label in labels], np.int64), classes
+    return taken, alone, beside
 
 
-def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    """Name, start and size of every file in an archive; the size is below 0 where it is no plain run of bytes."""
-    seen: dict[str, tuple[int, int]] = {}
-    end = 0
+def _is_number(between: str) -> bool:
+    return bool(between) and not between.strip("0.")
+
+
+def _source_of(name: str, key: str, labels: dict[str, int | str | None]) -> str | None:
+    """Which of the labels is an image's: that of its own name without the ending, or of its sample's key."""
+    own = name.rpartition(".")[0]
+    for whole in (key,) if own == key else (own, key):
+        for suffix in (".cls", ".json"):
+            if labels.get(whole + suffix) is not None:
+                return whole + suffix
+    return None
+
+
+def _label(file: IO[bytes], suffix: str, start: int, length: int) -> int | str | None:
+    """What a member says that holds a label, or may hold one: a number, a name, `UNUSABLE`, or None for none."""
+    if suffix == ".cls":
+        text = read_bytes(file, start, min(length, MAX_NAME + 1))
+        word = class_name(text)
+        if not word:
+            return UNUSABLE
+        return max(int(word), NONE) if re.fullmatch(r"[+-]?[0-9]+", word) else word
+    if length > _MAX_JSON:
+        return None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # pyrefly: ignore  (or it keeps every header)
-                if member.islnk():
-                    seen[member.name] = seen.get(member.linkname, (0, -1))
-                elif member.isreg() and not member.issparse():
-                    seen[member.name] = member.offset_data, member.size
-                elif member.isdir():
-                    continue
-                else:
-                    seen[member.name] = 0, -1
-                yield member.name, *seen[member.name]
-            end = archive.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise _damaged(path, str(error) or type(error).__name__) from error
-    # The reader takes a damaged header for the end. What is left has to be the empty blocks of a real one.
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise _damaged(path, f"it stops at byte {end:,} without the empty blocks that end an archive")
-    while block:
-        if block.count(0) != len(block):
-            raise _damaged(path, f"from byte {end:,} on there is no header, but there is data")
-        block = file.read(1 << 20)
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is cut, damaged, or no plain tar file ({why}); get or make it again")
-
-
-def read_bytes(file: IO[bytes], start: int, length: int) -> bytes:
-    """Bytes of an archive; none where the member is no plain run of them."""
-    file.seek(start)
-    return file.read(max(0, length))
-
-
-def _label(path: Path, name: str, text: bytes) -> int | str:
-    """What a .cls says: a number, -1 for an unknown one, or the name of a class."""
-    try:
-        word = text.decode().strip()
-    except UnicodeDecodeError:
-        word = ""
-    if not word or not word.isprintable() or len(text) >= _MAX_CLS:
-        raise ValueError(
-            f"{path}: its member {name} holds no label; expected a whole number or the name of a class: mend it or "
-            "leave it out"
-        )
-    return _checked(path, name, int(word)) if re.fullmatch(r"[+-]?[0-9]+", word) else word
-
-
-def _described(path: Path, name: str, text: bytes) -> int:
-    """The label that a .json gives; -1 where it gives none."""
-    try:
-        found = json.loads(text)
+        found = json.loads(read_bytes(file, start, length))
     except (ValueError, RecursionError):
-        return _UNKNOWN  # no JSON, or a number of more digits than Python reads
+        return None  # no JSON, or a number of more digits than Python reads
     label = found.get("label") if isinstance(found, dict) else None
-    return _checked(path, name, label) if isinstance(label, int) and not isinstance(label, bool) else _UNKNOWN
-
-
-def _checked(path: Path, name: str, label: int) -> int:
-    if label > MAX_LABEL:
-        raise ValueError(f"{path}: its member {name} holds a label above {MAX_LABEL}; expected 0 to {MAX_LABEL}")
-    return max(label, _UNKNOWN)
+    if isinstance(label, str):
+        word = class_name(label.encode("utf-8", "surrogatepass"))
+        return UNUSABLE if word is None else word or None
+    if isinstance(label, int) and not isinstance(label, bool):
+        return max(label, NONE)
+    return None if label is None else UNUSABLE

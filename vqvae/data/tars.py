@@ -4,14 +4,17 @@ A member's name up to the first dot of its last part says which sample it belong
 
     n01440764/0007.jpg    the image of sample n01440764/0007, by the ending of an image file
     n01440764/0007.cls    its label, a whole number as text, or the name of its class
-    n01440764/0007.json   its label too, where it is an object with a whole number as "label"
+    n01440764/0007.json   its label too, where it is an object with a whole number or a name as "label"
 
-Samples without an image are passed over. Of one with several (0007.png beside 0007.depth.png) the one without a further
-dot in its ending is taken; where no sample has such a one, that of the first ending that all samples have. Where some
-have it and others not, which is meant cannot be told, and it is an error.
+Endings may be in capitals. Samples without an image are passed over. The image of a sample that has only one is taken
+whatever its ending. Of several (0007.png beside 0007.depth.png) the one without a further dot in its ending is taken,
+and the others belong to it. Where there is no such one, and the endings differ in their numbers only (clip.frame0.png
+beside clip.frame1.png, or 2021.05.01.png), dots are part of the names, and each is an image by itself, with the label
+of its own whole name (clip.frame0.cls) or else of the sample (clip.cls). Anything else is an error, as which images are
+meant cannot be told, and so are members of the same name.
 
-There are labels where every image has one, from 0 on; names of classes are numbered in the order of their letters, and
-either all are names or none. A .json that says nothing of a label is no label; a .cls always is one.
+There are labels where every image has one that can be used (`vqvae.data.labels`); why else there are none is said in
+`label_note`. A .json that says nothing of a label is no label; a .cls always is one.
 
 The archives are read once from header to header, over the data, to find where each image lies; that takes some
 20 µs a member and more where the disk is far. An image then costs one read. An archive that ends early, or whose
@@ -26,18 +29,22 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from vqvae.data.decode import read
-from vqvae.data.folder import SUFFIXES, files_of, held_out
-from vqvae.data.images import EncodedImages, check_shape, check_split
-from vqvae.data.tar_index import ArchiveIndex, agreed, index_of, read_bytes
+from vqvae.data.decode import MAX_BYTES, SUFFIXES, read
+from vqvae.data.files import check_regular, shown
+from vqvae.data.folder import held_out
+from vqvae.data.images import EncodedImages, Size, check_split, wanted
+from vqvae.data.labels import Classes
+from vqvae.data.splits import Layout, Part, layout
+from vqvae.data.tar_index import ArchiveIndex, check_alike, index_of
+from vqvae.data.tar_members import read_bytes
 
-TEST_PARTS = ("test", "validation", "valid", "val")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+# Names that a pattern may stand for, and digits of a number in it.
+_MAX_NAMES, _MAX_DIGITS = 100_000, 18
 # Images that are tried for the first that can be read, which sets the default size and channels.
 _FIRST_IMAGES = 64
 
@@ -62,20 +69,23 @@ class ImageArchives(EncodedImages):
     ):
         super().__init__(shape, labels, num_classes, class_names, name)
         self.archives, self._index = archives, index
+        # By names alone, unless archives in several folders may have the same.
+        folder = os.path.commonpath([path.parent for path in archives])
+        self._names = [os.path.relpath(path, folder or os.curdir) for path in archives]
         self.check_readable()
 
     def __len__(self) -> int:
         return len(self._index.offsets)
 
     def key(self, index: int) -> str:
-        """The archive's name, "/", and the member's."""
+        """The archive's path from the folder that holds them all, "/", and the member's."""
         index = range(len(self))[index]
-        return f"{self.archives[self._index.archives[index]].name}/{os.fsdecode(self._index.name(index))}"
+        return f"{self._names[self._index.archives[index]]}/{os.fsdecode(self._index.name(index))}"
 
     def _encoded(self, index: int) -> BytesIO:
         return _image(self.archives, self._index, index)
 
-    def _stamps(self, indices: range) -> Iterator[bytes]:
+    def _stamps(self, indices: range, times: bool) -> Iterator[bytes]:
         index = self._index
         known: dict[int, bytes] = {}
         for each in indices:
@@ -83,131 +93,137 @@ class ImageArchives(EncodedImages):
             if archive not in known:
                 path = self.archives[archive]
                 status = path.stat()
-                known[archive] = b"%b\0%d %d" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns)
+                known[archive] = b"%b\0%d" % (os.fsencode(path.name), status.st_size)
+                known[archive] += b" %d" % status.st_mtime_ns if times else b""
             yield b"%b\0%d %d %b" % (index.name(each), index.offsets[each], index.sizes[each], known[archive])
 
 
 def image_archives(
-    source: str | Path, split: str = "train", *, size: int | None = None, channels: int | None = None
+    source: str | Path, split: str = "train", *, size: Size | None = None, channels: int | None = None
 ) -> ImageArchives:
     """The images of a .tar file, of a folder of them, or of files by a pattern such as "photos-{0000..0012}.tar".
 
-    In a folder, where there are train*.tar they are the training images, and test*.tar, validation*.tar or val*.tar
-    those to test on. Of anything else about one image in ten is held out for test, by a hash of its name. `size`: scale
-    and crop to `size` by `size`; by default all take the first training image's height and width. `channels`: 1 or 3;
-    by default 1 where that image is grey, else 3.
-    Raises ValueError for missing, cut or damaged archives, and for archives without a readable image.
+    In a folder the names of archives, or of the folders that they are in, say which are to test on
+    (`vqvae.data.splits`). Where nothing is named so about one image in ten is held out for test, by a hash of its name.
+    A pattern stands for at most 100,000 names. `size`: scale and crop to `size` by `size`; by default all take the
+    first training image's height and width. `channels`: 1 or 3; by default 1 where that image is grey, else 3.
+    Raises ValueError for missing, cut or damaged archives, for archives without a readable image or in which it can't
+    be told which images are meant, and for a folder that can be read in two ways.
     """
+    folder = Path(os.path.expanduser(source))
+    if os.path.isdir(folder):
+        return archives_of(layout(folder), split, size=size, channels=channels)
+    names = [os.path.expanduser(each) for each in _expanded(str(source))]
+    for name in names:
+        if not os.path.exists(name):
+            raise ValueError(
+                f"{shown(name)} does not exist; expected a .tar file, a folder of them, or NAME-{{0..9}}.tar"
+            )
+    return _archives({"train": Part(Path(), names)}, str(source), split, size, channels)
+
+
+def archives_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageArchives:
+    """`image_archives` for a folder of which it is known what it holds."""
     check_split(split)
-    check_shape((channels, size, size))
-    files = _parts(str(source))
-    every = [path for part in files.values() for path in part]
-    indices = dict(zip(every, agreed(every, _indices(every, str(source))), strict=True))
-    parts = {part: ArchiveIndex.joined([indices[path] for path in paths]) for part, paths in files.items()}
-    for part, paths in files.items():
-        if not len(parts[part].offsets):
+    return _archives(found.parts("archives", split), str(found.folder), split, size, channels)
+
+
+def _archives(
+    files: dict[str, Part], source: str, split: str, size: Size | None, channels: int | None
+) -> ImageArchives:
+    check_split(split)
+    side, channels = wanted(size, channels)
+    paths = {part: each.paths for part, each in files.items() if each.names}
+    found = _indices(paths, source)
+    parts = {part: ArchiveIndex.joined(each) for part, each in found.items()}
+    for part, index in parts.items():
+        if not len(index.offsets):
             kinds = " ".join(sorted(SUFFIXES))
-            raise ValueError(f"{paths[0]} and what goes with it hold no images; expected members that end in {kinds}")
-    if size is None or channels is None:
-        first_size, first_channels = _first(files["train"], parts["train"], str(source))
-        shape = (channels or first_channels, *(first_size if size is None else (size, size)))
+            raise ValueError(
+                f"{paths[part][0]} and what goes with it hold no images; expected members that end in {kinds}"
+            )
+    every = ArchiveIndex.joined([*parts.values()])
+    check_alike(every, source)
+    if side is None or channels is None:
+        first_size, first_channels = _first(paths["train"], parts["train"], source)
+        shape = (channels or first_channels, *(first_size if side is None else (side, side)))
     else:
-        shape = (channels, size, size)
-    together = np.concatenate([part.labels for part in parts.values()])
-    unlabelled = int((together < 0).sum())
-    class_names = parts["train"].classes or None
-    num_classes = None
-    if not unlabelled:
-        num_classes = int(together.max()) + 1 if class_names is None else len(class_names)
-    where = split if split in parts else "train"
+        shape = (channels, side, side)
+    classes = Classes.of(every.labels)
+    where = split if split in files else "train"
     chosen = parts[where]
-    if "test" not in parts:
+    if "test" not in files:
         held = held_out(chosen.name(each) for each in range(len(chosen.offsets)))
         chosen = chosen.at(np.flatnonzero(held == (split == "test")))
     if not len(chosen.offsets):
-        raise ValueError(f"{source} has {len(together)} image(s), none of them for split={split!r}")
-    labels = None if num_classes is None else torch.from_numpy(chosen.labels)
-    if num_classes is None:
-        class_names = None
-    images = ImageArchives(files[where], chosen, shape, labels, num_classes, class_names, name=str(source))
-    images.unlabelled = unlabelled if unlabelled < len(together) else 0
+        raise ValueError(f"{source} has {len(every.offsets)} image(s), none of them for split={split!r}")
+    images = ImageArchives(
+        paths[where],
+        chosen,
+        shape,
+        classes.labels(chosen.labels),
+        classes.num_classes,
+        classes.class_names,
+        name=source,
+    )
+    images.label_note = classes.note
+    if classes.num_classes is None and not classes.note and every.stray:
+        images.label_note = (
+            f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}, so none are used"
+        )
     return images
 
 
-def is_archives(source: str) -> bool:
-    """Whether a source is for `image_archives`: it ends in .tar, or is a folder that holds such files.
-
-    Raises ValueError for a folder that holds images besides, as some would be left out without a word.
-    """
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        return path.suffix == ".tar"
-    archives = _archives(path, "")
-    if not archives:
-        return False
-    image = next((each for each in files_of(path) if each.suffix.lower() in SUFFIXES), None)
-    if image is not None:
-        raise ValueError(
-            f"{path} holds archives ({archives[0].name}) and images ({image.relative_to(path)}); expected one of the "
-            f"two: name {archives[0]} itself, or archives as {path}/NAME-{{0..9}}.tar, or keep them in folders apart"
-        )
-    return True
-
-
-def _archives(folder: Path, start: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{start}*.tar") if path.is_file())
-
-
-def _parts(source: str) -> dict[str, list[Path]]:
-    """The archives of each split."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        paths = [Path(each).expanduser() for each in _expanded(source)]
-        for path in paths:
-            if not path.is_file():
-                raise ValueError(f"{path} does not exist; expected a .tar file, a folder of them, or NAME-{{0..9}}.tar")
-        return {"train": paths}
-    if not (train := _archives(folder, "train")):
-        if not (every := _archives(folder, "")):
-            raise ValueError(f"{folder} holds no .tar files; expected at least one")
-        return {"train": every}
-    for part in TEST_PARTS:
-        if test := _archives(folder, part):
-            return {"train": train, "test": test}
-    return {"train": train}
-
-
-def _expanded(pattern: str) -> Iterator[str]:
+def _expanded(pattern: str) -> list[str]:
     """Names by a pattern with ranges in braces, as a shell expands them."""
-    found = _RANGE.search(pattern)
-    if found is None:
-        yield pattern
-        return
-    first, last = found.groups()
-    width = len(first) if first.startswith("0") else 0
-    for number in range(int(first), int(last) + 1):
-        yield from _expanded(pattern[: found.start()] + f"{number:0{width}}" + pattern[found.end() :])
+    pieces = _RANGE.split(pattern)
+    num = 1
+    for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
+        if max(len(first), len(last)) > _MAX_DIGITS or int(first) > int(last):
+            raise ValueError(
+                f"got {{{shown(first)}..{shown(last)}}} in the name of archives; expected the lower number first, of "
+                f"at most {_MAX_DIGITS} digits"
+            )
+        num *= int(last) - int(first) + 1
+    if num > _MAX_NAMES:
+        raise ValueError(f"{shown(pattern)} stands for {num:,} archives; expected at most {_MAX_NAMES:,}")
+    names = [pieces[0]]
+    for first, last, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        width = len(first) if first.startswith("0") else 0
+        numbers = range(int(first), int(last) + 1)
+        names = [f"{name}{number:0{width}}{text}" for name in names for number in numbers]
+    return list(dict.fromkeys(names))
 
 
-def _indices(paths: list[Path], name: str) -> list[ArchiveIndex]:
+def _indices(paths: dict[str, list[Path]], name: str) -> dict[str, list[ArchiveIndex]]:
     """The index of each archive, with a progress bar at a terminal."""
+    every = [path for part in paths.values() for path in part]
+    found: dict[Path, ArchiveIndex] = {}
+    status = [_status(path) for path in every]
+    total = sum(each.st_size for each in status)
+    with tqdm(total=total, desc=f"index {name}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for path, each in zip(every, status, strict=True):
+            try:
+                found[path] = index_of(path, each.st_size, each.st_mtime_ns)
+            except OSError as error:
+                raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
+            bar.update(each.st_size)
+    return {part: [found[path] for path in some] for part, some in paths.items()}
+
+
+def _status(path: Path) -> os.stat_result:
     try:
-        status = [path.stat() for path in paths]
-        total = sum(each.st_size for each in status)
-        indices = []
-        with tqdm(total=total, desc=f"index {name}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            for path, each in zip(paths, status, strict=True):
-                indices.append(index_of(path, each.st_size, each.st_mtime_ns))
-                bar.update(each.st_size)
-    except OSError as error:
-        raise ValueError(f"{name} can't be read: {error.strerror or error}") from error
-    return indices
+        return check_regular(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _image(archives: list[Path], index: ArchiveIndex, at: int) -> BytesIO:
     length = int(index.sizes[at])
     if length < 0:
         raise ValueError("the member is a link or a sparse file")
+    if length > MAX_BYTES:
+        raise ValueError(f"the member has {length:,} bytes; expected at most {MAX_BYTES:,}")
     with archives[index.archives[at]].open("rb") as file:
         data = read_bytes(file, int(index.offsets[at]), length)
     if len(data) < length:

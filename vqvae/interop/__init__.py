@@ -8,7 +8,10 @@ diffusers.py    VQModel, in and out
 taming.py       taming-transformers' VQGAN and Gumbel VQGAN, in
 llamagen.py     LlamaGen's tokenizers, in
 pickles.py      PyTorch's pickled files, read without running what is in them
-layout.py       weights by name, their names to those of `vqvae.vqgan`, and a model of them
+pickle_machine.py    what a pickle says, worked out without calling anything
+plain_yaml.py   plain data out of a yaml that others wrote
+state_dicts.py  which of the weights in a checkpoint are the tokenizer's
+layout.py       names of weights to those of `vqvae.vqgan`, and a model of them
 scale.py        a likelihood's scale for models that were trained without one
 onnx.py         ONNX, out
 program.py      torch.export, out

@@ -1,15 +1,19 @@
 """Which project's tokenizer a folder, a file or a hub id holds, told by what is in it; and one call that reads it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from vqvae.interop.diffusers import import_diffusers
-from vqvae.interop.llamagen import import_llamagen
-from vqvae.interop.pickles import read_pickle
-from vqvae.interop.taming import import_taming
+from vqvae.interop.llamagen import llamagen_model
+from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
+from vqvae.interop.taming import taming_model
 from vqvae.vqgan import VQGAN
 
 Format = Literal["diffusers", "taming", "llamagen"]
+KIND = "a .ckpt of taming-transformers (encoder.down...) or a .pt of LlamaGen (encoder.conv_blocks...)"
 
 
 def format_of(source: str | Path) -> Format:
@@ -19,19 +23,7 @@ def format_of(source: str | Path) -> Format:
         ValueError: a file that cannot be read, or that is neither taming's nor LlamaGen's.
     """
     path = Path(source)
-    if not path.is_file():
-        return "diffusers"
-    held = read_pickle(path)
-    if isinstance(held, dict):
-        for part in (held, *(inner for inner in held.values() if isinstance(inner, dict))):
-            if any(str(name).startswith("encoder.conv_blocks.") for name in part):
-                return "llamagen"
-            if any(str(name).startswith("encoder.down.") for name in part):
-                return "taming"
-    raise ValueError(
-        f"{path} holds no tokenizer that is known here: expected a VQModel folder of diffusers, a .ckpt of "
-        "taming-transformers (encoder.down...) or a .pt of LlamaGen (encoder.conv_blocks...)"
-    )
+    return _format_of(find_weights(read_checkpoint(path), path, KIND), path) if _is_one_file(path) else "diffusers"
 
 
 def import_tokenizer(
@@ -41,25 +33,52 @@ def import_tokenizer(
     image_size: int | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    tell: Tell | None = None,
 ) -> VQGAN:
     """A public tokenizer as a model of ours, in eval mode: `import_diffusers`, `import_taming` or `import_llamagen`.
 
     Args:
-        source: a VQModel folder or hub id of diffusers, or a checkpoint of taming-transformers or LlamaGen.
+        source: a VQModel folder or hub id of diffusers, or a checkpoint of taming-transformers or LlamaGen: a pickled
+            file or one of safetensors, the tokenizer's alone or a trainer's, in which it is a part.
         config: the yaml of a taming checkpoint that does not lie beside it.
         image_size: height and width in pixels, where the source's own is not wanted, or not known.
         revision, subfolder: of diffusers alone.
+        tell: called with a sentence where the weights are not simply all that there is: where they were found, what was
+            taken off their names, what was left out; e.g. `print`.
 
     Raises:
         ValueError: as they do; or options that the format has not.
     """
-    kind = format_of(source)
+    path = Path(source)
+    weights: dict[str, Tensor] = {}
+    kind: Format = "diffusers"
+    if _is_one_file(path):
+        weights = find_weights(read_checkpoint(path), path, KIND, tell)
+        kind = _format_of(weights, path)
     given = {"config": config, "revision": revision, "subfolder": subfolder}
     known = {"diffusers": {"revision", "subfolder"}, "taming": {"config"}, "llamagen": set()}[kind]
     if unknown := [name for name, value in given.items() if value is not None and name not in known]:
         raise ValueError(f"{source} is of {kind}, which has no {', '.join(unknown)}: leave it out")
     if kind == "diffusers":
-        return import_diffusers(source, image_size=image_size, revision=revision, subfolder=subfolder)
+        return import_diffusers(source, image_size=image_size, revision=revision, subfolder=subfolder, tell=tell)
     if kind == "taming":
-        return import_taming(Path(source), config, image_size=image_size)
-    return import_llamagen(Path(source), **({} if image_size is None else {"image_size": image_size}))
+        return taming_model(weights, path, config, image_size)
+    return llamagen_model(weights, path, 256 if image_size is None else image_size)
+
+
+def _is_one_file(path: Path) -> bool:
+    """Whether it is there and no folder; what is no regular file is refused where it is read."""
+    return path.exists() and not path.is_dir()
+
+
+def _format_of(weights: Mapping[str, Tensor], path: Path) -> Format:
+    if any(name.startswith("encoder.conv_blocks.") for name in weights):
+        return "llamagen"
+    if any(name.startswith("encoder.down.") for name in weights):
+        return "taming"
+    if any(name.startswith("encoder.down_blocks.") for name in weights):
+        raise ValueError(f"{path} holds weights of a VQModel of diffusers: name its folder, which has its config.json")
+    raise ValueError(
+        f"{path} holds no tokenizer that is known here: expected a VQModel folder of diffusers, a .ckpt of "
+        "taming-transformers (encoder.down...) or a .pt of LlamaGen (encoder.conv_blocks...)"
+    )

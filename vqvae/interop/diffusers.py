@@ -20,9 +20,10 @@ from torch import Tensor
 
 from safefolder.files import replacing_folder
 from safefolder.hub import download, is_hub_id
-from safefolder.tensors import few, index_of, read_json, read_tensors
-from vqvae.interop.layout import MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers, weights_of
+from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors, shown
+from vqvae.interop.layout import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
 from vqvae.interop.pickles import read_pickle
+from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
 from vqvae.likelihoods import NormalConfig
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
@@ -79,6 +80,7 @@ def import_diffusers(
     image_size: int | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    tell: Tell | None = None,
 ) -> VQGAN:
     """A `VQModel` as a model of ours, in eval mode: its codes are theirs, and `decode` gives their picture.
 
@@ -90,6 +92,7 @@ def import_diffusers(
             such a multiple, more than 32, which is what files hold that do not say, and at most 4096; else 256.
         revision: a branch, tag or commit of the hub.
         subfolder: where in the folder or repository the model is, such as "vqvae", "vqgan" or "movq".
+        tell: called with a sentence where the weights have names that others were put before; e.g. `print`.
 
     Raises:
         ValueError: missing, corrupt, another class, or options that no `VQGAN` has, by name.
@@ -97,8 +100,9 @@ def import_diffusers(
     folder = _folder(folder_or_hub_id, revision, subfolder)
     path = folder / CONFIG
     plain = _config(path)
-    weights = to_diffusers(_weights(folder), _present_name, {CODEBOOK: "quantizer.codebook"}, folder, CLASS)
     _check_design(plain, path)
+    found = plain_names(_weights(folder), folder, tell)
+    weights = to_diffusers(found, _present_name, {CODEBOOK: "quantizer.codebook"}, folder, CLASS)
     return assembled(lambda: _ours(plain, image_size), weights, folder)
 
 
@@ -144,30 +148,34 @@ def _folder(source: str | Path, revision: str | None, subfolder: str | None) -> 
         raise ValueError(f"{folder} is a folder here, which has no revision {revision!r}; leave revision out")
     if subfolder is not None:
         folder /= subfolder
-    if not (folder / CONFIG).is_file():
-        parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        hint = f'; it has folders with one, so give subfolder="{parts[0]}" or the like' if parts else ""
+    if not is_file(folder / CONFIG):
+        parts = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        hint = ""
+        if theirs := [part.name for part in parts if _is_theirs(part)]:
+            hint = f'; it has folders with one, so give subfolder="{theirs[0]}" or the like'
+        elif parts:
+            hint = f"; it has folders with one, {few([part.name for part in parts])}, which are of others"
         raise ValueError(f"{folder} has no {CONFIG}, expected a folder that {CLASS}.save_pretrained wrote{hint}")
     return folder
 
 
 def _is_theirs(folder: Path) -> bool:
     try:
-        return read_json(folder / CONFIG).get("_class_name") == CLASS
+        return read_json(folder / CONFIG, most_bytes=MOST_CONFIG_BYTES).get("_class_name") == CLASS
     except ValueError:
         return False
 
 
 def _config(path: Path) -> dict[str, Any]:
-    plain = read_json(path)
+    plain = read_json(path, most_bytes=MOST_CONFIG_BYTES)
     kind = plain.get("_class_name")
     if kind is None and "class" in plain and "format" in plain:
         raise ValueError(
-            f"{path} is of a {plain['class']} that this library saved, so there is nothing to import: from_pretrained "
-            "and the commands read it as it is"
+            f"{path} is of a {_text(plain['class'])} that this library saved, so there is nothing to import: "
+            "from_pretrained and the commands read it as it is"
         )
     if kind != CLASS:
-        raise ValueError(f"{path} is of {kind or 'no class of diffusers'}, expected {CLASS}")
+        raise ValueError(f"{path} is of {_text(kind) if kind else 'no class of diffusers'}, expected {CLASS}")
     fields = {name: value for name, value in plain.items() if not name.startswith("_")}
     if unknown := fields.keys() - DEFAULTS.keys():
         raise ValueError(f"{path} has {few(sorted(unknown))}, which this version does not know and so cannot follow")
@@ -175,21 +183,31 @@ def _config(path: Path) -> dict[str, Any]:
     return {**DEFAULTS, **fields}
 
 
+def _text(value: Any) -> str:
+    return few([value]) if isinstance(value, str) else shown(value)
+
+
 def _check_design(plain: Mapping[str, Any], source: Path) -> None:
     """Raise ValueError for options that no `VQGAN` has."""
 
     def expect(name: str, known: Any) -> Any:
         if plain[name] not in known:
-            raise ValueError(f"{source}: got {name}={plain[name]!r}, expected {' or '.join(map(repr, known))}")
+            raise ValueError(f"{source}: got {name}={shown(plain[name])}, expected {' or '.join(map(repr, known))}")
         return plain[name]
 
     expect("act_fn", ("silu",))
     expect("out_channels", (plain["in_channels"],))
     spatial = expect("norm_type", ("group", "spatial")) == "spatial"
     num_levels = len(plain["block_out_channels"])
+    if plain["sample_size"] is not None and plain["sample_size"] < 1:
+        raise ValueError(
+            f"{source}: got sample_size={shown(plain['sample_size'])}, expected pixels along a side, or null"
+        )
+    if num_levels > MOST_LEVELS:
+        raise ValueError(f"{source}: got {num_levels:,} block_out_channels, expected at most {MOST_LEVELS}")
     for name, kinds in (("down_block_types", DOWN), ("up_block_types", UP)):
         if unknown := [kind for kind in plain[name] if kind not in kinds]:
-            raise ValueError(f"{source}: got {name} with {unknown[0]!r}, expected {' or '.join(map(repr, kinds))}")
+            raise ValueError(f"{source}: got {name} with {shown(unknown[0])}, expected {' or '.join(map(repr, kinds))}")
         if len(plain[name]) != num_levels:
             raise ValueError(
                 f"{source}: got {len(plain[name])} {name}, expected one for each of {num_levels} block_out_channels"
@@ -231,15 +249,23 @@ def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGANConfig:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    if any((folder / name).is_file() for name in SAFE_FILES[:2]):
+    if any(is_file(folder / name) for name in SAFE_FILES[:2]):
         return read_tensors(folder, WEIGHTS)
-    if any((folder / name).is_file() for name in PICKLED_FILES[:2]):
-        return read_tensors(folder, PICKLED, read=lambda path, _: weights_of(read_pickle(path), (), path, f"a {CLASS}"))
+    if any(is_file(folder / name) for name in PICKLED_FILES[:2]):
+        return read_tensors(folder, PICKLED, read=_pickled)
     found = sorted(path.name for path in folder.iterdir() if path.name != CONFIG)
     raise ValueError(
         f"{folder} has no {WEIGHTS} and no {PICKLED}, in one file or with an index; it has "
         f"{few(found) or 'its config alone'}. Of variants such as fp16 none is read: save the model again without one"
     )
+
+
+def _pickled(path: Path, _: str) -> dict[str, Tensor]:
+    weights = read_pickle(path)
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} has no weights by name, expected a {CLASS}")
+    check_weights_of(weights, path, f"a {CLASS}")
+    return weights
 
 
 def _present_name(name: str) -> str:

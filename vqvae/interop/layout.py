@@ -1,4 +1,4 @@
-"""What the importers share: weights by name, a config from their shapes, names of one layout in another, and a model.
+"""What the importers share: a config from weights' shapes, names of one layout in another, and a model.
 
 Weights here have the names of diffusers' `VQModel`, whose quantizer is `quantize`.
 
@@ -7,7 +7,7 @@ and shapes are compared with those of a model without memory (on torch's device 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import safefolder
 from safefolder.folder import check_weights
-from safefolder.tensors import few
+from safefolder.tensors import few, in_short, shown
 from vqvae.vqgan import VQGAN, VQGANConfig
 
 # Names of diffusers that lie beside its encoder and decoder, and lie within them here.
@@ -26,14 +26,19 @@ RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_s
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 # Of a residual block without a shortcut: two norms and two convolutions.
 BLOCK_TENSORS = 8
+MOST_BLOCKS = 1000
 # Pixels along a side that a file may say without being asked about; the largest released model has 512.
 MOST_PIXELS = 4096
+
+MOST_NUMBER = 1e30
+# More would halve an image of a million pixels a side until nothing is left.
+MOST_LEVELS = 20
 
 # What a value of a config file must be, in words and as a test. True is no integer here.
 KINDS: dict[str, Callable[[Any], bool]] = {
     "an integer": lambda value: type(value) is int,
     "an integer or null": lambda value: value is None or type(value) is int,
-    "a number": lambda value: type(value) in (int, float),
+    "a number": lambda value: type(value) in (int, float) and abs(value) < MOST_NUMBER,  # not inf, nor NaN
     "true or false": lambda value: type(value) is bool,
     "a text": lambda value: type(value) is str,
     "a list of integers": lambda value: isinstance(value, list) and all(type(each) is int for each in value),
@@ -45,7 +50,7 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, str], source: str
     """Raise ValueError for the first value of another kind; one that is not there is not looked at."""
     for name, kind in kinds.items():
         if name in values and not KINDS[kind](values[name]):
-            raise ValueError(f"{source}: got {name}={values[name]!r}, expected {kind}")
+            raise ValueError(f"{source}: got {name}={shown(values[name])}, expected {kind}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +97,6 @@ class Layout:
         names, parts = (ATTENTION, "attentions") if part[1] == "attn" else (RESNET, "resnets")
         new = names.get(part[3])
         return new and f"{level}.{parts}.{part[2]}.{new}.{leaf}"
-
-
-def weights_of(held: Any, parts: Sequence[str], source: str | Path, kind: str) -> dict[str, Tensor]:
-    """The weights in what a pickled file held: under the first of `parts` that it has, or else itself.
-
-    Raises:
-        ValueError: there are none by name, or one claims more numbers than the file has of it.
-    """
-    state = held
-    if isinstance(held, dict):
-        state = next((held[part] for part in parts if part in held), held)
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        under = f" under {' or '.join(parts)}" if parts else ""
-        raise ValueError(f"{source} has no weights by name{under}, expected {kind}")
-    for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{source} holds less of {name} than its shape {tuple(tensor.shape)} says")
-    return state
 
 
 def to_diffusers(
@@ -215,10 +200,12 @@ def assembled(make: Callable[[], VQGANConfig], weights: Mapping[str, Tensor], so
             raise ValueError(
                 f"{num_blocks} residual blocks in {len(config.channels)} levels need more than {len(weights)} tensors"
             )
+        if num_blocks > MOST_BLOCKS:
+            raise ValueError(f"got {num_blocks:,} residual blocks, expected at most {MOST_BLOCKS:,}")
         with torch.device("meta"):
             shapes = config.build().state_dict()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{source} does not fit a VQGAN: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise ValueError(f"{source} does not fit a VQGAN: {in_short(error)}") from error
     given = {_within(name): tensor for name, tensor in weights.items()}
     new = {
         name

@@ -4,10 +4,13 @@ VQGAN's networks with attention at the resolution of the codes alone; codes and 
 (`VectorQuantizer(normalize=True)`). All sizes are in the weights' shapes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from vqvae.interop.layout import Layout, assembled, sizes, to_diffusers, weights_of
-from vqvae.interop.pickles import read_pickle
+from torch import Tensor
+
+from vqvae.interop.layout import Layout, assembled, sizes, to_diffusers
+from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import VectorQuantizerConfig
 from vqvae.vqgan import VQGAN, VQGANConfig
@@ -21,7 +24,7 @@ QUANTIZER = {"quantize.embedding.weight": "quantizer.codebook"}
 STATISTICS = "quantize.codebook_used"
 
 
-def import_llamagen(file: str | Path, *, image_size: int = 256) -> VQGAN:
+def import_llamagen(file: str | Path, *, image_size: int = 256, tell: Tell | None = None) -> VQGAN:
     """VQ-16 or VQ-8 as a model of ours, in eval mode.
 
     It can be trained on: its codebook stays where it is until gradients move it.
@@ -30,13 +33,19 @@ def import_llamagen(file: str | Path, *, image_size: int = 256) -> VQGAN:
         file: the released `.pt`, or a trainer's own, of which the averaged weights are taken where it has some; read
             without running what is in it, see `vqvae.interop.pickles`.
         image_size: height and width, any multiple of 2^(levels − 1).
+        tell: called with a sentence where the weights lie elsewhere than they do in released files, or under names that
+            others were put before; e.g. `print`.
 
     Raises:
         ValueError: missing, corrupt, or no tokenizer of LlamaGen's.
     """
     file = Path(file)
-    state = weights_of(read_pickle(file), ("ema", "model", "state_dict"), file, f"a {KIND}")
-    weights = {name: tensor for name, tensor in state.items() if name != STATISTICS}
+    return llamagen_model(find_weights(read_checkpoint(file), file, f"a {KIND}", tell), file, image_size)
+
+
+def llamagen_model(weights: Mapping[str, Tensor], file: Path, image_size: int) -> VQGAN:
+    """What `import_llamagen` makes of weights that were found in a file."""
+    weights = {name: tensor for name, tensor in weights.items() if name != STATISTICS}
     named = to_diffusers(weights, lambda name: LAYOUT.name(name, 0), QUANTIZER, file, KIND)
     num_codes, dim = named["quantizer.codebook"].shape
     found = sizes(named, file)

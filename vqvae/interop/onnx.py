@@ -66,8 +66,11 @@ def _save(program: Program, path: Path) -> None:
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
         value.shape[0] = "batch"
-    for node in graph.all_nodes():
-        node.metadata_props.clear()  # the exporter's notes for those who debug it, larger than the graph
+    # The exporter's notes for those who debug it: larger than the graph, and with names of this machine's folders.
+    noted = [graph, *graph.inputs, *graph.initializers.values(), *graph.all_nodes()]
+    for part in (*noted, *(value for node in graph.all_nodes() for value in node.outputs)):
+        part.metadata_props.clear()
+        part.doc_string = None
     made.model.metadata_props.update(program.metadata)
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.module.state_dict().values())
     made.save(path, external_data=num_bytes > MOST_BYTES)

@@ -7,8 +7,10 @@
 The files were made on a CPU; `torch.export.passes.move_to_device_pass` takes a loaded program elsewhere.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,13 +43,33 @@ def traced_program(program: Program) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     with torch.no_grad():  # a part that switches gradients off would become a graph of its own
         exported = torch.export.export(program.module, (program.example,), dynamic_shapes=({0: batch},))
-    for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    for part in exported.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
     return exported
 
 
+class _Writing(io.FileIO):
+    """A file whose first failure is kept: raised within torch's writer, it would end the process."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while self.failure is None and rest:
+            try:
+                rest = rest[super().write(rest) or 0 :]
+            except OSError as error:
+                self.failure = error
+        return size
+
+
 def _save(program: Program, path: Path) -> None:
-    torch.export.save(traced_program(program), path, extra_files=program.metadata)
+    with _Writing(path, "wb") as file:
+        torch.export.save(traced_program(program), file, extra_files=program.metadata)
+        if file.failure is not None:
+            raise file.failure
 
 
 def _load(path: Path) -> Callable[[Tensor], Tensor]:

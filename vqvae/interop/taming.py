@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safefolder.tensors import few
+from torch import Tensor
+
+from safefolder.tensors import few, is_file, shown
 from vqvae.interop.layout import (
     MOST_PIXELS,
     Layout,
@@ -24,9 +26,9 @@ from vqvae.interop.layout import (
     count,
     sizes,
     to_diffusers,
-    weights_of,
 )
-from vqvae.interop.pickles import read_pickle
+from vqvae.interop.plain_yaml import read_yaml
+from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
 from vqvae.likelihoods import NormalConfig
 from vqvae.quantizers import GumbelQuantizerConfig, VectorQuantizerConfig
 from vqvae.vqgan import VQGAN, VQGANConfig
@@ -64,7 +66,13 @@ YAML = (".yaml", ".yml")
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
-def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, image_size: int | None = None) -> VQGAN:
+def import_taming(
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    tell: Tell | None = None,
+) -> VQGAN:
     """A VQGAN or Gumbel VQGAN as a model of ours, in eval mode.
 
     It can be trained on: its codebook stays where it is until gradients move it. A Gumbel one's temperature stays
@@ -75,16 +83,25 @@ def import_taming(checkpoint: str | Path, config: str | Path | None = None, *, i
         config: its yaml; without it `checkpoint`'s name with .yaml, or the one yaml of a tokenizer in its folder, if
             there is one that has not another checkpoint's name.
         image_size: height and width, any multiple of 2^(levels − 1); without it the yaml's resolution.
+        tell: called with a sentence where the weights lie elsewhere than under `state_dict`, or under names that others
+            were put before, as those of a first stage are in latent diffusion's checkpoints; e.g. `print`.
 
     Raises:
         ValueError: missing, corrupt, of another kind, or with options that no `VQGAN` has, by name; or neither a yaml
             nor an `image_size`.
     """
     checkpoint = Path(checkpoint)
-    state = weights_of(read_pickle(checkpoint), ("state_dict",), checkpoint, f"a {KIND}")
+    weights = find_weights(read_checkpoint(checkpoint), checkpoint, f"a {KIND}", tell)
+    return taming_model(weights, checkpoint, config, image_size)
+
+
+def taming_model(
+    weights: Mapping[str, Tensor], checkpoint: Path, config: str | Path | None, image_size: int | None
+) -> VQGAN:
+    """What `import_taming` makes of weights that were found in a checkpoint."""
     path = _beside(checkpoint) if config is None else Path(config)
     params = {} if path is None else _params(path)
-    weights = {name: tensor for name, tensor in state.items() if not name.startswith(LEFT_ASIDE)}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(LEFT_ASIDE)}
     if weights.pop("quantize.used", None) is not None and params.get("remap", "unknown") is not None:
         raise ValueError(
             f"{checkpoint} renumbers its codes (quantize.used), which a VQGAN does not; for codes of the whole "
@@ -155,15 +172,9 @@ def _is_of_a_tokenizer(path: Path) -> bool:
 
 def _model(path: Path) -> dict[str, Any]:
     """`model` of a yaml whose `params.ddconfig` there is. Raises ValueError for another."""
-    import yaml  # brought by huggingface-hub; most who import have no checkpoint of this kind
-
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"no file at {path}, expected the yaml of a checkpoint")
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as yaml: {reason}") from error
+    plain = read_yaml(path)
     model = plain.get("model") if isinstance(plain, Mapping) else None
     params = model.get("params") if isinstance(model, Mapping) else None
     networks = params.get("ddconfig") if isinstance(params, Mapping) else None
@@ -181,12 +192,12 @@ def _params(path: Path) -> dict[str, Any]:
     check_kinds(networks, KINDS, path)
     kind = str(model.get("target", CLASSES[0])).rsplit(".", 1)[-1]
     if kind not in CLASSES:
-        raise ValueError(f"{path} is of {kind}, expected {' or '.join(CLASSES)}")
+        raise ValueError(f"{path} is of {few([kind])}, expected {' or '.join(CLASSES)}")
     for name, value in FIXED.items():
         if networks.get(name, value) != value:
-            raise ValueError(f"{path}: got {name}={networks[name]!r}, expected {value}: a VQGAN here has no other")
+            raise ValueError(f"{path}: got {name}={shown(networks[name])}, expected {value}: a VQGAN here has no other")
     if networks.get("attn_type", "vanilla") not in ("vanilla", "none"):
-        raise ValueError(f"{path}: got attn_type={networks['attn_type']!r}, expected 'vanilla' or 'none'")
+        raise ValueError(f"{path}: got attn_type={shown(networks['attn_type'])}, expected 'vanilla' or 'none'")
     return params
 
 
@@ -214,5 +225,5 @@ def _check(params: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> N
     for name, value in expected.items():
         if said.get(name, value) != value:
             raise ValueError(
-                f"{path} has {name}={said[name]!r} and the weights {value!r}; give the yaml that came with them"
+                f"{path} has {name}={shown(said[name])} and the weights {value!r}; give the yaml that came with them"
             )

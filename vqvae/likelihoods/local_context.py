@@ -82,13 +82,11 @@ class MaskedConv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, *, rows: int, columns: int, own: bool):
         super().__init__(inputs, outputs, (rows + 1, 2 * columns + 1))
         self.rows, self.columns = rows, columns
-        up = torch.arange(rows, -1, -1)[:, None]
-        right = torch.arange(-columns, columns + 1)
-        seen = right < 2 * up
-        if own:
-            seen |= (up == 0) & (right == 0)
-        self.register_buffer("mask", seen.float(), persistent=False)
-        nn.init.normal_(self.weight, std=1 / math.sqrt(inputs * int(seen.sum())))
+        window = [(up, right) for up in range(rows, -1, -1) for right in range(-columns, columns + 1)]
+        seen = [right < 2 * up or (own and up == right == 0) for up, right in window]
+        mask = torch.tensor(seen, dtype=torch.float32).reshape(rows + 1, 2 * columns + 1)
+        self.register_buffer("mask", mask, persistent=False)
+        nn.init.normal_(self.weight, std=1 / math.sqrt(inputs * sum(seen)))
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 

@@ -6,17 +6,24 @@
         batch.codes                                             # int64 "b *grid"
 
     layout.py       the format: what a folder holds; Plan, which shard takes which images
-    shards.py       one shard: written whole or not at all, and checked; the index
+    shards.py       one shard: written whole or not at all, and checked; the index written
+    headers.py      the header of a shard read, and its checksums compared
+    index.py        the index read
+    plain.py        files and JSON that anybody may have written
+    origins.py      where images and tokenizer came from, without telling where on a machine that is
+    jobs.py         one job at a time writes a set
     pipeline.py     images to shards on one machine: tokenize, and its steps for other engines
     ray_engine.py   the same on a cluster: tokenize_on_ray (extra `ray`; imported only when needed)
     ray_session.py  Ray itself, joined or started: RaySession
     dataset.py      CodeDataset: shards to batches
+    batch.py        CodeBatch
     table.py        one parquet file of it all (extra `parquet`; imported only when needed)
 
 It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights, and nothing of priors.
 """
 
-from vqvae.tokens.dataset import CodeBatch, CodeDataset
+from vqvae.tokens.batch import CodeBatch
+from vqvae.tokens.dataset import CodeDataset, check_same_origin
 from vqvae.tokens.layout import Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
 from vqvae.tokens.ray_engine import tokenize_on_ray
@@ -35,6 +42,7 @@ __all__ = [
     "Timings",
     "Tokenized",
     "Tokenizer",
+    "check_same_origin",
     "encode_batch",
     "finish",
     "is_done",

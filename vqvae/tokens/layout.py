@@ -8,11 +8,13 @@
                                   key_bytes[key_ends[i - 1] : key_ends[i]]
         and one entry of metadata, "about": JSON that says of which tokenizer and images it is, which of them are no
         images, and the CRC-32 of each tensor and of itself
-    index.json                    everything else, and how many rows each shard has; written last
+    index.json                    everything else, and of each shard its rows and the CRC-32 of its header, which pins
+                                  all that is in it; written last
 
 Which images a shard is of is said by a digest (`Images.digest`: names and labels, and of files their sizes and times of
 change), so that a source that was changed between two runs is noticed, and one that was only moved is the same. Where
-it lies, and where the tokenizer was loaded from, are notes in the index for people.
+it lies, and where the tokenizer was loaded from, are notes in the index for people (see `origins`). Nothing in a set
+says where on a machine it was made: of absolute paths, also in keys and reasons, there are only the last parts.
 
 Within a shard images are encoded in slices of the batch size from its first image on, the last one padded, so the
 numbers of a batch never depend on where a run was stopped or who made which shard: the files of an undisturbed run,
@@ -23,6 +25,7 @@ number of threads. Kernels for others round differently, which can move a code b
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,13 +34,20 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from vqvae import fingerprint
-from vqvae.data import Images
+from vqvae.data import Images, ImageTensors
+from vqvae.tokens import origins
 
 FORMAT = 1
 INDEX_NAME = "index.json"
 CLASS_NAME = "CodeDataset"
 SHARD_SIZE = 8192
 BATCH_SIZE = 64
+# Of one batch of images, which is padded to its full size, and of the codes of one shard, which wait in memory until
+# the shard is written.
+MAX_BATCH_BYTES = 1 << 30
+MAX_SHARD_BYTES = 1 << 32
+# Of any number in an index: floats, which some readers of JSON use, are exact up to there.
+MAX_NUMBER = 1 << 53
 
 
 @runtime_checkable
@@ -58,27 +68,22 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a folder of codes will hold: plain data, which goes to any process.
+class Layout:
+    """What is known of a tokenized set alike when it is to be made (a `Plan`) and when it is read (an `Index`).
 
     Attributes:
-        folder: where shards and index lie.
         num_images: images of the source, readable or not.
         image_shape: (c, h, w) of each.
-        source: what the set calls itself.
         split: which part of the source, "train" or "test".
         num_classes, class_names: of the labels; None where there are none.
-        tokenizer: class, config, fingerprint, and the source that it was loaded from.
+        tokenizer: class, config, fingerprint, and the source that it was loaded from as `origins.note` makes it.
         num_codes, grid: of the tokenizer.
         batch_size: images that are encoded at once.
         shard_size: images of the source to a shard.
-        digests: of each shard's images.
     """
 
-    folder: Path
     num_images: int
     image_shape: tuple[int, int, int]
-    source: str
     split: str
     num_classes: int | None
     class_names: tuple[str, ...] | None
@@ -87,7 +92,6 @@ class Plan:
     grid: tuple[int, ...]
     batch_size: int
     shard_size: int
-    digests: tuple[str, ...]
 
     @property
     def num_shards(self) -> int:
@@ -107,17 +111,8 @@ class Plan:
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.num_images))
 
-    def slices(self, shard: int) -> Iterator[range]:
-        """Its images, as many at a time as are encoded at once."""
-        images = self.images(shard)
-        return (images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size))
-
-    def path(self, shard: int) -> Path:
-        """Its file."""
-        return self.folder / shard_name(shard)
-
-    def about(self, shard: int) -> dict[str, Any]:
-        """What its file says of itself, less what could not be read and its checksums."""
+    def of_shard(self, shard: int) -> dict[str, Any]:
+        """What a shard's file says of itself, less which images it is of, what could not be read and its checksums."""
         images = self.images(shard)
         return {
             "format": FORMAT,
@@ -131,8 +126,37 @@ class Plan:
             "num_classes": self.num_classes,
             "first": images.start,
             "stop": images.stop,
-            "images": self.digests[shard],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Layout):
+    """What a folder of codes will hold: plain data, which goes to any process.
+
+    Attributes:
+        folder: where shards and index lie.
+        source: what the set calls itself.
+        origin: the same as the index notes it, see `origins.note`; None is as it is.
+        digests: of each shard's images.
+    """
+
+    folder: Path
+    source: str
+    digests: tuple[str, ...]
+    origin: origins.Note = None
+
+    def slices(self, shard: int) -> Iterator[range]:
+        """The images of a shard, as many at a time as are encoded at once."""
+        images = self.images(shard)
+        return (images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size))
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / shard_name(shard)
+
+    def about(self, shard: int) -> dict[str, Any]:
+        """What the file of a shard says of itself, less what could not be read and its checksums."""
+        return {**self.of_shard(shard), "images": self.digests[shard]}
 
     def index(self) -> dict[str, Any]:
         """What the index says before any shard is there."""
@@ -147,7 +171,7 @@ class Plan:
             "batch_size": self.batch_size,
             "shard_size": self.shard_size,
             "tokenizer": self.tokenizer,
-            "source": self.source,
+            "source": self.source if self.origin is None else self.origin,
             "split": self.split,
             "num_images": self.num_images,
             "image_shape": list(self.image_shape),
@@ -175,8 +199,8 @@ def plan(
             file that was removed since, or a link to nothing.
     """
     for what, got in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if got < 1:
-            raise ValueError(f"got {what}={got}; expected at least 1")
+        if type(got) is not int or not 1 <= got <= MAX_NUMBER:
+            raise ValueError(f"got {what}={got}; expected a whole number from 1 to {MAX_NUMBER:,}")
     if not hasattr(model, "num_codes"):
         raise ValueError(
             f"{type(model).__name__} has no codes, its latents are real vectors; expected a tokenizer such as VQVAE"
@@ -187,15 +211,20 @@ def plan(
             f"the tokenizer is for images of shape {expected}, got {images.shape} of {images.name}; "
             f"load them with size={expected[1]} and channels={expected[0]}"
         )
-    code_dtype(model.num_codes)
+    _check_memory(batch_size, prod(expected), MAX_BATCH_BYTES, "batch_size", "images of a batch")
+    row_bytes = prod(model.grid) * code_dtype(model.num_codes).itemsize
+    _check_memory(min(shard_size, len(images)), row_bytes, MAX_SHARD_BYTES, "shard_size", "codes of a shard")
     shards = (range(first, min(first + shard_size, len(images))) for first in range(0, len(images), shard_size))
     try:
         digests = tuple(map(images.digest, shards))
     except OSError as error:
         raise not_there(images, error) from error
     plain = json.loads(json.dumps(model.config.to_plain()))  # as it will be read again, tuples being lists
+    folder = Path(folder)
+    # A set in memory has a name that somebody gave it, whatever else is called so.
+    is_path = not isinstance(images, ImageTensors)
     return Plan(
-        folder=Path(folder),
+        folder=folder,
         num_images=len(images),
         image_shape=images.shape,
         source=images.name,
@@ -206,14 +235,23 @@ def plan(
             "class": type(model).__name__,
             "config": plain,
             "fingerprint": fingerprint.of_tokenizer(model),
-            "source": tokenizer_source,
+            "source": None if tokenizer_source is None else origins.note(tokenizer_source, folder),
         },
         num_codes=model.num_codes,
         grid=tuple(model.grid),
         batch_size=batch_size,
         shard_size=shard_size,
         digests=digests,
+        origin=origins.note(images.name, folder, may_be_relative=is_path),
     )
+
+
+def _check_memory(num: int, num_bytes: int, most: int, what: str, of: str) -> None:
+    if num * num_bytes > most:
+        raise ValueError(
+            f"got {what}={num:,}, but memory has to hold the {of}, {num * num_bytes / 1e9:,.1f} GB; expected at most "
+            f"{most // num_bytes:,}"
+        )
 
 
 def not_there(images: Images, error: OSError) -> ValueError:

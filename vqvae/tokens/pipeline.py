@@ -25,9 +25,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data import Images, ImageTensors, read_ahead
+from vqvae.tokens import origins
+from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, not_there, plan
-from vqvae.tokens.shards import Encoded, Summary, finish, missing, write_shard
+from vqvae.tokens.shards import Encoded, Summary, finish, write_shard
 
+# Processes that decode; more is a slip.
+MAX_WORKERS = 1024
 # Shards that may wait for the disk; more would only fill memory when it is slower than the encoder.
 _WAITING_SHARDS = 2
 
@@ -41,7 +45,7 @@ class Decoded:
         images: uint8 `"b c h w"`, always the batch size; those that could be read in order, then zeros.
         labels: int64, one for each that could be read; None where the source has none.
         keys: what the source calls each that could be read.
-        skipped: (key, reason) of each that could not.
+        skipped: (key, reason) of each that could not. Of absolute paths there are, as in keys, only the last parts.
     """
 
     first: int
@@ -119,9 +123,11 @@ def tokenize(
 
     Raises:
         ValueError: as `plan`; a folder that holds something else, also shards of other images or of the images as they
-            were; an image that cannot be had, or a full disk, with every shard kept that was written.
+            were; an image that cannot be had, or a full disk, with every shard kept that was written; another job that
+            writes there, with nothing changed.
     """
     start = time.perf_counter()
+    check_workers(num_workers)
     todo = plan(
         model,
         images,
@@ -131,30 +137,28 @@ def tokenize(
         batch_size=batch_size,
         shard_size=shard_size,
     )
-    if num_workers < 0:
-        raise ValueError(f"got num_workers={num_workers}; expected at least 0")
-    shards = missing(todo, rank, world_size)
-    total = sum(len(todo.images(shard)) for shard in shards)
     spent = Timings() if timings is None else timings
     num_rows = num_images = 0
     unreadable: list[tuple[str, str]] = []
-    with (
-        _Writer(todo, spent) as writer,
-        closing(_decoded(todo, images, shards, num_workers)) as decoded,
-        closing(_encoded(model, decoded, spent, timings is not None)) as encoded,
-    ):
-        for shard in shards:
-            parts = []
-            for part in islice(encoded, len(list(todo.slices(shard)))):
-                writer.check()
-                parts.append(part)
-                num_rows += len(part.codes)
-                num_images += len(part.codes) + len(part.skipped)
-                unreadable += part.skipped
-                if progress is not None:
-                    progress(num_images, total)
-            writer.put(shard, parts)
-    summary = finish(todo)
+    with one_job(todo, rank, world_size) as shards:
+        total = sum(len(todo.images(shard)) for shard in shards)
+        with (
+            _Writer(todo, spent) as writer,
+            closing(_decoded(todo, images, shards, num_workers)) as decoded,
+            closing(_encoded(model, decoded, spent, timings is not None)) as encoded,
+        ):
+            for shard in shards:
+                parts = []
+                for part in islice(encoded, len(list(todo.slices(shard)))):
+                    writer.check()
+                    parts.append(part)
+                    num_rows += len(part.codes)
+                    num_images += len(part.codes) + len(part.skipped)
+                    unreadable += part.skipped
+                    if progress is not None:
+                        progress(num_images, total)
+                writer.put(shard, parts)
+        summary = finish(todo)
     whole = summary is not None
     if summary is None:
         summary = Summary(num_rows=num_rows, num_shards=len(shards), unreadable=tuple(unreadable))
@@ -167,6 +171,12 @@ def tokenize(
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
+
+
+def check_workers(num_workers: int) -> None:
+    """Raise ValueError for a number of processes that nobody means."""
+    if not 0 <= num_workers <= MAX_WORKERS:
+        raise ValueError(f"got num_workers={num_workers}; expected 0 to {MAX_WORKERS:,}")
 
 
 def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decoded:
@@ -200,8 +210,8 @@ def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decod
         first=indices[0],
         images=padded,
         labels=None if images.num_classes is None else np.concatenate([np.empty(0, np.int64), *known]),
-        keys=tuple(keys),
-        skipped=tuple(skipped),
+        keys=tuple(map(origins.key_without_places, keys)),
+        skipped=tuple((origins.key_without_places(key), origins.without_places(reason)) for key, reason in skipped),
     )
 
 

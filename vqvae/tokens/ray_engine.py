@@ -40,10 +40,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.data import EncodedImages, Images, ImageTensors
+from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
 from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch
 from vqvae.tokens.ray_session import RaySession, import_ray, quiet
-from vqvae.tokens.shards import Encoded, finish, missing, write_shard
+from vqvae.tokens.shards import Encoded, finish, write_shard
 
 # Of a task: enough that Ray's own work on it is small, few enough that little is done again when it is lost.
 _SLICES_PER_TASK = 32
@@ -118,29 +119,29 @@ def tokenize_on_ray(
         raise ValueError(
             f"got address={address!r} and a session, which has an address of its own; expected one of them"
         )
-    shards = missing(todo)
-    total = sum(len(todo.images(shard)) for shard in shards)
     num_images = 0
-    if shards:
-        arrived: dict[int, dict[int, Encoded]] = defaultdict(dict)
-        with ExitStack() as stack:
-            running = stack.enter_context(RaySession(address)) if session is None else session
-            running.start()
-            stack.enter_context(quiet(ray))
-            stream = _encoded(ray, model, images, open_images, todo, shards, device, num_encoders)
-            stack.enter_context(closing(stream))
-            for shard, part in stream:
-                # By its first image: a slice that was made twice counts once.
-                parts = arrived[shard]
-                if part.first not in parts:
-                    parts[part.first] = part
-                    num_images += len(part.codes) + len(part.skipped)
-                    if progress is not None:
-                        progress(num_images, total)
-                if len(parts) == len(list(todo.slices(shard))):
-                    write_shard(todo, shard, list(arrived.pop(shard).values()))
-        assert not arrived, "slices are missing"
-    summary = finish(todo)
+    with one_job(todo) as shards:
+        total = sum(len(todo.images(shard)) for shard in shards)
+        if shards:
+            arrived: dict[int, dict[int, Encoded]] = defaultdict(dict)
+            with ExitStack() as stack:
+                running = stack.enter_context(RaySession(address)) if session is None else session
+                running.start()
+                stack.enter_context(quiet(ray))
+                stream = _encoded(ray, model, images, open_images, todo, shards, device, num_encoders)
+                stack.enter_context(closing(stream))
+                for shard, part in stream:
+                    # By its first image: a slice that was made twice counts once.
+                    parts = arrived[shard]
+                    if part.first not in parts:
+                        parts[part.first] = part
+                        num_images += len(part.codes) + len(part.skipped)
+                        if progress is not None:
+                            progress(num_images, total)
+                    if len(parts) == len(list(todo.slices(shard))):
+                        write_shard(todo, shard, list(arrived.pop(shard).values()))
+            assert not arrived, "slices are missing"
+        summary = finish(todo)
     if summary is None:
         raise ValueError(
             f"shards of {todo.folder} are gone again; expected that nobody else changes it while it is made"

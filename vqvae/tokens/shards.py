@@ -1,41 +1,41 @@
 """The files of a tokenized set: shards and index, each written whole or not at all, and checked before it is trusted.
 
-Any process may write any shard, and whoever finds all of them there writes the index. What is written follows from the
-plan and the images alone, so it does no harm where two do it, at the same moment too: each writes to a name of its own,
-which then takes the place. Names of processes that were killed are swept up once the set is whole; a process that is
-still writing then finds its own gone, and the shard there.
+Any process may write any shard, and whoever finds all of them there writes the index; the ranks of one job share the
+work so. Two jobs at a time would have each do all of it, see `jobs`. What killed processes left is swept up once the
+set is whole.
 
-A run that goes on from a shard reads all of it and compares its checksums.
+A run that goes on from a shard reads all of it and compares its checksums. What is damaged is made again, and so is
+what lies in another shard's place, or in that of one that the index pins. All else that is there and of another
+tokenizer, source or layout is refused, as it is somebody's.
 """
 
 import contextlib
 import json
 import os
 import re
-import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
-from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 import safefolder
-from vqvae.tokens.layout import CLASS_NAME, FORMAT, INDEX_NAME, Plan
+from safefolder.files import sweep
+from vqvae.tokens import headers, origins
+from vqvae.tokens.headers import Header
+from vqvae.tokens.index import MAX_BYTES, checksum, read_plain
+from vqvae.tokens.layout import INDEX_NAME, Plan, shard_name
+from vqvae.tokens.plain import DamagedError, ForeignError
 
-# The limit that safetensors itself sets.
-_MAX_HEADER = 100_000_000
-_SIZES = {"U8": 1, "U16": 2, "U32": 4, "I64": 8}
 _DTYPES = {"uint16": "U16", "uint32": "U32"}
-_BLOCK = 1 << 20
-# What files of ours are called for the moment.
-_LEFT = re.compile(
-    r"\.{1,2}(codes-\d{5,}\.safetensors|index\.json)(\.[0-9a-f]{1,8}|(\.[0-9a-f]{1,8})?\.(writing|mode))"
-)
+# What versions before this called files of theirs for the moment; the folder that ends so is of this one.
+_FILES = r"codes-\d{5,}\.safetensors|index\.json"
+_LEFT = re.compile(rf"\.{{1,2}}({_FILES})(\.[0-9a-f]{{1,8}}|(\.[0-9a-f]{{1,8}})?\.(writing|mode))")
+_LEFT_FOLDER = re.compile(rf"\.({_FILES})\.writing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +66,6 @@ class Summary:
     unreadable: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What the header of a shard says: where each tensor lies in the file, and what the shard is of."""
-
-    tensors: dict[str, tuple[str, tuple[int, ...], int]]
-    about: dict[str, Any]
-
-    @property
-    def num_rows(self) -> int:
-        return self.tensors["codes"][1][0]
-
-
-class _DamagedError(Exception):
-    """A file that is no whole shard: cut, or overwritten."""
-
-
-class _ForeignError(Exception):
-    """A file of the same format that holds something else."""
-
-
 def write_shard(plan: Plan, shard: int, parts: Sequence[Encoded]) -> None:
     """Write one shard, of the parts that its slices gave.
 
@@ -114,38 +94,11 @@ def write_shard(plan: Plan, shard: int, parts: Sequence[Encoded]) -> None:
         "unreadable": [list(each) for part in parts for each in part.skipped],
         "crc32": {name: zlib.crc32(np.ascontiguousarray(each).data) for name, each in tensors.items()},
     }
-    about["crc32"]["about"] = _checksum(about)
-    try:
-        with _replacing(plan.path(shard)) as scratch:
-            # One entry of metadata: the library writes several in no fixed order. And not by its `save_file`, which
-            # writes by way of a file of its own in the folder, where a kill leaves it.
-            scratch.write_bytes(safetensors.numpy.save(tensors, {"about": json.dumps(about, sort_keys=True)}))
-    except ValueError:
-        if not is_done(plan, shard):
-            raise
-
-
-def _checksum(about: dict[str, Any]) -> int:
-    """Of what a shard says of itself, its checksums apart."""
-    rest = {name: value for name, value in about.items() if name != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """`safefolder.replacing`, through a name that no other process uses."""
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with safefolder.replacing(own) as scratch:
-            yield scratch
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(own), str(path))) from error
-    try:
-        os.replace(own, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            own.unlink()
-        raise ValueError(f"could not write {path}: {error.strerror}; what was there before is untouched") from error
+    about["crc32"]["about"] = headers.checksum(about)
+    with safefolder.replacing(plan.path(shard)) as scratch:
+        # One entry of metadata: the library writes several in no fixed order. And not by its `save_file`, which writes
+        # by way of a file of its own.
+        scratch.write_bytes(safetensors.numpy.save(tensors, {"about": json.dumps(about, sort_keys=True)}))
 
 
 def missing(plan: Plan, rank: int = 0, world_size: int = 1) -> list[int]:
@@ -154,13 +107,9 @@ def missing(plan: Plan, rank: int = 0, world_size: int = 1) -> list[int]:
     Raises:
         ValueError: what is there belongs to another tokenizer, source or layout.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"got rank={rank}; expected 0 to {world_size - 1} (world_size - 1)")
-    try:
-        _check_folder(plan)
-    except OSError as error:
-        raise ValueError(f"{plan.folder} cannot be read: {error.strerror or error}") from error
-    return [shard for shard in range(rank, plan.num_shards, world_size) if not is_done(plan, shard)]
+    check_folder(plan, rank, world_size)
+    pinned = _pinned(plan)
+    return [shard for shard in range(rank, plan.num_shards, world_size) if not _is_done(plan, shard, pinned)]
 
 
 def is_done(plan: Plan, shard: int) -> bool:
@@ -169,80 +118,109 @@ def is_done(plan: Plan, shard: int) -> bool:
     Raises:
         ValueError: it is whole, but of another tokenizer, source or layout; or it cannot be read.
     """
-    header = _done(plan, shard)
-    try:
-        return header is not None and holds_its_bytes(plan.path(shard), header)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise ValueError(f"{plan.path(shard)} cannot be read: {error.strerror or error}") from error
-
-
-def holds_its_bytes(path: Path, header: Header) -> bool:
-    """Whether the tensors of a shard are those that were written, by their checksums.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    expected = header.about["crc32"]
-    with path.open("rb") as file:
-        for name, (kind, shape, start) in header.tensors.items():
-            file.seek(start)
-            found, left = 0, prod(shape) * _SIZES[kind]
-            while left and (block := file.read(min(left, _BLOCK))):
-                found, left = zlib.crc32(block, found), left - len(block)
-            if expected.get(name) != found:
-                return False
-    return True
+    return _is_done(plan, shard, _pinned(plan))
 
 
 def finish(plan: Plan) -> Summary | None:
     """Write the index if every shard is there; None if some are still missing. Any number of processes may call it.
 
-    An index that is there stays if it says the same, whatever it notes of where source and tokenizer were.
+    An index that is there stays if it says the same, whatever it notes of where source and tokenizer were, unless that
+    is noted as versions before did it, by absolute paths.
 
     Raises:
         ValueError: a shard of something else; or the index cannot be written.
     """
-    rows, unreadable = [], []
+    pinned = _pinned(plan)
+    shards: list[dict[str, Any]] = []
+    unreadable: list[tuple[str, str]] = []
     for shard in range(plan.num_shards):
-        header = _done(plan, shard)
+        header, _ = _ours(plan, shard, pinned)
         if header is None:
             return None
-        rows.append(header.num_rows)
-        unreadable += [(key, reason) for key, reason in header.about["unreadable"]]
+        shards.append({"file": shard_name(shard), "rows": header.num_rows, "crc32": header.crc32})
+        # Versions before this kept what they were told.
+        unreadable += [
+            (origins.key_without_places(key), origins.without_places(reason))
+            for key, reason in header.about["unreadable"]
+        ]
+    num_rows = sum(shard["rows"] for shard in shards)
     index = {
         **plan.index(),
-        "num_rows": sum(rows),
-        "shards": [{"file": plan.path(shard).name, "rows": num} for shard, num in enumerate(rows)],
+        "num_rows": num_rows,
+        "shards": shards,
         "unreadable": [{"key": key, "reason": reason} for key, reason in unreadable],
     }
-    path = plan.folder / INDEX_NAME
-    if not _says(path, index):
+    index["crc32"] = checksum(index)
+    found = _found(plan)
+    if not _says(found, index, as_before=False):
         try:
-            with _replacing(path) as scratch:
-                scratch.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            _write_index(plan, index)
         except ValueError:
-            if not _says(path, index):
+            # In a place that cannot be written to, one of a version before is as good.
+            if not _says(found, index, as_before=True):
                 raise
     # Only tidy: where nothing can be removed, as the place is read-only, all is as good.
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(plan.folder)):
-            if _LEFT.fullmatch(entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                if match := _LEFT_FOLDER.fullmatch(entry.name):
+                    sweep(plan.folder / match[1])
+            elif _LEFT.fullmatch(entry.name):
                 os.unlink(entry.path)
-    return Summary(num_rows=sum(rows), num_shards=len(rows), unreadable=tuple(unreadable))
+    return Summary(num_rows=num_rows, num_shards=len(shards), unreadable=tuple(unreadable))
 
 
-def _says(path: Path, index: dict[str, Any]) -> bool:
-    """Whether an index is there and differs in its notes at most."""
+def _write_index(plan: Plan, index: Mapping[str, Any]) -> None:
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    if len(text) > MAX_BYTES:
+        raise ValueError(
+            f"the index of {plan.folder} has {len(text):,} bytes, for {len(index['shards']):,} shards and "
+            f"{len(index['unreadable']):,} images that could not be read, and is read up to {MAX_BYTES:,}; give a "
+            "larger shard_size, or a source with fewer that are no images"
+        )
+    safefolder.write_text(plan.folder / INDEX_NAME, text)
+
+
+def _found(plan: Plan) -> dict[str, Any] | None:
+    """What the index in the folder says; None where there is none, or it is damaged and will be written anew."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_plain(plan.folder)
+    except ValueError:
+        return None
+
+
+def _says(found: Mapping[str, Any] | None, index: Mapping[str, Any], *, as_before: bool) -> bool:
+    """Whether an index that was found differs from what it should say in its notes at most.
+
+    as_before: also one that has absolute paths in them, and no checksums of headers, as versions before had it.
+    """
+    if found is None:
         return False
-    return isinstance(found, dict) and _without_notes(found) == _without_notes(index)
+    if as_before:
+        shards, unreadable = found.get("shards"), found.get("unreadable")
+        if (
+            not isinstance(shards, list)
+            or not isinstance(unreadable, list)
+            or len(unreadable) != len(index["unreadable"])
+        ):
+            return False
+        if not any(isinstance(shard, dict) and "crc32" in shard for shard in shards):
+            plain = [{"file": shard["file"], "rows": shard["rows"]} for shard in index["shards"]]
+            index = {**index, "shards": plain}
+        index = {**index, "unreadable": unreadable, "crc32": found.get("crc32")}
+        found = {"crc32": None, **found}
+    elif any(origins.names_a_place(each) for each in _notes(found)):
+        return False
+    return _without_notes(found) == _without_notes(index)
 
 
-def _without_notes(index: dict[str, Any]) -> dict[str, Any]:
+def _notes(index: Mapping[str, Any]) -> list[Any]:
+    """Where source and tokenizer were loaded from."""
+    tokenizer = index.get("tokenizer")
+    return [index.get("source"), tokenizer.get("source") if isinstance(tokenizer, dict) else None]
+
+
+def _without_notes(index: Mapping[str, Any]) -> dict[str, Any]:
     """An index less where its source and its tokenizer were loaded from, which does not change what they are."""
     tokenizer = index.get("tokenizer")
     if isinstance(tokenizer, dict):
@@ -250,75 +228,47 @@ def _without_notes(index: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in index.items() if name != "source"}, "tokenizer": tokenizer}
 
 
-def read_header(path: Path) -> Header:
-    """The header of a shard whose file has the size that it says.
-
-    Raises:
-        ValueError: no shard of this library, or one that is cut or damaged.
-        OSError: no such file.
-    """
-    try:
-        return _header(path)
-    except (_DamagedError, _ForeignError) as error:
-        raise ValueError(
-            f"{path} is no whole shard of codes: {error}; run `vqvae tokenize` again to mend the set"
-        ) from error
+def _pinned(plan: Plan) -> dict[str, int]:
+    """The checksums of headers by which the index in the folder pins its shards, if it is the plan's."""
+    found = _found(plan)
+    if found is None or not _has(_without_notes(found), _without_notes(plan.index())):
+        return {}
+    shards = found.get("shards")
+    return {
+        shard["file"]: shard["crc32"]
+        for shard in (shards if isinstance(shards, list) else [])
+        if isinstance(shard, dict) and isinstance(shard.get("file"), str) and type(shard.get("crc32")) is int
+    }
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a tokenized set, as plain data.
-
-    Raises:
-        ValueError: there is none, or it is damaged, or of something else.
-    """
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        splits = [name for name in ("train", "test") if (folder / name / INDEX_NAME).is_file()]
-        if splits:
-            raise ValueError(f"{folder} holds {' and '.join(splits)}; name one of them, as {folder / splits[0]}")
-        has_shards = folder.is_dir() and any(folder.glob("codes-*.safetensors"))
-        hint = "run `vqvae tokenize` again to finish it" if has_shards else "expected a folder that it wrote"
-        raise ValueError(f"{folder} has no {INDEX_NAME} of `vqvae tokenize`; {hint}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}; run `vqvae tokenize` again to mend it") from error
-    if not isinstance(index, dict) or index.get("class") != CLASS_NAME:
-        raise ValueError(f"{path} is of something else; expected a folder that `vqvae tokenize` wrote")
-    if index.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} is of format {index.get('format')}, this version reads format {FORMAT}; upgrade vqvae-priors"
-        )
-    return index
-
-
-def _check_folder(plan: Plan) -> None:
-    """Raise ValueError if the folder holds what no run of this plan wrote."""
+def check_folder(plan: Plan, rank: int = 0, world_size: int = 1) -> None:
+    """Raise ValueError for a rank that is none, and if the folder holds what no run of this plan wrote."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"got rank={rank}; expected 0 to {world_size - 1} (world_size - 1)")
     place = next(each for each in (plan.folder, *plan.folder.parents) if each.exists() or each == each.parent)
     if place.exists() and not place.is_dir():
         raise ValueError(f"{place} is a file; expected a folder, or a name that is free")
     path = plan.folder / INDEX_NAME
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            pass  # damaged, and will be written anew
-        else:
-            found = _without_notes(found) if isinstance(found, dict) else {}
-            _compare(plan, "codes", found, _without_notes(plan.index()))
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; expected a folder that `vqvae tokenize` wrote, or a free name")
+    if (found := _found(plan)) is not None:
+        _compare(plan, "codes", _without_notes(found), _without_notes(plan.index()))
     known = {plan.path(shard).name for shard in range(plan.num_shards)}
-    for path in sorted(plan.folder.glob("codes-*.safetensors")):
-        if path.name not in known:
-            with contextlib.suppress(_DamagedError, _ForeignError):
-                _compare(plan, path.name, _header(path).about, _of_all_shards(plan))
-            raise _foreign(plan, f"{path.name}, and this source makes {plan.num_shards} shard(s)")
+    try:
+        for path in sorted(plan.folder.glob("codes-*.safetensors")):
+            if path.name not in known:
+                with contextlib.suppress(DamagedError, ForeignError):
+                    _compare(plan, path.name, headers.read_header(path).about, _of_all_shards(plan))
+                raise _foreign(plan, f"{path.name}, and this source makes {plan.num_shards} shard(s)")
+    except OSError as error:
+        raise ValueError(f"{plan.folder} cannot be read: {error.strerror or error}") from error
 
 
 def _of_all_shards(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.about(0).items() if name not in ("first", "stop", "images")}
 
 
-def _compare(plan: Plan, what: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _compare(plan: Plan, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError unless what a file says is as expected."""
     for name, value in expected.items():
         if found.get(name) == value:
@@ -329,67 +279,69 @@ def _compare(plan: Plan, what: str, found: dict[str, Any], expected: dict[str, A
                 f"{what} of other images than {plan.source} has now, by their names, labels, sizes or times of change; "
                 "to go on, have the source as it was",
             )
-        text = f"{what} with {name} {found.get(name)!r}, expected {value!r}"
+        text = f"{what} with {name} {_shown(found.get(name))}, expected {_shown(value)}"
         if name in ("batch_size", "shard_size"):
-            text += f"; to go on, give {name}={found.get(name)!r}"
+            text += f"; to go on, give {name}={_shown(found.get(name))}"
         raise _foreign(plan, text)
 
 
-def _done(plan: Plan, shard: int) -> Header | None:
-    path = plan.path(shard)
-    try:
-        header = _header(path)
-    except (FileNotFoundError, _DamagedError):
-        return None
-    except _ForeignError as error:
-        raise _foreign(plan, f"{path.name}, but {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    _compare(plan, path.name, header.about, plan.about(shard))
-    if plan.has_labels != ("labels" in header.tensors):
-        raise _foreign(plan, f"{path.name} {'without' if plan.has_labels else 'with'} labels")
-    unreadable = header.about.get("unreadable")
-    if not isinstance(unreadable, list) or header.num_rows + len(unreadable) != len(plan.images(shard)):
-        return None
-    kind, shape, _ = header.tensors["codes"]
-    if kind != _DTYPES[str(plan.dtype)] or shape[1:] != plan.grid:
-        return None
-    return header
+def _shown(value: Any) -> str:
+    """What a file says, which may be anything of any length."""
+    short = Repr()
+    short.maxstring = short.maxlong = 80
+    return short.repr(value)
 
 
 def _foreign(plan: Plan, what: str) -> ValueError:
     return ValueError(f"{plan.folder} holds {what}; name another folder, or remove this one")
 
 
-def _header(path: Path) -> Header:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise _DamagedError(f"it has {size} bytes, fewer than its header says")
-        text = file.read(length)
+def _is_done(plan: Plan, shard: int, pinned: Mapping[str, int]) -> bool:
+    header, holds_its_bytes = _ours(plan, shard, pinned, check=True)
+    return header is not None and holds_its_bytes
+
+
+def _ours(plan: Plan, shard: int, pinned: Mapping[str, int], *, check: bool = False) -> tuple[Header | None, bool]:
+    """The header of a shard that is there, and with `check` whether its tensors are whole; None where it is to be made.
+
+    Raises:
+        ValueError: it is of something else.
+    """
+    path, whole = plan.path(shard), True
     try:
-        plain = dict(json.loads(text))
-        about = json.loads(plain.pop("__metadata__", {}).get("about", "null"))
-        if not isinstance(about, dict) or about.get("class") != CLASS_NAME:
-            raise _ForeignError("it holds something else")
-        if about["crc32"]["about"] != _checksum(about):
-            raise _DamagedError("what it says of itself is not what was written")
-        tensors = {}
-        ends = [0]
-        for name, each in plain.items():
-            kind, shape, (start, stop) = each["dtype"], tuple(each["shape"]), each["data_offsets"]
-            if stop - start != prod(shape) * _SIZES[kind] or min(start, *shape) < 0:
-                raise _DamagedError(f"its {name} has not the bytes of its shape")
-            tensors[name] = kind, shape, 8 + length + start
-            ends.append(stop)
-        rows = tensors["codes"][1][0]
-        if tensors["key_ends"][:2] != ("I64", (rows,)) or tensors["key_bytes"][0] != "U8":
-            raise _DamagedError("its keys are not one for each row")
-        if "labels" in tensors and tensors["labels"][:2] != ("I64", (rows,)):
-            raise _DamagedError("its labels are not one for each row")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _DamagedError(f"its header is damaged ({error})") from error
-    if size != 8 + length + max(ends):
-        raise _DamagedError(f"it has {size} bytes, expected {8 + length + max(ends)}")
-    return Header(tensors=tensors, about=about)
+        if check:
+            header, whole = headers.read_checked(path)
+        else:
+            header = headers.read_header(path)
+    except (FileNotFoundError, DamagedError):
+        return None, False
+    except ForeignError as error:
+        raise _foreign(plan, f"{path.name}, but {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if _is_misplaced(plan, shard, header.about) or _is_no_longer(path.name, header, pinned, plan.about(shard)):
+        return None, False
+    _compare(plan, path.name, header.about, plan.about(shard))
+    if plan.has_labels != ("labels" in header.tensors):
+        raise _foreign(plan, f"{path.name} {'without' if plan.has_labels else 'with'} labels")
+    kind, shape, _ = header.tensors["codes"]
+    fits = header.num_rows + len(header.about["unreadable"]) == len(plan.images(shard))
+    if not fits or kind != _DTYPES[str(plan.dtype)] or shape[1:] != plan.grid:
+        return None, False
+    return header, whole
+
+
+def _is_misplaced(plan: Plan, shard: int, about: Mapping[str, Any]) -> bool:
+    """Whether it is another shard of the same set, under this one's name."""
+    first = about.get("first")
+    other = first // plan.shard_size if type(first) is int else shard
+    return other != shard and 0 <= other < plan.num_shards and _has(about, plan.about(other))
+
+
+def _is_no_longer(name: str, header: Header, pinned: Mapping[str, int], expected: Mapping[str, Any]) -> bool:
+    """Whether it is something else in the place of a shard that the index pins."""
+    return pinned.get(name, header.crc32) != header.crc32 and not _has(header.about, expected)
+
+
+def _has(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return all(found.get(name) == value for name, value in expected.items())

@@ -2,7 +2,8 @@
 
     codes       fixed_size_list<uint16 or uint32>: the grid in raster order
     label       int64, where the set has labels
-    key         string: what the source called the image; bytes that are no UTF-8 as \\xNN
+    key         string: what the source called the image; bytes that are no UTF-8 as \\xNN; of an absolute path, which
+                sets made by versions before may have, the last part
 
 The schema's metadata has `grid` (JSON, to reshape the codes with), `num_codes`, `class_names` (JSON) and the
 `tokenizer`'s fingerprint.
@@ -10,16 +11,43 @@ The schema's metadata has `grid` (JSON, to reshape the codes with), `num_codes`,
 Needs the extra `parquet`.
 """
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import safefolder
+from vqvae.tokens import origins
 from vqvae.tokens.dataset import CodeDataset
 
 # Rows that are written at once.
 _ROWS = 65_536
+# By which a file of ours is known.
+_NOTES = {b"grid", b"num_codes", b"tokenizer"}
+
+
+@contextlib.contextmanager
+def one_parquet(path: Path) -> Iterator[None]:
+    """Be the only one who writes a parquet file of codes there, until the block is left.
+
+    Raises:
+        ValueError: the extra is missing; something else is there; or it cannot be written, by anybody or now.
+    """
+    _, parquet = _import()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is no regular file; expected one, or a name that is free")
+    if os.path.isfile(path) and os.path.getsize(path):
+        try:
+            notes = parquet.read_schema(path).metadata or {}
+        except Exception:  # pyarrow has many kinds for a file that is no parquet
+            notes = {}
+        if not notes.keys() >= _NOTES:
+            raise ValueError(f"{path} is there, and is no parquet file of codes; name another, or remove it")
+    with safefolder.one_writer(path):
+        yield
 
 
 def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
@@ -28,11 +56,10 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
     Raises:
         ValueError: the extra is missing, or the disk is full.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(f"parquet needs more packages ({error}): pip install 'vqvae-priors[parquet]'") from error
+    pyarrow, parquet = _import()
+    path = Path(path)
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; expected the name of a file")
     places = prod(dataset.grid)
     code = pyarrow.from_numpy_dtype(dataset.dtype)
     fields: list[Any] = [pyarrow.field("codes", pyarrow.list_(code, places))]
@@ -46,7 +73,7 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
         "tokenizer": dataset.tokenizer["fingerprint"],
     }
     schema = pyarrow.schema(fields, metadata=notes)
-    with safefolder.replacing(Path(path)) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
+    with safefolder.replacing(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
         for shard in range(dataset.num_shards):
             codes, labels, keys = dataset.shard(shard)
             for at in range(0, len(codes), _ROWS):
@@ -55,5 +82,18 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
                 columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, places)]
                 if labels is not None:
                     columns.append(pyarrow.array(labels[part]))
-                columns.append(pyarrow.array([key.decode("utf-8", "backslashreplace") for key in keys[part]]))
+                columns.append(pyarrow.array([_text(key) for key in keys[part]]))
                 writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"parquet needs more packages ({error}): pip install 'vqvae-priors[parquet]'") from error
+    return pyarrow, parquet
+
+
+def _text(key: bytes) -> str:
+    return origins.key_without_places(key.decode("utf-8", "backslashreplace"))

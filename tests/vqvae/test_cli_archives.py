@@ -1,0 +1,350 @@
+"""The commands of archives on what is no plain file, on files that claim too much, and beside another writer."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codec_worlds import claiming, images_of, model_of, transformer_of, uniform_of
+from image_files import noise, save
+from PIL import Image
+
+from safefolder import one_writer
+from vqvae import cli
+from vqvae.cli.common import load_codec
+from vqvae.codec import Archive, Mode, dream, storage, write
+from vqvae.codec.coder import BadStream
+from vqvae.codec.container import MAX_IMAGES
+from vqvae.codec.dream import most_bytes
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "grey"
+    model = model_of()
+    model.save_pretrained(folder / "codebook")
+    transformer_of(model).save_pretrained(folder / "prior")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(run):
+    return load_codec(str(run), None)[0]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, codec):
+    """A folder to stand in, with an archive, an image, and what is no plain file under any name."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png", noise(SIZE, SIZE))
+    images = images_of(model_of(), 2)
+    write("x.vq", codec.header(Mode.LOSSLESS), codec.blocks(images, verify=False))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    Path("to-pipe").symlink_to("pipe")
+    Path("text").write_text("what somebody wrote by hand, and no archive at all")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind("socket")
+    yield tmp_path
+    listening.close()
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """A command that is refused in one line, before a model is loaded; what it says."""
+
+    def refused_command(*args, loads=False):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["vqvae", *map(str, args)])
+            if not loads:
+                for name in ("packing", "unpacking", "dreaming", "figures"):
+                    patch.setattr(getattr(cli, name), "load_codec", None)
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+        assert stopped.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert len(err) < 600
+        return err
+
+    return refused_command
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run_command(*args):
+        monkeypatch.setattr(sys, "argv", ["vqvae", *map(str, args)])
+        cli.main()
+        return capsys.readouterr().out
+
+    return run_command
+
+
+def contents(folder):
+    """Everything in a folder, and what is in its files."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+ODD = {
+    "pipe": "a named pipe",
+    "to-pipe": "a named pipe",
+    "loop": "a link that leads in a circle",
+    "dangling": "a link that leads nowhere",
+    "socket": "a socket",
+    "/dev/null": "a device",
+    "n" * 5000: "File name too long",
+    "loop/x": "a link that leads in a circle",
+}
+NO_FILES = ODD | {"folder": "a folder", "text/x": "no file at text/x"}
+NO_OUTPUTS = ODD | {"folder": "a folder", "text/x": "is no folder", "y/" * 1900 + "x": "folders on the way are missing"}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_case_20_files_that_are_none(place, run, refused, name):
+    before = contents(place)
+    for args in (
+        ("decompress", run, name, "-o", "out"),
+        ("decompress", run, name, "-o", "out", "--recover"),
+        ("info", name),
+        ("info", name, run),
+        ("dream", run, "--bits", name),
+    ):
+        assert NO_FILES[name] in refused(*args)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", NO_OUTPUTS)
+def test_case_22_outputs_that_are_none(place, run, refused, name):
+    before = contents(place)
+    for args in (
+        ("compress", run, "a.png", "-o", name),
+        ("compress", run, "a.png", "-o", name, "--force"),
+        ("compress", run, "a.png", "-o", name, "--append"),
+        ("dream", run, "--output", name),
+        ("info", "x.vq", run, "--csv", name),
+        *([] if name == "folder" else [("decompress", run, "x.vq", "-o", name)]),
+    ):
+        assert NO_OUTPUTS[name] in refused(*args)
+    assert contents(place) == before
+
+
+def test_case_22_places_where_nothing_may_be_written(place, run, refused, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "folder" and access(path, mode))
+    before = contents(place)
+    for args in (
+        ("compress", run, "a.png", "-o", "folder/x.vq"),
+        ("compress", run, "a.png", "-o", "folder/new/x.vq"),
+        ("dream", run, "--output", "folder/x.png"),
+        ("info", "x.vq", run, "--csv", "folder/x.csv"),
+        ("decompress", run, "x.vq", "-o", "folder"),
+        ("decompress", run, "x.vq", "-o", "folder/new"),
+    ):
+        assert "permission denied in" in refused(*args)
+    assert contents(place) == before
+
+
+def test_case_22_files_that_may_not_be_read(place, run, refused, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "x.vq" and access(path, mode))
+    before = contents(place)
+    for args in (
+        ("decompress", run, "x.vq", "-o", "out"),
+        ("decompress", run, "x.vq", "-o", "out", "--recover"),
+        ("info", "x.vq"),
+        ("dream", run, "--bits", "x.vq"),
+    ):
+        assert "could not read x.vq: permission denied" in refused(*args)
+    assert contents(place) == before
+
+
+def test_case_20_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(place, monkeypatch):
+    """Between the look at a file and its opening."""
+    monkeypatch.setattr(storage, "check_readable", lambda path: None)
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("pipe", "to-pipe"):
+        with pytest.raises(ValueError, match="it is no file any more"):
+            Archive.open(name)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_links_to_files_are_followed(place, run, call, codec):
+    Path("link.vq").symlink_to("x.vq")
+    call("compress", run, "a.png", "-o", "link.vq", "--append")
+    assert Path("link.vq").is_symlink()
+    with Archive.open("x.vq") as archive:
+        assert archive.num_images == 3
+    call("decompress", run, "link.vq", "-o", "out")
+    assert len(os.listdir("out")) == 3
+    Path("linked").symlink_to("folder")
+    call("decompress", run, "link.vq", "-o", "linked")
+    assert len(os.listdir("folder")) == 4
+
+
+# ---- another writer
+
+
+def test_case_06_a_second_compress_is_refused_before_it_works(place, run, refused, monkeypatch):
+    before = contents(place)
+    with one_writer("x.vq"):
+        for option in ("--append", "--force"):
+            assert "x.vq is being written by another process" in refused("compress", run, "a.png", "-o", "x.vq", option)
+    with one_writer("new.vq"):
+        assert "is being written" in refused("compress", run, "a.png", "-o", "new.vq")
+    assert contents(place) == before
+
+
+def test_case_06_a_file_that_comes_in_the_meantime_is_not_replaced(place, run, refused, monkeypatch):
+    """Whether a file is there is asked for by the one who may write it."""
+    exists = cli.packing.destination
+
+    def late(path):
+        Path(path).write_text("another's")
+        return exists(path)
+
+    monkeypatch.setattr(cli.packing, "destination", late)
+    assert "is there already" in refused("compress", run, "a.png", "-o", "new.vq")
+    assert Path("new.vq").read_text() == "another's"
+    # And what came is added to, or refused as no archive; it is not replaced.
+    assert "no file of this codec" in refused("compress", run, "a.png", "-o", "newer.vq", "--append")
+    assert Path("newer.vq").read_text() == "another's"
+
+
+def test_append_to_what_does_not_fit_changes_nothing(place, run, refused, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    model = model_of(seed=5)
+    model.save_pretrained(other / "codebook")
+    uniform_of(model).save_pretrained(other / "prior")
+    before = contents(place)
+    assert "is no file of this codec" in refused("compress", run, "a.png", "-o", "text", "--append")
+    assert "write them to a file of their own" in refused(
+        "compress", other, "a.png", "-o", "x.vq", "--append", loads=True
+    )
+    args = ("compress", run, "a.png", "-o", "x.vq", "--append", "--mode", "lossy")
+    assert "mode LOSSLESS" in refused(*args, loads=True)
+    Path("cut.vq").write_bytes(Path("x.vq").read_bytes()[:-5])
+    assert "is cut short" in refused("compress", run, "a.png", "-o", "cut.vq", "--append")
+    Path("cut.vq").unlink()
+    assert contents(place) == before
+
+
+# ---- files that claim too much
+
+
+def test_case_16_commands_stop_where_a_stream_does(place, run, codec, refused, call, capsys, monkeypatch):
+    decoded, decode_codes = [], codec.coder.decode_codes.__func__
+
+    def counted(self, sources, labels, offsets):
+        decoded.append(len(offsets))
+        return decode_codes(self, sources, labels, offsets)
+
+    monkeypatch.setattr(type(codec.coder), "decode_codes", counted)
+    Path("many.vq").write_bytes(claiming(codec, MAX_IMAGES))
+    before = contents(place)
+    for args in (("decompress", run, "many.vq", "-o", "out"), ("info", "many.vq", run)):
+        decoded.clear()
+        assert "the stream has ended before its images have" in refused(*args, loads=True)
+        assert sum(decoded) <= 2 * codec.coder.group_size
+    decoded.clear()
+    with pytest.raises(SystemExit) as stopped:
+        call("decompress", run, "many.vq", "-o", "out", "--recover")
+    assert stopped.value.code == 1
+    assert "lost: block 0: the stream has ended" in capsys.readouterr().err
+    assert sum(decoded) <= 2 * codec.coder.group_size
+    assert contents(place) == before
+
+
+def test_case_16_many_blocks_that_claim_many_images_each(place, run, codec, refused, call, capsys, monkeypatch):
+    """70 kB claim 65 million images. No names are made for them, and they are not added up one by one."""
+    monkeypatch.setattr(codec.coder.__class__, "decode_codes", _ends)
+    Path("many.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=1000))
+    planned = []
+    placed = cli.naming.Places.place
+    monkeypatch.setattr(cli.naming.Places, "place", lambda self, *args: (planned.append(1), placed(self, *args))[1])
+    assert f"{1000 * MAX_IMAGES:,} in 1,000 blocks, {1000 * MAX_IMAGES * SIZE**2:,} pixels" in call("info", "many.vq")
+    assert "ended" in refused("decompress", run, "many.vq", "-o", "out", loads=True)
+    assert not planned
+    save(Path("full") / "a.png", noise(2, 2))
+    monkeypatch.setattr(cli.unpacking, "_MOST_AHEAD", 500)
+    assert "ended" in refused("decompress", run, "many.vq", "-o", "full", loads=True)
+    assert len(planned) == 500
+    Path("some.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=20))
+    with pytest.raises(SystemExit):
+        call("decompress", run, "some.vq", "-o", "out", "--recover")
+    assert capsys.readouterr().err.count("lost: ") == 20
+    assert len(planned) == 500
+
+
+def _ends(self, sources, labels, offsets):
+    raise BadStream("the stream has ended")
+
+
+# ---- numbers without bounds
+
+
+def test_case_22_numbers_beyond_the_most(place, run, codec, refused):
+    huge = 10**18
+    for args, message in (
+        (
+            ("compress", run, "a.png", "-o", "y.vq", "--images-per-block", huge),
+            "--images-per-block must be 1 to 65,535",
+        ),
+        (("dream", run, "--num", huge), "--num must be at most 16,384"),
+        (("dream", run, "--num-bytes", huge), "--num-bytes must be at most 1,099,511,627,776"),
+    ):
+        assert message in refused(*args)
+    assert f"got image {huge}, expected 0 to 1" in refused(
+        "decompress", run, "x.vq", "-o", "out", "--images", huge, loads=True
+    )
+    assert not Path("out").exists()
+
+
+def test_case_22_more_bytes_than_the_images_may_hold(place, run, refused, monkeypatch):
+    monkeypatch.setattr(cli.dreaming, "_MOST_USED", 2000)
+    args = ("dream", run, "--num", "9", "--num-bytes", "3000")
+    assert "9 images of this model may take 3,000 bytes, expected at most 2,000; give a smaller --num" in refused(
+        *args, loads=True
+    )
+
+
+def test_case_22_no_more_bytes_are_made_than_images_can_use(place, run, codec, call, monkeypatch):
+    """Of ten thousand million: the picture is that of their end, as if all had been made."""
+    made = []
+    tail = cli.dreaming._random
+
+    def noted(seed, start, stop):
+        made.append((start, stop))
+        return tail(seed, start, stop)
+
+    monkeypatch.setattr(cli.dreaming, "_random", noted)
+    out = call("dream", run, "--num", "2", "--num-bytes", "10000000000", "--output", "far.png")
+    assert "of 10,000,000,000 bytes" in out
+    assert "give the same bytes" in out
+    [(start, stop)] = made
+    assert stop == 10**10
+    assert stop - start <= most_bytes(codec, 2) + 8
+    # The same where it can be seen: of so many that all can be made.
+    whole = np.random.Generator(np.random.PCG64(3)).bytes(20_011)
+    assert cli.dreaming._random(3, 16_000, 20_011) == whole[16_000:]
+    call("dream", run, "--num", "2", "--num-bytes", "20011", "--seed", "3", "--output", "near.png")
+    assert made[-1][0] > 0
+    Path("bits").write_bytes(whole)
+    call("dream", run, "--num", "2", "--bits", "bits", "--output", "bits.png")
+    expected = dream(codec, whole, 2).images
+    for name in ("near.png", "bits.png"):
+        picture = torch.from_numpy(np.array(Image.open(name)))[..., 0]
+        shown = torch.stack([picture[2 + 4 : 66 : SIZE, 2 + 66 * i + 4 : 66 + 66 * i : SIZE] for i in range(2)])
+        assert torch.equal(shown, expected[:, 0])
