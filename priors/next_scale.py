@@ -154,7 +154,9 @@ class NextScalePrior(Prior):
         return torch.where(first, start[:, None], gathered) + (self.target[here] + self.scale[self.scale_of[here]])
 
     def _gathering(self) -> Tensor:
-        return gathering(self.scales).to(widen(self.target))
+        like = widen(self.target)
+        # Of a model without memory it has none either: it grows with the square of the positions.
+        return gathering(self.scales, "meta" if like.is_meta else "cpu").to(like)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NextScalePrior":
         super()._apply(fn, recurse)
@@ -209,14 +211,14 @@ class NextScalePrior(Prior):
         return cls(NextScalePriorConfig(**fields))
 
 
-def gathering(scales: Sequence[int]) -> Tensor:
+def gathering(scales: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """The matrix "n m" from embedded codes of all scales but the finest to the inputs of all places, float64.
 
     It enlarges each scale to the finest by bicubic interpolation and shrinks the sum by averaging; rows of a scale are
     zero for its own codes and those of finer ones.
     """
     finest, begins = scales[-1], [0, *itertools.accumulate(scale**2 for scale in scales)]
-    options = {"dtype": torch.float64, "device": "cpu"}
+    options = {"dtype": torch.float64, "device": device}
     matrix = torch.zeros(begins[-1], begins[-2], **options)
     for source, small in enumerate(scales[:-1]):
         basis = torch.eye(small**2, **options).view(-1, 1, small, small)

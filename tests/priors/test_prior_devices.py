@@ -8,7 +8,7 @@ from default_worlds import check_same_under_any_default
 from prior_worlds import CONTINUOUS, KINDS, every_grid, some_labels
 from torch import Tensor
 
-from priors import AnyOrderPrior, NGramPrior
+from priors import AnyOrderPrior, AnyOrderPriorConfig, NextScalePrior, NextScalePriorConfig, NGramPrior
 
 QUICK = {"transformer-labels", "any-order", "next-scale", "ngram"}
 
@@ -47,6 +47,19 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
         return [each.detach() for each in found]
 
     check_same_under_any_default(run)
+
+
+def test_a_prior_that_is_made_without_memory_takes_none():
+    """As one is that a folder's config asks for, before its weights are looked at."""
+    sizes = {"num_codes": 512, "width": 256, "depth": 1, "num_heads": 2}
+    with torch.device("meta"):
+        priors = [
+            NextScalePrior(NextScalePriorConfig(**sizes, scales=(1, 200, 400))),  # of 51 GB
+            AnyOrderPrior(AnyOrderPriorConfig(**sizes, grid=(1024, 1024))),
+            NGramPrior(num_codes=512, grid=(1024, 1024)),
+        ]
+    for prior in priors:
+        assert {each.device.type for each in (*prior.parameters(), *prior.buffers())} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", ["normal", "mixture-labels"])

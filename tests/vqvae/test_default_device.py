@@ -8,7 +8,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 from default_worlds import check_same_under_any_default
-from quantizer_worlds import MEMBERS, Member, ema, features, grouped, projected, residual, take_step
+from quantizer_worlds import MEMBERS, Member, codebooks, ema, features, grouped, projected, residual, take_step
 from torch import Tensor
 
 from priors import TransformerPrior, TransformerPriorConfig, UnigramPrior
@@ -85,6 +85,18 @@ def test_case_24_what_makes_steps_finer_lives_with_the_parts():
         finer = quantizer.steps[0].finer()
         assert finer.device.type == "meta"
         assert quantizer.look_up(q.codes).device.type == "meta"
+
+
+def test_a_model_that_is_made_without_memory_takes_none():
+    """As one is that a folder's config asks for, before its weights are looked at."""
+    with torch.device("meta"):
+        made = [member.config.build() for member in WORLDS.values()] + [make() for make in MODELS.values()]
+        made += [make() for make in likelihood_worlds.MEMBERS.values()]
+    for module in made:
+        assert {each.device.type for each in (*module.parameters(), *module.buffers())} <= {"meta"}
+        for part in codebooks(module):
+            assert part.pool.vectors.is_meta
+            assert part.sums_of_step["counts"].is_meta
 
 
 SIZES = {"image_size": 8, "width": 8, "num_blocks": 1, "downsampling": 4}
