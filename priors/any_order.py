@@ -161,7 +161,7 @@ class AnyOrderPrior(Prior):
         flat = self._check_codes(codes, "codes", self.grid).flatten(1)
         order = self._check_order(order, len(flat))
         tables = self._all_logits(flat, self._check_labels(labels, len(flat)), order).log_softmax(-1)
-        return tables.take_along_dim(order.argsort(1)[..., None], 1).reshape(-1, *self.grid, self.num_codes)
+        return tables.take_along_dim(order.argsort(1)[..., None], 1).reshape(len(flat), *self.grid, self.num_codes)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._score(codes, labels, self._draw_orders(codes) if self.training else None)
@@ -308,7 +308,6 @@ def spread_ranks(grid: Sequence[int]) -> Tensor:
         phi = (1 + phi) ** (1 / (len(grid) + 1))
     values = torch.zeros(tuple(grid), dtype=torch.float64, device="cpu")
     for j, size in enumerate(grid):
-        values += (torch.arange(size, dtype=torch.float32, device="cpu") * phi ** -(j + 1)).reshape(
-            -1, *[1] * (len(grid) - 1 - j)
-        )
+        along = torch.arange(size, dtype=torch.float32, device="cpu") * phi ** -(j + 1)
+        values += along.reshape(-1, *[1] * (len(grid) - 1 - j))
     return values.frac().flatten().argsort().argsort()

@@ -154,6 +154,7 @@ def test_counts_and_options_of_numpy() -> None:
     guided = prior.sample(2, labels, guidance=2.0, seeds=seeds)
     assert torch.equal(prior.sample(2, labels, guidance=np.float32(2.0), seeds=seeds), guided)
     codes, order = every_grid(prior)[:5], torch.tensor([3, 1, 0, 2])
+    assert prior.tables(codes[:0], order=order).shape == (0, 2, 2, 3)
     want = prior.log_prob(codes, order=order)
     for form in (order.numpy().astype(np.uint8), [3, 1, 0, 2], order.byte()):
         assert torch.equal(prior.log_prob(codes, order=form), want)
