@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-DEFAULTS = (torch.device("meta"), torch.float64, torch.bfloat16)
+DEFAULTS = (torch.device("meta"), torch.bfloat16)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from priors import AnyOrderPrior, AnyOrderPriorConfig, NextScalePrior, NextScalePriorConfig, NGramPrior
 
-QUICK = {"transformer-labels", "any-order", "next-scale", "ngram"}
+QUICK = {"transformer-labels", "any-order", "ngram"}
 
 
 @pytest.mark.parametrize(

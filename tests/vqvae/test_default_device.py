@@ -20,12 +20,12 @@ from vqvae.metrics import psnr, ssim
 from vqvae.quantizers import BSQConfig, FSQConfig, GumbelQuantizerConfig, LFQConfig
 
 WORLDS = {
-    **MEMBERS,
+    **{name: member for name, member in MEMBERS.items() if not member.extra},
     "residual grouped lfq": Member(config=residual(grouped(LFQConfig(num_bits=5)), depth=2)),
     "residual residual grouped": Member(config=residual(residual(grouped(ema(dim=3)), depth=2), depth=2)),
     "projected residual grouped bsq": Member(config=projected(residual(grouped(BSQConfig(num_bits=6)), depth=2))),
 }
-QUICK = {"soft em", "simvq", "sqvae", "bsq, 36 bits", "residual, shared, dropout", "residual grouped lfq"}
+QUICK = {"soft em", "sqvae", "bsq, 36 bits", "residual, dropout", "residual grouped lfq"}
 
 
 def quick(names: Iterable[str], some: Collection[str]) -> list[ParameterSet]:
