@@ -119,6 +119,20 @@ def test_any_names_of_parts_make_the_same_set(
     ]
 
 
+def test_a_part_inside_a_folder_of_its_own_name_is_no_class(tmp_path: Path):
+    make(
+        tmp_path,
+        *(f"train/train/{name}/0.png" for name in ("cat", "dog")),
+        "test/Test/cat/1.png",
+        "test/Test/dog/1.png",
+    )
+    assert lengths(tmp_path) == (2, 2)
+    assert load_images(tmp_path, size=4).class_names == ("cat", "dog")
+    make(tmp_path / "alone", *(f"train/train/{number}.png" for number in range(9)))
+    assert sum(lengths(tmp_path / "alone")) == 9
+    assert load_images(tmp_path / "alone", size=4).class_names is None
+
+
 def test_validation_stands_for_test_and_is_left_aside_beside_it(tmp_path: Path):
     make(tmp_path, *classes("train", "valid"), "valid/cat/9.png")
     assert lengths(tmp_path) == (6, 7)

@@ -112,12 +112,22 @@ class Layout:
 def layout(folder: Path) -> Layout:
     """What a folder holds, and in which parts. Raises ValueError where that can be read in two ways."""
     root, names = _split_folders(folder)
-    bases = {part: root / name for part, name in names.items()} or {"": folder}
+    bases = {part: _unwrapped(root / name) for part, name in names.items()} or {"": folder}
     if "test" in bases:
         train, test = (os.path.join(os.path.realpath(bases[part]), "") for part in ("train", "test"))
         if train.startswith(test) or test.startswith(train):
             raise ValueError(f"{bases['test']} and {bases['train']} lead to the same files; expected folders apart")
     return Layout(folder, {part: (base, _kinds_in(base)) for part, base in bases.items()})
+
+
+def _unwrapped(folder: Path) -> Path:
+    """A part's folder, or one inside it that is named as a part too and holds everything, as unpacking makes them."""
+    for _ in range(_MAX_DESCENT):
+        folders, file = _entries(folder) if os.path.isdir(folder) else ([], None)
+        if file is not None or len(folders) != 1 or folders[0].casefold() not in _GROUPS:
+            break
+        folder = folder / folders[0]
+    return folder
 
 
 def _kinds_in(folder: Path) -> dict[str, list[str]]:
