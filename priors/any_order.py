@@ -32,26 +32,32 @@ places at each step and keeps those that it is surest of, is not this: the order
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
-from priors.grid import check_grid, check_size, is_integer
+from priors.grid import check_grid, check_size
 from priors.linear_maps import prepare
 from priors.numerics import Numerics
 from priors.stepper import Stepper, cache_bytes, raster_walk
 from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
 from priors.walks import Route, Start, Step
+from safefolder import Options, arrays
+from safefolder.arrays import Codes, Labels
+
+Order = Integer[Tensor, "*some_b n"] | Integer[np.ndarray, "*some_b n"] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyOrderPriorConfig:
+class AnyOrderPriorConfig(Options):
     """Sizes of an AnyOrderPrior.
 
     Attributes:
@@ -116,9 +122,9 @@ class AnyOrderPrior(Prior):
 
     def log_prob(
         self,
-        codes: Int[Tensor, "b *grid"],
-        labels: Int[Tensor, " b"] | None = None,
-        order: Int[Tensor, "*some_b n"] | None = None,
+        codes: Codes,
+        labels: Labels | None = None,
+        order: Order | None = None,
     ) -> Float[Tensor, " b"]:
         """Log-probability of whole grids, in nats, as `Prior.log_prob`.
 
@@ -128,23 +134,23 @@ class AnyOrderPrior(Prior):
         """
         if order is None:
             return super().log_prob(codes, labels)
-        codes = self._check_codes(codes, "codes", self.grid).flatten(1)
-        return self._score(codes, self._check_labels(labels, len(codes)), self._check_order(order, len(codes)))
+        flat = self._check_codes(codes, "codes", self.grid).flatten(1)
+        return self._score(flat, self._check_labels(labels, len(flat)), self._check_order(order, len(flat)))
 
     def forward(
         self,
-        codes: Int[Tensor, "b *grid"],
-        labels: Int[Tensor, " b"] | None = None,
-        order: Int[Tensor, "*some_b n"] | None = None,
+        codes: Codes,
+        labels: Labels | None = None,
+        order: Order | None = None,
     ) -> Float[Tensor, " b"]:
         """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
         return self.log_prob(codes, labels, order)
 
     def tables(
         self,
-        codes: Int[Tensor, "b *grid"],
-        labels: Int[Tensor, " b"] | None = None,
-        order: Int[Tensor, "*some_b n"] | None = None,
+        codes: Codes,
+        labels: Labels | None = None,
+        order: Order | None = None,
     ) -> Float[Tensor, "b *grid k"]:
         """ln P(z_i = . | codes before i in the order) at every place i of the grid, nats, as `Prior.tables`.
 
@@ -155,7 +161,7 @@ class AnyOrderPrior(Prior):
         flat = self._check_codes(codes, "codes", self.grid).flatten(1)
         order = self._check_order(order, len(flat))
         tables = self._all_logits(flat, self._check_labels(labels, len(flat)), order).log_softmax(-1)
-        return tables.take_along_dim(order.argsort(1)[..., None], 1).reshape(*codes.shape, self.num_codes)
+        return tables.take_along_dim(order.argsort(1)[..., None], 1).reshape(len(flat), *self.grid, self.num_codes)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._score(codes, labels, self._draw_orders(codes) if self.training else None)
@@ -181,18 +187,17 @@ class AnyOrderPrior(Prior):
 
     def _draw_orders(self, codes: Tensor) -> Tensor:
         """Orders "b n" of training."""
-        orders = torch.rand(codes.shape, device=codes.device).argsort(1)
-        raster = torch.rand(len(codes), 1, device=codes.device) < self.config.raster_share
+        orders = torch.rand(codes.shape, dtype=torch.float32, device=codes.device).argsort(1)
+        raster = torch.rand(len(codes), 1, dtype=torch.float32, device=codes.device) < self.config.raster_share
         return torch.where(raster, torch.arange(codes.shape[1], device=codes.device), orders)
 
-    def _check_order(self, order: Tensor, num: int) -> Tensor:
+    def _check_order(self, order: Order, num: int) -> Tensor:
         """The order as int64 "b n"."""
-        if not is_integer(order) or tuple(order.shape) not in ((self.num_places,), (num, self.num_places)):
-            raise ValueError(
-                f"got an order of {order.dtype} {tuple(order.shape)}, expected integers of shape "
-                f"({self.num_places},) or ({num}, {self.num_places})"
-            )
-        order = order.to(device=self.device, dtype=torch.int64).expand(num, -1)
+        expected = f"integers of shape ({self.num_places},) or ({num}, {self.num_places})"
+        order = arrays.integers(order, "an order", self.device, expected)
+        if tuple(order.shape) not in ((self.num_places,), (num, self.num_places)):
+            raise ValueError(f"got an order of {order.dtype} {tuple(order.shape)}, expected {expected}")
+        order = order.to(self.device).expand(num, -1)
         places = torch.arange(self.num_places, device=self.device)
         if not torch.compiler.is_compiling() and bool((order.sort(1).values != places).any()):
             raise ValueError(f"got an order that is no permutation, expected each of 0 to {self.num_places - 1} once")
@@ -282,7 +287,7 @@ def cosine_sizes(num_places: int, num_steps: int) -> tuple[int, ...]:
     Raises ValueError unless there is a place for each step.
     """
     most = max(num_places, 1)  # one step of nothing is no mistake, where everything is known
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or not 1 <= num_steps <= most:
+    if not isinstance(num_steps, numbers.Integral) or isinstance(num_steps, bool) or not 1 <= num_steps <= most:
         raise ValueError(
             f"got num_steps={num_steps!r}, expected an integer from 1 to {most}, with {num_places} places to draw"
         )
@@ -301,7 +306,8 @@ def spread_ranks(grid: Sequence[int]) -> Tensor:
     phi = 2.0
     for _ in range(64):
         phi = (1 + phi) ** (1 / (len(grid) + 1))
-    values = torch.zeros(tuple(grid), dtype=torch.float64)
+    values = torch.zeros(tuple(grid), dtype=torch.float64, device="cpu")
     for j, size in enumerate(grid):
-        values += (torch.arange(size) * phi ** -(j + 1)).reshape(-1, *[1] * (len(grid) - 1 - j))
+        along = torch.arange(size, dtype=torch.float32, device="cpu") * phi ** -(j + 1)
+        values += along.reshape(-1, *[1] * (len(grid) - 1 - j))
     return values.frac().flatten().argsort().argsort()

@@ -28,20 +28,26 @@ so guidance 1 is the plain conditional; theirs is 1 + w. It may differ from plac
 A prior knows nothing of images. Its outputs are at least float32; `prior.double()` gives float64.
 """
 
+import numbers
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
-from priors.grid import GridModel, check_size, is_integer
+from priors.grid import GridModel, check_size
 from priors.numerics import Numerics, Precision, choose
-from priors.sampling import Chooser, check_range, check_seeds, random_chooser
+from priors.sampling import Chooser, Seeds, check_range, check_seeds, random_chooser
 from priors.walks import Route, Start, Step, filled, taken
+from safefolder import arrays
+from safefolder.arrays import Codes, Labels, Mask
+
+Prefix = Integer[Tensor, "b n"] | Integer[np.ndarray, "b n"] | Sequence[Any]
 
 # Bytes that caches and tables of one block of grids may take, and the most grids in it: more make nothing faster.
 CACHE_BYTES = 2**30
@@ -64,7 +70,7 @@ class Prior(GridModel):
     has_numerics: ClassVar[bool] = False
 
     def __init__(self, *, num_codes: int, grid: Sequence[int], num_classes: int | None = None):
-        check_size(num_codes, "num_codes")
+        num_codes = check_size(num_codes, "num_codes")
         super().__init__(grid=grid, num_classes=num_classes)
         self.num_codes = num_codes
 
@@ -93,34 +99,32 @@ class Prior(GridModel):
         """How many places the largest step fixes, where nothing else is asked for."""
         return 1
 
-    def log_prob(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
+    def log_prob(self, codes: Codes, labels: Labels | None = None) -> Float[Tensor, " b"]:
         """Log-probability of whole grids, in nats.
 
         Without labels a class-conditional prior gives the probability under "no label".
         Raises ValueError for codes or labels of a wrong type, shape or range.
         """
         codes = self._check_codes(codes, "codes", self.grid)
-        labels = self._check_labels(labels, len(codes))
-        return self._log_prob(codes.reshape(len(codes), self.num_places), labels)
+        found = self._check_labels(labels, len(codes))
+        return self._log_prob(codes.reshape(len(codes), self.num_places), found)
 
-    def forward(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
+    def forward(self, codes: Codes, labels: Labels | None = None) -> Float[Tensor, " b"]:
         """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
         return self.log_prob(codes, labels)
 
-    def tables(
-        self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b *grid k"]:
+    def tables(self, codes: Codes, labels: Labels | None = None) -> Float[Tensor, "b *grid k"]:
         """ln P(z_i = . | codes before i) at every place i, nats; what stands at i or later has no say in it.
 
         Its entries at `codes` add up to `log_prob`. Raises ValueError as `log_prob` does.
         """
         codes = self._check_codes(codes, "codes", self.grid)
-        labels = self._check_labels(labels, len(codes))
-        tables = self._tables(codes.reshape(len(codes), self.num_places), labels)
+        found = self._check_labels(labels, len(codes))
+        tables = self._tables(codes.reshape(len(codes), self.num_places), found)
         return tables.reshape(*codes.shape, self.num_codes)
 
     def relaxed_tables(
-        self, weights: Float[Tensor, "b *grid k"], labels: Int[Tensor, " b"] | None = None
+        self, weights: Float[Tensor, "b *grid k"], labels: Labels | None = None
     ) -> Float[Tensor, "b *grid k"]:
         """`tables` after mixtures of codes, as the module says, nats; with gradients to the weights of places before.
 
@@ -128,24 +132,23 @@ class Prior(GridModel):
         Raises ValueError for weights of a wrong type or shape, for labels as `log_prob` does, and for a prior that
         embeds no codes.
         """
-        if not weights.dtype.is_floating_point:
-            raise ValueError(f"got weights of {weights.dtype}, expected floating point")
+        weights = arrays.vectors(weights, "weights")
         if weights.ndim < 1 or tuple(weights.shape[1:]) != (*self.grid, self.num_codes):
             expected = ", ".join(map(str, ("b", *self.grid, self.num_codes)))
             raise ValueError(f"got weights of shape {tuple(weights.shape)}, expected ({expected})")
-        labels = self._check_labels(labels, len(weights))
+        found = self._check_labels(labels, len(weights))
         flat = weights.to(device=self.device, dtype=self.dtype).reshape(len(weights), self.num_places, self.num_codes)
-        return self._relaxed_tables(flat, labels).reshape(weights.shape)
+        return self._relaxed_tables(flat, found).reshape(weights.shape)
 
     def walk(
         self,
         num: int,
         chooser: Chooser,
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Labels | None = None,
         guidance: float | Sequence[float] | None = None,
-        prefix: Int[Tensor, "b n"] | None = None,
-        known: Int[Tensor, "b *grid"] | None = None,
-        mask: Bool[Tensor, "*some_grid"] | None = None,
+        prefix: Prefix | None = None,
+        known: Codes | None = None,
+        mask: Mask | None = None,
         num_steps: int | None = None,
     ) -> Int[Tensor, "b *grid"]:
         """Step through `num` grids and let `chooser` fix each place, in the arithmetic of the prior's own weights.
@@ -157,27 +160,28 @@ class Prior(GridModel):
         Raises ValueError for a bad count, labels, guidance, prefix, known codes or mask, and for a chooser's answer of
         the wrong type or shape.
         """
-        self._check_num(num)
-        labels = self._check_labels(labels, num)
-        strengths = self._check_guidance(guidance, labels)
+        num = self._check_num(num)
+        classes = self._check_labels(labels, num)
+        strengths = self._check_guidance(guidance, classes)
         route = self._route(*self._check_known(num, prefix, known, mask), num_steps)
-        return self._walk(chooser, labels, strengths, taken(route, torch.arange(num)), Numerics(self.dtype), None)
+        rows = torch.arange(num, device=self.device)
+        return self._walk(chooser, classes, strengths, taken(route, rows), Numerics(self.dtype), None)
 
     def sample(
         self,
         num: int,
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Labels | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float | Sequence[float] | None = None,
         generator: torch.Generator | None = None,
-        prefix: Int[Tensor, "b n"] | None = None,
+        prefix: Prefix | None = None,
         *,
         min_p: float | None = None,
-        seeds: Sequence[int] | None = None,
-        known: Int[Tensor, "b *grid"] | None = None,
-        mask: Bool[Tensor, "*some_grid"] | None = None,
+        seeds: Seeds | None = None,
+        known: Codes | None = None,
+        mask: Mask | None = None,
         num_steps: int | None = None,
         precision: Precision = "auto",
         compiled: bool = False,
@@ -187,7 +191,7 @@ class Prior(GridModel):
         """Draw `num` grids. The same seed of `generator` gives the same codes on the same machine.
 
         Args:
-            labels: class of each grid "b"; None draws under "no label".
+            labels: class of each grid "b", or one class for all of them; None draws under "no label".
             temperature: 1 is the model itself, 0 takes the likeliest code at each place.
             top_k, top_p, min_p: keep the likeliest codes only; see `priors.sampling`.
             guidance: classifier-free guidance, 1 or None for none, or one number for each place in the order of the
@@ -216,18 +220,18 @@ class Prior(GridModel):
     def samples(
         self,
         num: int,
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Labels | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float | Sequence[float] | None = None,
         generator: torch.Generator | None = None,
-        prefix: Int[Tensor, "b n"] | None = None,
+        prefix: Prefix | None = None,
         *,
         min_p: float | None = None,
-        seeds: Sequence[int] | None = None,
-        known: Int[Tensor, "b *grid"] | None = None,
-        mask: Bool[Tensor, "*some_grid"] | None = None,
+        seeds: Seeds | None = None,
+        known: Codes | None = None,
+        mask: Mask | None = None,
         num_steps: int | None = None,
         precision: Precision = "auto",
         compiled: bool = False,
@@ -235,15 +239,15 @@ class Prior(GridModel):
         progress: bool = False,
     ) -> Iterator[Int[Tensor, "b *grid"]]:
         """The grids of `sample` block by block, each as soon as it is finished; memory is that of one block."""
-        self._check_num(num)
-        labels = self._check_labels(labels, num)
-        strengths = self._check_guidance(guidance, labels)
+        num = self._check_num(num)
+        classes = self._check_labels(labels, num)
+        strengths = self._check_guidance(guidance, classes)
         route = self._route(*self._check_known(num, prefix, known, mask), num_steps)
         seeds = None if seeds is None else check_seeds(seeds)
         if seeds is not None and len(seeds) != num:
             raise ValueError(f"got {len(seeds)} seeds for {num} grids, expected one each")
         if batch_size is not None:
-            check_size(batch_size, "batch_size")
+            batch_size = check_size(batch_size, "batch_size")
         if (precision != "auto" or compiled) and not self.has_numerics:
             raise ValueError(
                 f"got precision={precision!r} and compiled={compiled}, expected 'auto' and False: "
@@ -285,8 +289,8 @@ class Prior(GridModel):
                 for begin in range(0, num, size):
                     part = slice(begin, min(num, begin + size))
                     wanted = filled(part, num, SEEDED_GRIDS) if seeds is not None else range(part.start, part.stop)
-                    rows = torch.tensor(wanted)
-                    chosen = None if labels is None else labels[rows]
+                    rows = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+                    chosen = None if classes is None else classes[rows]
                     length = part.stop - part.start
 
                     def tick(places: int, length: int = length) -> None:
@@ -313,6 +317,7 @@ class Prior(GridModel):
         order = route.order
         known = route.known if order is None else route.known.gather(1, order)
         kept = route.kept if order is None else route.kept.gather(1, order)
+        expected = f"integers of shape ({num},)"
         some_kept = kept[:, route.num_before :].any(0).tolist()
         codes = known.clone()
         start = Start(num, labels, numerics, order, route.sizes, route.num_before)
@@ -324,12 +329,9 @@ class Prior(GridModel):
             while place < num_places:
                 begin = place
                 for table in step(fixed).unbind(1):
-                    chosen = chooser(table)
-                    if tuple(chosen.shape) != (num,) or not is_integer(chosen):
-                        raise ValueError(
-                            f"got {chosen.dtype} {tuple(chosen.shape)} from the chooser, "
-                            f"expected integers of shape ({num},)"
-                        )
+                    chosen = arrays.integers(chooser(table), "codes from the chooser", self.device, expected)
+                    if tuple(chosen.shape) != (num,):
+                        raise ValueError(f"got shape {tuple(chosen.shape)} from the chooser, expected {expected}")
                     if some_kept[place - route.num_before]:
                         chosen = torch.where(kept[:, place], known[:, place], chosen)
                     codes[:, place] = chosen
@@ -375,22 +377,18 @@ class Prior(GridModel):
         lengths = kept.sum(1)
         return Route(known, kept, int(lengths.min()) if len(lengths) else 0)
 
-    def _check_num(self, num: int) -> None:
-        if not isinstance(num, int) or num < 0:
-            raise ValueError(f"got num={num}, expected an integer >= 0")
-
-    def _check_codes(self, codes: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
-        if not is_integer(codes):
-            raise ValueError(f"got {name} of {codes.dtype}, expected integers")
+    def _check_codes(self, codes: Codes, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Codes of any integer type as int64, on this prior's device."""
+        codes = arrays.integers(codes, name, self.device)
         if tuple(codes.shape[1:]) != shape or codes.ndim < 1:
             expected = ", ".join(map(str, ("b", *shape)))
             raise ValueError(f"got {name} of shape {tuple(codes.shape)}, expected ({expected})")
-        codes = codes.to(device=self.device, dtype=torch.int64)
+        codes = codes.to(self.device)
         check_range(codes, self.num_codes, name)
         return codes
 
     def _check_known(
-        self, num: int, prefix: Tensor | None, known: Tensor | None, mask: Tensor | None
+        self, num: int, prefix: Prefix | None, known: Codes | None, mask: Mask | None
     ) -> tuple[Tensor, Tensor]:
         """Known codes "b n" (zero where unknown), and where they are kept; one row for all if nothing is known."""
         rows = 1 if prefix is None and known is None else num
@@ -399,6 +397,7 @@ class Prior(GridModel):
         if (known is None) != (mask is None) or (known is not None and prefix is not None):
             raise ValueError("expected known codes and a mask together, or a prefix, or neither")
         if prefix is not None:
+            prefix = arrays.integers(prefix, "prefix", self.device)
             if prefix.ndim != 2 or prefix.shape[0] != num or prefix.shape[1] > self.num_places:
                 raise ValueError(
                     f"got prefix of shape {tuple(prefix.shape)}, expected ({num}, n) with n from 0 to "
@@ -407,6 +406,7 @@ class Prior(GridModel):
             codes[:, : prefix.shape[1]] = self._check_codes(prefix, "prefix", (prefix.shape[1],))
             kept[:, : prefix.shape[1]] = True
         if known is not None and mask is not None:
+            known, mask = arrays.integers(known, "known", self.device), arrays.mask_of(mask, "a mask", self.device)
             if mask.dtype != torch.bool or tuple(mask.shape) not in (self.grid, (num, *self.grid)):
                 expected = ", ".join(map(str, self.grid))
                 raise ValueError(
@@ -424,13 +424,13 @@ class Prior(GridModel):
 
     def _check_guidance(self, guidance: float | Sequence[float] | None, labels: Tensor | None) -> Tensor | None:
         """Strength at each place of the walk; None where it is 1 everywhere."""
-        if guidance is None or (isinstance(guidance, int | float) and guidance == 1):
+        if guidance is None or (isinstance(guidance, numbers.Real) and guidance == 1):
             return None
         if self.num_classes is None:
             raise ValueError(f"got guidance={guidance}, expected None: this prior was made without num_classes")
         if labels is None or bool((labels == self.num_classes).any()):
             raise ValueError(f"got guidance={guidance} without labels, expected labels to guide to")
-        if not isinstance(guidance, int | float | Sequence):
+        if not isinstance(guidance, numbers.Real | Sequence) or isinstance(guidance, str):
             raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each place")
         several = isinstance(guidance, Sequence)
         strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * self.num_places

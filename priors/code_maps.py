@@ -15,7 +15,7 @@ class CodeEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Vectors "*n w" of codes "*n"."""
         if self.training and self.noise > 0:
-            wrong = torch.rand(input.shape, device=input.device) < self.noise
+            wrong = torch.rand(input.shape, dtype=torch.float32, device=input.device) < self.noise
             input = torch.where(wrong, torch.randint_like(input, self.num_embeddings), input)
         return super().forward(input)
 

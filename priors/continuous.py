@@ -15,11 +15,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from priors.grid import GridModel, check_size
 from priors.sampling import check_temperature
+from safefolder import arrays
+from safefolder.arrays import Labels, Vectors
 
 
 class ContinuousPrior(GridModel):
@@ -30,7 +32,7 @@ class ContinuousPrior(GridModel):
     """
 
     def __init__(self, *, dim: int, grid: Sequence[int], num_classes: int | None = None):
-        check_size(dim, "dim")
+        dim = check_size(dim, "dim")
         super().__init__(grid=grid, num_classes=num_classes)
         self.dim = dim
 
@@ -42,22 +44,17 @@ class ContinuousPrior(GridModel):
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         """Latents "b n d", drawn in evaluation mode and without gradients."""
 
-    def log_prob(
-        self, latents: Float[Tensor, "b *grid d"], labels: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, " b"]:
+    def log_prob(self, latents: Vectors, labels: Labels | None = None) -> Float[Tensor, " b"]:
         """Log-density of whole grids, in nats; gradients reach the latents too.
 
         Without labels a class-conditional prior gives the density under "no label".
         Raises ValueError for latents that are not floating point, not finite or of a wrong shape, and
         for labels of a wrong type, shape or range.
         """
-        latents = self._check_latents(latents)
-        labels = self._check_labels(labels, len(latents))
-        return self._log_prob(latents, labels)
+        found = self._check_latents(latents)
+        return self._log_prob(found, self._check_labels(labels, len(found)))
 
-    def forward(
-        self, latents: Float[Tensor, "b *grid d"], labels: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, " b"]:
+    def forward(self, latents: Vectors, labels: Labels | None = None) -> Float[Tensor, " b"]:
         """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
         return self.log_prob(latents, labels)
 
@@ -65,31 +62,29 @@ class ContinuousPrior(GridModel):
     def sample(
         self,
         num: int,
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Labels | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b *grid d"]:
         """Draw `num` grids. The same seed of `generator` gives the same latents.
 
         Args:
-            labels: class of each grid "b"; None draws under "no label".
+            labels: class of each grid "b", or one class for all of them; None draws under "no label".
             temperature: T multiplies every Gaussian's standard deviation, and weights w of a mixture
                 become w^(1/T), normalised. 1 is the model itself, 0 takes the mean of the heaviest
                 component at each place.
         Raises ValueError for a bad count, labels or temperature.
         """
-        if not isinstance(num, int) or num < 0:
-            raise ValueError(f"got num={num}, expected an integer >= 0")
+        num = self._check_num(num)
         check_temperature(temperature)
-        labels = self._check_labels(labels, num)
+        found = self._check_labels(labels, num)
         with self.evaluating():
-            latents = self._sample(num, labels, temperature, generator)
+            latents = self._sample(num, found, temperature, generator)
         return latents.reshape(num, *self.grid, self.dim)
 
-    def _check_latents(self, latents: Tensor) -> Tensor:
+    def _check_latents(self, latents: Vectors) -> Tensor:
         """The latents as "b n d" on this prior's device, in its dtype."""
-        if not latents.dtype.is_floating_point:
-            raise ValueError(f"got latents of {latents.dtype}, expected floating point")
+        latents = arrays.vectors(latents, "latents")
         if latents.ndim < 1 or tuple(latents.shape[1:]) != (*self.grid, self.dim):
             expected = ", ".join(map(str, ("b", *self.grid, self.dim)))
             raise ValueError(f"got latents of shape {tuple(latents.shape)}, expected ({expected})")

@@ -33,10 +33,11 @@ from priors.numerics import Numerics
 from priors.stepper import Stepper, cache_bytes, raster_walk
 from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
 from priors.walks import Start, Step
+from safefolder import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthTransformerPriorConfig:
+class DepthTransformerPriorConfig(Options):
     """Sizes of a DepthTransformerPrior.
 
     Attributes:

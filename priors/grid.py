@@ -6,6 +6,7 @@ lives, which labels it takes, and how to be saved and loaded; what stands at a p
 
 import inspect
 import math
+import numbers
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import safefolder
 from priors.sampling import check_range
+from safefolder import arrays
+from safefolder.arrays import Labels
 
 AnyModel = TypeVar("AnyModel", bound="GridModel")
 # That of images of 16,384 x 16,384 pixels at 8 to a code. Some models hold numbers of each position.
@@ -63,10 +67,8 @@ class GridModel(nn.Module, ABC):
 
     def __init__(self, *, grid: Sequence[int], num_classes: int | None = None):
         super().__init__()
-        if num_classes is not None:
-            check_size(num_classes, "num_classes")
         self.grid = check_grid(grid)
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else check_size(num_classes, "num_classes")
         self.trained_on: TrainedOn | None = None
         # Says where the model lives and how precise it is, also for one that has no weights.
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
@@ -177,40 +179,39 @@ class GridModel(nn.Module, ABC):
             raise ValueError(f"{folder}: {error}") from error
         return model
 
-    def _check_labels(self, labels: Tensor | None, num: int) -> Tensor | None:
-        """Labels "b", `num_classes` for "no label"; None for a model without classes."""
+    def _check_num(self, num: int) -> int:
+        """How many grids to draw."""
+        if not isinstance(num, numbers.Integral) or isinstance(num, bool) or num < 0:
+            raise ValueError(f"got num={num!r}, expected an integer >= 0")
+        return int(num)
+
+    def _check_labels(self, labels: Labels | None, num: int) -> Tensor | None:
+        """Labels "b" as int64, `num_classes` for "no label"; None for a model without classes. One label is all's."""
         if labels is None:
             return None if self.num_classes is None else torch.tensor(self.num_classes, device=self.device).expand(num)
         if self.num_classes is None:
             raise ValueError("got labels, expected none: this prior was made without num_classes")
-        if not is_integer(labels) or tuple(labels.shape) != (num,):
-            raise ValueError(f"got labels of {labels.dtype} {tuple(labels.shape)}, expected integers of shape ({num},)")
-        labels = labels.to(device=self.device, dtype=torch.int64)
-        check_range(labels, self.num_classes, "labels")
-        return labels
+        found = arrays.labels_for(labels, num, self.device).to(self.device)
+        check_range(found, self.num_classes, "labels")
+        return found
 
 
-def check_size(size: int, name: str) -> None:
-    """ValueError unless `size` is an integer >= 1."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+def check_size(size: int, name: str) -> int:
+    """The size as Python's integer; ValueError unless it is one >= 1."""
+    if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
         raise ValueError(f"got {name}={size!r}, expected an integer >= 1")
+    return int(size)
 
 
 def check_grid(grid: Sequence[int]) -> tuple[int, ...]:
     """The grid as a tuple; ValueError unless it has one axis or more, each >= 1, and at most `MAX_POSITIONS` in all."""
-    if isinstance(grid, str) or not isinstance(grid, Sequence) or len(grid) == 0:
+    sizes = grid.tolist() if isinstance(grid, np.ndarray) else grid
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) == 0:
         raise ValueError(f"got grid={grid!r}, expected its sizes, e.g. (7, 7)")
-    for size in grid:
-        check_size(size, "a grid size")
-    if math.prod(grid) > MAX_POSITIONS:
-        raise ValueError(f"got a grid of {math.prod(grid):,} positions, expected at most {MAX_POSITIONS:,}")
-    return tuple(grid)
-
-
-def is_integer(tensor: Tensor) -> bool:
-    """Whether it can hold codes or labels: of an integer type, and not of booleans."""
-    dtype = tensor.dtype
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    checked = tuple(check_size(size, "a grid size") for size in sizes)
+    if math.prod(checked) > MAX_POSITIONS:
+        raise ValueError(f"got a grid of {math.prod(checked):,} positions, expected at most {MAX_POSITIONS:,}")
+    return checked
 
 
 def _concrete_class(cls: type[AnyModel], name: object, folder: str | Path) -> type[AnyModel]:

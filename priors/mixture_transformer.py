@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from priors.continuous import ContinuousPrior, draw_noise
@@ -39,12 +38,14 @@ from priors.numerics import Numerics
 from priors.sampling import random_chooser
 from priors.stepper import raster_walk
 from priors.trunk import GridTrunk, StartToken, check_labelled, check_trunk, initialise, widen
+from safefolder import Options
+from safefolder.arrays import Vectors
 
 _LOWEST_LOG_STD = -7.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureTransformerPriorConfig:
+class MixtureTransformerPriorConfig(Options):
     """Sizes of a MixtureTransformerPrior.
 
     Attributes:
@@ -108,7 +109,7 @@ class MixtureTransformerPrior(ContinuousPrior):
             self.mixture.bias[means].normal_(std=0.1)
 
     @torch.no_grad()
-    def standardise(self, latents: Float[Tensor, "b *grid d"]) -> "MixtureTransformerPrior":
+    def standardise(self, latents: Vectors) -> "MixtureTransformerPrior":
         """Set `shift` and `scale` to the mean and standard deviation of each channel over images and places.
 
         Call it once, before training, with a good share of the training latents: weights that were

@@ -46,10 +46,11 @@ from priors.trunk import (
     widen,
 )
 from priors.walks import Start, Step
+from safefolder import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextScalePriorConfig:
+class NextScalePriorConfig(Options):
     """Sizes of a NextScalePrior.
 
     Attributes:
@@ -80,13 +81,12 @@ class NextScalePriorConfig:
 
     def __post_init__(self) -> None:
         check_size(self.num_codes, "num_codes")
-        if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or len(self.scales) == 0:
+        if len(self.scales) == 0:
             raise ValueError(f"got scales={self.scales!r}, expected the sides of square grids, e.g. (1, 2, 4)")
         for scale in self.scales:
             check_size(scale, "a scale")
         if any(a >= b for a, b in itertools.pairwise(self.scales)):
-            raise ValueError(f"got scales={tuple(self.scales)}, expected each larger than the one before")
-        object.__setattr__(self, "scales", tuple(self.scales))
+            raise ValueError(f"got scales={self.scales}, expected each larger than the one before")
         places = sum(scale**2 for scale in self.scales)
         if self.grid != () and check_grid(self.grid) != (places,):
             raise ValueError(
@@ -154,7 +154,9 @@ class NextScalePrior(Prior):
         return torch.where(first, start[:, None], gathered) + (self.target[here] + self.scale[self.scale_of[here]])
 
     def _gathering(self) -> Tensor:
-        return gathering(self.scales).to(widen(self.target))
+        like = widen(self.target)
+        # Of a model without memory it has none either: it grows with the square of the positions.
+        return gathering(self.scales, "meta" if like.is_meta else "cpu").to(like)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NextScalePrior":
         super()._apply(fn, recurse)
@@ -209,16 +211,17 @@ class NextScalePrior(Prior):
         return cls(NextScalePriorConfig(**fields))
 
 
-def gathering(scales: Sequence[int]) -> Tensor:
+def gathering(scales: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """The matrix "n m" from embedded codes of all scales but the finest to the inputs of all places, float64.
 
     It enlarges each scale to the finest by bicubic interpolation and shrinks the sum by averaging; rows of a scale are
     zero for its own codes and those of finer ones.
     """
     finest, begins = scales[-1], [0, *itertools.accumulate(scale**2 for scale in scales)]
-    matrix = torch.zeros(begins[-1], begins[-2], dtype=torch.float64)
+    options = {"dtype": torch.float64, "device": device}
+    matrix = torch.zeros(begins[-1], begins[-2], **options)
     for source, small in enumerate(scales[:-1]):
-        basis = torch.eye(small**2, dtype=torch.float64).view(-1, 1, small, small)
+        basis = torch.eye(small**2, **options).view(-1, 1, small, small)
         enlarged = F.interpolate(basis, size=(finest, finest), mode="bicubic")
         for target in range(source + 1, len(scales)):
             shrunk = F.interpolate(enlarged, size=(scales[target], scales[target]), mode="area")

@@ -33,12 +33,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from priors.base import Prior
 from priors.grid import check_size
 from priors.walks import Start, Step
+from safefolder.arrays import Codes
 
 # Codes drawn from the broader distribution, beside those that a context has seen.
 _CONCENTRATION = 20.0
@@ -62,6 +62,7 @@ class NGramPrior(Prior):
     def __init__(self, *, num_codes: int, grid: Sequence[int]):
         super().__init__(num_codes=num_codes, grid=grid)
         axes = len(self.grid)
+        num_codes = self.num_codes  # Python's, which does not overflow
         if (num_codes + 1) ** axes * num_codes >= 2**63:
             raise ValueError(
                 f"got {num_codes} codes on a grid of {axes} axes, expected contexts that fit into 63 bits: "
@@ -71,9 +72,9 @@ class NGramPrior(Prior):
         self.register_buffer("neighbours", _neighbours(self.grid), persistent=False)
         self.counted = nn.ModuleList(CountTable(num_codes) for _ in range(2 if axes == 1 else axes + 2))
 
-    def fit(self, codes: Int[Tensor, "b *grid"]) -> "NGramPrior":
+    def fit(self, codes: Codes) -> "NGramPrior":
         """Add the codes to the counts; call it once a batch. Returns the prior itself."""
-        codes = self._check_codes(codes, "codes", self.grid).reshape(len(codes), self.num_places)
+        codes = self._check_codes(codes, "codes", self.grid).flatten(1)
         self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)
         places = torch.arange(self.num_places, device=self.device).expand_as(codes)
         for table, contexts in zip(self.count_tables, self._contexts(codes, places, self.neighbours), strict=True):

@@ -41,10 +41,11 @@ from priors.grid import check_grid, check_size
 from priors.numerics import Numerics
 from priors.trunk import StartToken, check_labelled, check_share, widen
 from priors.walks import Start, Step
+from safefolder import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelCNNPriorConfig:
+class PixelCNNPriorConfig(Options):
     """Sizes of a PixelCNNPrior.
 
     Attributes:

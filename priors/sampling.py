@@ -25,13 +25,19 @@ Yu et al. 2024, RAR).
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from safefolder import arrays
+from safefolder.arrays import Codes
+
+Seeds = Sequence[int] | Integer[np.ndarray, " b"] | Integer[Tensor, " b"]
 Chooser = Callable[[Float[Tensor, "b k"]], Int[Tensor, " b"]]
 
 
@@ -97,7 +103,7 @@ def random_chooser(
     top_p: float | None = None,
     min_p: float | None = None,
     generator: torch.Generator | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: Seeds | None = None,
 ) -> Chooser:
     """A chooser that draws at random: temperature, then top-k, top-p and min-p, then one draw a row.
 
@@ -132,8 +138,8 @@ def random_chooser(
         else:
             if len(logits) != len(streams):
                 raise ValueError(f"got {len(streams)} seeds for a walk of {len(logits)} grids, expected one each")
-            draws = [torch.rand(1, 1, dtype=torch.float64, generator=stream) for stream in streams]
-            uniform = torch.cat([torch.empty(0, 1, dtype=torch.float64), *draws])
+            draws = [torch.rand(1, 1, dtype=torch.float64, device="cpu", generator=stream) for stream in streams]
+            uniform = torch.cat([torch.empty(0, 1, dtype=torch.float64, device="cpu"), *draws])
         return _draw(logits.softmax(-1), uniform.to(logits.device)).to(log_probs.device)
 
     return choose
@@ -145,10 +151,11 @@ class KnownChooser:
     Attributes: `log_prob` "b", nats, of the places chosen so far (None before the first).
     """
 
-    def __init__(self, codes: Int[Tensor, "b *grid"]):
-        if codes.dtype.is_floating_point or codes.dtype == torch.bool or codes.ndim < 1:
-            raise ValueError(f'got codes of {codes.dtype} and shape {tuple(codes.shape)}, expected integers "b *grid"')
-        self.codes = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])).long()
+    def __init__(self, codes: Codes):
+        found = arrays.integers(codes, "codes", expected='integers "b *grid"')
+        if found.ndim < 1:
+            raise ValueError(f'got codes of shape {tuple(found.shape)}, expected integers "b *grid"')
+        self.codes = found.reshape(found.shape[0], math.prod(found.shape[1:]))
         self.log_prob: Tensor | None = None
         self._place = 0
 
@@ -171,7 +178,7 @@ class KnownChooser:
         return chosen
 
 
-def known_chooser(codes: Int[Tensor, "b *grid"]) -> KnownChooser:
+def known_chooser(codes: Codes) -> KnownChooser:
     """A chooser that fixes `codes` in raster order, one place a call: scoring by the walk."""
     return KnownChooser(codes)
 
@@ -185,14 +192,15 @@ def check_range(values: Tensor, num_values: int, name: str) -> None:
         raise ValueError(f"got {name} from {low} to {high}, expected 0 to {num_values - 1}")
 
 
-def check_seeds(seeds: Sequence[int]) -> list[int]:
+def check_seeds(seeds: Seeds) -> list[int]:
     """The seeds as a list; ValueError unless each has 32 bits, which is all that a generator reads."""
-    if not isinstance(seeds, Sequence):
+    listed = seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
+    if not isinstance(listed, Sequence):
         raise ValueError(f"got seeds={seeds!r}, expected a sequence of integers, one for each grid")
-    for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    for seed in listed:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"got a seed of {seed!r}, expected an integer from 0 to 2^32 - 1")
-    return list(seeds)
+    return [int(seed) for seed in listed]
 
 
 def check_temperature(temperature: float) -> None:
@@ -230,7 +238,7 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _check_top_k(num_kept: int) -> None:
-    if not isinstance(num_kept, int) or num_kept < 1:
+    if not isinstance(num_kept, numbers.Integral) or isinstance(num_kept, bool) or num_kept < 1:
         raise ValueError(f"got top_k={num_kept}, expected an integer >= 1, or None to keep all codes")
 
 

@@ -16,10 +16,11 @@ from typing import ClassVar
 from priors.grid import check_grid, check_size
 from priors.raster import RasterPrior
 from priors.trunk import GridTrunk, check_labelled, check_share, check_trunk
+from safefolder import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerPriorConfig:
+class TransformerPriorConfig(Options):
     """Sizes of a TransformerPrior.
 
     Attributes:

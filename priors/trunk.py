@@ -108,7 +108,7 @@ class StartToken(nn.Module):
         if labels is None:
             return self.embedding.weight[no_label].expand(num, -1)
         if self.training and self.label_dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+            dropped = torch.rand(labels.shape, dtype=torch.float32, device=labels.device) < self.label_dropout
             labels = labels.masked_fill(dropped, no_label)
         return self.embedding(labels)
 

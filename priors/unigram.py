@@ -11,11 +11,11 @@ uniform prior.
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from priors.base import Prior
 from priors.walks import Start, Step
+from safefolder.arrays import Codes
 
 
 class UnigramPrior(Prior):
@@ -30,7 +30,7 @@ class UnigramPrior(Prior):
         super().__init__(num_codes=num_codes, grid=grid)
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
 
-    def fit(self, codes: Int[Tensor, "b *grid"]) -> "UnigramPrior":
+    def fit(self, codes: Codes) -> "UnigramPrior":
         """Add the codes to the counts; call it once a batch. Returns the prior itself."""
         codes = self._check_codes(codes, "codes", self.grid)
         self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)

@@ -6,6 +6,8 @@ a folder, or has such folders inside it.
 
     files.py    files and folders written whole or not at all
     locks.py    one writer at a time
+    options.py  what a config may hold, checked before it is made
+    arrays.py   tensors of what people have in place of them
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     building.py a module out of a folder that somebody else may have written
@@ -34,6 +36,7 @@ from safefolder.folder import (
 )
 from safefolder.hub import HubOptions, upload
 from safefolder.locks import one_writer
+from safefolder.options import Options
 from safefolder.tensors import read_json
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "FORMAT",
     "PICTURES",
     "HubOptions",
+    "Options",
     "build",
     "card",
     "has_part",

@@ -55,10 +55,10 @@ def test_public_names():
         *("BernoulliPixels", "CategoricalPixels", "Fit", "GaussianPixels", "Mixture", "MixtureConfig")
     ]
     assert sorted(safefolder.__all__) == [
-        *("BESIDE", "CONFIG_NAME", "FORMAT", "HubOptions", "PICTURES", "build", "card", "has_part", "import_line"),
-        *("load", "load_weights", "loading", "members", "model_facts", "one_writer", "public_name", "push"),
-        *("push_pretrained", "python", "read_config", "read_json", "replacing", "save", "stale_patterns", "upload"),
-        "write_text",
+        *("BESIDE", "CONFIG_NAME", "FORMAT", "HubOptions", "Options", "PICTURES", "build", "card", "has_part"),
+        *("import_line", "load", "load_weights", "loading", "members", "model_facts", "one_writer", "public_name"),
+        *("push", "push_pretrained", "python", "read_config", "read_json", "replacing", "save", "stale_patterns"),
+        *("upload", "write_text"),
     ]
     assert sorted(vqvae.codec.__all__) == [
         *("Archive", "Codec", "CompressedImages", "Cost", "DamagedFile", "Decoded", "Dream", "Header", "Mode"),

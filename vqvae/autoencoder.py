@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 import safefolder
+from safefolder.arrays import Labels, Latents
+from vqvae import levels
 from vqvae.config import AutoencoderConfig
+from vqvae.levels import Images
 from vqvae.metrics import ChannelUsage, CodeUsage
 
 AnyAutoencoder = TypeVar("AnyAutoencoder", bound="Autoencoder")
@@ -110,8 +113,8 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         """Whether there is a posterior over latents to draw from."""
 
     @abc.abstractmethod
-    def forward(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Output:
-        """Images (uint8, or float in [0, 1]) to distortion and latents.
+    def forward(self, images: Images) -> Output:
+        """Images (uint8, or float in [0, 1]) to distortion and latents; `vqvae.levels` says what they may be.
 
         Raises:
             ValueError: another shape, another dtype, or floats outside [0, 1].
@@ -120,24 +123,24 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
     @abc.abstractmethod
     def draw(
         self,
-        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        images: Images,
         generator: torch.Generator | None = None,
     ) -> Output:
         """`forward` in evaluation, with latents drawn from the posterior P_enc(z|y). Errors as `forward`."""
 
     @abc.abstractmethod
-    def encode(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Shaped[Tensor, "b *places"]:
+    def encode(self, images: Images) -> Shaped[Tensor, "b *places"]:
         """Images to their latents, without draws. Errors as `forward`."""
 
     @abc.abstractmethod
-    def vectors(self, latents: Shaped[Tensor, "b *places"]) -> Float[Tensor, "b h2 w2 d"]:
+    def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
         """What the decoder takes, of latents.
 
         Raises:
             ValueError: latents of another shape or type, or values that no latent has.
         """
 
-    def through(self, prior: Any, labels: Int[Tensor, " b"] | None = None, num_sweeps: int | None = None) -> Any:
+    def through(self, prior: Any, labels: Labels | None = None, num_sweeps: int | None = None) -> Any:
         """What encodes images with these labels where a prior has a say in it; most models encode without."""
         return self
 
@@ -152,7 +155,7 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
     @torch.no_grad()
     def decode(
         self,
-        latents: Shaped[Tensor, "b *places"],
+        latents: Latents,
         *,
         sample: bool = False,
         generator: torch.Generator | None = None,
@@ -168,33 +171,22 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         return self._levels(features)
 
     @torch.no_grad()
-    def reconstruct(self, out: Output) -> UInt8[Tensor, "b c h w"]:
-        """The likelihood's point of a forward pass, rounded to levels: what `decode(encode(images))` gives."""
-        return self._levels(out.features)
+    def reconstruct(self, images: Images | Output) -> UInt8[Tensor, "b c h w"]:
+        """What `decode(encode(images))` gives; of a forward pass, the likelihood's point, rounded to levels."""
+        if isinstance(images, Output):
+            return self._levels(images.features)
+        return self.decode(self.encode(images))
 
     def _levels(self, features: Tensor) -> Tensor:
         return self.likelihood.point(features).round().clamp(0, 255).to(torch.uint8)
 
-    def to_levels(self, images: Tensor) -> UInt8[Tensor, "b c h w"]:
-        """Check images and give them as uint8 levels."""
-        size = self.config.image_size
-        expected = (self.config.num_channels, size, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"expected images of shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
-            )
-        if images.dtype == torch.uint8:
-            return images
-        if not images.is_floating_point():
-            raise ValueError(f"expected images as uint8, or as floats in [0, 1], got {images.dtype}")
-        if images.numel():
-            low, high = images.aminmax()
-            if not (low >= 0 and high <= 1):  # also False for NaN
-                raise ValueError(
-                    f"float images must lie in [0, 1], got {float(low):.4g} to {float(high):.4g}; "
-                    "undo the normalisation, or pass uint8"
-                )
-        return (images.float() * 255).round().to(torch.uint8)
+    def to_levels(self, images: Images) -> UInt8[Tensor, "b c h w"]:
+        """Check images and give them as uint8 levels; what may be given is in `vqvae.levels`.
+
+        Those that are no tensors come on the model's device.
+        """
+        size, channels = self.config.image_size, self.config.num_channels
+        return levels.to_levels(images, num_channels=channels, size=size, device=next(self.parameters()).device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, atomically."""

@@ -3,7 +3,9 @@
     AutoencoderConfig      what every model has; its networks are for subclasses to say
     ResidualConfig         with the networks of `vqvae.encoder` and `vqvae.decoder`
 
-`vqvae.model`, `vqvae.gaussian` and `vqvae.vqgan` have the configs that can be built.
+`vqvae.model`, `vqvae.gaussian` and `vqvae.vqgan` have the configs that can be built. What people mean is taken, see
+`safefolder.options`: `VQVAEConfig(image_size=(64, 64), quantizer="FSQ", likelihood="Normal")` has an `image_size` of
+64, and the defaults of each kind.
 """
 
 import abc
@@ -14,6 +16,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 from torch import nn
 
+from safefolder.options import Options, shown
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
 from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
@@ -23,7 +26,7 @@ AnyConfig = TypeVar("AnyConfig", bound="AutoencoderConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(abc.ABC):
+class AutoencoderConfig(Options):
     """Abstract: what encoder, decoder and likelihood are built from.
 
     Attributes:
@@ -38,6 +41,17 @@ class AutoencoderConfig(abc.ABC):
 
     # The fields that are configs themselves, and the kinds each may be: only these are ever built from a file.
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {"likelihood": get_args(LikelihoodConfig)}
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The side of an image whose height and width were given; see `safefolder.Options`."""
+        if name != "image_size" or not isinstance(value, tuple | list) or len(value) != 2:
+            return value
+        if value[0] != value[1]:
+            raise ValueError(
+                f"got image_size={shown(value)}, expected one number, as images are square: crop or scale them to that"
+            )
+        return value[0]
 
     @property
     @abc.abstractmethod

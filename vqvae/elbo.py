@@ -33,8 +33,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from safefolder import arrays
+from safefolder.arrays import Labels, Latents
+from vqvae.levels import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +129,22 @@ def _latents_of(model: Any) -> str:
     return f"{size}, grid={tuple(model.grid)}"
 
 
-def rate(
-    prior: PriorLike, latents: Shaped[Tensor, "b *places"], labels: Int[Tensor, " b"] | None = None
-) -> Float[Tensor, " b"]:
+def rate(prior: PriorLike, latents: Latents, labels: Labels | None = None) -> Float[Tensor, " b"]:
     """Nats that latents cost under a prior: -ln P(z), an upper bound of it where the prior takes labels.
 
     The pixels do not hold the label, so a prior that is given one must pay for it: with even odds for the classes,
     -ln P(z) <= -ln P(z | label) + ln num_classes. A prior without classes is not given the labels.
 
     Args:
-        latents: codes "b *grid", or vectors "b *grid d", of which the rate is differential.
+        latents: codes "b *grid", of any integer type, or vectors "b *grid d", of which the rate is differential.
+        labels: a class for each image, or one for all of them.
     """
+    if not is_continuous(prior):
+        latents = arrays.integers(latents, "codes")
     if labels is None or prior.num_classes is None:
         return -prior.log_prob(latents, None)
-    return math.log(prior.num_classes) - prior.log_prob(latents, labels)
+    found = arrays.labels_for(labels, len(latents), getattr(latents, "device", None))
+    return math.log(prior.num_classes) - prior.log_prob(latents, found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +173,8 @@ class SampledELBO(ELBO):
 def sampled_elbo(
     model: Any,
     prior: PriorLike,
-    images: UInt8[Tensor, "b c h w"],
-    labels: Int[Tensor, " b"] | None = None,
+    images: Images,
+    labels: Labels | None = None,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -190,8 +196,8 @@ def sampled_elbo(
 def sampled_elbos(
     model: Any,
     priors: Mapping[str, PriorLike],
-    images: UInt8[Tensor, "b c h w"],
-    labels: Int[Tensor, " b"] | None = None,
+    images: Images,
+    labels: Labels | None = None,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -221,8 +227,8 @@ def sampled_elbos(
 def elbo(
     model: Any,
     prior: PriorLike,
-    images: UInt8[Tensor, "b c h w"],
-    labels: Int[Tensor, " b"] | None = None,
+    images: Images,
+    labels: Labels | None = None,
 ) -> ELBO:
     """The terms of the bound for some images, under a model's codes and a prior over them.
 

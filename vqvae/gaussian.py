@@ -35,11 +35,14 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from safefolder import arrays
+from safefolder.arrays import Latents
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.config import ResidualConfig
+from vqvae.levels import Images
 from vqvae.metrics import ACTIVE, ChannelUsage
 
 LOG_STD_BOUND = 8.0
@@ -136,7 +139,7 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
         """There is always a posterior to draw from."""
         return True
 
-    def forward(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> GaussianOutput:
+    def forward(self, images: Images) -> GaussianOutput:
         """Images (uint8, or float in [0, 1]) to distortion and latents: z drawn in training, the mean in evaluation.
 
         The draw is from torch's global generator. In evaluation the result is no bound, see the class.
@@ -154,7 +157,7 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
     @torch.no_grad()
     def draw(
         self,
-        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        images: Images,
         generator: torch.Generator | None = None,
     ) -> GaussianOutput:
         """`forward` in evaluation, with z drawn from the posterior: the terms of the bound. Errors as `forward`.
@@ -169,17 +172,19 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
             return self._output(levels, mean, log_std, noise)
 
     @torch.no_grad()
-    def encode(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b h2 w2 d"]:
+    def encode(self, images: Images) -> Float[Tensor, "b h2 w2 d"]:
         """Images to the means of their posteriors. Errors as `forward`."""
         with self.evaluating():
             return self._posterior(self.to_levels(images))[0]
 
-    def vectors(self, latents: Float[Tensor, "b h2 w2 d"]) -> Float[Tensor, "b h2 w2 d"]:
-        """The latents themselves.
+    def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
+        """The latents themselves, as a tensor.
 
         Raises:
             ValueError: another shape or type, NaN or infinity.
         """
+        if not isinstance(latents, Tensor):
+            latents = arrays.vectors(latents, "latents").to(self.recent_kl)
         expected = (*self.grid, self.dim)
         if tuple(latents.shape[1:]) != expected or not latents.is_floating_point():
             raise ValueError(

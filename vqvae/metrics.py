@@ -8,6 +8,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from safefolder import arrays
+from safefolder.arrays import Codes
+
 # A latent channel is active if its posterior is further than this from N(0, 1), in nats a place. As with the "active
 # units" of Burda et al. 2015, where to draw the line is a convention: it only has to be well under what a use costs.
 ACTIVE = 0.01
@@ -27,11 +30,23 @@ class CodeUsage:
     def __init__(self, num_codes: int, axes: tuple[int, ...] = ()):
         self.num_codes = num_codes
         self.axes = axes
-        nothing = torch.zeros(0, dtype=torch.int64)
+        nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._seen = [(nothing, nothing)] * math.prod(axes)
 
-    def add(self, codes: Int[Tensor, "b *places"]) -> None:
-        columns = codes.cpu().reshape(-1, len(self._seen)).unbind(1)
+    def add(self, codes: Codes) -> None:
+        """Count codes, of any integer type; those that are masked (-1) are left out.
+
+        Raises:
+            ValueError: no integers, codes that the codebooks have not, or other last axes than theirs.
+        """
+        found = arrays.integers(codes, "codes").cpu()
+        if self.axes and tuple(found.shape[-len(self.axes) :]) != self.axes:
+            raise ValueError(f"expected codes whose last axes are {self.axes}, got shape {tuple(found.shape)}")
+        if found.numel():
+            low, high = found.aminmax()
+            if low < -1 or high >= self.num_codes:
+                raise ValueError(f"codes must lie in [0, {self.num_codes}), got {int(low)} to {int(high)}")
+        columns = found.reshape(-1, len(self._seen)).unbind(1)
         self._seen = [self._merged(*seen, column) for seen, column in zip(self._seen, columns, strict=True)]
 
     def _merged(self, seen: Tensor, counts: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +92,7 @@ class ChannelUsage:
     def __init__(self, dim: int, grid: tuple[int, ...]):
         self.dim = dim
         self.grid = grid
-        self._sum = torch.zeros(dim, dtype=torch.float64)
+        self._sum = torch.zeros(dim, dtype=torch.float64, device="cpu")
         self._num = 0
 
     def add(self, channel_kl: Float[Tensor, "b *grid d"]) -> None:
@@ -104,8 +119,23 @@ class ChannelUsage:
         return None
 
 
+def _check_levels(images: Tensor, others: Tensor) -> None:
+    """Raise ValueError for images that are not comparable: floats in [0, 1] would seem far too alike."""
+    for each in (images, others):
+        if not isinstance(each, Tensor) or each.dtype != torch.uint8 or each.ndim != 4:
+            kind = f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            raise ValueError(f"got images as {kind}, expected a uint8 tensor of shape (b, c, h, w)")
+    if images.shape != others.shape:
+        raise ValueError(f"got images of shapes {tuple(images.shape)} and {tuple(others.shape)}, expected equal ones")
+
+
 def psnr(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each image in dB, peak 255; infinite where the two are equal."""
+    """Peak signal-to-noise ratio of each image in dB, peak 255; infinite where the two are equal.
+
+    Raises:
+        ValueError: what are no levels (uint8), or of two shapes.
+    """
+    _check_levels(images, others)
     error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(255**2 / error)).float()
 
@@ -116,8 +146,9 @@ def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> 
     The mean over channels and over the places where the window fits inside the image.
 
     Raises:
-        ValueError: an image is smaller than the window.
+        ValueError: an image is smaller than the window, or what are no levels (uint8), or of two shapes.
     """
+    _check_levels(images, others)
     size, sigma = 11, 1.5
     if min(images.shape[-2:]) < size:
         raise ValueError(f"SSIM needs images of at least {size}x{size}, got {images.shape[-2]}x{images.shape[-1]}")

@@ -14,15 +14,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from safefolder import arrays
+from safefolder.arrays import Codes, Labels
 from vqvae import quantizers
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.config import AutoencoderConfig, ResidualConfig
 from vqvae.elbo import PriorLike, check_fit
+from vqvae.levels import Images
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizerConfig, PriorInTheLoop, Quantized, QuantizerConfig
+from vqvae.quantizers.base import own_generator
 
 QUANTIZERS: tuple[type, ...] = tuple(
     getattr(quantizers, name) for name in quantizers.__all__ if name.endswith("Config") and name != "QuantizerConfig"
@@ -107,9 +111,7 @@ class VQVAE(Autoencoder[CodesConfig]):
         """Whether there is a posterior over codes to draw from."""
         return self.quantizer.stochastic
 
-    def forward(
-        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], loop: PriorInTheLoop | None = None
-    ) -> VQVAEOutput:
+    def forward(self, images: Images, loop: PriorInTheLoop | None = None) -> VQVAEOutput:
         """Images (uint8, or float in [0, 1]) to distortion and codes, with or without a prior in the loop.
 
         Raises:
@@ -123,7 +125,7 @@ class VQVAE(Autoencoder[CodesConfig]):
     @torch.no_grad()
     def draw(
         self,
-        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        images: Images,
         generator: torch.Generator | None = None,
         loop: PriorInTheLoop | None = None,
     ) -> VQVAEOutput:
@@ -134,19 +136,21 @@ class VQVAE(Autoencoder[CodesConfig]):
             if loop is None:
                 return self._output(levels, self.quantizer.draw(z_e, generator=generator))
             if generator is None:
-                generator = torch.Generator(z_e.device).manual_seed(int(torch.randint(2**62, ())))
+                generator = own_generator(z_e.device)
             return self._output(levels, *self.quantizer.through_prior(z_e, loop, generator))
 
     def loop(
         self,
         prior: "LoopPrior",
-        labels: Int[Tensor, " b"] | None,
+        labels: Labels | None,
         num: int,
         beta: float,
         num_sweeps: int | None = None,
     ) -> PriorInTheLoop:
         """A prior for the codes of `num` images with these labels, as `forward` and `draw` take it."""
-        known = None if prior.num_classes is None else labels
+        known = None
+        if prior.num_classes is not None and labels is not None:
+            known = arrays.labels_for(labels, num, self.quantizer.device)
         return PriorInTheLoop(
             tables=lambda codes: prior.tables(codes, known),
             relaxed_tables=lambda weights: prior.relaxed_tables(weights, known),
@@ -156,7 +160,7 @@ class VQVAE(Autoencoder[CodesConfig]):
         )
 
     def through(
-        self, prior: "LoopPrior", labels: Int[Tensor, " b"] | None = None, num_sweeps: int | None = None
+        self, prior: "LoopPrior", labels: Labels | None = None, num_sweeps: int | None = None
     ) -> "Autoencoder | ThroughPrior":
         """The encoder with the prior in its loop, where `config.beta` says so; else the model itself.
 
@@ -170,9 +174,7 @@ class VQVAE(Autoencoder[CodesConfig]):
         check_fit(self, prior)
         return ThroughPrior(model=self, prior=prior, labels=labels, beta=self.config.beta, num_sweeps=num_sweeps)
 
-    def posterior_scores(
-        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b *grid k"], bool]:
+    def posterior_scores(self, images: Images) -> tuple[Float[Tensor, "b *grid k"], bool]:
         """Scores whose log-softmax is the posterior over codes, and whether the prior's table is added to them first.
 
         In evaluation; see `vqvae.quantizers.Quantizer.posterior_scores`.
@@ -205,22 +207,22 @@ class VQVAE(Autoencoder[CodesConfig]):
         )
 
     @torch.no_grad()
-    def encode(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Int[Tensor, "b *grid"]:
+    def encode(self, images: Images) -> Int[Tensor, "b *grid"]:
         """Images to their codes, int64. Errors as `forward`."""
         with self.evaluating():
             return self.quantizer(self.encoder(self.to_levels(images))).codes
 
-    def vectors(self, latents: Int[Tensor, "b *grid"]) -> Float[Tensor, "b h2 w2 d"]:
-        """The code vectors that the decoder takes.
+    def vectors(self, latents: Codes) -> Float[Tensor, "b h2 w2 d"]:
+        """The code vectors that the decoder takes, of codes of any integer type.
 
         Raises:
             ValueError: codes of another grid, or outside the codebook.
         """
-        if tuple(latents.shape[1:]) != self.grid:
-            raise ValueError(
-                f"expected codes of shape (b, {', '.join(map(str, self.grid))}), got {tuple(latents.shape)}"
-            )
-        return self.quantizer.decode(latents)
+        codes = arrays.integers(latents, "codes", self.quantizer.device)
+        if tuple(codes.shape[1:]) != self.grid:
+            expected = ", ".join(map(str, self.grid))
+            raise ValueError(f"expected codes of shape (b, {expected}), got {tuple(codes.shape)}")
+        return self.quantizer.decode(codes)
 
     def update(self) -> None:
         """The quantizer's statistics and revival; after the optimiser's step."""
@@ -251,7 +253,7 @@ class ThroughPrior:
 
     model: VQVAE
     prior: LoopPrior
-    labels: Int[Tensor, " b"] | None
+    labels: Labels | None
     beta: float
     num_sweeps: int | None = None
     stochastic = True
@@ -264,28 +266,30 @@ class ThroughPrior:
     def grid(self) -> tuple[int, ...]:
         return self.model.grid
 
-    def __call__(self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> VQVAEOutput:
+    def __call__(self, images: Images) -> VQVAEOutput:
         """`VQVAE.forward` with the prior in the loop: the most probable codes, in evaluation mode."""
-        return self.model(images, self._loop(images))
+        levels = self.model.to_levels(images)
+        return self.model(levels, self._loop(levels))
 
     def draw(
         self,
-        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        images: Images,
         generator: torch.Generator | None = None,
     ) -> VQVAEOutput:
         """`VQVAE.draw` with the prior in the loop."""
-        return self.model.draw(images, generator, self._loop(images))
+        levels = self.model.to_levels(images)
+        return self.model.draw(levels, generator, self._loop(levels))
 
     @torch.no_grad()
     def encode(
         self,
-        images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"],
+        images: Images,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "b *grid"]:
         """`VQVAE.encode` with the prior in the loop; with a generator, codes that are drawn."""
         with self.model.evaluating():
-            z_e = self.model.encoder(self.model.to_levels(images))
-            return self.model.quantizer.codes_through_prior(z_e, self._loop(images), generator)
+            levels = self.model.to_levels(images)
+            return self.model.quantizer.codes_through_prior(self.model.encoder(levels), self._loop(levels), generator)
 
     def _loop(self, images: Tensor) -> PriorInTheLoop:
         return self.model.loop(self.prior, self.labels, len(images), self.beta, self.num_sweeps)

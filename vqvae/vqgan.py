@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from safefolder import Options
 from vqvae.config import LikelihoodConfig
 from vqvae.likelihoods import NormalConfig
 from vqvae.model import VQVAE, CodesConfig
@@ -18,7 +19,7 @@ from vqvae.vqgan_networks import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusersConfig:
+class DiffusersConfig(Options):
     """What a `VQModel` config tells diffusers' pipelines; nothing here reads it, and an export writes it as it came.
 
     Attributes:
@@ -51,7 +52,7 @@ class VQGANConfig(CodesConfig):
 
     Raises:
         ValueError: no level, levels that are not there, widths that the groups do not divide, an image that cannot be
-            halved so often, or what is no tuple of integers.
+            halved so often.
     """
 
     image_size: int = 256
@@ -70,10 +71,6 @@ class VQGANConfig(CodesConfig):
     parts: ClassVar[Mapping[str, tuple[type, ...]]] = {**CodesConfig.parts, "diffusers": (DiffusersConfig,)}
 
     def __post_init__(self) -> None:
-        for name in ("channels", "down_attention", "up_attention"):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or any(type(each) is not int for each in value):
-                raise ValueError(f"got {name}={value!r}, expected a tuple of integers")
         if not self.channels or min(self.num_blocks, self.latent_channels, self.num_groups) < 1:
             raise ValueError(
                 f"got channels={self.channels}, num_blocks={self.num_blocks}, latent_channels={self.latent_channels}, "

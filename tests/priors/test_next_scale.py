@@ -248,9 +248,9 @@ def test_the_grid_follows_from_the_scales() -> None:
     ("options", "message"),
     [
         ({"scales": ()}, r"scales=\(\), expected the sides"),
-        ({"scales": 4}, "scales=4, expected the sides"),
+        ({"scales": 4}, "scales=4 for NextScalePriorConfig, expected a tuple of integers"),
         ({"scales": (0, 2)}, "a scale=0"),
-        ({"scales": (1, 2.0)}, "a scale=2.0"),
+        ({"scales": (1, 2.0)}, r"scales=\(1, 2.0\) for NextScalePriorConfig, expected a tuple of integers"),
         ({"scales": (1, 3, 3)}, r"scales=\(1, 3, 3\), expected each larger than the one before"),
         ({"grid": (6,)}, r"grid=\(6,\) with scales=\(1, 2\), expected \(5,\)"),
         ({"grid": (1, 5)}, r"grid=\(1, 5\) with scales=\(1, 2\), expected \(5,\)"),

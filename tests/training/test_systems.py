@@ -172,7 +172,7 @@ def test_later_stages_go_on_with_the_prior_in_the_loop(run, options, photos, tmp
         (("--schedule", "alternating"), "add --model.beta"),
         (("--schedule", "alternating", "--latents", "gaussian"), "there is none"),
         (("--model.beta", "0"), "expected a finite beta above zero"),
-        (("--model.beta", "nan"), "expected a finite beta above zero"),
+        (("--model.beta", "nan"), "got beta=nan for VQVAEConfig, expected a finite number, or None"),
         (("--latents", "gaussian", "--model.beta", "-1"), "beta of at least zero"),
         (("--latents", "gaussian", "--model.dim", "0"), "at least one latent channel"),
     ],

@@ -210,7 +210,7 @@ def features(dim: int, *shape: int, seed: int = 1) -> Tensor:
 
 def objective(q: Quantized) -> Tensor:
     """Something to train on: a task of the vectors, and the terms."""
-    weights = torch.linspace(-1, 1, q.z_q.shape[-1], dtype=q.z_q.dtype)
+    weights = torch.linspace(-1, 1, q.z_q.shape[-1], dtype=q.z_q.dtype, device=q.z_q.device)
     return (q.z_q * weights).sum(-1).sin().sum() + sum(q.auxiliary.values())
 
 

@@ -30,7 +30,7 @@ _KINDS: dict[str, type] = {kind.__name__: kind for kind in (CategoricalPixels, B
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
+class MixtureConfig(safefolder.Options):
     """What a Mixture is built from.
 
     Attributes:
@@ -176,8 +176,8 @@ class Mixture(nn.Module):
                     self._maximise(statistics)
                     bar.update()
         return Fit(
-            objective=torch.tensor(objective, dtype=torch.float64),
-            negative_elbo=torch.tensor(negative, dtype=torch.float64),
+            objective=torch.tensor(objective, dtype=torch.float64, device="cpu"),
+            negative_elbo=torch.tensor(negative, dtype=torch.float64, device="cpu"),
             converged=converged,
         )
 
@@ -333,7 +333,7 @@ class Mixture(nn.Module):
         for part in self._chunks(levels):
             nearest = torch.addmm(offsets, part.float(), seeds.T, alpha=-1).argmin(1)
             even = SOFTNESS / self.config.num_components
-            posterior = torch.full((len(part), self.config.num_components), even, device=part.device)
+            posterior = part.new_full((len(part), self.config.num_components), even, dtype=torch.float32)
             posterior.scatter_add_(1, nearest[:, None], torch.full_like(posterior[:, :1], 1 - SOFTNESS))
             statistics.add(part, posterior)
         self._maximise(statistics)

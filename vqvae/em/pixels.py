@@ -16,6 +16,8 @@ from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from safefolder import Options
+
 NUM_LEVELS = 256
 # Table entries worked on at once, 32 MiB of float32; at most so many pixels, since their float32 sum is a partial one.
 BLOCK_ELEMENTS = 2**23
@@ -64,7 +66,7 @@ class Pixels(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalPixels:
+class CategoricalPixels(Options):
     """Pixels with a probability for each level.
 
     Attributes:
@@ -89,7 +91,7 @@ class CategoricalPixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BernoulliPixels:
+class BernoulliPixels(Options):
     """Binary pixels: images of levels 0 and 1 alone.
 
     Grey levels taken as probabilities of a 1 are no likelihood of the levels, so they are refused.
@@ -111,7 +113,7 @@ class BernoulliPixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianPixels:
+class GaussianPixels(Options):
     """Pixels with a mean for each component: a density, whose nats are not those of 8-bit levels.
 
     Attributes:

@@ -18,7 +18,7 @@ def choose_seeds(levels: UInt8[Tensor, "n d"], num: int, generator: torch.Genera
 
     The next seed is drawn with a probability in proportion to the squared distance from the nearest one so far.
     """
-    chosen = torch.randperm(len(levels), generator=generator)[: max(CANDIDATES * num, MIN_CANDIDATES)]
+    chosen = torch.randperm(len(levels), generator=generator, device="cpu")[: max(CANDIDATES * num, MIN_CANDIDATES)]
     candidates = levels[chosen.to(levels.device)].cpu().float()
     squares = candidates.square().sum(1)
     distances = torch.full_like(squares, math.inf)

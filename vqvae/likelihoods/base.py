@@ -27,8 +27,10 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Float, Float64, Int, Integer, UInt8
 from torch import Tensor, nn
+
+from safefolder import arrays
 
 NUM_LEVELS = 256
 
@@ -59,7 +61,9 @@ class Symbols:
         """Normalised log-probabilities in nats of all levels."""
         return self.likelihood._log_probs(self.parameters)
 
-    def cdf(self, levels: Int[Tensor, "n e"], parameters: Float[Tensor, "n p"] | None = None) -> Float64[Tensor, "n e"]:
+    def cdf(
+        self, levels: Integer[Tensor, "n e"], parameters: Float[Tensor, "n p"] | None = None
+    ) -> Float64[Tensor, "n e"]:
         """P(level <= v) for e levels v of each symbol, see `Likelihood.cdf`.
 
         Args:
@@ -177,7 +181,7 @@ class Likelihood(nn.Module, ABC):
             for channels in self._channel_steps():
                 parameters = self._step_parameters(rows, flat[:, :, pixels], channels)
                 levels = chooser(Symbols(parameters.flatten(0, 2), self))
-                _check_answer(levels, parameters.shape[:-1].numel())
+                levels = _checked_answer(levels, parameters.shape[:-1].numel())
                 flat[:, channels, pixels] = levels.view(parameters.shape[:-1]).to(torch.uint8)
         return images
 
@@ -202,7 +206,7 @@ class Likelihood(nn.Module, ABC):
         return parameters.view(*images.shape, self.num_parameters)
 
     @torch.no_grad()
-    def cdf(self, parameters: Float[Tensor, "*n p"], levels: Int[Tensor, "*n e"]) -> Float64[Tensor, "*n e"]:
+    def cdf(self, parameters: Float[Tensor, "*n p"], levels: Integer[Tensor, "*n e"]) -> Float64[Tensor, "*n e"]:
         """P(level <= v) of symbols with these parameters, for e levels v of each: for coding.
 
         Exactly 0 at v = -1 and 1 at v = 255, and within [0, 1]. It is computed in float64 and
@@ -214,6 +218,8 @@ class Likelihood(nn.Module, ABC):
         Raises:
             ValueError: parameters or levels of a wrong shape or type, levels outside -1..255.
         """
+        if levels.dtype in (torch.uint16, torch.uint32, torch.uint64):  # of which torch knows no least
+            levels = arrays.integers(levels, "levels")
         self._check_levels(parameters, levels)
         num, wanted = levels.shape[:-1].numel(), levels.shape[-1]
         rows = parameters.reshape(num, self.num_parameters), levels.reshape(num, wanted)
@@ -229,7 +235,7 @@ class Likelihood(nn.Module, ABC):
 
         They are flat indices into "(c h w)", in the order of the step's rows.
         """
-        symbols = torch.arange(self.num_channels * height * width).view(self.num_channels, height * width)
+        symbols = torch.arange(self.num_channels * height * width, device="cpu").view(self.num_channels, height * width)
         return [
             symbols[channels, pixels].flatten()
             for pixels in self._pixel_groups(height, width)
@@ -238,7 +244,7 @@ class Likelihood(nn.Module, ABC):
 
     def _pixel_groups(self, height: int, width: int) -> list[Int[Tensor, " m"]]:
         """The pixels of each of the `_pixel_steps`, as flat indices into "(h w)"."""
-        return [torch.arange(height * width)]
+        return [torch.arange(height * width, device="cpu")]
 
     def _pixel_steps(
         self, features: Float[Tensor, "b f h w"], images: UInt8[Tensor, "b c h w"]
@@ -281,6 +287,8 @@ class Likelihood(nn.Module, ABC):
         return features.to(computing_dtype(features), memory_format=torch.contiguous_format)
 
     def _check_features(self, features: Tensor) -> None:
+        if not isinstance(features, Tensor):
+            raise ValueError(f"got features as {type(features).__name__}, expected a tensor: torch.from_numpy(...)")
         if features.ndim != 4 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"got features of shape {tuple(features.shape)}, expected (b, {self.num_features}, "
@@ -309,8 +317,9 @@ class Likelihood(nn.Module, ABC):
             )
 
     def _check_images(self, images: Tensor, features: Tensor) -> None:
-        if images.dtype != torch.uint8:
-            raise ValueError(f"got images of dtype {images.dtype}, expected torch.uint8 with levels 0..255")
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise ValueError(f"got images of dtype {kind}, expected torch.uint8 with levels 0..255, as a tensor")
         expected = (features.shape[0], self.num_channels, *features.shape[2:])
         if tuple(images.shape) != expected:
             raise ValueError(
@@ -323,13 +332,16 @@ class Likelihood(nn.Module, ABC):
         self._check_images(images, features)
 
 
-def _check_answer(levels: Tensor, num: int) -> None:
+def _checked_answer(levels: Tensor, num: int) -> Tensor:
+    """A chooser's levels, which may be of any integer type, as int64."""
+    levels = arrays.integers(levels, "levels from a chooser")
     if levels.shape != (num,):
         raise ValueError(f"a chooser answered {num} symbols with shape {tuple(levels.shape)}, expected ({num},)")
     if num and not 0 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS:
         raise ValueError(
             f"a chooser answered levels from {int(levels.min())} to {int(levels.max())}, expected 0..{NUM_LEVELS - 1}"
         )
+    return levels
 
 
 def _inverse_transform(log_probs: Tensor, uniform: Tensor) -> Int[Tensor, " n"]:

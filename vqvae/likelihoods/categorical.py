@@ -20,11 +20,12 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from safefolder import Options
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, score_in_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalConfig:
+class CategoricalConfig(Options):
     """What a `Categorical` is: there is nothing to choose."""
 
     def build(self, num_channels: int) -> "Categorical":

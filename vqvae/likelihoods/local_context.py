@@ -34,6 +34,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from safefolder import Options
 from vqvae.likelihoods.base import Likelihood, computing_dtype
 from vqvae.likelihoods.logistic_mixture import LogisticMixture
 
@@ -42,7 +43,7 @@ _ROWS, _COLUMNS = 4, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalContextConfig:
+class LocalContextConfig(Options):
     """What a `LocalContext` is, images' channels aside.
 
     Attributes:
@@ -265,7 +266,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _wavefronts(height: int, width: int) -> list[Int[Tensor, " m"]]:
     """The pixels of each t, as flat indices into "(h w)"."""
-    time = (torch.arange(width) + 2 * torch.arange(height)[:, None]).flatten()
+    columns, rows = (torch.arange(size, device="cpu") for size in (width, height))
+    time = (columns + 2 * rows[:, None]).flatten()
     return [(time == t).nonzero()[:, 0] for t in range(width + 2 * (height - 1))]
 
 

@@ -46,6 +46,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from safefolder import Options
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, images_per_group, score_in_chunks
 
 _MIN_LOG_SCALE = -7.0
@@ -55,7 +56,7 @@ _LOG2_E = 1 / math.log(2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticMixtureConfig:
+class LogisticMixtureConfig(Options):
     """What a `LogisticMixture` is, images' channels aside."""
 
     num_components: int = 5
@@ -362,7 +363,7 @@ def _sinh(x: Tensor) -> Tensor:
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return x.sinh()
     squared = x * x
-    one = torch.ones((), dtype=x.dtype)
+    one = torch.ones((), dtype=x.dtype, device=x.device)
     series = squared.div(12 * 13).add_(1)
     for order in (11, 9, 7, 5, 3):
         torch.addcmul(one, series, squared, value=1 / (order * (order - 1)), out=series)

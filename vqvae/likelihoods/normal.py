@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from safefolder import Options
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood
 
 # Within these bounds float32 keeps ln P to 1e-4: below, M(-h) would overflow before long; above,
@@ -36,7 +37,7 @@ _MIDDLE = (NUM_LEVELS - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalConfig:
+class NormalConfig(Options):
     """What a `Normal` is, images' channels aside."""
 
     scale: float | None = None
@@ -109,7 +110,7 @@ class Normal(Likelihood):
 
     def _cdf(self, parameters: Tensor, levels: Tensor) -> Tensor:
         means, log_scales = parameters.split(1, dim=-1)
-        return torch.special.ndtr((levels + 0.5 - means) / log_scales.exp())
+        return torch.special.ndtr((levels.to(means.dtype) + 0.5 - means) / log_scales.exp())
 
     def _scale(self, features: Tensor) -> Float[Tensor, " c"]:
         if self.scale is not None:

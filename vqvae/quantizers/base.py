@@ -24,9 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from safefolder import arrays
+from safefolder.arrays import Codes, Mask, Vectors
+from safefolder.options import Options, fitted, kind_name
 from vqvae.quantizers.estimators import Estimator
 from vqvae.quantizers.prior_in_loop import PriorInTheLoop
 
@@ -68,8 +71,12 @@ torch.export.register_dataclass(Quantized)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig(abc.ABC):
-    """Abstract: the options of one kind of quantizer, as plain data."""
+class QuantizerConfig(Options):
+    """Abstract: the options of one kind of quantizer, as plain data.
+
+    Where a composition takes the options of another quantizer, the name of its kind stands for the kind's own defaults:
+    `ResidualQuantizerConfig(quantizer="FSQ")`.
+    """
 
     @abc.abstractmethod
     def build(self) -> "Quantizer":
@@ -101,6 +108,7 @@ class Quantizer(nn.Module, abc.ABC):
 
     def __init__(self, *, num_codes: int, dim: int):
         super().__init__()
+        num_codes, dim = (fitted(size, int, name) for size, name in ((num_codes, "num_codes"), (dim, "dim")))
         if num_codes < 1 or dim < 1:
             raise ValueError(f"expected at least one code of width at least one, got num_codes={num_codes}, dim={dim}")
         self.num_codes = num_codes
@@ -109,24 +117,38 @@ class Quantizer(nn.Module, abc.ABC):
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        """Where it lives, also without weights."""
+        return self._anchor.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of all its work and of `z_q`: float32, or float64 after `.double()`."""
         return torch.promote_types(self._anchor.dtype, torch.float32)
 
-    def forward(self, z_e: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None) -> Quantized:
-        """Quantise features. `mask` is True at the places that count; the others get the code `MASKED` and zeros.
+    def forward(self, z_e: Vectors, mask: Mask | None = None) -> Quantized:
+        """Quantise features `"b *grid d"`. `mask`, `"b *grid"`, is True at the positions that count.
 
-        Works in float32 (in float64 after `.double()`), whatever the features' type and the autocast.
+        Works in float32 (in float64 after `.double()`), whatever the features' type and the autocast. What is masked
+        gets the code `MASKED` and zeros, and counts nowhere: terms, statistics and the next `update` are those of the
+        other positions alone.
 
         Raises:
             ValueError: the width is not `dim`, or a feature that counts is NaN or infinite.
         """
+        mask = self._mask_of(mask)
         z_e = self.prepared(z_e, mask)
         with torch.autocast(z_e.device.type, enabled=False):
             return self.run(z_e, mask)
 
-    def prepared(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _mask_of(self, mask: Mask | None) -> Tensor | None:
+        """The mask as a tensor, where there is one."""
+        return None if mask is None else arrays.mask_of(mask, "a mask", self.device)
+
+    def prepared(self, z_e: Vectors, mask: Tensor | None = None) -> Tensor:
         """Features that are checked, in the quantizer's precision. Errors as `forward`."""
+        if not isinstance(z_e, Tensor):
+            z_e = arrays.vectors(z_e, "features").to(self.device, self.dtype)
         self.check_features(z_e, mask)
         z_e = z_e.to(self.dtype)
         # Masked places may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
@@ -135,8 +157,8 @@ class Quantizer(nn.Module, abc.ABC):
     @torch.no_grad()
     def draw(
         self,
-        z_e: Float[Tensor, "b *grid d"],
-        mask: Bool[Tensor, "b *grid"] | None = None,
+        z_e: Vectors,
+        mask: Mask | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Like `forward`, with codes drawn from the exact posterior P_enc(z|y); without gradients.
@@ -146,9 +168,10 @@ class Quantizer(nn.Module, abc.ABC):
         Args:
             generator: of the features' device; seeded from torch's global one unless given.
         """
+        mask = self._mask_of(mask)
         z_e = self.prepared(z_e, mask)
         if generator is None:
-            generator = torch.Generator(z_e.device).manual_seed(int(torch.randint(2**62, ())))
+            generator = own_generator(z_e.device)
         with torch.autocast(z_e.device.type, enabled=False):
             return self.run(z_e, mask, generator)
 
@@ -231,12 +254,16 @@ class Quantizer(nn.Module, abc.ABC):
         """By how much the next step of a residual quantizer should be finer; 1 where codes find their own scale."""
         return 1.0
 
-    def decode(self, codes: Int[Tensor, "b *places"]) -> Float[Tensor, "b *grid d"]:
+    def decode(self, codes: Codes) -> Float[Tensor, "b *grid2 d"]:
         """The vectors of codes, bit-equal to the `z_q` that came with them (masked places: zeros).
+
+        Args:
+            codes: of any integer type; a masked position is -1, which unsigned types do not have.
 
         Raises:
             ValueError: codes that are no integers, or out of range.
         """
+        codes = arrays.integers(codes, "codes", self.device)
         self.check_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
             return self.look_up(codes)
@@ -250,21 +277,19 @@ class Quantizer(nn.Module, abc.ABC):
         return (*grid, *self.code_axes)
 
     def check_features(self, z_e: Tensor, mask: Tensor | None) -> None:
+        if not z_e.is_floating_point():
+            raise ValueError(f"expected floating-point features, got {z_e.dtype}")
         if z_e.ndim < 2 or z_e.shape[-1] != self.dim:
             raise ValueError(
                 f"expected features 'b *grid d' with d = {self.dim} last, got shape {tuple(z_e.shape)}; "
                 "channels-first features need x.movedim(1, -1)"
             )
-        if not z_e.is_floating_point():
-            raise ValueError(f"expected floating-point features, got {z_e.dtype}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != z_e.shape[:-1]):
             raise ValueError(
                 f"expected a boolean mask of shape {tuple(z_e.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
             )
 
     def check_codes(self, codes: Tensor) -> None:
-        if codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"codes must be integers, got {codes.dtype}")
         axes = len(self.code_axes)
         if codes.ndim < 1 + axes or (axes and tuple(codes.shape[-axes:]) != self.code_axes):
             raise ValueError(f"expected codes whose last axes are {self.code_axes}, got shape {tuple(codes.shape)}")
@@ -273,6 +298,22 @@ class Quantizer(nn.Module, abc.ABC):
             low, high = codes.aminmax()
             if low < MASKED or high >= self.num_codes:
                 raise ValueError(f"codes must lie in [0, {self.num_codes}), got {int(low)} to {int(high)}")
+
+
+def own_generator(device: torch.device) -> torch.Generator:
+    """A generator of a device, seeded from torch's global one of the CPU."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), device="cpu")))
+
+
+def inner_config(kind: type[QuantizerConfig], quantizer: QuantizerConfig | str | None) -> QuantizerConfig:
+    """The options of the quantizer inside a composition: as given, by a name, or the composition's default.
+
+    Raises:
+        ValueError: neither options nor a kind's name.
+    """
+    if quantizer is None:
+        return getattr(kind(), "quantizer")  # noqa: B009
+    return fitted(quantizer, QuantizerConfig, "quantizer", owner=kind_name(kind))
 
 
 def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:

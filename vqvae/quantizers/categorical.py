@@ -86,7 +86,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
         if self.training:
             self.watch(vectors, kept)
         table, (weight, bias) = self.table, self.logits()
-        counted = torch.ones_like(vectors[:, 0]) if kept is None else kept.to(vectors.dtype)
+        counted = _counted(vectors, kept)
         shared = (weight, bias, table.detach() if self.hard else table, self.current_temperature.to(self.dtype))
         parts = in_chunks(_sample if self.training else _score, (vectors, counted), shared, self.num_codes)
         entropies = torch.cat([part[0] for part in parts])
@@ -156,18 +156,21 @@ class CategoricalQuantizer(PlacewiseQuantizer):
 
     def draw_codes(self, vectors: Tensor, kept: Tensor | None, generator: torch.Generator) -> Assignment:
         weight, bias = self.logits()
+        counted = _counted(vectors, kept)
         parts = []
         average = torch.zeros_like(bias)
-        for chunk in vectors.split(max(1, CHUNK_ELEMENTS // self.num_codes)):
+        size = max(1, CHUNK_ELEMENTS // self.num_codes)
+        for chunk, share in zip(vectors.split(size), counted.split(size), strict=True):
             log_probs = F.log_softmax(chunk @ weight.T + bias, dim=-1)
             # The largest of ln p + Gumbel noise is a draw from p (Gumbel 1954; Maddison et al. 2014).
             noise = -torch.empty_like(log_probs).exponential_(generator=generator).log()
             codes = (log_probs + noise).argmax(-1)
-            parts.append((codes, entropy_of(log_probs.exp()), log_probs.gather(-1, codes[:, None])[:, 0]))
-            average += log_probs.exp().sum(0)
+            posteriors = log_probs.exp()
+            parts.append((codes, entropy_of(posteriors), log_probs.gather(-1, codes[:, None])[:, 0]))
+            average += share @ posteriors
         codes, entropies, log_posterior = (torch.cat(column) for column in zip(*parts, strict=True))
         chosen = self.table[codes]
-        terms = self.terms(vectors, chosen, entropies, average / max(len(vectors), 1), kept)
+        terms = self.terms(vectors, chosen, entropies, average / counted.sum().clamp_min(1), kept)
         return Assignment(chosen, codes, terms, entropies, log_posterior)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
@@ -177,6 +180,11 @@ class CategoricalQuantizer(PlacewiseQuantizer):
     def update(self) -> None:
         self.num_updates += 1
         super().update()
+
+
+def _counted(vectors: Tensor, kept: Tensor | None) -> Tensor:
+    """The weight of each vector in a mean over those that count, "n": one or zero."""
+    return torch.ones_like(vectors[:, 0]) if kept is None else kept.to(vectors.dtype)
 
 
 def _score(vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safefolder.options import fitted
 from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.estimators import straight_through
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer
@@ -48,10 +49,11 @@ class FSQ(PlacewiseQuantizer):
     estimator = staticmethod(straight_through)
 
     def __init__(self, *, levels: Sequence[int] = (8, 5, 5, 5)):
+        levels = fitted(levels, Sequence[int], "levels")
         if not levels or min(levels) < 2 or math.prod(levels) >= 2**63:
-            raise ValueError(f"expected at least 2 levels a channel and fewer than 2^63 codes, got {tuple(levels)}")
+            raise ValueError(f"expected at least 2 levels a channel and fewer than 2^63 codes, got {levels}")
         super().__init__(num_codes=math.prod(levels), dim=len(levels))
-        self.levels = tuple(levels)
+        self.levels = levels
         bases = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("sizes", torch.tensor(levels), persistent=False)
         self.register_buffer("bases", torch.tensor(bases), persistent=False)
@@ -64,7 +66,7 @@ class FSQ(PlacewiseQuantizer):
 
     def finer(self) -> Tensor:
         # What rounding leaves of a channel is one level wide: the next step lays all of its levels into that.
-        return 1 / (self.sizes - 1)
+        return 1 / (self.sizes - 1).to(torch.float32)
 
     def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
         digits = (vectors.detach() * (self.sizes // 2)).round().to(torch.int64) + self.sizes // 2

@@ -55,7 +55,7 @@ class Pool:
     """
 
     def __init__(self, size: int, dim: int):
-        self.vectors = torch.zeros(size, dim)
+        self.vectors = torch.zeros(size, dim, dtype=torch.float32)
         self.keys = torch.full((size,), EMPTY)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:

@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, stacked
+from safefolder.options import fitted
+from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, inner_config, stacked
 from vqvae.quantizers.ema import EMAVectorQuantizerConfig
 
 
@@ -36,10 +37,11 @@ class GroupedQuantizer(Quantizer):
         quantizer: of each group, each with codes of its own.
     """
 
-    def __init__(self, *, num_groups: int = 2, quantizer: QuantizerConfig | None = None):
+    def __init__(self, *, num_groups: int = 2, quantizer: QuantizerConfig | str | None = None):
+        num_groups = fitted(num_groups, int, "num_groups")
         if num_groups < 1:
             raise ValueError(f"expected at least one group, got {num_groups}")
-        config = quantizer or GroupedQuantizerConfig().quantizer
+        config = inner_config(GroupedQuantizerConfig, quantizer)
         parts = [config.build() for _ in range(num_groups)]
         first = parts[0]
         if not first.placewise:
@@ -58,8 +60,9 @@ class GroupedQuantizer(Quantizer):
         return torch.cat([part.project(x) for part, x in zip(self.parts, self._split(z_e), strict=True)], dim=-1)
 
     def finer(self) -> Tensor | float:
-        factors = [torch.as_tensor(part.finer()).expand(part.dim) for part in self.parts]
-        return torch.cat(factors)
+        anchor = self._anchor.to(self.dtype)
+        # Each group's own: one number for all of its channels, or one for each.
+        return torch.cat([anchor.new_ones(part.dim) * part.finer() for part in self.parts])
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         results = [part.quantize(x, mask, generator) for part, x in zip(self.parts, self._split(z_e), strict=True)]

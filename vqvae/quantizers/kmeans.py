@@ -24,7 +24,8 @@ def kmeans(
     # Copies of one vector would never part: shake all but the first of each by a thousandth of the spread.
     num_distinct = len(torch.unique(centres, dim=0))
     if num_distinct < len(centres):
-        noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0)).to(centres)
+        options = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+        noise = torch.randn(centres.shape, **options).to(centres)
         noise[:num_distinct] = 0
         centres = centres + 1e-3 * vectors.std().nan_to_num(0.0).clamp_min(1e-6) * noise
     for _ in range(NUM_STEPS):

@@ -25,7 +25,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import MASKED, Quantized, Quantizer, QuantizerConfig, check_leaves_remainder
+from safefolder.options import fitted
+from vqvae.quantizers.base import (
+    MASKED,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    check_leaves_remainder,
+    inner_config,
+)
 from vqvae.quantizers.ema import EMAVectorQuantizerConfig
 from vqvae.quantizers.placewise import masked_mean
 
@@ -62,13 +70,13 @@ class MultiScaleQuantizer(Quantizer):
         self,
         *,
         scales: Sequence[int] = VAR_SCALES,
-        quantizer: QuantizerConfig | None = None,
+        quantizer: QuantizerConfig | str | None = None,
         commitment_weight: float = 0.25,
     ):
-        scales = tuple(scales)
+        scales = fitted(scales, Sequence[int], "scales")
         if not scales or scales[0] < 1 or any(a >= b for a, b in itertools.pairwise(scales)):
             raise ValueError(f"expected growing scales of at least 1, got {scales}")
-        inner = (quantizer or MultiScaleQuantizerConfig().quantizer).build()
+        inner = inner_config(MultiScaleQuantizerConfig, quantizer).build()
         if not inner.placewise or inner.code_axes:
             raise ValueError(
                 f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a place; "

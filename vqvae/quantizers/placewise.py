@@ -139,7 +139,7 @@ def statistics(
         ordered = codes.sort().values
         starts = torch.ones_like(ordered)
         starts[1:] = (ordered[1:] != ordered[:-1]).long()
-        counts = torch.zeros(len(codes), device=codes.device).scatter_add_(
+        counts = torch.zeros(len(codes), dtype=torch.float32, device=codes.device).scatter_add_(
             0, starts.cumsum(0) - 1, (ordered >= 0).float()
         )
     used = (counts > 0).sum()

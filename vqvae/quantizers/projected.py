@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, inner_config
 from vqvae.quantizers.vector import VectorQuantizerConfig
 
 
@@ -40,11 +40,12 @@ class ProjectedQuantizer(Quantizer):
         quantizer: what runs in between; its `dim` is the inner width.
     """
 
-    def __init__(self, *, dim: int = 64, quantizer: QuantizerConfig | None = None):
-        inner = (quantizer or ProjectedQuantizerConfig().quantizer).build()
+    def __init__(self, *, dim: int = 64, quantizer: QuantizerConfig | str | None = None):
+        inner = inner_config(ProjectedQuantizerConfig, quantizer).build()
         super().__init__(num_codes=inner.num_codes, dim=dim)
         self.quantizer = inner
         self.code_axes = inner.code_axes
+        self.placewise = inner.placewise
         self.stochastic = inner.stochastic
         # Without biases: what is masked is zero on both sides.
         self.to_inner = nn.Linear(dim, inner.dim, bias=False)

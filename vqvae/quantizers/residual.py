@@ -23,7 +23,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, check_leaves_remainder, stacked
+from safefolder.options import fitted
+from vqvae.quantizers.base import (
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    check_leaves_remainder,
+    inner_config,
+    stacked,
+)
 from vqvae.quantizers.ema import EMAVectorQuantizerConfig
 
 
@@ -56,15 +64,16 @@ class ResidualQuantizer(Quantizer):
         self,
         *,
         depth: int = 4,
-        quantizer: QuantizerConfig | None = None,
+        quantizer: QuantizerConfig | str | None = None,
         shared: bool = False,
         dropout: float = 0.0,
     ):
+        depth = fitted(depth, int, "depth")
         if depth < 1:
             raise ValueError(f"expected a depth of at least 1, got {depth}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"expected a dropout in [0, 1], got {dropout}")
-        config = quantizer or EMAVectorQuantizerConfig()
+        config = inner_config(ResidualQuantizerConfig, quantizer)
         steps = [config.build() for _ in range(1 if shared else depth)]
         first = steps[0]
         if not first.placewise:
@@ -125,7 +134,7 @@ class ResidualQuantizer(Quantizer):
     def _depths(self, z_e: Tensor) -> Tensor:
         """How many steps each image keeps."""
         drawn = torch.randint(1, self.depth + 1, (len(z_e),), device=z_e.device)
-        dropped = torch.rand(len(z_e), device=z_e.device) < self.dropout
+        dropped = torch.rand(len(z_e), dtype=torch.float32, device=z_e.device) < self.dropout
         return torch.where(dropped, drawn, self.depth)
 
     def extra_repr(self) -> str:

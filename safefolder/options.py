@@ -1,0 +1,354 @@
+"""Options as plain data: what a config may hold, checked and put right before the config is made.
+
+    @dataclass(frozen=True, kw_only=True)
+    class FSQConfig(QuantizerConfig):       # a QuantizerConfig is an Options
+        levels: tuple[int, ...] = (8, 5, 5, 5)
+
+    FSQConfig(level=(8, 5))                 # ValueError: FSQConfig has no level; did you mean levels?
+    FSQConfig(levels=(8, 5.5))              # ValueError: got levels=(8, 5.5) for FSQConfig, expected a tuple of ...
+    FSQConfig(levels=[8, 5]).levels         # (8, 5)
+    VQVAEConfig(quantizer="FSQ").quantizer  # FSQConfig(levels=(8, 5, 5, 5))
+
+A field's annotation is what is expected of it; there is no second statement. It may be bool, int, float, str, None,
+`Literal`, a tuple or `Sequence` of these, a class of `Options`, and unions; a value of another annotation is only held
+against its class.
+
+What people mean is taken: numpy's numbers are Python's, an integer stands for a float (and is kept, so that a config
+is written as it was given), a list or an array of one axis is a tuple, and where the options of a part are expected, so
+are the name of its kind, for the kind's own defaults, and a mapping with the kind's name under "class", which is how
+config.json has them. A bool is no integer, and no float is NaN or infinite.
+
+Values may come from a file that nobody checked. Nothing here runs what they say: a name is looked up among the classes
+that the annotation allows, parts inside parts are bounded, and a message shows no more of a value than a line holds.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import numbers
+import reprlib
+import types
+from abc import ABCMeta
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+AnyOptions = TypeVar("AnyOptions")
+
+# Characters of a value in a message.
+SHOWN = 100
+# Parts inside parts.
+MOST_LEVELS = 16
+# Longer integers are told by their length: to write them down takes the square of it.
+_MOST_BITS = 256
+
+_NO = object()
+
+
+class _Checking(ABCMeta):
+    """The class of `Options`: to call it is to check first. It keeps the signature that the dataclass gives."""
+
+    def __call__(cls: type[AnyOptions], *args: Any, **values: Any) -> AnyOptions:  # pyrefly: ignore[bad-override]
+        if args:
+            raise ValueError(f"{cls.__name__} takes its options by name, got {few_shown(args)} without one")
+        return super().__call__(**checked(cls, values))  # pyrefly: ignore[invalid-super-call, missing-attribute]
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=[each for name, each in own.parameters.items() if name != "self"])
+
+
+class Options(metaclass=_Checking):
+    """Abstract: a frozen, keyword-only dataclass whose fields are held against their annotations.
+
+    Raises:
+        ValueError: an option that there is not, one that is missing, or a value of another type.
+    """
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The value that people mean by one of another type; here the value itself. Before it is checked.
+
+        Raises:
+            ValueError: what cannot be meant, where a sentence of its own says why.
+        """
+        return value
+
+
+def checked(kind: type, values: Mapping[str, Any], *, level: int = 0) -> dict[str, Any]:
+    """The values for the fields of a dataclass, as their annotations have them; those that are not given stay out.
+
+    Raises:
+        ValueError: a name that is no field, a field that is missing, or a value of another type.
+    """
+    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}
+    for name in values:
+        if name not in fields:
+            raise ValueError(_unknown(kind, name, values))
+    needed = [name for name, each in fields.items() if _has_no_default(each) and name not in values]
+    if needed:
+        raise ValueError(f"{kind.__name__} needs {' and '.join(needed)}, got {few_shown(values) or 'nothing'}")
+    hints = _hints(kind)
+    meant: Callable[[str, Any], Any] = getattr(kind, "meant", lambda name, value: value)
+    found = {}
+    for name, value in values.items():
+        value = meant(name, value)
+        found[name] = fitted(value, hints[name], name, owner=kind.__name__, level=level)
+    return found
+
+
+def fitted(value: Any, hint: Any, name: str, *, owner: str | None = None, level: int = 0) -> Any:
+    """The value as the annotation `hint` has it.
+
+    Args:
+        name, owner: what a message calls it: "got name=... for owner".
+        level: how many parts it stands inside.
+
+    Raises:
+        ValueError: it is of another type, or unknown where names are listed.
+    """
+    members = _members(hint)
+    if kinds := _kinds(hint):
+        part = _part(value, kinds, name, level)
+        if part is not _NO:
+            return part
+    for member in members:
+        found = _fit(value, member)
+        if found is not _NO:
+            return found
+    listed = [each for member in members if get_origin(member) is Literal for each in get_args(member)]
+    if len(members) == 1 and isinstance(value, str) and listed and all(isinstance(each, str) for each in listed):
+        raise ValueError(f"unknown {name} {shown(value)}, {_one_of(listed, value)}")
+    place = f"{name}={shown(value)}" + ("" if owner is None else f" for {owner}")
+    raise ValueError(f"got {place}, expected {_described(members, kinds, name)}{_call_it(value, kinds)}")
+
+
+def shown(value: Any) -> str:
+    """A value in one short line, whatever it is."""
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # a message must not fail for what it is about
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def few_shown(values: Sequence[Any] | Mapping[str, Any]) -> str:
+    """The first of some values, with their names where they have any, and how many more."""
+    if isinstance(values, Mapping):
+        each = [f"{name}={shown(value)}" for name, value in list(values.items())[:3]]
+    else:
+        each = [shown(value) for value in values[:3]]
+    return ", ".join(each) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is meant by one that is mistyped, or None where it is like none of them."""
+    lower, mine = {each.lower(): each for each in known}, name[:SHOWN].lower()
+    found = difflib.get_close_matches(mine, lower, n=3, cutoff=0.5)
+
+    def likeness(other: str) -> tuple[float, bool]:
+        # Of several as near, the one that begins as it does: few mistype the first letter.
+        return difflib.SequenceMatcher(None, mine, other).ratio(), other[:1] == mine[:1]
+
+    return lower[max(found, key=likeness)] if found else None
+
+
+def kind_name(kind: type) -> str:
+    """What the kind is called whose options these are: FSQ for an FSQConfig."""
+    return kind.__name__.removesuffix("Config")
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, SHOWN, SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MOST_BITS else f"an integer of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _members(hint: Any) -> list[Any]:
+    """The members of a union, or the annotation itself."""
+    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """The options that an annotation allows, by the names of their kinds."""
+    roots = [each for each in _members(hint) if isinstance(each, type) and issubclass(each, Options)]
+    found: dict[str, type] = {}
+    while roots:
+        kind = roots.pop(0)
+        if dataclasses.is_dataclass(kind) and not inspect.isabstract(kind):
+            found.setdefault(kind_name(kind), kind)
+        roots += kind.__subclasses__()
+    return found
+
+
+def _part(value: Any, kinds: Mapping[str, type], name: str, level: int) -> Any:
+    """The options of a part: as they are, by the name of their kind, or by a mapping; else `_NO`."""
+    if isinstance(value, tuple(kinds.values())):
+        return value
+    if isinstance(value, str):
+        return _kind(value, kinds, name)()
+    if not isinstance(value, Mapping):
+        return _NO
+    if level >= MOST_LEVELS:
+        raise ValueError(f"got a {name} inside {level} others, expected {MOST_LEVELS} at most")
+    fields = {each: value[each] for each in value if each != "class"}
+    if not all(isinstance(each, str) for each in fields):
+        raise ValueError(f"got {name}={shown(value)}, expected the names of options, and their values")
+    if "class" in value or len(kinds) > 1:
+        kind = _kind(value.get("class"), kinds, name)
+    else:
+        (kind,) = kinds.values()
+    # Made by what was checked here, one level further in, so that the inside of a file is bounded.
+    return type.__call__(kind, **checked(kind, fields, level=level + 1))
+
+
+def _kind(name: Any, kinds: Mapping[str, type], what: str) -> type:
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(f"unknown {what} {shown(name)}, {_one_of(list(kinds), name)}")
+    return kinds[name]
+
+
+def _one_of(known: Sequence[str], name: Any) -> str:
+    near = nearest_name(name, known) if isinstance(name, str) else None
+    return f"expected one of {', '.join(known)}" + ("" if near is None else f"; did you mean {near!r}?")
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as one annotation that is no union has it, or `_NO`."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if hint is None or hint is type(None):
+        return None if value is None else _NO
+    if hint is bool:
+        return _bool(value)
+    if hint in (int, float):
+        return _number(value, hint)
+    if hint is str:
+        return str(value) if isinstance(value, str) else _NO
+    if origin is Literal:
+        plain = str(value) if isinstance(value, str) else value
+        return next((each for each in get_args(hint) if type(each) is type(plain) and each == plain), _NO)
+    if origin in (tuple, Sequence):
+        return _tuple(value, hint)
+    if isinstance(hint, type):
+        return value if isinstance(value, hint) else _NO
+    return value  # an annotation that says more than this module reads
+
+
+def _bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    # numpy's, which is no Python bool; an array of no axes is none.
+    return bool(value) if type(value).__name__ == "bool" and type(value).__module__ == "numpy" else _NO
+
+
+def _number(value: Any, hint: type) -> Any:
+    if isinstance(value, bool):
+        return _NO
+    if not isinstance(value, numbers.Integral if hint is int else numbers.Real):
+        return _NO
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if hint is int:
+        return number
+    try:
+        return number if math.isfinite(number) else _NO
+    except OverflowError:  # an integer that no float holds
+        return _NO
+
+
+def _tuple(value: Any, hint: Any) -> Any:
+    if not isinstance(value, list | tuple | range):
+        if not (hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1):
+            return _NO
+        value = value.tolist()  # an array of numpy's
+    inside = get_args(hint)
+    each = inside[:1] * len(value) if get_origin(hint) is not tuple or inside[1:] == (...,) else inside
+    if len(each) != len(value):
+        return _NO
+    found = []
+    for one, own in zip(value, each, strict=True):
+        fits = (_fit(one, member) for member in _members(own))
+        first = next((fit for fit in fits if fit is not _NO), _NO)
+        if first is _NO:
+            return _NO
+        found.append(first)
+    return tuple(found)
+
+
+def _described(members: Sequence[Any], kinds: Mapping[str, type], name: str) -> str:
+    words = [_word(each) for each in members if not (isinstance(each, type) and issubclass(each, Options))]
+    if kinds:
+        words.insert(0, f"the options of a {name}, or the name of one: {', '.join(kinds)}")
+    return ", or ".join(words)
+
+
+def _word(hint: Any) -> str:
+    simple = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string", type(None): "None"}
+    if hint in simple:
+        return simple[hint]
+    inside = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, inside))}"
+    if get_origin(hint) in (tuple, Sequence):
+        plural = {int: "integers", float: "numbers", str: "strings", bool: "booleans"}
+        number = f"{len(inside)} " if get_origin(hint) is tuple and inside[1:] != (...,) else ""
+        return f"a tuple of {number}{plural.get(inside[0], 'values')}"
+    return f"a {getattr(hint, '__name__', hint)}"
+
+
+def _call_it(value: Any, kinds: Mapping[str, type]) -> str:
+    """What to do with a kind itself, or one that is built, where its options are expected."""
+    kind = value if isinstance(value, type) else type(value)
+    options = kinds.get(kind_name(kind))
+    return "" if options is None else f"; give {options.__name__}(...)"
+
+
+def _unknown(kind: type, name: str, values: Mapping[str, Any]) -> str:
+    """That there is no such option, and where one of this name is, or which is like it."""
+    own = [each.name for each in dataclasses.fields(kind) if each.init]
+    inside: list[tuple[str, type]] = []
+    for each in dataclasses.fields(kind):
+        kinds = list(_kinds(_hints(kind).get(each.name)).values())
+        if kinds:
+            # First of all the part's own kind, that was given or is the default.
+            given = values.get(each.name, None if _has_no_default(each) else _default(each))
+            kinds.sort(key=lambda other, given=given: not isinstance(given, other))
+            inside += [(each.name, other) for other in kinds]
+    label = name if name.isidentifier() and len(name) <= SHOWN else shown(name)
+    for part, other in inside:
+        if name in {each.name for each in dataclasses.fields(other)}:
+            place = f"{part}={other.__name__}({name}={shown(values[name])})"
+            return f"{kind.__name__} has no {label}; {place} has"
+    near = nearest_name(name, own)
+    if near is not None:
+        return f"{kind.__name__} has no {label}; did you mean {near}?"
+    for part, other in inside:
+        near = nearest_name(name, [each.name for each in dataclasses.fields(other)])
+        if near is not None:
+            return f"{kind.__name__} has no {label}; did you mean the {near} of {part}={other.__name__}(...)?"
+    return f"{kind.__name__} has no {label}, expected {', '.join(own) or 'none: it has no options'}"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -1,0 +1,80 @@
+"""Priors make no tensor elsewhere than where they live, nor of torch's default type."""
+
+import copy
+
+import pytest
+import torch
+from default_worlds import check_same_under_any_default
+from prior_worlds import CONTINUOUS, KINDS, every_grid, some_labels
+from torch import Tensor
+
+from priors import AnyOrderPrior, AnyOrderPriorConfig, NextScalePrior, NextScalePriorConfig, NGramPrior
+
+QUICK = {"transformer-labels", "any-order", "next-scale", "ngram"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
+def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
+    """Scoring, training, and draws of every kind: by a generator, by seeds, behind known codes, guided."""
+    fresh = KINDS[kind]()
+    codes = every_grid(fresh)[:6]
+    labels = some_labels(fresh, 6)
+    mask = torch.zeros(fresh.grid, dtype=torch.bool)
+    mask.view(-1)[fresh.num_places // 2 :] = True
+
+    def run() -> list[Tensor]:
+        prior = copy.deepcopy(fresh)
+        found = [prior.log_prob(codes, labels), prior.tables(codes, labels)]
+        guidance = None if labels is None else 2.0
+        if hasattr(prior, "fit"):
+            prior.fit(codes)
+        for options in (
+            {"generator": torch.Generator().manual_seed(0), "guidance": guidance},
+            {"seeds": range(6)},
+            {"prefix": codes.flatten(1)[:, :1], "temperature": 0.0},
+            {"known": codes, "mask": mask, "top_k": 2, "generator": torch.Generator().manual_seed(0)},
+            *([{"num_steps": 2, "seeds": range(6)}] if isinstance(prior, AnyOrderPrior) else []),
+        ):
+            found.append(prior.sample(6, labels, **options))
+        found.append(prior.walk(6, lambda table: table.argmax(-1), labels))
+        if not isinstance(prior, NGramPrior):
+            weights = torch.nn.functional.one_hot(codes, prior.num_codes).float()
+            found.append(prior.relaxed_tables(weights, labels))
+        torch.manual_seed(0)
+        found.append(prior.train().log_prob(codes, labels))
+        return [each.detach() for each in found]
+
+    check_same_under_any_default(run)
+
+
+def test_a_prior_that_is_made_without_memory_takes_none():
+    """As one is that a folder's config asks for, before its weights are looked at."""
+    sizes = {"num_codes": 512, "width": 256, "depth": 1, "num_heads": 2}
+    with torch.device("meta"):
+        priors = [
+            NextScalePrior(NextScalePriorConfig(**sizes, scales=(1, 200, 400))),  # of 51 GB
+            AnyOrderPrior(AnyOrderPriorConfig(**sizes, grid=(1024, 1024))),
+            NGramPrior(num_codes=512, grid=(1024, 1024)),
+        ]
+    for prior in priors:
+        assert {each.device.type for each in (*prior.parameters(), *prior.buffers())} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["normal", "mixture-labels"])
+def test_case_24_a_density_keeps_to_its_device_and_type(kind):
+    fresh = CONTINUOUS[kind](dim=3, grid=(2, 2))
+    latents = torch.randn(6, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    labels = some_labels(fresh, 6)
+
+    def run() -> list[Tensor]:
+        prior = copy.deepcopy(fresh)
+        torch.manual_seed(0)
+        found = [prior.log_prob(latents, labels), prior.train().log_prob(latents, labels)]
+        found.append(prior.sample(6, labels, generator=torch.Generator().manual_seed(0)))
+        if hasattr(prior, "standardise"):
+            found.append(prior.standardise(latents).scale)
+        return [each.detach() for each in found]
+
+    check_same_under_any_default(run)
