@@ -260,7 +260,8 @@ def _sync_entries(folder: Path) -> None:
 def _is_write_failure(error: BaseException) -> bool:
     # torch.save's zip writer and safetensors report a full disk through errors of their own.
     return isinstance(error, safetensors.SafetensorError) or (
-        isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "file write" in str(error))
+        isinstance(error, RuntimeError)
+        and any(each in str(error) for each in ("PytorchStreamWriter", "inline_container", "file write"))
     )
 
 

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from safefolder import hub
 from safefolder.cards import PICTURES
 from safefolder.files import recover, replacing_folder, write_text
-from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, read_index, read_json, read_tensors, shard_name
+from safefolder.tensors import (
+    MOST_CONFIG_BYTES,
+    few,
+    index_of,
+    read_index,
+    read_json,
+    read_tensors,
+    shard_name,
+    wrapped_by,
+)
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
@@ -266,6 +275,8 @@ def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sour
         problems.append(f"missing {few(missing)}")
     if extra := sorted(tensors.keys() - own.keys()):
         problems.append(f"unknown {few(extra)}")
+    if problems and (reason := wrapped_by(own, tensors)):
+        raise ValueError(f"the weights in {source} do not fit its config: {reason}")
     shapes, kinds = [], []
     for name in sorted(own.keys() & tensors.keys()):
         got, expected = tensors[name], own[name]

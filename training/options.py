@@ -6,11 +6,12 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
 import safefolder
+from safefolder.options import Options
 from training.prior_kinds import (
     PRIOR_KINDS,
     AnyOrderSize,
@@ -36,7 +37,7 @@ NAMED = ("fashion-mini", "fashion-mnist", "cifar10")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Options):
     """Where images come from."""
 
     source: str = "fashion-mini"
@@ -48,7 +49,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Options):
     """How one model is fitted: AdamW, linear warm-up, cosine decay."""
 
     num_steps: int
@@ -68,7 +69,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Options):
     """Train a codebook, then a prior over its codes, and state what both are worth in bits.
 
     Examples: python train.py; python train.py --preset cifar10 --run runs/mine; python train.py --resume
@@ -310,14 +311,13 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"there is no {path}: {folder} holds no run to go on with")
     try:
         plain = safefolder.read_json(path)
-        kinds = get_type_hints(Run)
-        for name in ("data", "codebook_fit", "prior_fit"):
-            plain[name] = kinds[name](**plain[name])
-        plain["prior"] = PRIOR_KINDS[plain["prior_kind"]](**plain["prior"])
-        if plain["data"].root is not None:
-            plain["data"] = dataclasses.replace(plain["data"], root=Path(plain["data"].root))
+        if plain["data"].get("root") is not None:
+            plain["data"]["root"] = Path(plain["data"]["root"])
         if plain.get("codes") is not None:
             plain["codes"] = Path(plain["codes"])
+        for name, kind in (("data", DataConfig), ("codebook_fit", FitConfig), ("prior_fit", FitConfig)):
+            plain[name] = kind(**plain[name])
+        plain["prior"] = PRIOR_KINDS[plain["prior_kind"]](**plain["prior"])
         plain["model"] = MODELS[plain["model"].pop("class")].from_plain(plain["model"])
         plain.update(run=folder, resume=False)
         return Run(**plain)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from priors import (
     TransformerPrior,
     TransformerPriorConfig,
 )
+from safefolder.options import Options
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.quantizers import MultiScaleQuantizer
 
@@ -39,7 +40,7 @@ PriorConfig = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSize(ABC):
+class PriorSize(Options):
     """What all kinds take; codes and grid come from the codebook."""
 
     width: int

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 
 import safefolder
+from vqvae.interop.pickles import refusal
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -27,11 +28,11 @@ def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Put a checkpoint, which was looked at before, into what is to go on from it."""
     try:
         fabric.load(path, state, weights_only=True)
     except Exception as error:  # torch.load and load_state_dict have many types for a file that does not fit
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} is corrupt, or of a run with other options: {reason}") from error
+        raise ValueError(f"{path} is corrupt, or of a run with other options: {refusal(error)}") from None
 
 
 class Metrics:

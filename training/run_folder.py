@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 import safefolder
@@ -29,6 +28,7 @@ from training.images import Facts, save_facts
 from training.options import Run, save_run
 from training.records import Metrics, Stop
 from vqvae import Autoencoder, fingerprint
+from vqvae.interop.pickles import read_pickle
 
 
 @dataclass(kw_only=True)
@@ -83,11 +83,11 @@ def checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, or no checkpoint.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(held, dict) or not isinstance(held.get("step"), int) or not isinstance(held["module"], dict):
-            raise ValueError("it is no checkpoint of train.py")
-    except Exception as error:  # torch.load has many types for a file that is damaged
-        raise ValueError(f"{path} is corrupt: {' '.join(str(error).split())[:300]}") from error
+        held = read_pickle(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {str(error).removeprefix(f'{path} ')}") from error
+    if not isinstance(held, dict) or type(held.get("step")) is not int or not isinstance(held.get("module"), dict):
+        raise ValueError(f"{path} is corrupt, or no checkpoint of train.py")
     return held
 
 

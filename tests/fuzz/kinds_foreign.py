@@ -99,7 +99,7 @@ def read_pickle_alone(path: Path) -> object:
         archive.writestr("a/data.pkl", path.read_bytes())
         for number in range(3):
             archive.writestr(f"a/data/{number}", bytes(96))
-    return read_checkpoint(path.with_suffix(".pt"))
+    return read_pickle(path.with_suffix(".pt"))
 
 
 def pickles(folder: Path) -> list[bytes]:

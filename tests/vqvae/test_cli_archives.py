@@ -15,7 +15,7 @@ from PIL import Image
 from safefolder import one_writer
 from vqvae import cli
 from vqvae.cli.common import load_codec
-from vqvae.codec import Archive, Mode, dream, storage, write
+from vqvae.codec import Archive, Mode, dream, recover, storage, write
 from vqvae.codec.coder import BadStream
 from vqvae.codec.container import MAX_IMAGES
 from vqvae.codec.dream import most_bytes
@@ -112,7 +112,25 @@ NO_FILES = ODD | {"folder": "a folder", "text/x": "no file at text/x"}
 NO_OUTPUTS = ODD | {"folder": "a folder", "text/x": "is no folder", "y/" * 1900 + "x": "folders on the way are missing"}
 
 
-@pytest.mark.parametrize("name", NO_FILES)
+def test_case_20_what_is_no_file_is_named(place):
+    before = contents(place)
+    for name, kind in NO_FILES.items():
+        for read in (storage.check_readable, storage.FileOnDisk, Archive.open, recover):
+            with pytest.raises(ValueError, match=kind) as caught:
+                read(name)
+            assert len(str(caught.value)) < 400
+    for name, kind in NO_OUTPUTS.items():
+        for check in (storage.file_to_write, storage.check_folder_to_write):
+            if (name, check) == ("folder", storage.check_folder_to_write):
+                check(name)
+                continue
+            with pytest.raises(ValueError, match=kind) as caught:
+                check(name)
+            assert len(str(caught.value)) < 400
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["pipe", "n" * 5000])
 def test_case_20_files_that_are_none(place, run, refused, name):
     before = contents(place)
     for args in (
@@ -126,7 +144,7 @@ def test_case_20_files_that_are_none(place, run, refused, name):
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("name", NO_OUTPUTS)
+@pytest.mark.parametrize("name", ["pipe", "loop", "folder"])
 def test_case_22_outputs_that_are_none(place, run, refused, name):
     before = contents(place)
     for args in (

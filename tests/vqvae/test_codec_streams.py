@@ -68,7 +68,7 @@ def bodies_of(codec, data):
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("has_labels", [False, True])
-@pytest.mark.parametrize("stream", [b"", b"\x05", b"\x80" + bytes(11), bytes(range(1, 40))])
+@pytest.mark.parametrize("stream", [b"", b"\x80" + bytes(11), bytes(range(1, 40))])
 def test_case_16_few_bytes_that_claim_many_images(codec, coded, mode, has_labels, stream):
     data = claiming(codec, MAX_IMAGES, stream=stream, mode=mode, has_labels=has_labels)
     assert len(data) < 110
@@ -126,9 +126,9 @@ def test_case_16_labels_that_claim_more_than_there_is():
 
 def test_stored_pixels_take_no_more_than_their_own_memory(codec, coded, monkeypatch):
     """A pixel that is stored is not padded to a unit; and nothing walks where all is stored."""
-    noise = torch.randint(0, 256, (1, 1, 300), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    images = [noise[..., i : i + 1] for i in range(300)] + [noise, noise.view(1, 300, 1)]
-    labels = torch.arange(302) % 3
+    noise = torch.randint(0, 256, (1, 1, 60), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = [noise[..., i : i + 1] for i in range(60)] + [noise, noise.view(1, 60, 1)]
+    labels = torch.arange(62) % 3
     data = codec.compress(images, labels, images_per_block=400, verify=False)
     [body] = bodies_of(codec, data)
     assert set(body.kinds) == {STORED}
@@ -143,7 +143,7 @@ def test_stored_pixels_take_no_more_than_their_own_memory(codec, coded, monkeypa
         patch.setattr(torch, "zeros", noted)
         [decoded] = codec.decode(Archive.from_bytes(data))
     assert coded["codes"] == 0
-    assert max(sizes) <= 300
+    assert max(sizes) <= 62
     assert all(torch.equal(*pair) for pair in zip(decoded.images, images, strict=True))
     assert torch.equal(decoded.labels, labels)
 
@@ -180,7 +180,6 @@ def black_codec(certain):
         model.decoder.layers[-1].weight.zero_()
         model.decoder.layers[-1].bias.fill_(-8 if certain else -0.8)
     codec = Codec(model, prior)
-    codec.coder.group_size = 32
     codec.coder.encode = lambda units, labels: torch.zeros(len(units), *model.grid, dtype=torch.int64)
     return codec
 
@@ -190,10 +189,13 @@ def with_stream(codec, mode, body, stream):
     return pack(codec.header(mode), [(len(body.cuts), body.pack())])
 
 
-@pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY])
-def test_case_16_thousands_of_black_images(mode):
+THOUSANDS = [(Mode.LOSSLESS, 500), (Mode.LOSSY, 2000), pytest.param(Mode.LOSSLESS, 9000, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("mode", "num"), THOUSANDS)
+def test_case_16_thousands_of_black_images(mode, num):
     """All their bits are at the lower end. The writer keeps zeros that the message does not need."""
-    codec, num = black_codec(certain=False), 2000
+    codec = black_codec(certain=False)
     black = torch.zeros(num, 1, 8, 8, dtype=torch.uint8)
     cost = codec.measure(black[:1])
     bits = float(cost.rate[0] if mode == Mode.LOSSY else cost.total[0])
@@ -203,7 +205,7 @@ def test_case_16_thousands_of_black_images(mode):
     assert STORED not in body.kinds
     assert body.stream == bytes(len(body.stream))
     # What the rule asks for when the last group begins, and no more.
-    paid = math.floor((num - 1) / 32) * 32 * bits / 8 - SLACK
+    paid = (num - 1) // 128 * 128 * bits / 8 - SLACK
     assert paid <= len(body.stream) <= paid * 1.001 + 2
     [decoded] = codec.decode(Archive.from_bytes(data))
     assert len(decoded.images) == num
@@ -213,10 +215,10 @@ def test_case_16_thousands_of_black_images(mode):
             codec.decompress(with_stream(codec, mode, body, bytes(length)))
 
 
-@pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY])
-def test_case_16_thousands_of_images_that_are_certain(mode):
+@pytest.mark.parametrize(("mode", "num"), THOUSANDS)
+def test_case_16_thousands_of_images_that_are_certain(mode, num):
     """They cost nothing, so that no zeros are kept and none is missed."""
-    codec, num = black_codec(certain=True), 3000
+    codec = black_codec(certain=True)
     black = torch.zeros(num, 1, 8, 8, dtype=torch.uint8)
     data = codec.compress(black, mode=mode, images_per_block=num, verify=False)
     assert len(data) < 70
@@ -230,7 +232,6 @@ def test_case_16_what_the_version_before_wrote_is_read(codec, monkeypatch):
     y = images_of(model_of(quantizer=POSTERIORS["stochastic"][0]), 40)
     labels = torch.arange(40) % 3
     black, dark = torch.zeros(128, 1, 8, 8, dtype=torch.uint8), black_codec(certain=False)
-    dark.coder.group_size = 128
     assert len(dark.compress(black, images_per_block=128)) < 70
     assert not torch.equal(dark.decompress(dark.compress(black, images_per_block=128)), black + 1)
     monkeypatch.setattr(codec.coder, "group_size", 8)
@@ -301,7 +302,7 @@ some_parts = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(some_parts)
 def test_case_16_whatever_is_written_is_read(some):
     """At the ends of all intervals, and in their middles, where a short number can lie as well."""

@@ -119,6 +119,20 @@ def test_any_names_of_parts_make_the_same_set(
     ]
 
 
+def test_a_part_inside_a_folder_of_its_own_name_is_no_class(tmp_path: Path):
+    make(
+        tmp_path,
+        *(f"train/train/{name}/0.png" for name in ("cat", "dog")),
+        "test/Test/cat/1.png",
+        "test/Test/dog/1.png",
+    )
+    assert lengths(tmp_path) == (2, 2)
+    assert load_images(tmp_path, size=4).class_names == ("cat", "dog")
+    make(tmp_path / "alone", *(f"train/train/{number}.png" for number in range(9)))
+    assert sum(lengths(tmp_path / "alone")) == 9
+    assert load_images(tmp_path / "alone", size=4).class_names is None
+
+
 def test_validation_stands_for_test_and_is_left_aside_beside_it(tmp_path: Path):
     make(tmp_path, *classes("train", "valid"), "valid/cat/9.png")
     assert lengths(tmp_path) == (6, 7)
@@ -150,6 +164,10 @@ AMBIGUOUS = {
     "parts inside classes": (
         ["a/train/0.png", "a/test/0.png", "b/train/0.png"],
         r"a holds parts of a set \(test, tra",
+    ),
+    "years and a class": (
+        [f"{name}/0.png" for name in ("train2017", "val2017", "more")],
+        r"holds train2017/, .* beside m",
     ),
     "archives and images": (["a.tar", "b/0.png"], r"holds archives \(a\.tar\) and images \(b/0\.png\); expected one"),
     "parquet and images": (["a.parquet", "0.png"], r"holds parquet files \(a\.parquet\) and images \(0\.png\)"),
@@ -186,8 +204,8 @@ def test_a_class_called_train_is_one_inside_a_training_folder(tmp_path: Path):
 
 
 def test_classes_whose_names_begin_so_are_classes(tmp_path: Path):
-    make(tmp_path, *(f"{name}/{number}.png" for name in ("train_station", "test tube", "zoo") for number in range(4)))
-    assert load_images(tmp_path, size=4).class_names == ("test tube", "train_station", "zoo")
+    make(tmp_path, *(f"{name}/{number}.png" for name in ("train_station", "train set", "zoo") for number in range(4)))
+    assert load_images(tmp_path, size=4).class_names == ("train set", "train_station", "zoo")
 
 
 def test_folders_without_data_are_no_classes_and_empty_parts_are_named(tmp_path: Path):
@@ -212,7 +230,7 @@ def test_links_are_parts_too_but_not_to_each_other(tmp_path: Path):
     (tmp_path / "set" / "val").symlink_to(tmp_path / "elsewhere" / "others")
     assert lengths(tmp_path / "set") == (6, 6)
     (tmp_path / "set" / "test").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"test and .*train lead to the same files; expected folders apart"):
+    with pytest.raises(ValueError, match=r"test/some/\w+ and .*train/\w+ lead to the same files; expected others"):
         load_images(tmp_path / "set", size=4)
     (tmp_path / "gone" / "test").symlink_to(tmp_path / "nowhere")
     assert len(load_images(tmp_path / "gone", size=4)) == 6
@@ -221,7 +239,7 @@ def test_links_are_parts_too_but_not_to_each_other(tmp_path: Path):
     for ending in ("tar", "parquet"):
         make(tmp_path / ending, f"train-0.{ending}")
         (tmp_path / ending / f"test-0.{ending}").symlink_to(tmp_path / ending / f"train-0.{ending}")
-        with pytest.raises(ValueError, match="lead to the same file; expected others to test on"):
+        with pytest.raises(ValueError, match="lead to the same files; expected others to test on"):
             load_images(tmp_path / ending)
 
 

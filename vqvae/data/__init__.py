@@ -15,7 +15,7 @@
     tars.py       WebDataset archives
     tar_index.py, tar_members.py        where their images and labels lie
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
-    table_columns.py, table_rows.py     their columns and rows
+    table_parts.py, table_columns.py, table_rows.py     their files, columns and rows
     decode.py     one encoded image to uint8
     png.py        whether a PNG is whole
     files.py      regular files, and all that are in a folder

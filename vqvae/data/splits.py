@@ -18,6 +18,7 @@ and several kinds in one folder.
 Hidden files and folders are passed over, and links are followed.
 """
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ class Layout:
                     f"{found[part].folder} holds no {kind}, and is named as a part of a set; expected some there, or "
                     "no such folder"
                 )
-        if "test" in found and kind != "images":
-            _check_others(*(found[part].paths for part in ("train", "test")))
+        if "test" in found:
+            _check_others(found["train"], found["test"], kind)
         return found
 
     def _first(self, kind: str) -> str:
@@ -112,12 +113,18 @@ class Layout:
 def layout(folder: Path) -> Layout:
     """What a folder holds, and in which parts. Raises ValueError where that can be read in two ways."""
     root, names = _split_folders(folder)
-    bases = {part: root / name for part, name in names.items()} or {"": folder}
-    if "test" in bases:
-        train, test = (os.path.join(os.path.realpath(bases[part]), "") for part in ("train", "test"))
-        if train.startswith(test) or test.startswith(train):
-            raise ValueError(f"{bases['test']} and {bases['train']} lead to the same files; expected folders apart")
+    bases = {part: _unwrapped(root / name) for part, name in names.items()} or {"": folder}
     return Layout(folder, {part: (base, _kinds_in(base)) for part, base in bases.items()})
+
+
+def _unwrapped(folder: Path) -> Path:
+    """A part's folder, or one inside it that is named as a part too and holds everything, as unpacking makes them."""
+    for _ in range(_MAX_DESCENT):
+        folders, file = _entries(folder) if os.path.isdir(folder) else ([], None)
+        if file is not None or len(folders) != 1 or folders[0].casefold() not in _GROUPS:
+            break
+        folder = folder / folders[0]
+    return folder
 
 
 def _kinds_in(folder: Path) -> dict[str, list[str]]:
@@ -148,10 +155,10 @@ def _split_folders(folder: Path) -> tuple[Path, dict[str, str]]:
             other = next((f"{name}/" for name in folders if name not in named and _holds_data(here / name)), file)
             if other is None:
                 return here, _chosen(here, [(name, f"{name}/") for name in named])
-            if exact:
+            if exact or len({_group(_word(name) or "") in (TRAIN,) for name in named}) > 1:
                 raise ValueError(
-                    f"{here} holds {exact[0]}/, named as a part of a set, beside {other}; expected parts alone, or "
-                    f"none: if {exact[0]} is a class, put all of them into a folder {here / 'train'}; else move away "
+                    f"{here} holds {named[0]}/, named as a part of a set, beside {other}; expected parts alone, or "
+                    f"none: if {named[0]} is a class, put all of them into a folder {here / 'train'}; else move away "
                     "what is no part"
                 )
             break  # classes with such words in their names
@@ -277,17 +284,16 @@ def _check_inside(whole: Part) -> None:
             )
 
 
-def _check_others(train: list[Path], test: list[Path]) -> None:
-    """Raise ValueError where files of both parts are the same, by links."""
-    known = {(status.st_dev, status.st_ino): path for path in train if (status := _status(path)) is not None}
-    for path in test:
-        status = _status(path)
-        if status is not None and (same := known.get((status.st_dev, status.st_ino))) is not None:
-            raise ValueError(f"{path} and {same} lead to the same file; expected others to test on")
-
-
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None  # of a link to nothing, which reading it says
+def _check_others(train: Part, test: Part, kind: str) -> None:
+    """Raise ValueError where both parts are of the same files, by links: to files, or of images to folders."""
+    known = {}
+    for part in (train, test):
+        names = {name.rpartition("/")[0] for name in part.names} if kind == "images" else part.names
+        found = {}
+        for path in (part.folder / name for name in names):
+            with contextlib.suppress(OSError):  # of a link to nothing, which reading it says
+                status = os.stat(path)
+                found[status.st_dev, status.st_ino] = path
+        for same in known.keys() & found.keys():
+            raise ValueError(f"{found[same]} and {known[same]} lead to the same files; expected others to test on")
+        known = found

@@ -14,6 +14,7 @@ in order then reads each group once (once in each worker), but a shuffle reads a
 nearly every image: tokenize such a set, which goes in order, and train on the codes; or have it
 memory-mapped, by `load_images("hf:FOLDER")`.
 
+    table_parts.py    parquet files one after another, and tables in memory
     table_rows.py     row groups, and the files that rows name
     table_columns.py  which column holds images, and what the labels are
 
@@ -21,18 +22,12 @@ Needs the extra `parquet`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.dataset
-import pyarrow.parquet
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -41,15 +36,13 @@ from vqvae.data.files import check_regular
 from vqvae.data.folder import held_out
 from vqvae.data.images import EncodedImages, Size, check_split, wanted
 from vqvae.data.labels import NONE, Classes, Given
-from vqvae.data.splits import Layout, Part, layout, named_parts
-from vqvae.data.table_columns import ReadColumn, given_labels, holds_bytes, image_column, label_column, with_names
-from vqvae.data.table_rows import RowFiles, RowGroups, first_line
+from vqvae.data.splits import Layout, layout, named_parts
+from vqvae.data.table_columns import given_labels, holds_bytes, image_column, label_column, with_names
+from vqvae.data.table_parts import Table, of_files, of_memory, reading
+from vqvae.data.table_rows import RowFiles, RowGroups
 
 # Encoded images above this many bytes are not held in memory.
 HELD_BYTES = 1 << 30
-
-# Rows of a file; one that says that it has more is damaged.
-_MAX_ROWS = 1 << 28
 
 # How many rows are tried for the first image, which sets the default size and channels.
 _FIRST_ROWS = 64
@@ -163,8 +156,7 @@ def parquet(
     source = Path(source)
     if source.is_dir():
         return tables_of(layout(source), split, size=size, channels=channels)
-    parts = {"train": Part(source.parent, [source.name])}
-    return _images(_tables(parts, str(source)), split, size, channels, str(source))
+    return _images({"train": of_files([source], str(source))}, split, size, channels, str(source))
 
 
 def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageTable:
@@ -174,7 +166,8 @@ def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | N
     """
     check_split(split)
     name = str(found.folder)
-    tables = _tables(found.parts("parquet files", split, beside=("images",)), name)
+    parts = found.parts("parquet files", split, beside=("images",))
+    tables = {part: of_files(each.paths, name) for part, each in parts.items()}
     if "images" in found.kinds and not _name_files(tables["train"], name):
         found.parts("parquet files", split)  # which is an error
     return _images(tables, split, size, channels, name)
@@ -216,100 +209,13 @@ def hugging_face(
     )
     folders = (Path(name) if Path(name).is_dir() else None, *map(Path, caches))
     tables = {
-        part: _of_memory(splits[each], folders) for part, each in named_parts(name, list(map(str, splits))).items()
+        part: of_memory(splits[each], folders) for part, each in named_parts(name, list(map(str, splits))).items()
     }
     return _images(tables, split, size, channels, name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """A parquet file, or a table in memory.
-
-    folders: where files that rows name may lie, as for `RowFiles`. metadata: of a parquet file.
-    """
-
-    schema: pyarrow.Schema
-    num_rows: int
-    column: ReadColumn
-    folders: tuple[Path | None, ...]
-    metadata: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """One part of a set: the rows of some sources, one after another."""
-
-    data: pyarrow.dataset.Dataset
-    sources: list[_Rows]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(source.num_rows for source in self.sources)
-
-    @property
-    def files(self) -> RowFiles:
-        ends = accumulate(source.num_rows for source in self.sources)
-        return RowFiles([source.folders for source in self.sources], list(ends))
-
-
-def _tables(parts: dict[str, Part], name: str) -> dict[str, _Table]:
-    return {part: _of_files(each.paths, name) for part, each in parts.items()}
-
-
-def _of_files(paths: list[Path], name: str) -> _Table:
-    sources = []
-    for path in paths:
-        try:
-            check_regular(path)
-        except (OSError, ValueError) as error:
-            reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
-            raise ValueError(f"{path} can't be read: {reason}; expected a parquet file or a folder of them") from error
-        with _reading(path), pyarrow.parquet.ParquetFile(path) as opened:
-            metadata = opened.metadata
-            if not 0 <= metadata.num_rows <= _MAX_ROWS:
-                raise ValueError(f"{path} says that it has {metadata.num_rows:,} rows; expected at most {_MAX_ROWS:,}")
-            sources.append(
-                _Rows(
-                    schema=opened.schema_arrow,
-                    num_rows=metadata.num_rows,
-                    column=partial(_file_column, path, metadata.num_rows),
-                    folders=(path.parent,),
-                    metadata=metadata,
-                )
-            )
-    with _reading(name):
-        files = list(map(str, paths))
-        data = pyarrow.dataset.dataset(files, format="parquet", schema=sources[0].schema if sources else None)
-        return _Table(data=data, sources=sources)
-
-
-def _file_column(path: Path, num_rows: int, name: str) -> pyarrow.ChunkedArray:
-    with _reading(path), pyarrow.parquet.ParquetFile(path) as opened:
-        column = opened.read(columns=[name]).column(name)
-        if len(column) != num_rows:
-            raise ValueError(f"{path} has {len(column):,} rows of {name}, and says that it has {num_rows:,}")
-        return column
-
-
-def _of_memory(part: Any, folders: tuple[Path | None, ...]) -> _Table:
-    table = part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
-    rows = _Rows(schema=table.schema, num_rows=len(table), column=table.column, folders=folders)
-    return _Table(data=pyarrow.dataset.dataset(table), sources=[rows])
-
-
-@contextmanager
-def _reading(name: str | Path) -> Iterator[None]:
-    """What Arrow makes of a damaged file is a ValueError."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, pyarrow.ArrowException):
-            raise
-        raise ValueError(f"{name} can't be read as parquet: {first_line(error)}") from error
-
-
 def _images(
-    parts: dict[str, _Table],
+    parts: dict[str, Table],
     split: str,
     size: Size | None,
     channels: int | None,
@@ -327,7 +233,7 @@ def _images(
     else:
         shape = (channels, side, side)
     part = parts.get(split, parts["train"])
-    with _reading(name):
+    with reading(name):
         column = _column(part, image)
     if len(column) != part.num_rows:
         raise ValueError(f"{name} has {len(column):,} rows, and says that it has {part.num_rows:,}")
@@ -337,7 +243,7 @@ def _images(
         rows = rows[held == (split == "test")]
     if not len(rows):
         raise ValueError(f"{name} has {len(column)} row(s), none of them for split={split!r}")
-    with _reading(name):
+    with reading(name):
         given, classes = _labels(parts, image)
     images = ImageTable(
         column,
@@ -353,7 +259,7 @@ def _images(
     return images
 
 
-def _column(part: _Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
+def _column(part: Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
     """The column of images, in memory if it is small or mapped."""
     if isinstance(part.data, pyarrow.dataset.FileSystemDataset):
         groups = [
@@ -367,7 +273,7 @@ def _column(part: _Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
     return part.data.to_table(columns=[image]).column(0)
 
 
-def _num_bytes(part: _Table, image: str) -> int:
+def _num_bytes(part: Table, image: str) -> int:
     """Bytes of the encoded images in parquet files, unpacked."""
     num_bytes = 0
     for metadata in (source.metadata for source in part.sources):
@@ -378,19 +284,19 @@ def _num_bytes(part: _Table, image: str) -> int:
     return num_bytes
 
 
-def _first_rows(part: _Table, image: str, name: str) -> pyarrow.ChunkedArray:
-    with _reading(name):
+def _first_rows(part: Table, image: str, name: str) -> pyarrow.ChunkedArray:
+    with reading(name):
         return part.data.head(_FIRST_ROWS, columns=[image], batch_readahead=0, fragment_readahead=0).column(0)
 
 
-def _name_files(part: _Table, name: str) -> bool:
+def _name_files(part: Table, name: str) -> bool:
     """Whether rows name files instead of bytes."""
     image = image_column(part.sources[0].schema, name)
     found = _first_rows(part, image, name).to_pylist()
     return any(isinstance(each, dict) and each["bytes"] is None and each.get("path") for each in found)
 
 
-def _first(part: _Table, image: str, name: str) -> tuple[tuple[int, int], int]:
+def _first(part: Table, image: str, name: str) -> tuple[tuple[int, int], int]:
     """Size (height, width) and channels of the first image that can be read."""
     reason, files = "no rows", part.files
     for row, value in enumerate(_first_rows(part, image, name)):
@@ -403,7 +309,7 @@ def _first(part: _Table, image: str, name: str) -> tuple[tuple[int, int], int]:
     raise ValueError(f"{name} has no readable image in its first {_FIRST_ROWS} rows ({reason})")
 
 
-def _labels(parts: dict[str, _Table], image: str) -> tuple[dict[int, Given], Classes]:
+def _labels(parts: dict[str, Table], image: str) -> tuple[dict[int, Given], Classes]:
     """What each part says of labels; and the classes, counted over all parts, as splits may lack one."""
     sources = [source for part in parts.values() for source in part.sources]
     label = label_column((source.schema for source in sources), image)
