@@ -4,24 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
-from run_files import SMALL
+from run_files import SMALL, make_images
 
 import train
-
-
-def make_images(folder: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for index in range(60):
-        # Two kinds that codes can tell apart: bright left or bright right, with noise.
-        pixels = torch.randint(0, 60, (8, 8), generator=generator)
-        kind = index % 2
-        pixels[:, 4 * kind : 4 * kind + 4] += 180
-        place = folder / ("left", "right")[kind]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.to(torch.uint8).numpy()).save(place / f"{index:02}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")

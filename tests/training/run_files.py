@@ -1,6 +1,9 @@
-"""What tests read from a run's folder, and what they change of its options."""
+"""A run so small that a test can afford it: its options and images, and what tests read from its folder."""
 
 from pathlib import Path
+
+import torch
+from PIL import Image
 
 # 60 images of 8x8 and models to match, in seconds; pairs of an option and its value.
 SMALL = [
@@ -53,6 +56,19 @@ SMALL = [
     "--precision",
     "32-true",
 ]
+
+
+def make_images(folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for index in range(60):
+        # Two kinds that codes can tell apart: bright left or bright right, with noise.
+        pixels = torch.randint(0, 60, (8, 8), generator=generator)
+        kind = index % 2
+        pixels[:, 4 * kind : 4 * kind + 4] += 180
+        place = folder / ("left", "right")[kind]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(place / f"{index:02}.png")
+    return folder
 
 
 def weights(folder: Path) -> dict[str, bytes]:

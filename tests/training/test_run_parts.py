@@ -14,9 +14,8 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import make_images
 from PIL import Image
-from run_files import SMALL, weights
+from run_files import SMALL, make_images, weights
 
 import train
 import vqvae.cli

@@ -169,7 +169,7 @@ def test_case_22_places_that_cannot_be_written_are_refused_before_any_work(comma
         raise AssertionError("a model was read")
 
     monkeypatch.setattr("vqvae.cli.exporting.import_tokenizer", read)
-    monkeypatch.setattr("vqvae.cli.exporting.Autoencoder.from_run", read)
+    monkeypatch.setattr("vqvae.cli.exporting.Autoencoder.from_pretrained", read)
     monkeypatch.setattr("vqvae.cli.exporting.load_prior", read)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

@@ -50,20 +50,6 @@ from vqvae.cli.unpacking import decompress
 from vqvae.codec import DamagedFile
 from vqvae.codec.container import RECOVER
 
-COMMANDS: dict[str, Callable[..., int | None]] = {
-    "reconstruct": reconstruct,
-    "sample": sample,
-    "evaluate": evaluate,
-    "compress": compress,
-    "decompress": decompress,
-    "info": info,
-    "dream": dream,
-    "tokenize": tokenize,
-    "import": import_,
-    "export": export,
-    "push": push,
-}
-
 
 def main() -> None:
     """Entry point: whatever goes wrong is one line and exit status 2."""
@@ -77,8 +63,21 @@ def _run() -> int | None:
 
 def _parse() -> Callable[[], int | None]:
     """The command that was asked for, with its options, not yet run."""
+    commands: dict[str, Callable[..., int | None]] = {
+        "reconstruct": reconstruct,
+        "sample": sample,
+        "evaluate": evaluate,
+        "compress": compress,
+        "decompress": decompress,
+        "info": info,
+        "dream": dream,
+        "tokenize": tokenize,
+        "import": import_,
+        "export": export,
+        "push": push,
+    }
     return tyro.extras.subcommand_cli_from_dict(
-        {name: _deferred(command) for name, command in COMMANDS.items()},
+        {name: _deferred(command) for name, command in commands.items()},
         prog="vqvae",
         description="Look at what a run made, write images as bits or as codes with it, and exchange models with "
         "other software. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
