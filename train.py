@@ -120,8 +120,8 @@ def train(run: Run) -> None:
             *dict.fromkeys(f"note: {each.label_note}" for each in data.values() if each.label_note),
         ):
             fabric.print(line, file=sys.stderr)
-        with Stop() as stop:
-            session = Session(fabric=fabric, run=run, metrics=Metrics(run.run, fabric), stop=stop, images=images)
+        with Stop() as stop, contextlib.closing(Metrics(run.run, fabric)) as metrics:
+            session = Session(fabric=fabric, run=run, metrics=metrics, stop=stop, images=images)
             if "codebook" in wanted:
                 fit_codebook(session, data)
             if "prior" in wanted:

@@ -1,9 +1,16 @@
 """Shapes and dtypes of every public signature are checked while tests run, by jaxtyping and beartype."""
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
 import pytest
+import torch
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    # As many threads as there are cores to each of pytest's processes, and to what it starts.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 HOOK = jaxtyping.install_import_hook(["vqvae", "priors"], "type_checker.signature")
 

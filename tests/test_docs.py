@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lanes import some
 
 import priors
 import vqvae
@@ -80,7 +81,9 @@ def test_figures_are_small_and_shown():
         assert f"figures/{path.name}" in shown, path.name
 
 
-@WITH_EXAMPLES
+@pytest.mark.parametrize(
+    "page", some([ELBO_PAGE, REUSE_PAGE, CODEC_PAGE, PRIORS_PAGE], every=4), ids=lambda page: page.name
+)
 def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
     """Every block by itself, on run folders of untrained parts."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

@@ -19,13 +19,13 @@ from training.prior_kinds import kind_of, make_prior
 from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
 from vqvae import Autoencoder
 from vqvae.config import AutoencoderConfig
+from vqvae.data.batches import MAX_WORKERS
 from vqvae.model import CodesConfig
 from vqvae.quantizers import QuantizerConfig
 
 MAX_PRIOR_CODES = 2**20
 # Of a model; a mistyped number of layers has more.
 MAX_TENSORS = 20_000
-MAX_WORKERS = 1024
 Made = TypeVar("Made", bound=nn.Module)
 
 

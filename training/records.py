@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
 
 import safefolder
+from training.events import Events
 from vqvae.interop.pickles import refusal
 
 
@@ -51,11 +51,18 @@ class Metrics:
         self.skipped: dict[str, str] = {}
         self.at = ("", 0)
         self.waiting: list[tuple[int, str, Mapping[str, float]]] = []
-        self.events: TensorBoardLogger | None = None
+        self.events: Events | None = None
 
     def stage(self, name: str, step: int) -> None:
         """From here on figures are of this stage, after `step`."""
-        self.at, self.waiting, self.events = (name, step), [], None
+        self.close()
+        self.at, self.waiting = (name, step), []
+
+    def close(self) -> None:
+        """All that was added is on the disk; what waited for `begin` is not."""
+        if self.events is not None:
+            self.events.close()
+        self.events = None
 
     def begin(self) -> None:
         """Keep the figures of other stages, and of this one up to where it goes on; then those that waited."""
@@ -68,8 +75,7 @@ class Metrics:
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
-        # TensorBoard drops the events from `purge_step` on when it reads the newer file.
-        self.events = TensorBoardLogger(self.folder, name="tensorboard", version=name, purge_step=step + 1)
+        self.events = Events(self.folder / "tensorboard" / name, step)
         for each in self.waiting:
             self._write(*each)
         self.waiting = []
@@ -87,7 +93,8 @@ class Metrics:
         name, _ = self.at
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([name, step, split, key, f"{value:.7g}"] for key, value in figures.items())
-        self.events.log_metrics({f"{split}/{key}": value for key, value in figures.items()}, step)
+        for key, value in figures.items():
+            self.events.add(step, f"{split}/{key}", value)
 
     def seconds(self) -> float:
         """What all stages took to train, over all the times that the run was resumed."""

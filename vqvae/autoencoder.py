@@ -82,6 +82,8 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, got a {type(config).__name__}: "
                 "call its build()"
             )
+        if config.factor < 1:
+            raise ValueError(f"downsampling must be a power of two from 1 on, got {config.factor}")
         if config.image_size < 1 or config.image_size % config.factor:
             raise ValueError(
                 f"image_size {config.image_size} is not a multiple of downsampling {config.factor}; change one of them"

@@ -88,7 +88,10 @@ class Evaluation:
         return nats / (math.log(2) * self.dims)
 
     def save(self, path: Path, **more: float | int | str) -> None:
-        """Write the figures as JSON, with `more` entries, whole or not at all; per codebook where there are several."""
+        """Write the figures as JSON, with `more` entries, whole or not at all; per codebook where there are several.
+
+        A figure that is no finite number, as of images that a likelihood gives no probability, is null.
+        """
         figures: dict[str, Any] = {"images": self.images, "skipped": self.skipped, "dims": self.dims}
         figures |= self._plain(self.bound)
         if self.draws:
@@ -104,7 +107,7 @@ class Evaluation:
             figures |= {"kl": usage.kl, "kl_by_channel": usage.channels}
         elif usage.axes:
             figures |= {"usage_by_codebook": usage.usages, "perplexity_by_codebook": usage.perplexities}
-        safefolder.write_text(path, json.dumps({**figures, **more}, indent=2) + "\n")
+        safefolder.write_text(path, json.dumps(_finite({**figures, **more}), indent=2, allow_nan=False) + "\n")
 
     def _plain(self, bound: Bound) -> dict[str, Any]:
         negative = bound.negative_elbo
@@ -223,3 +226,12 @@ def evaluate(
         features_distortion=None if context is None else without / images,
         psnr=finite.mean().item() if len(finite) else math.inf,
     )
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,6 +18,12 @@ from vqvae.metrics import ACTIVE, ChannelUsage, CodeUsage
 TILE = 64
 
 
+def most(size: int) -> int:
+    """How many images of `size` pixels a side one picture holds that readers do not refuse as too large."""
+    side = size * max(1, TILE // size)
+    return (Image.MAX_IMAGE_PIXELS or 2**26) // side**2
+
+
 def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
     """Tile images row by row, enlarged by a whole factor, in colour."""
     # Here and not above: it takes over a second to import, which every command would wait for.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lanes import some
 from prior_worlds import KINDS, every_grid, make_transformer, some_labels
 from torch import Tensor
 
@@ -69,6 +70,7 @@ def chi_square(prior: Prior, samples: Tensor, probabilities: Tensor) -> tuple[fl
     return statistic, bound
 
 
+@pytest.mark.parametrize("prior", some(KINDS), indirect=True)
 def test_samples_are_as_frequent_as_they_are_probable(prior: Prior) -> None:
     num = 20_000
     labels = None if prior.num_classes is None else torch.ones(num, dtype=torch.int64)

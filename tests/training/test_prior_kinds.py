@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lanes import some
 from lightning_fabric import Fabric
 from run_files import SMALL, gaussian, weights
 from safetensors.torch import load_file, save_file
@@ -88,7 +89,7 @@ def cut_off(run, monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> N
     assert not asked
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS))
 def test_each_kind_trains_resumes_to_the_bit_and_is_evaluated(run, codebooks, tmp_path, monkeypatch, kind):
     quantizer, name = KINDS[kind]
     args = ["--prior-kind", kind, "--prior.code-noise", "0.1"]
@@ -180,7 +181,7 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
     assert prior(), "another codebook"
 
 
-@pytest.mark.parametrize("kind", ["one", "gaussian", pytest.param("loop", marks=pytest.mark.slow), "stochastic"])
+@pytest.mark.parametrize("kind", some(["one", "loop", "gaussian", "stochastic"], every=4))
 def test_a_live_run_resumes_to_the_bit(run, codebooks, tmp_path, monkeypatch, kind):
     whole, cut, saved = (codebooks(kind, tmp_path / each) for each in ("whole", "cut", "saved"))
     run("--run", str(whole), "--stage", "prior", "--live")

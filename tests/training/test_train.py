@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from run_files import gaussian, weights
+from tensorboardX.proto import event_pb2
 
 from priors import Prior
 from training.options import PRESETS, load_run, parse
@@ -77,12 +80,26 @@ def test_a_run_holds_what_the_readme_says(run, options, tmp_path, capsys):
     for picture in ("reconstructions.png", "samples.png", "usage.png"):
         with Image.open(folder / picture) as opened:
             opened.verify()
-    assert list((folder / "tensorboard" / "codebook").glob("events*"))
+    (events,) = (folder / "tensorboard" / "codebook").glob("events*")
+    written = [row for row in rows(folder)[1:] if row[0] == "codebook"]
+    assert [(str(step), tag) for step, tag, _ in read_events(events)] == [(r[1], f"{r[2]}/{r[3]}") for r in written]
+    assert [value for *_, value in read_events(events)] == pytest.approx([float(row[4]) for row in written], rel=1e-5)
     model, prior = VQVAE.from_pretrained(folder / "codebook"), Prior.from_pretrained(folder / "prior")
     assert prior.grid == model.grid
     assert prior.num_classes == 2
     figures = {(stage, split, name) for stage, _, split, name, _ in rows(folder)[1:]}
     assert {("codebook", "test", "usage"), ("codebook", "train", "commitment"), ("prior", "test", "rate")} <= figures
+
+
+def read_events(path):
+    """Step, tag and value of each figure of a TensorBoard file: records of a length, a checksum, data, a checksum."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack_from("<Q", data)
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[12 + length + 4 :]
+    return found
 
 
 def test_the_same_seed_gives_the_same_weights(run, options, tmp_path):
@@ -91,6 +108,8 @@ def test_the_same_seed_gives_the_same_weights(run, options, tmp_path):
     run(*options, "--stage", "codebook", "--run", str(tmp_path / "other"), "--seed", "1")
     assert weights(tmp_path / "run") == weights(tmp_path / "again")
     assert weights(tmp_path / "run") != weights(tmp_path / "other")
+    # Nothing of a run goes on after it: a thread would meet the next full disk, and say so where nobody reads.
+    assert not [thread for thread in threading.enumerate() if "EventLogger" in type(thread).__name__]
 
 
 @pytest.mark.parametrize("extra", [(), ("--codebook-fit.ema", "0.9", "--quantizer", "VectorQuantizer")])

@@ -24,6 +24,7 @@ print(min(faults))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again_where_a_program_asks_for_it():
     command = [sys.executable, "-c", FAULTS]

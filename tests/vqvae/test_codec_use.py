@@ -78,7 +78,7 @@ def test_a_block_is_decoded_once(codec, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loader_goes_through_it(codec, images, tmp_path, num_workers):
     dataset = CompressedImages(file_of(codec, tmp_path / "images.vqz", images, images_per_block=2), codec)
     options = {"multiprocessing_context": "spawn"} if num_workers else {}
@@ -191,6 +191,7 @@ def test_images_take_as_many_bits_as_they_cost(codec):
     assert abs(8 * (len(data) - len(dreamt.left)) - bits) < 100
 
 
+@pytest.mark.slow
 def test_random_bits_are_samples():
     """Pixels of dreams are as often at each level as the models say: by their mean and spread."""
     model = model_of()

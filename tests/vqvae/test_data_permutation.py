@@ -44,7 +44,7 @@ def even(counts: np.ndarray, shift: int = 0) -> bool:
     return float(((counts - expected) ** 2 / expected).sum()) > freedom + 6 * sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("num", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("num", [3, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 4, 5, 6))])
 def test_orders_of_a_few_come_equally_often(num: int):
     orders = Counter(tuple(Permutation(num, (seed, 0))(np.arange(num)).tolist()) for seed in range(6000))
     counts = np.array([orders.get(each, 0) for each in permutations(range(num))])
@@ -52,7 +52,7 @@ def test_orders_of_a_few_come_equally_often(num: int):
     assert not even(counts)
 
 
-@pytest.mark.parametrize("num", [7, 10, 23, 64])
+@pytest.mark.parametrize("num", [10, *(pytest.param(num, marks=pytest.mark.slow) for num in (7, 23, 64))])
 def test_places_and_neighbours_are_even_over_seeds(num: int):
     lands = np.zeros((num, num))
     steps = np.zeros(num)

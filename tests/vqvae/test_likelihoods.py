@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lanes import some
 from likelihood_worlds import (
     MEMBERS,
     cdf_table,
@@ -217,6 +218,7 @@ def test_extreme_features(likelihood, spread):
         assert mean.max() <= 255.001
 
 
+@pytest.mark.parametrize("likelihood", some(MEMBERS), indirect=True)
 def test_gradients(likelihood):
     size = 1 if isinstance(likelihood, Categorical) else 2
     images, features = some_images(likelihood, 3, size), some_features(likelihood, 3, size)

@@ -188,6 +188,7 @@ def test_the_mean_bound_is_entropy_plus_divergence(world):
     assert (world.negative() >= evidence).all()
 
 
+@pytest.mark.slow
 def test_draws_estimate_the_bound_within_their_error(world):
     bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=2000, generator=torch.Generator().manual_seed(0))
     exact_rate = -(world.posterior * world.log_prior).sum(1)
@@ -198,6 +199,7 @@ def test_draws_estimate_the_bound_within_their_error(world):
     torch.testing.assert_close(bound.entropy, torch.special.entr(world.posterior).sum(1), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_importance_weighted_bound_tightens(world):
     bounds = [world.importance_weighted(k) for k in (1, 2, 3, 5)]
     torch.testing.assert_close(bounds[0], world.negative(), rtol=0, atol=1e-10)
@@ -215,6 +217,7 @@ def test_the_importance_weighted_bound_tightens(world):
     assert ((estimates.mean(0) - bounds[2]).abs() <= 4 * error + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_likeliest_codes_are_another_figure(world):
     result = evaluate(world.model, {"unigram": world.prior}, [Batch(IMAGES, None)], num_draws=3000)
     assert result.deterministic is not None

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from vqvae.quantizers.gathered import Pool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -41,6 +41,8 @@ def reconstruct(
     """
     at_least_one(num, "--num")
     model = Autoencoder.from_pretrained(run_or_model)
+    if num > (most := pictures.most(model.config.image_size) // 2):
+        raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
     images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
     encoder = model
     if has_prior(run_or_model):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +19,9 @@ from vqvae.data.folder import SUFFIXES
 from vqvae.elbo import check_fit
 
 BATCH_SIZE = 100
+# Names of files have six digits; and a block of this many grids is more than any machine is faster with.
+_MOST_FILES = 1_000_000
+_MOST_AT_ONCE = 16_384
 _COLUMNS = 8
 # With a seed for each image its pixels have numbers of their own: the same ones drew its codes.
 _FOR_PIXELS = 0x5BD1E995
@@ -151,8 +153,12 @@ def _check_num(num: int | None, seed: int | None, seeds: Sequence[int] | None, b
     """How many images."""
     if num is not None:
         at_least_one(num, "--num")
+        if num > _MOST_FILES:
+            raise ValueError(f"got --num {num:,}, expected at most {_MOST_FILES:,}; draw more with other seeds")
     if batch_size is not None:
         at_least_one(batch_size, "--batch-size")
+        if batch_size > _MOST_AT_ONCE:
+            raise ValueError(f"got --batch-size {batch_size:,}, expected at most {_MOST_AT_ONCE:,}")
     if seed is not None and not 0 <= seed < 2**32:
         raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
     if seeds is None:
@@ -190,9 +196,7 @@ def _check_grid(num: int, size: int, columns: int | None) -> None:
     """ValueError for a picture so large that readers would refuse it."""
     if columns is not None:
         at_least_one(columns, "--columns")
-    side = size * max(1, pictures.TILE // size)
-    most = (Image.MAX_IMAGE_PIXELS or 2**26) // side**2
-    if num > most:
+    if num > (most := pictures.most(size)):
         raise ValueError(f"{num:,} images are too many for one picture, which holds {most:,}; name a folder")
 
 

@@ -30,6 +30,8 @@ from vqvae.data.permutation import Permutation
 
 # Places whose order is worked out at once: one call costs as much as some thousands of them.
 _PLACES = 4096
+# Processes that decode; more is a slip.
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,12 @@ def num_batches(num_images: int, batch_size: int, *, world_size: int = 1, drop_l
     return max(1, whole + (not drop_last and rest >= world_size))
 
 
+def check_workers(num_workers: int) -> None:
+    """Raise ValueError for a number of processes that nobody means."""
+    if not 0 <= num_workers <= MAX_WORKERS:
+        raise ValueError(f"got num_workers={num_workers}; expected 0 to {MAX_WORKERS:,}")
+
+
 def batches(
     images: Images,
     batch_size: int,
@@ -118,8 +126,7 @@ def batches(
     Raises ValueError for numbers out of range, for fewer images than ranks with a seed, and where
     an entire epoch has no readable image.
     """
-    if num_workers < 0:
-        raise ValueError(f"got num_workers={num_workers}; expected at least 0")
+    check_workers(num_workers)
     schedule, stop = _scheduled(
         len(images), f"images of {images.name}", batch_size, seed, start, epochs, rank, world_size, drop_last
     )

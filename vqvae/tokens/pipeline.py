@@ -25,13 +25,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data import Images, ImageTensors, read_ahead
+from vqvae.data.batches import check_workers
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, not_there, plan
 from vqvae.tokens.shards import Encoded, Summary, finish, write_shard
 
-# Processes that decode; more is a slip.
-MAX_WORKERS = 1024
 # Shards that may wait for the disk; more would only fill memory when it is slower than the encoder.
 _WAITING_SHARDS = 2
 
@@ -171,12 +170,6 @@ def tokenize(
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
-
-
-def check_workers(num_workers: int) -> None:
-    """Raise ValueError for a number of processes that nobody means."""
-    if not 0 <= num_workers <= MAX_WORKERS:
-        raise ValueError(f"got num_workers={num_workers}; expected 0 to {MAX_WORKERS:,}")
 
 
 def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decoded:
