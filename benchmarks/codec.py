@@ -370,7 +370,7 @@ def main() -> None:
         runs = [Run(folder) for folder in options.runs]
         data = load_images(options.data, "test", root=options.root)
         num = min(len(data), options.num_timed if options.decode_profile else options.num)
-        images = data.__getitems__(range(num)).images
+        images = data[:num].images
         if options.decode_profile:
             for run in runs:
                 print(profile(run, images), end="\n\n")

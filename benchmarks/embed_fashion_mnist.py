@@ -57,7 +57,7 @@ def main() -> None:
         old.unlink()
     for split, length in LENGTHS.items():
         whole = fashion_mnist(split, root=folder)
-        first = whole.__getitems__(range(length))
+        first = whole[:length]
         assert first.labels is not None
         images, labels = first.images[:, 0].numpy(), first.labels.numpy()
         order = neighbours(images, labels)

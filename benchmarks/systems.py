@@ -107,7 +107,7 @@ def run_mixture(seconds: float, num_components: int = 1000) -> dict[str, Any]:
     """Exact EM of a mixture of images with categorical pixels, for as long as the others train."""
     torch.set_num_threads(1)
     found = {split: load_images("fashion-mini", split) for split in ("train", "test")}
-    images = {split: every.__getitems__(range(len(every))).images for split, every in found.items()}
+    images = {split: every[:].images for split, every in found.items()}
     mixture = Mixture(MixtureConfig(num_components=num_components, shape=(1, 28, 28), pixels=CategoricalPixels()))
     began, steps, took = time.thread_time(), 0, 0.0
     mixture.fit(images["train"], num_steps=0, generator=torch.Generator().manual_seed(0))

@@ -85,7 +85,7 @@ def make_model(name: str, images: Path) -> VQVAE:
     torch.manual_seed(0)
     model = MODELS[name].build().eval()
     source = image_folder(images, "train", size=model.config.image_size, channels=3)
-    features = model.encoder(source.__getitems__(range(min(8, len(source)))).images).flatten(0, 2)
+    features = model.encoder(source[:8].images).flatten(0, 2)
     chosen = features[torch.randint(len(features), (model.num_codes,))]
     codes = chosen + 0.1 * features.std(0) * torch.randn_like(chosen)
     quantizer = model.quantizer

@@ -129,7 +129,7 @@ def half_steps(images: Tensor, num_steps: int, *, hard: bool) -> tuple[list[floa
 
 
 def em() -> Figure:
-    full = load_images("fashion-mini", "train").__getitems__(range(2000)).images
+    full = load_images("fashion-mini", "train")[:2000].images
     images = (F.avg_pool2d(full.float(), 4) > 127).to(torch.uint8)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -173,7 +173,7 @@ def small_vae(num_steps: int) -> GaussianVAE:
 
 def importance_weighted() -> Figure:
     model = small_vae(600)
-    images = load_images("fashion-mini", "test").__getitems__(range(100)).images
+    images = load_images("fashion-mini", "test")[:100].images
     prior = NormalPrior(dim=model.dim, grid=model.grid)
     generator = torch.Generator().manual_seed(0)
     log_weights = sampled_elbo(model, prior, images, num_samples=512, generator=generator).log_weights.double()

@@ -45,7 +45,7 @@ def main() -> None:
         theirs = VQModel.from_pretrained(source, **options).eval()
         # In: images of any size that the networks can halve.
         model = import_diffusers(source, image_size=32, **options)
-    images = load_images("fashion-mini", "test", size=32, channels=3).__getitems__(range(32)).images
+    images = load_images("fashion-mini", "test", size=32, channels=3)[:32].images
 
     # The same codes, but where two are equally near; the same pictures.
     with torch.no_grad():

@@ -53,7 +53,7 @@ def main() -> None:
         model.quantizer.update()  # (*) moving averages, k-means start, revival of dead codes
 
     model.eval()
-    images = load_images("fashion-mini", "test").__getitems__(range(500)).images
+    images = load_images("fashion-mini", "test")[:500].images
     usage = CodeUsage(256)
     with torch.no_grad():
         output, _, codes = model(images / 255)

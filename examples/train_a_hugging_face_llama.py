@@ -71,7 +71,7 @@ def main() -> None:
     llama.save_pretrained(args.output)
 
     prior = load_llama(args.output)
-    held = test.__getitems__(range(min(500, len(test))))
+    held = test[: min(500, len(test))]
     even = f"even codes would take {math.log2(train.num_codes):.3f}"
     known = {} if held.labels is None else {"labels known": held.labels}
     for name, labels in {**known, "no labels": None}.items():

@@ -19,6 +19,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 from filelock import FileLock, Timeout
@@ -28,6 +29,7 @@ from safefolder.locks import one_writer
 # Two renames take no time; who waits longer has met a disk that fails.
 _EXCHANGE_SECONDS = 60.0
 _ATTEMPTS = 1000
+Found = TypeVar("Found")
 
 
 def _target(path: str | Path) -> Path:
@@ -131,6 +133,37 @@ def recover(path: Path) -> None:
             os.replace(previous, path)
 
 
+def is_there(folder: Path, name: str = "") -> bool:
+    """Whether there is a folder, or a file of this name in it, also while another folder takes its place."""
+    folder = _target(folder)
+    # In this order: whatever is not at the first when it is asked for was put at the second before, and then back.
+    return any((each / name).exists() for each in (folder, _beside(folder, "previous"), folder))
+
+
+def of_one(folder: Path, read: Callable[[], Found]) -> Found:
+    """What is read of a folder, all of it of one, though another may take its place meanwhile."""
+    while True:
+        before = _identity(folder)
+        try:
+            found = read()
+        except (ValueError, OSError):
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return found
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    recover(folder)
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path of the same name to write a file or a folder to; on success it takes `path`'s place.
@@ -198,7 +231,6 @@ def replacing_folder(
         ValueError: something else is there, by name; or as `replacing`.
     """
     folder = Path(folder)
-    recover(folder)
     check_replaceable(folder, names, is_own)
     with replacing(folder) as new:
         new.mkdir()
@@ -208,6 +240,10 @@ def replacing_folder(
 
 def check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path], bool] | None = None) -> None:
     """Raise ValueError for a folder that `replacing_folder` would not replace."""
+    of_one(folder, lambda: _check_replaceable(folder, names, is_own))
+
+
+def _check_replaceable(folder: Path, names: Sequence[str], is_own: Callable[[Path], bool] | None) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():

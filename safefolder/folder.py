@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from safefolder import hub
 from safefolder.cards import PICTURES
-from safefolder.files import recover, replacing_folder, write_text
+from safefolder.files import is_there, of_one, recover, replacing_folder, write_text
 from safefolder.tensors import (
     MOST_CONFIG_BYTES,
     few,
@@ -137,7 +137,7 @@ def load(
     place = None if subfolder is None else _inside(subfolder)
     folder = Path(source)
     recover(folder)
-    if not folder.exists() and isinstance(source, str) and hub.is_hub_id(source):
+    if not is_there(folder) and isinstance(source, str) and hub.is_hub_id(source):
         names = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME]
         prefixes = ["" if place is None else f"{place}/", *([f"{part}/"] if part and place is None else [])]
         patterns = [glob.escape(prefix) + name for prefix in prefixes for name in (*names, SHARD_NAMES)]
@@ -154,18 +154,16 @@ def load(
         label = source + ("" if place is None else f"/{place}") + ("" if revision is None else f" at {revision!r}")
         return _read(folder if place is None else folder / place, label)
     given = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    if folder.exists() and (extra := [name for name, value in given.items() if value is not None]):
+    if is_there(folder) and (extra := [name for name, value in given.items() if value is not None]):
         raise ValueError(
             f"{folder} is a folder on this machine, which has no {' and no '.join(extra)}; leave that out, "
             "or name a model on the hub"
         )
     if part and place is None:
-        recover(folder / part)
         place = PurePosixPath(part) if _is_run_with(folder, part) else None
     if place is not None:
         folder = folder / place
-        recover(folder)
-    if not folder.exists():
+    if not is_there(folder):
         raise ValueError(f"no model folder at {folder}")
     if part and (folder / "state").is_dir():
         raise ValueError(
@@ -176,7 +174,7 @@ def load(
 
 def _is_run_with(folder: Path, part: str) -> bool:
     """Whether it is a run with this part, and no model itself."""
-    return (folder / part / CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists()
+    return is_there(folder / part, CONFIG_NAME) and not is_there(folder, CONFIG_NAME)
 
 
 def _inside(subfolder: str) -> PurePosixPath:
@@ -194,42 +192,24 @@ def has_part(source: str | Path, name: str) -> bool:
         ValueError: the hub has no such repository, or cannot be reached and the cache lacks it.
     """
     folder = Path(source)
-    if folder.exists() or not isinstance(source, str) or not hub.is_hub_id(source):
-        recover(folder / name)
-        return (folder / name).is_dir()
+    if is_there(folder) or not isinstance(source, str) or not hub.is_hub_id(source):
+        return is_there(folder / name)
     return _is_run_with(hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"]), name)
 
 
 def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    while True:
-        before = _identity(folder)
-        try:
-            _weight_files(folder, label)
-            found = read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
-        except (ValueError, OSError):
-            if _identity(folder) == before:
-                raise
-        else:
-            if _identity(folder) == before:
-                return found
-        # Another model took its place meanwhile, and what was read may be of both.
+    def read() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        _weight_files(folder, label)
+        return read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
 
-
-def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """What tells a folder from another that takes its place; None where there is none."""
-    recover(folder)
-    try:
-        status = folder.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns
+    return of_one(folder, read)
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:
     """The single file of weights or else the index; ValueError where the folder lacks a file that every model has."""
     files = [name for name in (WEIGHTS_NAME, INDEX_NAME) if (folder / name).is_file()]
-    for name, is_there in ((CONFIG_NAME, (folder / CONFIG_NAME).is_file()), (WEIGHTS_NAME, bool(files))):
-        if not is_there:
+    for name, found in ((CONFIG_NAME, (folder / CONFIG_NAME).is_file()), (WEIGHTS_NAME, bool(files))):
+        if not found:
             raise ValueError(f"{label} has no {name}: expected a folder that save_pretrained wrote")
     if len(files) > 1:
         raise ValueError(f"{label} has both {WEIGHTS_NAME} and {INDEX_NAME}; remove the one that is of another model")
@@ -305,7 +285,10 @@ def members(folder: Path) -> list[str]:
         ValueError: it is no folder that `save` wrote, or a shard is missing.
     """
     folder = Path(folder)
-    recover(folder)
+    return of_one(folder, lambda: _members(folder))
+
+
+def _members(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"no model folder at {folder}")
     files = _weight_files(folder, str(folder))

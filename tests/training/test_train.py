@@ -169,7 +169,7 @@ def test_signals_save_and_exit_cleanly(options, tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number
-    assert "continue with --resume" in errors
+    assert f"go on with `python train.py --resume --run {tmp_path / 'run'}`" in errors
     assert "Traceback" not in errors
     saved = torch.load(tmp_path / "run" / "state" / "codebook.ckpt", weights_only=True)
     assert f"saved at step {saved['step']};" in errors
