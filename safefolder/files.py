@@ -159,7 +159,7 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
     recover(folder)
     try:
         status = folder.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns
 

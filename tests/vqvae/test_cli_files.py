@@ -238,7 +238,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_written(call, run, tmp_path):
     lines = err.splitlines()
     assert len(lines) == 5
     for name, reason in (
-        *(("photos/broken.png", ""), ("photos/in/empty.jpg", "not an image"), ("photos/clear.png", "transparent")),
+        *(("photos/broken.png", ""), ("photos/in/empty.jpg", "the file is empty"), ("photos/clear.png", "transparent")),
         *(("nowhere.png", "No such file"), ("none", "holds no images")),
     ):
         [line] = [line for line in lines if line.startswith(f"skipped {name}: ")]

@@ -10,6 +10,7 @@ that it decodes to.
 import os
 import warnings
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqvae.data.decode import FORMATS, SUFFIXES, checked
-from vqvae.data.files import names_of, open_regular
+from vqvae.data.decode import FORMATS, MAX_BYTES, SUFFIXES, check_sums
+from vqvae.data.files import names_of, read_bytes
 
 _START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
 _MODES = "expected 8-bit grey or RGB, convert it first"
@@ -67,16 +68,15 @@ def read_exactly(path: Path) -> UInt8[Tensor, "c h w"]:
     if path.is_dir():
         os.listdir(path)  # an OSError where it cannot be read
         raise ValueError("the folder holds no images")
-    with open_regular(path) as file, warnings.catch_warnings():
+    data = read_bytes(path, MAX_BYTES)
+    check_sums(data)
+    with warnings.catch_warnings():
         # What Pillow warns of in a file that it can read changes nothing here; its limit of size does.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        stream = checked(file)
-        head = stream.read(4096)
-        stream.seek(0)
         try:
-            with Image.open(stream, formats=FORMATS) as image:
-                _check(image, head)
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                _check(image, data[:4096])
                 image.load()
                 exact = _grey_or_colour(image)
         except Image.UnidentifiedImageError:

@@ -14,10 +14,8 @@ checksums (`vqvae.data.png`), which Pillow reads over.
 """
 
 import math
-import os
 import warnings
-from contextlib import nullcontext
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data import png
-from vqvae.data.files import open_regular
+from vqvae.data.files import read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
@@ -70,60 +68,35 @@ def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
     too large to be safe (Pillow's limit, 89 million pixels), has levels without a known range, or
     is no regular file; OSError where the file can't be read.
     """
-    with nullcontext(source) if isinstance(source, BytesIO) else open_regular(source) as stream:
-        if not stream.read(1):
-            raise ValueError("the file is empty")
-        return _read(checked(stream), cover)
+    return _read(source.getvalue() if isinstance(source, BytesIO) else read_bytes(source, MAX_BYTES), cover)
 
 
-def checked(stream: BufferedReader | BytesIO) -> BufferedReader | BytesIO:
-    """The bytes of what may be an image, from their beginning.
-
-    Raises ValueError for a PNG that its own checksums refute.
-    """
-    stream.seek(0)
-    if stream.read(len(png.SIGNATURE)) == png.SIGNATURE:
-        size = stream.seek(0, os.SEEK_END)
-        if size > MAX_BYTES:
-            raise ValueError(f"the PNG has {size:,} bytes; expected at most {MAX_BYTES:,}")
-        stream.seek(0)
-        data = stream.read()
-        if damage := png.damage(data):
-            _check_whole(stream)
-            raise ValueError(damage)
-        return BytesIO(data)
-    stream.seek(0)
-    return stream
+def check_sums(data: bytes) -> None:
+    """Raise ValueError for what is empty, and for a PNG that its own checksums refute."""
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(png.SIGNATURE) and (damage := png.damage(data)):
+        raise ValueError(damage)
 
 
-def _read(stream: BufferedReader | BytesIO, cover: int | None) -> Image.Image:
+def _read(data: bytes, cover: int | None) -> Image.Image:
+    check_sums(data)
     with warnings.catch_warnings():
         # What Pillow warns of in a file that it can read changes nothing here; the limit does.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(stream, formats=FORMATS) as image:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
                 if cover is not None:
                     _skip_detail(image, cover)
                 image.load()
                 return _eight_bits(_upright(image))
         except Image.UnidentifiedImageError:
-            _check_whole(stream)
             raise ValueError("not an image in a known format") from None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's; Pillow's own have no number
-            _check_whole(stream)
             # Decoders raise whatever a damaged file drives them to: SyntaxError, struct.error,
             # KeyError, EOFError, zlib.error, ... None of them may end a training run.
             raise ValueError(f"{error or type(error).__name__}") from error
-
-
-def _check_whole(stream: BufferedReader | BytesIO) -> None:
-    """Raise OSError where the bytes can't be read: some decoders take that for a fault of the image."""
-    stream.seek(0)
-    while stream.read(1 << 20):
-        pass
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
@@ -134,7 +107,7 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tenso
     """
     height, width = size
     if channels == 1:
-        image = image.convert("L")
+        image = _in_mode(image, "L")
     if image.size != (width, height):
         # Cropping and scaling in one step reads only the pixels that stay.
         ratio = min(image.width / width, image.height / height)
@@ -176,4 +149,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         image = Image.alpha_composite(white, picture)
-    return image.convert("L" if grey else "RGB")
+    return _in_mode(image, "L" if grey else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which would copy it

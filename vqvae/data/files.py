@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from io import BufferedReader
 from pathlib import Path
 
 _KINDS = {
@@ -34,10 +33,21 @@ def check_regular(path: Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """A regular file, to read its bytes. Raises as `check_regular`, before anything is opened."""
-    check_regular(path)
-    return path.open("rb")
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises as `check_regular`, before anything is opened, ValueError for a file of more than `most` bytes, and OSError
+    where not all of them can be read, which is no fault of an image.
+    """
+    size = check_regular(path).st_size
+    if size > most:
+        raise ValueError(f"the file has {size:,} bytes; expected at most {most:,}")
+    # Without a buffer: there is one read.
+    with path.open("rb", buffering=0) as file:
+        data = file.read()
+    if len(data) < size:
+        raise OSError(errno.EIO, f"only {len(data):,} of the {size:,} bytes of the file could be read")
+    return data
 
 
 def names_of(folder: Path, *, follow: bool = True, unreadable: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -63,7 +73,7 @@ def names_of(folder: Path, *, follow: bool = True, unreadable: Callable[[str], N
             linked.sort(reverse=True)
             waiting.append(linked.pop())
         prefix = waiting.pop()
-        here = os.path.join(base, prefix)
+        here = os.path.join(base, prefix.rstrip("/"))
         try:
             status = os.stat(here)
             if (status.st_dev, status.st_ino) in seen:
