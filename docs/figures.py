@@ -1,12 +1,14 @@
-"""The figures of docs/elbo.md, each from a computation or a run made here; nothing is drawn by hand.
+"""The figures of README.md and the pages, each from a computation or a run; nothing is drawn by hand.
 
     pip install -e .
-    python docs/figures.py                         # all four, about two minutes on one core
+    python train.py                                # the run that `overview` shows, runs/fashion-mini
+    python docs/figures.py                         # all of them, about two minutes on one core
     python docs/figures.py em gumbel_bias          # some of them
 
-They are written into docs/figures/, whatever the working directory. Seeds are fixed, but two of the figures train a
-small model, which no two processors do to the last digit.
+They are written into docs/figures/, whatever the working directory. Seeds are fixed, but most of the figures stand on
+trained models, which no two processors train to the last digit.
 
+- overview, layers: see docs/overview.py.
 - gumbel_bias: the relaxed gradient of five codes against the enumerated one, as in tests/vqvae/test_posterior.py.
 - em: exact and hard EM on 2,000 images of the embedded Fashion-MNIST, reduced to 7x7 pixels of two levels.
 - importance_weighted: the bound of k draws for a small Gaussian VAE, trained here.
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from overview import layers, overview  # pyrefly: ignore  (beside this file)
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -265,6 +268,8 @@ def terms() -> Figure:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
+    "overview": overview,
+    "layers": layers,
     "gumbel_bias": gumbel_bias,
     "em": em,
     "importance_weighted": importance_weighted,
@@ -283,7 +288,7 @@ def main() -> None:
         drawn = io.BytesIO()
         FIGURES[name]().savefig(drawn, dpi=100, format="png")
         with safefolder.replacing(FOLDER / f"{name}.png") as scratch:
-            Image.open(drawn).convert("RGB").quantize(64).save(scratch, format="png", optimize=True)  # a third in size
+            Image.open(drawn).convert("RGB").quantize(96).save(scratch, format="png", optimize=True)  # a third in size
         print(FOLDER / f"{name}.png")
 
 

@@ -21,9 +21,10 @@ ELBO_PAGE = ROOT / "docs" / "elbo.md"
 CODEC_PAGE = ROOT / "docs" / "codec.md"
 PRIORS_PAGE = ROOT / "docs" / "priors.md"
 REUSE_PAGE = ROOT / "docs" / "reuse.md"
-WITH_EXAMPLES = pytest.mark.parametrize(
-    "page", [ELBO_PAGE, CODEC_PAGE, PRIORS_PAGE, REUSE_PAGE], ids=lambda page: page.name
-)
+TRAINING_PAGE = ROOT / "docs" / "training.md"
+QUANTIZERS_PAGE = ROOT / "docs" / "quantizers.md"
+README = ROOT / "README.md"
+WITH_PYTHON = [ELBO_PAGE, REUSE_PAGE, CODEC_PAGE, PRIORS_PAGE, TRAINING_PAGE, QUANTIZERS_PAGE, README]
 
 
 def prose(page: Path) -> str:
@@ -75,19 +76,25 @@ def test_the_page_of_the_elbo_names_tests():
 
 
 def test_figures_are_small_and_shown():
-    shown = {target for _, target in links(ELBO_PAGE)}
+    shown = {(page.parent / target).resolve() for page in PAGES for _, target in links(page)}
     for path in (ROOT / "docs" / "figures").glob("*.png"):
         assert path.stat().st_size < 80_000, path.name
-        assert f"figures/{path.name}" in shown, path.name
+        assert path in shown, path.name
+
+
+def test_the_readme_is_short_and_begins_with_a_picture():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert text.index("![") < text.index("```")
 
 
 @pytest.mark.parametrize(
-    "page", some([ELBO_PAGE, REUSE_PAGE, CODEC_PAGE, PRIORS_PAGE], every=4), ids=lambda page: page.name
+    "page", some([README, *(page for page in WITH_PYTHON if page != README)], every=4), ids=lambda page: page.name
 )
 def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
-    """Every block by itself, on run folders of untrained parts."""
+    """Every block, one after the other in one folder, on run folders of untrained parts."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 2
+    assert blocks
     sizes = {"width": 8, "num_blocks": 1}
     configs = {
         "sqvae": vqvae.VQVAEConfig(
@@ -115,7 +122,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
         exec(compile(block, page.name, "exec"), {})
 
 
-@WITH_EXAMPLES
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_commands_of_the_page_parse(page, monkeypatch):
     """Every line of train.py and of vqvae is understood; the files it names need not be there."""
     from training import options
@@ -125,8 +132,10 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
     for name in ("source_of", "images_of"):
         monkeypatch.setattr(options, name, lambda codes: "somewhere")
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
-    lines = re.findall(r"^(?:python|torchrun .* --) train\.py +(.*)$", text, re.MULTILINE)
+    lines = re.findall(r"^(?:python|torchrun .* --) train\.py(?: +(.*))?$", text, re.MULTILINE)
     assert lines
+    # A run that goes on is not there.
+    lines = [line for line in lines if "--resume" not in line]
     # What a run's folder would tell is not there.
     lines = [line.replace("--stage prior ", "") if "--tokenizer" not in line else line for line in lines]
     runs = [parse(line.split("#")[0].split()).run for line in lines]
@@ -141,7 +150,7 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
 
         monkeypatch.setattr(cli, name, functools.wraps(getattr(cli, name))(note))
     lines = re.findall(r"^(?:torchrun .* -m vqvae --|vqvae) +(.*)$", text, re.MULTILINE)
-    assert lines
+    assert lines or page == QUANTIZERS_PAGE
     for line in lines:
         monkeypatch.setattr(sys, "argv", ["vqvae", *line.split("#")[0].split()])
         cli.main()

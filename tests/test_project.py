@@ -1,7 +1,6 @@
 """Promises about the whole: public names, the import contract, and the README's own words."""
 
 import inspect
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,36 +114,6 @@ def test_the_import_contract():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_readme_python_runs(tmp_path, monkeypatch):
-    """Every Python block, one after the other, on run folders of untrained parts."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    for name, beta in (("fashion-mini", None), ("rate-aware", 4.0)):
-        run = tmp_path / "runs" / name
-        model = vqvae.VQVAE(vqvae.VQVAEConfig(width=8, num_blocks=1, beta=beta))
-        model.save_pretrained(run / "codebook")
-        config = priors.TransformerPriorConfig(
-            num_codes=model.num_codes, grid=model.grid, num_classes=10, width=16, depth=1, num_heads=2
-        )
-        priors.TransformerPrior(config).save_pretrained(run / "prior")
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-
-
-def test_the_readme_commands_parse():
-    """Every train.py line of the README is understood; the files it names need not be there."""
-    from training.options import parse
-
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^python train\.py +(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        args = line.split("#")[0].split()
-        if "--resume" not in args and "--stage" not in args:
-            parse(args)
 
 
 @pytest.mark.slow
