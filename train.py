@@ -267,7 +267,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     if fabric.is_global_zero:
         kept.model.save_pretrained(run.run / "codebook")
         if isinstance(kept, RateAwareObjective):
-            kept.prior.trained_on = trained_on(kept.model, session.images)
+            kept.prior.trained_on = trained_on(run, kept.model, session.images)
             kept.prior.save_pretrained(run.run / "state" / "loop")
         if run.stage == "codebook":
             tell_of_stale_parts(run, kept.model)
@@ -294,7 +294,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
             first_model(run).save_pretrained(run.run / "codebook")
         fabric.barrier()
     model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
-    of = trained_on(model, session.images)
+    of = trained_on(run, model, session.images)
     # The same start whether the codebook was trained just now or in an earlier, interrupted process.
     torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
     prior = make_prior(run.prior, model, known_classes(run, model, data))

@@ -205,8 +205,8 @@ def check_seeds(seeds: Seeds) -> list[int]:
 
 def check_temperature(temperature: float) -> None:
     """ValueError unless it is finite and not negative."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"got temperature={temperature}, expected a number >= 0 (0 is greedy)")
+    if not (isinstance(temperature, int | float | np.number) and temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"got temperature={temperature!r}, expected a number >= 0 (0 is greedy)")
 
 
 def _movable(log_probs: Tensor) -> Tensor:

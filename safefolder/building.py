@@ -9,10 +9,12 @@ generator, autocast or inference mode.
 """
 
 import contextlib
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from torch.nn.modules import module as registration
 from safefolder.folder import check_weights, load_weights
 
 Built = TypeVar("Built", bound=nn.Module)
+P = ParamSpec("P")
+Result = TypeVar("Result")
 # A module may have buffers that are not saved, some for each tensor that is; more are those of another model.
 _BUFFERS_TO_A_TENSOR = 64
 
@@ -40,6 +44,29 @@ def neutral() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+def neutrally(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The function, `neutral` inside; of a generator each of its steps, and nothing between them."""
+
+    @functools.wraps(function)
+    def whole(*args: P.args, **options: P.kwargs) -> Result:
+        with neutral():
+            result: Any = function(*args, **options)
+        return _neutral_steps(result) if inspect.isgenerator(result) else result
+
+    return whole
+
+
+def _neutral_steps(every: Any) -> Any:
+    with contextlib.closing(every):
+        while True:
+            with neutral():
+                try:
+                    step = next(every)
+                except StopIteration:
+                    return
+            yield step
 
 
 def build(

@@ -135,8 +135,7 @@ def load(
             that a folder on this machine has no use for.
     """
     place = None if subfolder is None else _inside(subfolder)
-    folder = Path(source)
-    recover(folder)
+    folder = _named(source)
     if not is_there(folder) and isinstance(source, str) and hub.is_hub_id(source):
         names = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME]
         prefixes = ["" if place is None else f"{place}/", *([f"{part}/"] if part and place is None else [])]
@@ -170,6 +169,17 @@ def load(
             f"{folder} is a run whose {part} is not finished: go on with `train.py --resume --run {folder}`"
         )
     return _read(folder, str(folder))
+
+
+def _named(source: str | Path) -> Path:
+    """What is named as a folder, once an exchange there is over."""
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(f"got {source!r}, expected a folder's path, or the hub id of a model, owner/name")
+    try:
+        recover(Path(source))
+    except OSError as error:  # a name that is too long, for one
+        raise ValueError(f"{str(source)[:200]!r} cannot be looked at: {error.strerror}") from error
+    return Path(source)
 
 
 def _is_run_with(folder: Path, part: str) -> bool:
@@ -241,9 +251,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     """Copy `tensors` into `module`; every name, every shape and every kind of number must match.
 
     Raises:
-        ValueError: names the first missing, extra, mis-shaped and mis-typed entries, and counts the others.
+        ValueError: names the first missing, extra, mis-shaped and mis-typed entries, and counts the others; or those
+            that hold NaN.
     """
     check_weights(module.state_dict(), tensors, source)
+    if wrong := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+        raise ValueError(f"the weights in {source} are damaged: {few(sorted(wrong))} hold NaN")
     with torch.no_grad():
         module.load_state_dict(dict(tensors))
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import safefolder
 from priors import NGramPrior, Prior, TransformerPrior, TransformerPriorConfig
 from safefolder.building import build
 from vqvae import VQVAE, Autoencoder, VQVAEConfig, fingerprint
@@ -213,3 +214,26 @@ def test_case_32_a_run_is_taken_for_its_part(tmp_path):
     Path(tmp_path / "begun" / "state").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"codebook is not finished: go on with `train\.py --resume --run \S+begun`"):
         VQVAE.from_pretrained(tmp_path / "begun")
+
+
+def test_weights_that_hold_nan_are_damaged(tmp_path: Path):
+    for made, kind in ((small(), Autoencoder), (small_prior(), Prior)):
+        name, weight = list(made.named_parameters())[-1]
+        with torch.no_grad():
+            weight.view(-1)[0] = float("nan")
+        folder = tmp_path / kind.__name__
+        made.save_pretrained(folder)
+        with pytest.raises(ValueError, match=f"are damaged: {name} hold NaN"):
+            kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("source", [None, 5, b"model", "", "x" * 5000])
+def test_what_names_no_folder_is_a_sentence(source: object):
+    with pytest.raises(ValueError, match=r"expected a folder's path|cannot be looked at"):
+        safefolder.load(source)  # pyrefly: ignore
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_the_weight_of_a_term_is_none_that_rewards_it(weight: float):
+    with pytest.raises(ValueError, match=r"commitment_weight|finite"):
+        EMAVectorQuantizerConfig(commitment_weight=weight)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import safefolder
 from safefolder.building import at_most, neutral
 from safefolder.folder import check_weights
 from training.images import Facts
-from training.options import FitConfig, Run
+from training.options import FitConfig, Run, load_run
 from training.prior_kinds import kind_of, make_prior
 from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
 from vqvae import Autoencoder
@@ -24,6 +25,11 @@ from vqvae.model import CodesConfig
 from vqvae.quantizers import QuantizerConfig
 
 MAX_PRIOR_CODES = 2**20
+# How the variables begin by which what starts several machines tells each of the others.
+LAUNCHERS = ("MASTER_ADDR", "SLURM_", "LSB_", "OMPI_", "PMI_", "KUBERNETES_")
+# Of a prior's options those that may change while it trains. The others say what its weights mean, also where these
+# have the same shapes.
+_ADJUSTABLE = ("dropout", "label_dropout", "code_noise", "checkpointing", "raster_share")
 # Of a model; a mistyped number of layers has more.
 MAX_TENSORS = 20_000
 Made = TypeVar("Made", bound=nn.Module)
@@ -79,8 +85,15 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         check_fit_options(name, options)
     if not 0 <= run.data.num_workers <= MAX_WORKERS:
         raise ValueError(f"got --data.num-workers {run.data.num_workers}, expected 0 to {MAX_WORKERS}")
-    if run.seed < 0 or run.num_nodes < 1:
-        raise ValueError(f"got --seed {run.seed} and --num-nodes {run.num_nodes}, expected at least 0 and at least 1")
+    if not 0 <= run.seed < 2**64:
+        raise ValueError(f"got --seed {run.seed}, expected 0 to 2^64 - 1")
+    if run.num_nodes < 1:
+        raise ValueError(f"got --num-nodes {run.num_nodes}, expected at least 1")
+    if run.num_nodes > 1 and not any(name.startswith(LAUNCHERS) for name in os.environ):
+        raise ValueError(
+            f"got --num-nodes {run.num_nodes}, and nothing says where the others are: start it on each by torchrun "
+            "(docs/reuse.md), or by a batch system that Lightning Fabric knows"
+        )
     # Before hours of training, and all of it, as it will be the run's options.
     model = _tried(config.build, "model")
     if not isinstance(config, CodesConfig) or "prior" in wanted or in_loop or _is_listable(config.quantizer):
@@ -169,6 +182,8 @@ def check_folder(
         changes = not path.exists() or _steps_left(path, run.codebook_fit.num_steps)
         if path.exists():
             _check_fits(path, objectives["codebook"])
+            if changes:
+                _check_average(path, run.codebook_fit)
     if model is not None and not changes:
         _check_same(f"{folder} is trained", "model", _plain(model.config), _plain(run.model))
     if model is not None and changes:
@@ -182,10 +197,23 @@ def check_folder(
     path = state_path(run, "prior")
     if "prior" not in wanted or changes or model is None or not path.exists():
         return
-    if not is_of(path, trained_on(model, images)):
+    of = trained_on(run, model, images)
+    if not is_of(path, of):
         return  # trained anew
+    _, before = checkpoint(path).get("trained_on") or (None, None)
+    if None not in (before, of.images) and before != of.images:
+        what = f"--codes {run.codes}" if run.codes is not None else run.data.source
+        raise ValueError(
+            f"the prior of {run.run} was begun with other codes or images than {what} has: bring those back, or train "
+            f"one on these in another folder, by --tokenizer {run.run} --stage prior --run NEW"
+        )
     left = _steps_left(path, run.prior_fit.num_steps)
     prior = _check_fits(path, lambda: objectives["prior"](model)).prior
+    if left:
+        _check_average(path, run.prior_fit)
+    if left and run.resume and type(known := load_run(run.run).prior) is type(run.prior):
+        sizes = ({k: v for k, v in asdict(each).items() if k not in _ADJUSTABLE} for each in (known, run.prior))
+        _check_same(f"{path} is of a prior", "prior", *sizes)
     if not left and (run.run / "prior").is_dir():
         saved = safefolder.read_config(run.run / "prior")
         if saved["class"] == type(prior).__name__:
@@ -200,6 +228,17 @@ def _steps_left(path: Path, num_steps: int) -> bool:
             f"{path} is of step {step:,}, got --{path.stem}-fit.num-steps {num_steps:,}: leave it out, or ask for more"
         )
     return step < num_steps
+
+
+def _check_average(path: Path, options: FitConfig) -> None:
+    """ValueError where a checkpoint has a moving average and the options have none, or the other way round."""
+    has = "average" in checkpoint(path)
+    if has != (options.ema is not None):
+        got = "without" if options.ema is None else f"with --{path.stem}-fit.ema {options.ema:g}"
+        raise ValueError(
+            f"{path} was begun {'with' if has else 'without'} --{path.stem}-fit.ema, got {got}: leave it as it was, or "
+            "begin another with --run NEW"
+        )
 
 
 def _check_fits(path: Path, make: Any) -> Any:

@@ -29,6 +29,7 @@ from training.options import Run, save_run
 from training.records import Metrics, Stop
 from vqvae import Autoencoder, fingerprint
 from vqvae.interop.pickles import read_pickle
+from vqvae.tokens import CodeDataset
 
 
 @dataclass(kw_only=True)
@@ -91,16 +92,18 @@ def checkpoint(path: Path) -> dict[str, Any]:
     return held
 
 
-def trained_on(model: Autoencoder, images: Facts) -> TrainedOn:
-    """What is noted of a prior that is trained on the latents of a model."""
+def trained_on(run: Run, model: Autoencoder, images: Facts) -> TrainedOn:
+    """What is noted of a prior that is trained on the latents of a model: of images, or of the run's --codes."""
+    if run.codes is not None:
+        return TrainedOn(fingerprint.of_tokenizer(model), CodeDataset(run.codes / "train").digest())
     train = images.get("train")
     return TrainedOn(fingerprint.of_tokenizer(model), None if train is None else train["timeless"])
 
 
 def is_of(path: Path, of: TrainedOn | None) -> bool:
-    """Whether a checkpoint goes on with what its stage is now trained on; one that does not say does."""
+    """Whether a checkpoint goes on with the tokenizer that its stage is now trained on; one that does not say does."""
     known = checkpoint(path).get("trained_on")
-    return known is None or of is None or known == list(of)
+    return known is None or of is None or known[0] == of.tokenizer
 
 
 def check_parts(run: Run, model: Autoencoder, priors: Mapping[str, GridModel]) -> None:

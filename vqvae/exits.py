@@ -38,9 +38,13 @@ def run(
         told: what to say of an error that was foreseen.
         interrupted: what to say after Ctrl-C.
     """
+    # Who closes one of them (`>&-`) does not want to hear of it; all that writes expects something to write to.
+    sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
     debug, asked = DEBUG in sys.argv, False
     sys.argv[1:] = [word for word in sys.argv[1:] if word != DEBUG]
     try:
+        if "" in sys.argv:
+            raise ValueError("got an empty word, as of a shell variable that is not set; expected a name or a value")
         status = program() or 0
         sys.stdout.flush()
     except SystemExit as stop:
@@ -131,6 +135,7 @@ def parsed(parse: Callable[[], Parsed]) -> Parsed:
     text, _, rest = " ".join(line.strip(_FRAME) for line in said.getvalue().splitlines()[1:]).partition("Perhaps you")
     text = re.split("For full helptext", text)[0]
     like = re.search(r"--[\w.-]+", rest.partition("For full helptext")[0])
-    where = re.search(r"(?!run |see )\S+( [a-z]+)? --help", said.getvalue().rpartition("For full helptext")[2])
-    hint = f"; perhaps you meant {like[0]}" if like else ""
+    where = re.search(r"\b(?!run |see )\S+( [a-z]+)? --help", said.getvalue().rpartition("For full helptext")[2])
+    # Another command may have the very option.
+    hint = f"; perhaps you meant {like[0]}" if like and like[0] not in text.split() else ""
     raise ValueError(f"{text.strip(' .')}{hint}; see {where[0] if where else '--help'}")

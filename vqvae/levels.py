@@ -83,9 +83,10 @@ def _tensor(images: Any, num_channels: int, size: int) -> Tensor:
         return _of_array(images)
     if _is_pil(images):
         return _of_pil(images, num_channels, size)[None]
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+    holds_images = hasattr(images, "images")  # a batch, which is a sequence too
+    if isinstance(images, Sequence) and not holds_images and not isinstance(images, str | bytes):
         return _stacked(images, num_channels, size)
-    inside = ": pass its images" if hasattr(images, "images") else ""
+    inside = ": pass its images" if holds_images else ""
     raise ValueError(f"got images as {type(images).__name__}, expected a tensor, an array, or PIL images{inside}")
 
 

@@ -15,10 +15,11 @@ import threads_left
 import torch
 from run_files import SMALL, weights
 
+from priors import Prior
 from training.records import Stop
 from vqvae import VQGAN, VQVAE, VQGANConfig, load_images
 from vqvae.quantizers import VectorQuantizerConfig
-from vqvae.tokens import tokenize
+from vqvae.tokens import CodeDataset, tokenize
 
 PROJECT = Path(__file__).parents[2]
 # The small run's options of the prior and of how both models are fitted; its model's own come with a tokenizer.
@@ -158,6 +159,21 @@ def test_codes_that_do_not_fit_are_one_line(made, tokenized, fails, tmp_path):
     made.rename(tmp_path / "gone")
     assert "name it with --tokenizer" in fails(*common, "--stage", "prior")
     assert "another tokenizer" in fails(*common, "--stage", "prior", "--tokenizer", str(tmp_path / "moved"))
+
+
+def test_case_31_a_prior_does_not_go_on_with_other_codes(run, made, tokenized, photos, fails, tmp_path):
+    place = ["--run", str(tmp_path / "new"), "--stage", "prior"]
+    run(*FIT, *place, "--codes", str(tokenized))
+    assert Prior.from_pretrained(tmp_path / "new").trained_on.images == CodeDataset(tokenized / "train").digest()
+    shutil.copytree(photos, tmp_path / "fewer")
+    next((tmp_path / "fewer").rglob("*.png")).unlink()
+    others = tmp_path / "others"
+    for split in ("train", "test"):
+        images = load_images(tmp_path / "fewer", split, size=8, channels=1)
+        tokenize(VQVAE.from_pretrained(made), images, others / split, split=split, tokenizer_source=str(made))
+    more = ["--resume", *place, "--prior-fit.num-steps", "9"]
+    assert "was begun with other codes" in fails(*more, "--codes", str(others))
+    run(*more, "--codes", str(tokenized))
 
 
 def test_case_31_codes_of_two_sources_are_refused(made, tokenized, photos, fails, tmp_path):

@@ -248,6 +248,10 @@ REFUSED = [
     ("--codebook-fit.num-steps", "4"),
     ("--prior-fit.num-steps", "2"),
     ("--codebook-fit.num-steps", "12", "--codebook-fit.ema", "0.9"),
+    ("--stage", "prior", "--prior-fit.num-steps", "12", "--prior-fit.ema", "0.9"),
+    ("--stage", "prior", "--prior-fit.num-steps", "12", "--prior.num-heads", "1"),
+    ("--seed", str(2**64)),
+    ("--num-nodes", "2"),
 ]
 
 

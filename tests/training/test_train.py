@@ -175,6 +175,20 @@ def test_signals_save_and_exit_cleanly(options, tmp_path, number):
     assert f"saved at step {saved['step']};" in errors
 
 
+@pytest.mark.slow
+def test_a_sigterm_to_all_its_processes_saves_too(options, tmp_path):
+    """As `timeout` and batch systems send it: workers that decode leave the answer to the main process."""
+    args = [*options, "--data.num-workers", "2", "--codebook-fit.num-steps", "100000", "--codebook-fit.save-every", "2"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *args], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(tmp_path / "run" / "state" / "codebook.ckpt", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "saved at step" in errors
+
+
 SIZES = ("--model.quantizer.num-codes", "8", "--model.quantizer.dim", "4")
 
 

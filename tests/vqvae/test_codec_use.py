@@ -209,3 +209,45 @@ def test_no_more_than_asked_for(codec):
     dreamt = dream(codec, data, most=2)
     assert len(dreamt.images) == 2
     assert awake(codec, dreamt) == data
+
+
+# ---- whatever the caller's global state is
+
+
+@pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY])
+def test_case_11_bytes_are_the_same_under_any_default_type_and_device(images, mode):
+    model = model_of()
+    prior = transformer_of(model, num_classes=3)
+    codec, labels = Codec(model, prior), [index % 3 for index in range(len(images))]
+    want, cost = codec.compress(images, labels, mode=mode), codec.measure(images).total
+    back, bits = codec.decompress(want), random.Random(0).randbytes(4000)
+    dreamt = dream(codec, bits, most=1)
+    for dtype, device in (("bfloat16", "cpu"), ("float16", "cpu"), ("float64", "cpu"), ("float32", "meta")):
+        try:
+            torch.set_default_dtype(getattr(torch, dtype))
+            torch.set_default_device(device)
+            assert codec.compress(images, labels, mode=mode) == want
+            assert Codec(model, prior).compress(images, labels, mode=mode) == want
+            assert codec.decompress(want).equal(back)
+            assert codec.measure(images).total.equal(cost)
+            assert dream(codec, bits, most=1).images.equal(dreamt.images)
+            assert awake(codec, dreamt) == bits
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+
+
+def test_what_a_caller_draws_between_blocks_is_his_own(codec):
+    """Images that come out of torch's random generator, block by block, as augmented ones do."""
+
+    def drawn():
+        for _ in range(4):
+            yield torch.randint(0, 255, (codec.coder.num_channels, 8, 8), dtype=torch.uint8)
+
+    torch.manual_seed(3)
+    blocks = list(codec.blocks(drawn(), images_per_block=1, verify=False))
+    torch.manual_seed(3)
+    assert [body for _, body in blocks] == [
+        body for _, body in codec.blocks(list(drawn()), images_per_block=1, verify=False)
+    ]
+    assert len({body for _, body in blocks}) == 4

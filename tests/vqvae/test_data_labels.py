@@ -267,3 +267,21 @@ def test_labels_are_used_whole_or_not_at_all(parts: list[list]):
         assert classes.num_classes is classes.class_names is None
         assert ", so none are used" in classes.note
         assert labels == [None] * len(parts)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "cls", "json"])
+def test_case_04_numbers_below_zero_are_no_labels_and_are_said(tmp_path: Path, kind: str):
+    """But -1, by which Hugging Face's sets say that there is none."""
+    for lowest, said in ((-3, "can't be used"), (-1, "no label")):
+        numbers = [lowest, *range(9)] * 3
+        if kind == "parquet":
+            path = write_parquet(tmp_path / f"{lowest}.parquet", numbers)
+        else:
+            members = {}
+            for index, number in enumerate(numbers):
+                members[f"{index}.png"] = encoded()
+                members[f"{index}.{kind}"] = (str(number) if kind == "cls" else json.dumps({"label": number})).encode()
+            path = write_tar(tmp_path / f"{lowest}.tar", members)
+        images = load_images(path)
+        assert images.num_classes is None
+        assert said in images.label_note

@@ -132,3 +132,38 @@ def test_case_22_help_into_a_pipe_that_is_closed(args):
     _, errors = process.communicate(timeout=120)
     assert errors == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_case_22_a_stream_that_was_closed_is_written_to_nobody(monkeypatch, closed):
+    for name in ("stdout", "stderr"):
+        if closed in (name, "both"):
+            monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "argv", ["vqvae"])
+    exits.run(lambda: print("said", file=sys.stderr))
+    with pytest.raises(SystemExit) as stopped:
+        exits.run(raising(ValueError("wrong")))
+    assert stopped.value.code == 2
+    for stream in (sys.stdout, sys.stderr):
+        if stream.name == os.devnull:
+            stream.close()
+
+
+def test_an_empty_word_is_a_variable_that_was_not_set(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vqvae", "compress", "run", "", "-o", "x.vq"])
+    with pytest.raises(SystemExit) as stopped:
+        exits.run(lambda: None)
+    assert stopped.value.code == 2
+    assert "an empty word" in capsys.readouterr().err
+
+
+def test_case_33_a_hint_names_another_option_than_was_given(monkeypatch, capsys):
+    import vqvae.cli
+
+    monkeypatch.setattr(sys, "argv", ["vqvae", "evaluate", "run", "--batch-size", "9"])
+    with pytest.raises(SystemExit):
+        vqvae.cli.main()
+    said = capsys.readouterr().err
+    assert "--batch-size" in said
+    assert "perhaps" not in said
+    assert "see vqvae" in said

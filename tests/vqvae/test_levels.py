@@ -156,6 +156,8 @@ def test_what_holds_images_is_not_images():
     data = ImageTensors(GREY, None, name="mine")
     with pytest.raises(ValueError, match=r"got images as ImageTensors, .* or PIL images: pass its images"):
         small().encode(data)
+    with pytest.raises(ValueError, match=r"got images as Batch, .*: pass its images"):
+        small().encode(data[:2])
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from safefolder.building import neutrally
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
 from vqvae.codec.coder import BadStream, RangeReader
@@ -37,6 +38,7 @@ class BlockDecoder:
     def __init__(self, coder: UnitCoder):
         self.coder = coder
 
+    @neutrally
     def decode(self, bodies: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[Decoded]:
         """Numbered bodies, as many at once as make a full group of units."""
         waiting: list[tuple[int, Body]] = []

@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
+from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
 from vqvae.codec.bits_back import BitsBack
@@ -199,6 +200,7 @@ class Codec:
                 f"{self.fingerprint.hex()}; decompress it with those that wrote it"
             )
 
+    @neutrally
     @torch.no_grad()
     def measure(self, images: ImagesLike, labels: LabelsLike | None = None) -> Cost:
         """What images cost by the integer tables, in bits, without writing anything. Arguments as `compress`."""
@@ -245,6 +247,7 @@ class Codec:
                 raise ValueError("codes of some images cannot be written so that every machine reads them the same")
             yield plan, offsets.masked_fill(hopeless, STORED)
 
+    @neutrally
     def _body(
         self,
         images: Sequence[Tensor],

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from safefolder.building import neutrally
 from vqvae.codec.codec import Codec
 from vqvae.codec.coder import Stack
 
@@ -50,6 +51,7 @@ def most_bytes(codec: Codec, num: int) -> int:
     return 4 * num * (int(np.prod(coder.model.grid)) + 2 * coder.model.num_dims) + bytes_for_an_image(codec) + 64
 
 
+@neutrally
 def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], object] | None = None) -> Dream:
     """Bytes as images: as many as the bytes pay for, and at most so many.
 
@@ -79,6 +81,7 @@ def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], objec
     )
 
 
+@neutrally
 def awake(codec: Codec, dreamt: Dream) -> bytes:
     """The bytes that a dream was made from."""
     coder = codec.coder

@@ -27,6 +27,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import tables
 from vqvae.codec.coder import BadStream, require_constriction
@@ -261,6 +262,7 @@ class UnitCoder:
         """How many labels are read together."""
         return max(1, _LABEL_NUMBERS // len(self._label_widths()))
 
+    @neutrally
     def checked_labels(self, labels: Any, num: int | None = None) -> Int[Tensor, " b"]:
         """Labels of so many images, or of any number: integers in a tensor, an array or a list; int64 on the CPU.
 

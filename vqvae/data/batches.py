@@ -11,6 +11,7 @@ carried from one step to the next, so a run that stopped after k steps goes on w
 it had not stopped.
 """
 
+import os
 import signal
 import threading
 import warnings
@@ -258,6 +259,7 @@ def read_ahead(
             batch_sampler=_Lists(indices),
             num_workers=num_workers,
             collate_fn=_Packed(pack),
+            worker_init_fn=_hear_the_parent_alone,
             # Its own, or starting the workers would draw from the generator that training uses.
             generator=torch.Generator(),
         )
@@ -317,6 +319,25 @@ def _arrays(batch: Any) -> tuple[np.ndarray, np.ndarray | None, tuple[tuple[str,
     of, and by a handshake that, when Ctrl-C breaks it off, shows a traceback of the worker.
     """
     return batch.images.numpy(), None if batch.labels is None else batch.labels.numpy(), batch.skipped
+
+
+def _hear_the_parent_alone(_: int) -> None:
+    """In a worker: SIGTERM counts only where the main process sends it.
+
+    Batch systems and `timeout` send it to all processes of a group. The main process answers, by saving what it has,
+    for which it may need its workers, and then ends them.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="parent-alone", daemon=True).start()
 
 
 @contextmanager

@@ -26,7 +26,8 @@ NONE, UNUSABLE, _NAMES = -1, -2, -3
 class Given:
     """The labels of some images, as their source gives them.
 
-    codes: int64, one for each: a number; or `NONE`, or `UNUSABLE`; or -3 - i for the name `names[i]`.
+    codes: int64, one for each: a number; or `NONE`, or `UNUSABLE`; or -3 - i for the name `names[i]`. A number -1 is
+        `NONE`, as Hugging Face writes it of a test set whose labels are kept back, and others below 0 are `UNUSABLE`.
     unusable: of the first that is so, where it is.
     """
 

@@ -52,6 +52,8 @@ def load_images(
     check_split(split)
     side, channels = wanted(size, channels)
     source = str(source)
+    if not source.strip():
+        raise ValueError(f"got no source of images; expected {SOURCES}")
     if root is not None and source not in ("fashion-mnist", "cifar10"):
         raise ValueError(
             f'got root={str(root)!r} for {source}; it is only for "fashion-mnist" and "cifar10", '

@@ -188,6 +188,8 @@ def hugging_face(
     """
     check_split(split)
     wanted(size, channels)
+    if not name.strip():
+        raise ValueError("got no name of a data set; expected hf:OWNER/NAME")
     # Here and not above: it takes a second to import, and parquet files don't need it.
     import datasets
     import huggingface_hub

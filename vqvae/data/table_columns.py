@@ -80,7 +80,10 @@ def given_labels(schema: pyarrow.Schema, column: str, num_rows: int, read: ReadC
         if numbers.dtype == np.uint64:
             numbers = np.minimum(numbers, np.uint64(np.iinfo(np.int64).max))
         numbers = numbers.astype(np.int64)
-        return Given(codes=np.where(known, np.maximum(numbers, NONE), NONE))
+        codes = np.where(known, np.where(numbers < NONE, UNUSABLE, numbers), NONE)
+        return Given(
+            codes=codes, unusable=f"the column {column} has numbers below 0, down to {numbers.min(initial=0):,}"
+        )
     binary = pyarrow.large_binary() if kinds.is_large_string(values.type) else pyarrow.binary()
     if kinds.is_string_view(values.type):
         values = values.cast(pyarrow.string())

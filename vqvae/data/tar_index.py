@@ -186,6 +186,10 @@ def _source_of(name: str, key: str, labels: dict[str, int | str | None]) -> str 
     return None
 
 
+def _number(label: int) -> int:
+    return label if label >= NONE else UNUSABLE
+
+
 def _label(file: IO[bytes], suffix: str, start: int, length: int) -> int | str | None:
     """What a member says that holds a label, or may hold one: a number, a name, `UNUSABLE`, or None for none."""
     if suffix == ".cls":
@@ -193,7 +197,7 @@ def _label(file: IO[bytes], suffix: str, start: int, length: int) -> int | str |
         word = class_name(text)
         if not word:
             return UNUSABLE
-        return max(int(word), NONE) if re.fullmatch(r"[+-]?[0-9]+", word) else word
+        return _number(int(word)) if re.fullmatch(r"[+-]?[0-9]+", word) else word
     if length > _MAX_JSON:
         return None
     try:
@@ -205,5 +209,5 @@ def _label(file: IO[bytes], suffix: str, start: int, length: int) -> int | str |
         word = class_name(label.encode("utf-8", "surrogatepass"))
         return UNUSABLE if word is None else word or None
     if isinstance(label, int) and not isinstance(label, bool):
-        return max(label, NONE)
+        return _number(label)
     return None if label is None else UNUSABLE

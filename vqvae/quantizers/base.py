@@ -20,6 +20,7 @@ residual steps still passes the gradient to the encoder once, not three times.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,13 @@ class QuantizerConfig(Options):
     Where a composition takes the options of another quantizer, the name of its kind stands for the kind's own defaults:
     `ResidualQuantizerConfig(quantizer="FSQ")`.
     """
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            is_weight = each.name == "weight" or each.name.endswith("_weight")
+            if is_weight and isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ValueError(f"got {each.name}={value}, expected the weight of a term, which is at least 0")
 
     @abc.abstractmethod
     def build(self) -> "Quantizer":

@@ -10,6 +10,7 @@ touches all shards within its first batches, and so reads the set once before it
 
 import os
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from math import prod
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
@@ -173,6 +174,12 @@ class CodeDataset(Dataset[Any]):
         found = self._shard(int(shard))
         start = int(found.ends[row - 1]) if row else 0
         return bytes(found.keys[start : int(found.ends[row])]).decode("utf-8", "surrogateescape")
+
+    def digest(self) -> str | None:
+        """32 hexadecimal digits that change where the set has other codes; None where its index has no checksums."""
+        if None in self._index.checksums:
+            return None
+        return blake2b(repr((self._index.rows, self._index.checksums)).encode(), digest_size=16).hexdigest()
 
     def check_tokenizer(self, model: Tokenizer) -> None:
         """Raise ValueError unless the codes are those of `model`."""
