@@ -43,7 +43,7 @@ def run(
     debug, asked = DEBUG in sys.argv, False
     sys.argv[1:] = [word for word in sys.argv[1:] if word != DEBUG]
     try:
-        if "" in sys.argv:
+        if "" in sys.argv[1:]:
             raise ValueError("got an empty word, as of a shell variable that is not set; expected a name or a value")
         status = program() or 0
         sys.stdout.flush()

@@ -11,6 +11,7 @@ carried from one step to the next, so a run that stopped after k steps goes on w
 it had not stopped.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -327,13 +328,13 @@ def _hear_the_parent_alone(_: int) -> None:
     Batch systems and `timeout` send it to all processes of a group. The main process answers, by saving what it has,
     for which it may need its workers, and then ends them.
     """
-    if not hasattr(signal, "sigwaitinfo"):
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):
         return
-    parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
         os._exit(0)
 
