@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from safefolder.folder import check_weights, load_weights
+from safefolder.tensors import few
 
 Built = TypeVar("Built", bound=nn.Module)
 P = ParamSpec("P")
 Result = TypeVar("Result")
 # A module may have buffers that are not saved, some for each tensor that is; more are those of another model.
 _BUFFERS_TO_A_TENSOR = 64
+# Those that can be computed with; types of 8 bits and fewer are for storing.
+_FLOATING = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 
 
 @contextlib.contextmanager
@@ -84,6 +87,8 @@ def build(
         ValueError: a config that makes no module, or one that the tensors do not fit.
     """
     floating = next((each.dtype for each in tensors.values() if each.dtype.is_floating_point), torch.float32)
+    if others := sorted({str(each.dtype) for each in tensors.values() if each.dtype.is_floating_point} - _FLOATING):
+        raise ValueError(f"the weights in {source} are {few(others)}, expected {', '.join(sorted(_FLOATING))}")
     with neutral():
         with _config_errors(source, kind), torch.device("meta"), _fitting(tensors):
             shapes = make().state_dict()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,6 +226,16 @@ def test_weights_that_hold_nan_are_damaged(tmp_path: Path):
         made.save_pretrained(folder)
         with pytest.raises(ValueError, match=f"are damaged: {name} hold NaN"):
             kind.from_pretrained(folder)
+
+
+def test_weights_that_cannot_be_computed_with_are_a_sentence(tmp_path: Path):
+    small().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    eight = {name: each.to(torch.float8_e4m3fn) if each.is_floating_point() else each for name, each in tensors.items()}
+    safetensors.torch.save_file(eight, path)
+    with pytest.raises(ValueError, match=r"are torch.float8_e4m3fn, expected torch.bfloat16"):
+        Autoencoder.from_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize("source", [None, 5, b"model", "", "x" * 5000])
