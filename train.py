@@ -279,7 +279,7 @@ def first_model(run: Run) -> Autoencoder:
     model = run.model.build()
     if run.tokenizer is not None:
         weights = Autoencoder.from_pretrained(run.tokenizer).state_dict()
-        safefolder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
+        safefolder.folder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
     return model
 
 
@@ -361,7 +361,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)
     seconds = metrics.seconds() + time.monotonic() - began
     of = {"models": fingerprint(model, learned).hex(), "tokenizer": of_tokenizer(model), "split": "test"}
-    of |= {"data": safefolder.public_name(run.data.source), "data_digest": session.images["test"]["timeless"]}
+    of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": session.images["test"]["timeless"]}
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
     print(result.table(seconds))
     print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")

@@ -48,11 +48,11 @@ def _decoded(kind: str, folder: Path) -> float:
 
 
 def _tokenized(_: str, folder: Path) -> float:
-    from vqvae import VQVAE, VQVAEConfig, load_images
+    from vqvae import VQVAE, load_images
     from vqvae.tokens import tokenize
 
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(image_size=64, num_channels=3, width=16, num_blocks=1)).eval()
+    model = VQVAE(image_size=64, num_channels=3, width=16, num_blocks=1).eval()
     images = load_images(folder / "jpeg", size=64)
     with tempfile.TemporaryDirectory() as output:
         tokenize(model, images, Path(output) / "warm")
@@ -63,9 +63,9 @@ def _tokenized(_: str, folder: Path) -> float:
 
 
 def _saved(_: str, __: Path) -> float:
-    from vqvae import VQVAE, VQVAEConfig
+    from vqvae import VQVAE
 
-    model = VQVAE(VQVAEConfig(width=32))
+    model = VQVAE(width=32)
     with tempfile.TemporaryDirectory() as output:
         num, start = 0, time.perf_counter()
         while time.perf_counter() - start < SECONDS:

@@ -327,12 +327,12 @@ def compare(runs: Sequence[Run], images: Tensor, options: argparse.Namespace) ->
         found.setdefault(name, {}).setdefault("speed", {}).setdefault(kind, {})[what] = speed
     if kept is None and options.others is not None:
         theirs = {name: codec for name, codec in found.items() if name in others.CODECS}
-        safefolder.write_text(options.others, json.dumps({"of": of, "codecs": theirs}) + "\n")
+        safefolder.files.write_text(options.others, json.dumps({"of": of, "codecs": theirs}) + "\n")
     for run in runs:
         found[ours(run.name)] |= measure(run, images)
     result = report.figures(found, rows, images, len(timed), ALONE_OF)
     folder: Path = options.output_dir
-    safefolder.write_text(folder / "codec.json", json.dumps(result, indent=1) + "\n")
+    safefolder.files.write_text(folder / "codec.json", json.dumps(result, indent=1) + "\n")
     report.draw_bits(found, images[0].numel(), len(images), folder / "codec_bits.png")
     report.draw_lossy(some, rows, folder / "codec_lossy.png")
     print(report.tables(result))

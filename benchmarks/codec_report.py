@@ -188,7 +188,7 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with safefolder.replacing(path) as scratch:
+    with safefolder.files.replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png")
     _pyplot().close(figure)
 

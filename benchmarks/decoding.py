@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqvae.codec import tables
 from vqvae.codec.coder import RangeReader, RangeWriter
-from vqvae.likelihoods import LogisticMixtureConfig
+from vqvae.likelihoods import LogisticMixture
 
 NUM_IMAGES = 64
 ROUNDS = 7
@@ -24,7 +24,7 @@ def main() -> None:
     """Print milliseconds an image and bytes of both ways."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    likelihood = LogisticMixtureConfig(zero_component=True).build(1).double()
+    likelihood = LogisticMixture(zero_component=True).double()
     features = torch.randn(NUM_IMAGES, likelihood.num_features, 28, 28, dtype=torch.float64)
     images = likelihood.sample(features)
     parameters = likelihood.symbol_parameters(images, features).flatten(0, 3)

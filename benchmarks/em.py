@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vqvae import load_images
 from vqvae.data import batches
-from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture, MixtureConfig
+from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture
 
 FAMILIES = {
     "categorical": CategoricalPixels(),
@@ -54,7 +54,7 @@ def measure(family: str, num_components: int, num_steps: int, folder: Path) -> d
     images = read(folder / "fit.npy", family)
     before = peak_mib()
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    mixture = Mixture(MixtureConfig(num_components=num_components, shape=shape, pixels=FAMILIES[family]))
+    mixture = Mixture(num_components=num_components, shape=shape, pixels=FAMILIES[family])
     mixture.fit(images, num_steps=0)  # takes memory from the system, which takes seconds once
     times = [time.perf_counter()]
     mixture.fit(images, num_steps=0, generator=torch.Generator().manual_seed(0))

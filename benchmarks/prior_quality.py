@@ -27,18 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from priors import (
-    AnyOrderPrior,
-    AnyOrderPriorConfig,
-    NGramPrior,
-    PixelCNNPrior,
-    PixelCNNPriorConfig,
-    Prior,
-    TransformerPrior,
-    TransformerPriorConfig,
-    UniformPrior,
-    UnigramPrior,
-)
+from priors import AnyOrderPrior, NGramPrior, PixelCNNPrior, Prior, TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE, load_images, pictures
 from vqvae.data import batches
 
@@ -106,9 +95,9 @@ def train_all(model: VQVAE, codes: dict[str, Tensor], seconds: float, out: Path)
     torch.manual_seed(0)
     labelled = {**sizes, "num_classes": int(codes["train_labels"].max()) + 1}
     learned: dict[str, Prior] = {
-        "PixelCNN": PixelCNNPrior(PixelCNNPriorConfig(**labelled)),
-        "raster transformer": TransformerPrior(TransformerPriorConfig(**labelled)),
-        "random-order transformer": AnyOrderPrior(AnyOrderPriorConfig(**labelled)),
+        "PixelCNN": PixelCNNPrior(**labelled),
+        "raster transformer": TransformerPrior(**labelled),
+        "random-order transformer": AnyOrderPrior(**labelled),
     }
     turns = {name: fitting(prior, codes, RATES[name], seconds) for name, prior in learned.items()}
     steps = dict.fromkeys(learned, 0)

@@ -20,52 +20,52 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vqvae import VQVAE, VQVAEConfig, load_images
+from vqvae import VQVAE, load_images
 from vqvae.data import Images, batches
-from vqvae.likelihoods import LogisticMixtureConfig
+from vqvae.likelihoods import LogisticMixture
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import (
-    BSQConfig,
-    EMAVectorQuantizerConfig,
-    FSQConfig,
-    GroupedQuantizerConfig,
-    GumbelQuantizerConfig,
-    IBQConfig,
-    LFQConfig,
-    MultiScaleQuantizerConfig,
-    ProjectedQuantizerConfig,
-    QuantizerConfig,
-    ResidualQuantizerConfig,
-    SimVQConfig,
-    SoftEMVectorQuantizerConfig,
-    StochasticVectorQuantizerConfig,
-    VectorQuantizerConfig,
+    BSQ,
+    FSQ,
+    IBQ,
+    LFQ,
+    EMAVectorQuantizer,
+    GroupedQuantizer,
+    GumbelQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    SimVQ,
+    SoftEMVectorQuantizer,
+    StochasticVectorQuantizer,
+    VectorQuantizer,
 )
 
 FSQ_LEVELS = {1024: (8, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
-KINDS: dict[str, Callable[[int], QuantizerConfig]] = {
-    "VQ": lambda k: VectorQuantizerConfig(num_codes=k),
-    "VQ, rotation": lambda k: VectorQuantizerConfig(num_codes=k, rotation=True),
-    "VQ, unit vectors": lambda k: VectorQuantizerConfig(num_codes=k, normalize=True),
-    "VQ, clustered": lambda k: VectorQuantizerConfig(num_codes=k, revival="clustered"),
-    "VQ, no revival": lambda k: VectorQuantizerConfig(num_codes=k, revival="off"),
-    "EMA": lambda k: EMAVectorQuantizerConfig(num_codes=k),
-    "EMA, clustered": lambda k: EMAVectorQuantizerConfig(num_codes=k, revival="clustered"),
-    "Soft EM": lambda k: SoftEMVectorQuantizerConfig(num_codes=k),
-    "Projected": lambda k: ProjectedQuantizerConfig(
-        quantizer=VectorQuantizerConfig(num_codes=k, dim=8, normalize=True)
+KINDS: dict[str, Callable[[int], Quantizer.Config]] = {
+    "VQ": lambda k: VectorQuantizer.Config(num_codes=k),
+    "VQ, rotation": lambda k: VectorQuantizer.Config(num_codes=k, rotation=True),
+    "VQ, unit vectors": lambda k: VectorQuantizer.Config(num_codes=k, normalize=True),
+    "VQ, clustered": lambda k: VectorQuantizer.Config(num_codes=k, revival="clustered"),
+    "VQ, no revival": lambda k: VectorQuantizer.Config(num_codes=k, revival="off"),
+    "EMA": lambda k: EMAVectorQuantizer.Config(num_codes=k),
+    "EMA, clustered": lambda k: EMAVectorQuantizer.Config(num_codes=k, revival="clustered"),
+    "Soft EM": lambda k: SoftEMVectorQuantizer.Config(num_codes=k),
+    "Projected": lambda k: ProjectedQuantizer.Config(
+        quantizer=VectorQuantizer.Config(num_codes=k, dim=8, normalize=True)
     ),
-    "SimVQ": lambda k: SimVQConfig(num_codes=k),
-    "IBQ": lambda k: IBQConfig(num_codes=k),
-    "Gumbel": lambda k: GumbelQuantizerConfig(num_codes=k),
-    "SQ-VAE": lambda k: StochasticVectorQuantizerConfig(num_codes=k),
-    "FSQ": lambda k: FSQConfig(levels=FSQ_LEVELS[k]),
-    "LFQ": lambda k: LFQConfig(num_bits=k.bit_length() - 1),
-    "BSQ": lambda k: BSQConfig(num_bits=k.bit_length() - 1),
-    "Residual of EMA": lambda k: ResidualQuantizerConfig(quantizer=EMAVectorQuantizerConfig(num_codes=k)),
-    "Grouped of EMA": lambda k: GroupedQuantizerConfig(quantizer=EMAVectorQuantizerConfig(num_codes=k, dim=32)),
-    "Multi-scale of EMA": lambda k: MultiScaleQuantizerConfig(
-        scales=(1, 2, 3, 4, 5, 7), quantizer=EMAVectorQuantizerConfig(num_codes=k, dim=32)
+    "SimVQ": lambda k: SimVQ.Config(num_codes=k),
+    "IBQ": lambda k: IBQ.Config(num_codes=k),
+    "Gumbel": lambda k: GumbelQuantizer.Config(num_codes=k),
+    "SQ-VAE": lambda k: StochasticVectorQuantizer.Config(num_codes=k),
+    "FSQ": lambda k: FSQ.Config(levels=FSQ_LEVELS[k]),
+    "LFQ": lambda k: LFQ.Config(num_bits=k.bit_length() - 1),
+    "BSQ": lambda k: BSQ.Config(num_bits=k.bit_length() - 1),
+    "Residual of EMA": lambda k: ResidualQuantizer.Config(quantizer=EMAVectorQuantizer.Config(num_codes=k)),
+    "Grouped of EMA": lambda k: GroupedQuantizer.Config(quantizer=EMAVectorQuantizer.Config(num_codes=k, dim=32)),
+    "Multi-scale of EMA": lambda k: MultiScaleQuantizer.Config(
+        scales=(1, 2, 3, 4, 5, 7), quantizer=EMAVectorQuantizer.Config(num_codes=k, dim=32)
     ),
 }
 
@@ -97,10 +97,10 @@ def main() -> None:
     print(args.output)
 
 
-def measure(config: QuantizerConfig, train: Images, test: Images, num_steps: int, name: str) -> list[float]:
+def measure(config: Quantizer.Config, train: Images, test: Images, num_steps: int, name: str) -> list[float]:
     torch.manual_seed(0)
-    likelihood = LogisticMixtureConfig(num_components=5, zero_component=True)
-    model = VQVAE(VQVAEConfig(width=32, num_blocks=1, quantizer=config, likelihood=likelihood))
+    likelihood = LogisticMixture.Config(num_components=5, zero_component=True)
+    model = VQVAE(width=32, num_blocks=1, quantizer=config, likelihood=likelihood)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     began = time.monotonic()
     stream = batches(train, 32, seed=0)

@@ -47,7 +47,7 @@ def measure(runs: dict[str, list[str]], steps: int, jobs: int, results: Path) ->
 
     def one(name: str) -> None:
         kept[name] = run(runs[name], steps)
-        safefolder.write_text(results, json.dumps(kept, indent=1) + "\n")
+        safefolder.files.write_text(results, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: {kept[name]['bits_per_dim']:.4f} bits/dim", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -100,7 +100,7 @@ def draw(found: list[tuple[str, str, float, float]], path: Path) -> None:
     axes.set(xlim=(low, high), ylim=(bottom, top))
     axes.set(xlabel="net rate: rate − posterior entropy (bits/dim)", ylabel="distortion (bits/dim)")
     axes.legend(frameon=False, loc=(0.55, 0.6))
-    with safefolder.replacing(path) as scratch:
+    with safefolder.files.replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png")
     pyplot.close(figure)
 

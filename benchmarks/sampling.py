@@ -46,7 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors import TransformerPrior, TransformerPriorConfig, stepper
+from priors import TransformerPrior, stepper
 from priors.numerics import Numerics, Precision, choose
 
 try:
@@ -85,7 +85,7 @@ class Shape:
     def prior(self, num_tokens: int) -> TransformerPrior:
         side = math.isqrt(num_tokens)
         grid = (side, side) if side * side == num_tokens else (num_tokens,)
-        return TransformerPrior(TransformerPriorConfig(grid=grid, **asdict(self)))
+        return TransformerPrior(grid=grid, **asdict(self))
 
     def llama(self, num_tokens: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(

@@ -32,7 +32,7 @@ import torch
 
 import safefolder
 from vqvae import load_images
-from vqvae.em import CategoricalPixels, Mixture, MixtureConfig
+from vqvae.em import CategoricalPixels, Mixture
 
 ROOT = Path(__file__).parents[1]
 SYSTEMS: dict[str, list[str]] = {
@@ -108,7 +108,7 @@ def run_mixture(seconds: float, num_components: int = 1000) -> dict[str, Any]:
     torch.set_num_threads(1)
     found = {split: load_images("fashion-mini", split) for split in ("train", "test")}
     images = {split: every[:].images for split, every in found.items()}
-    mixture = Mixture(MixtureConfig(num_components=num_components, shape=(1, 28, 28), pixels=CategoricalPixels()))
+    mixture = Mixture(num_components=num_components, shape=(1, 28, 28), pixels=CategoricalPixels())
     began, steps, took = time.thread_time(), 0, 0.0
     mixture.fit(images["train"], num_steps=0, generator=torch.Generator().manual_seed(0))
     while (before := time.thread_time()) + took < began + seconds:
@@ -139,7 +139,7 @@ def measure(names: list[str], seconds: float, jobs: int, results: Path) -> None:
                 run_mixture(seconds) if name == MIXTURE else run_system(name, options_of(name), seconds, Path(folder))
             )
         kept[name] = result
-        safefolder.write_text(results, json.dumps(kept, indent=1) + "\n")
+        safefolder.files.write_text(results, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: {result['bits_per_dim']:.4f} bits/dim", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -199,7 +199,7 @@ def draw(kept: dict[str, Any], path: Path) -> None:
     high = max(bound["bits_per_dim"] for _, bound in best.values())
     axes.set(xlabel="bits/dim", xlim=(0.9 * low, high + 0.25 * (high - 0.9 * low)))
     axes.legend(frameon=False, loc="upper right")
-    with safefolder.replacing(path) as scratch:
+    with safefolder.files.replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png")
     pyplot.close(figure)
 

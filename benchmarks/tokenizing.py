@@ -39,19 +39,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.allocator import keep_freed_memory
 from vqvae.data import image_folder
-from vqvae.likelihoods import NormalConfig
-from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
+from vqvae.likelihoods import Normal
+from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 from vqvae.quantizers.codebook import CodebookQuantizer
 from vqvae.tokens import CodeDataset, Encoded, Plan, Timings, finish, tokenize, tokenize_on_ray, write_shard
-from vqvae.vqgan import VQGANConfig
+from vqvae.vqgan import VQGAN
 
 MODELS = {
-    "small": VQVAEConfig(image_size=64, num_channels=3, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
-    "large": VQVAEConfig(image_size=256, num_channels=3, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
-    "vqgan": VQGANConfig(
+    "small": VQVAE.Config(image_size=64, num_channels=3, quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32)),
+    "large": VQVAE.Config(image_size=256, num_channels=3, quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32)),
+    "vqgan": VQGAN.Config(
         image_size=256,
         num_channels=3,
         channels=(128, 128, 256, 256, 512),
@@ -59,8 +59,8 @@ MODELS = {
         down_attention=(4,),
         up_attention=(4,),
         latent_channels=256,
-        likelihood=NormalConfig(),
-        quantizer=VectorQuantizerConfig(num_codes=16384, dim=8, normalize=True, revival="off"),
+        likelihood=Normal.Config(),
+        quantizer=VectorQuantizer.Config(num_codes=16384, dim=8, normalize=True, revival="off"),
     ),
 }
 SHARES = {"small": 1, "large": 8, "vqgan": 64}

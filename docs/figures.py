@@ -36,11 +36,11 @@ from tqdm import tqdm
 import safefolder
 from priors import NormalPrior
 from training.objectives import RAMP, START
-from vqvae import GaussianVAE, GaussianVAEConfig, load_images
+from vqvae import GaussianVAE, load_images
 from vqvae.data import batches
 from vqvae.elbo import sampled_elbo
-from vqvae.em import BernoulliPixels, Mixture, MixtureConfig
-from vqvae.likelihoods import LogisticMixtureConfig
+from vqvae.em import BernoulliPixels, Mixture
+from vqvae.likelihoods import LogisticMixture
 from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer
 
 ROOT = Path(__file__).parents[1]
@@ -115,8 +115,8 @@ def gumbel_bias() -> Figure:
 
 def half_steps(images: Tensor, num_steps: int, *, hard: bool) -> tuple[list[float], list[float]]:
     """The negative ELBO after each E step and each M step, in turns; and -ln P(y) of the parameters at that time."""
-    config = MixtureConfig(num_components=20, shape=(1, 7, 7), pixels=BernoulliPixels(alpha=0.0))
-    mixture = Mixture(config).double()
+    config = Mixture.Config(num_components=20, shape=(1, 7, 7), pixels=BernoulliPixels(alpha=0.0))
+    mixture = config.build().double()
     mixture.fit(images, num_steps=0, generator=torch.Generator().manual_seed(0))
     bounds, evidence = [], []
     for step in range(num_steps + 1):
@@ -160,8 +160,8 @@ def em() -> Figure:
 
 def small_vae(num_steps: int) -> GaussianVAE:
     torch.manual_seed(0)
-    likelihood = LogisticMixtureConfig(num_components=5, zero_component=True)
-    model = GaussianVAE(GaussianVAEConfig(width=16, num_blocks=1, dim=4, likelihood=likelihood))
+    likelihood = LogisticMixture.Config(num_components=5, zero_component=True)
+    model = GaussianVAE(width=16, num_blocks=1, dim=4, likelihood=likelihood)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
     stream = batches(load_images("fashion-mini", "train"), 32, seed=0)
     for _ in tqdm(range(num_steps), desc="Gaussian VAE", disable=None, leave=False):
@@ -287,7 +287,7 @@ def main() -> None:
     for name in names:
         drawn = io.BytesIO()
         FIGURES[name]().savefig(drawn, dpi=100, format="png")
-        with safefolder.replacing(FOLDER / f"{name}.png") as scratch:
+        with safefolder.files.replacing(FOLDER / f"{name}.png") as scratch:
             Image.open(drawn).convert("RGB").quantize(96).save(scratch, format="png", optimize=True)  # a third in size
         print(FOLDER / f"{name}.png")
 

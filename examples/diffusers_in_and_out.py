@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import VQModel
 
-from priors import TransformerPrior, TransformerPriorConfig
+from priors import TransformerPrior
 from vqvae import VQVAE, load_images
 from vqvae.elbo import elbo
 from vqvae.interop import compare_codes, export_diffusers, fit_scale, import_diffusers
@@ -59,9 +59,7 @@ def main() -> None:
 
     # What a VQModel has not: a likelihood, and so bits; any of our priors; a codec.
     fit_scale(model, images)
-    prior = TransformerPrior(
-        TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, width=32, depth=1, num_heads=2)
-    )
+    prior = TransformerPrior(num_codes=model.num_codes, grid=model.grid, width=32, depth=1, num_heads=2)
     with torch.no_grad():
         bits = elbo(model, prior, images).bits_per_dim(model.num_dims).mean()
     print(f"PSNR {psnr(images, own).mean():.2f} dB, {bits:.3f} bits/dim with a prior that nobody trained")

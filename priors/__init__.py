@@ -1,8 +1,8 @@
 """Models of grids of codes or vectors: what is left to say about an image once it is latents.
 
-    from priors import TransformerPrior, TransformerPriorConfig
+    from priors import TransformerPrior
 
-    prior = TransformerPrior(TransformerPriorConfig(num_codes=512, grid=(7, 7)))
+    prior = TransformerPrior(num_codes=512, grid=(7, 7))
     prior.log_prob(codes)      # nats, "b"; train on -prior(codes).mean()
     prior.sample(16)           # codes, int64 "16 7 7"
 
@@ -11,50 +11,43 @@ several codes a place, `NextScalePrior` for pictures of codes from coarse to fin
 serves language models (`priors.llama_folder`). `PixelCNNPrior`, `NGramPrior`, `UnigramPrior` and `UniformPrior` are
 what they have to beat. Real vectors:
 
-    from priors import MixtureTransformerPrior, MixtureTransformerPriorConfig
+    from priors import MixtureTransformerPrior
 
-    prior = MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=4, grid=(7, 7)))
+    prior = MixtureTransformerPrior(dim=4, grid=(7, 7))
     prior.log_prob(latents)    # nats of a density, "b"; latents "b 7 7 4"
     prior.sample(16)           # latents "16 7 7 4"
 
 Knows nothing of images, and never imports `vqvae`.
 """
 
-from priors.any_order import AnyOrderPrior, AnyOrderPriorConfig
+from priors.any_order import AnyOrderPrior
 from priors.base import Prior
 from priors.continuous import ContinuousPrior
-from priors.depth import DepthTransformerPrior, DepthTransformerPriorConfig
+from priors.depth import DepthTransformerPrior
 from priors.grid import GridModel
-from priors.llama import LlamaPrior, LlamaPriorConfig
-from priors.mixture_transformer import MixtureTransformerPrior, MixtureTransformerPriorConfig
-from priors.next_scale import NextScalePrior, NextScalePriorConfig
+from priors.llama import LlamaPrior
+from priors.mixture_transformer import MixtureTransformerPrior
+from priors.next_scale import NextScalePrior
 from priors.ngram import NGramPrior
 from priors.normal import NormalPrior
-from priors.pixelcnn import PixelCNNPrior, PixelCNNPriorConfig
-from priors.transformer import TransformerPrior, TransformerPriorConfig
+from priors.pixelcnn import PixelCNNPrior
+from priors.transformer import TransformerPrior
 from priors.uniform import UniformPrior
 from priors.unigram import UnigramPrior
 
 __all__ = [
     "AnyOrderPrior",
-    "AnyOrderPriorConfig",
     "ContinuousPrior",
     "DepthTransformerPrior",
-    "DepthTransformerPriorConfig",
     "GridModel",
     "LlamaPrior",
-    "LlamaPriorConfig",
     "MixtureTransformerPrior",
-    "MixtureTransformerPriorConfig",
     "NGramPrior",
     "NextScalePrior",
-    "NextScalePriorConfig",
     "NormalPrior",
     "PixelCNNPrior",
-    "PixelCNNPriorConfig",
     "Prior",
     "TransformerPrior",
-    "TransformerPriorConfig",
     "UniformPrior",
     "UnigramPrior",
 ]

@@ -34,7 +34,6 @@ places at each step and keeps those that it is surest of, is not this: the order
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -42,63 +41,31 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
-from priors.grid import check_grid, check_size
 from priors.linear_maps import prepare
 from priors.numerics import Numerics
 from priors.stepper import Stepper, cache_bytes, raster_walk
-from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
+from priors.trunk import GridTrunk, check_share, initialise, widen
+from priors.trunk_model import TrunkPrior
 from priors.walks import Route, Start, Step
-from safefolder import Options, arrays
+from safefolder import ConfiguredOptions, arrays
 from safefolder.arrays import Codes, Labels
 
 Order = Integer[Tensor, "*some_b n"] | Integer[np.ndarray, "*some_b n"] | Sequence[int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnyOrderPriorConfig(Options):
-    """Sizes of an AnyOrderPrior.
-
-    Attributes:
-        num_codes: codes K at each place.
-        grid: sizes of the code grid, any number of axes, e.g. (7, 7) or (7, 7, 2).
-        num_classes: number of labels; None for a prior without labels.
-        width: channels of the residual stream, a multiple of 2 * num_heads.
-        depth: blocks.
-        num_heads: attention heads.
-        dropout, label_dropout, code_noise, checkpointing: of training, as in `TransformerPriorConfig`.
-        raster_share: share of the grids that training takes in raster order; the others have an order drawn evenly.
-    """
-
-    num_codes: int
-    grid: Sequence[int]
-    num_classes: int | None = None
-    width: int = 192
-    depth: int = 4
-    num_heads: int = 6
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    code_noise: float = 0.0
-    checkpointing: bool = False
-    raster_share: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_size(self.num_codes, "num_codes")
-        object.__setattr__(self, "grid", check_grid(self.grid))
-        check_trunk(self, self.grid)
-        check_labelled(self.num_classes, self.label_dropout)
-        check_share(self.code_noise, "code_noise")
-        check_share(self.raster_share, "raster_share")
-
-
-class AnyOrderPrior(Prior):
+class AnyOrderPrior(TrunkPrior):
     """An autoregressive transformer over a code grid, in any order of its places.
 
     In training `log_prob` draws an order for each grid from torch's global generator; in evaluation it is raster order.
     An order that is given counts in both. `sample` draws under any mask, and several codes a step with `num_steps`.
 
-    >>> prior = AnyOrderPrior(AnyOrderPriorConfig(num_codes=512, grid=(7, 7))).eval()
+    Beside these its options are those of `TrunkPrior` and `TrunkModel`.
+
+    Args:
+        raster_share: share of the grids that training takes in raster order; the others have an order drawn evenly.
+
+    >>> prior = AnyOrderPrior(num_codes=512, grid=(7, 7)).eval()
     >>> codes = torch.zeros(3, 7, 7, dtype=torch.int64)
     >>> prior.log_prob(codes, order=torch.arange(48, -1, -1)).shape
     torch.Size([3])
@@ -108,17 +75,19 @@ class AnyOrderPrior(Prior):
     torch.Size([3, 7, 7])
     """
 
-    has_numerics = True
-
-    def __init__(self, config: AnyOrderPriorConfig):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
-        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
-        self.origin = nn.Parameter(torch.empty(self.num_places, config.width))
-        self.trunk = GridTrunk(config, self.grid)
-        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
+    def __init__(self, *, raster_share: float = 0.25, **options: Any):
+        super().__init__(**options)
+        width = self.config.width
+        self.code = CodeEmbedding(self.num_codes, width, self.config.code_noise)
+        self.origin = nn.Parameter(torch.empty(self.num_places, width))
+        self.trunk = GridTrunk(self.config, self.grid)
+        self.logits = nn.Linear(width, self.num_codes, bias=False)
         initialise(self)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        check_share(options.raster_share, "raster_share")
 
     def log_prob(
         self,
@@ -272,13 +241,6 @@ class AnyOrderPrior(Prior):
 
     def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
         return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "AnyOrderPrior":
-        return cls(AnyOrderPriorConfig(**fields))
 
 
 def cosine_sizes(num_places: int, num_steps: int) -> tuple[int, ...]:

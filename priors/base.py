@@ -44,7 +44,7 @@ from priors.grid import GridModel, check_size
 from priors.numerics import Numerics, Precision, choose
 from priors.sampling import Chooser, Seeds, check_range, check_seeds, random_chooser
 from priors.walks import Route, Start, Step, filled, taken
-from safefolder import arrays
+from safefolder import ConfiguredOptions, Given, arrays
 from safefolder.arrays import Codes, Labels, Mask
 
 Prefix = Integer[Tensor, "b n"] | Integer[np.ndarray, "b n"] | Sequence[Any]
@@ -63,15 +63,22 @@ class Prior(GridModel):
     """A distribution over code grids. Models fill in the methods marked abstract, and may replace `_relaxed_tables`,
     `_route`, `walk_bytes` and `num_at_once`.
 
+    Args:
+        num_codes: codes K at each position.
+
     Attributes: `num_codes` K; `grid`, e.g. (7, 7); `num_classes`, None for an unconditional prior;
     `has_numerics`, whether the arithmetic of its walks can be chosen.
     """
 
     has_numerics: ClassVar[bool] = False
 
-    def __init__(self, *, num_codes: int, grid: Sequence[int], num_classes: int | None = None):
-        num_codes = check_size(num_codes, "num_codes")
-        super().__init__(grid=grid, num_classes=num_classes)
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        check_size(options.num_codes, "num_codes")
+        super().check_options(options)
+
+    def __init__(self, *, num_codes: Given[int] = 512, **grid: Any):
+        super().__init__(**grid)
         self.num_codes = num_codes
 
     @abstractmethod

@@ -12,7 +12,7 @@ A prior knows nothing of images. Its outputs are at least float32; `prior.double
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,20 +20,27 @@ from torch import Tensor
 
 from priors.grid import GridModel, check_size
 from priors.sampling import check_temperature
-from safefolder import arrays
+from safefolder import ConfiguredOptions, Given, arrays
 from safefolder.arrays import Labels, Vectors
 
 
 class ContinuousPrior(GridModel):
     """A density over grids of vectors. Models fill in the methods marked abstract, and only those.
 
+    Args:
+        dim: channels d of the vector at each position.
+
     Attributes: `dim` d, the width of a vector; `grid`, e.g. (7, 7); `num_classes`, None for an
     unconditional prior.
     """
 
-    def __init__(self, *, dim: int, grid: Sequence[int], num_classes: int | None = None):
-        dim = check_size(dim, "dim")
-        super().__init__(grid=grid, num_classes=num_classes)
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        check_size(options.dim, "dim")
+        super().check_options(options)
+
+    def __init__(self, *, dim: Given[int] = 8, **grid: Any):
+        super().__init__(**grid)
         self.dim = dim
 
     @abstractmethod

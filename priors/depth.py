@@ -18,90 +18,64 @@ alone in three pairs of runs.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
-from priors.grid import check_grid, check_size
+from priors.grid import check_size
 from priors.linear_maps import prepare
 from priors.numerics import Numerics
 from priors.stepper import Stepper, cache_bytes, raster_walk
-from priors.trunk import GridTrunk, StartToken, check_labelled, check_share, check_trunk, initialise, widen
+from priors.trunk import GridTrunk, initialise, widen
+from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
-from safefolder import Options
+from safefolder import ConfiguredOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class DepthTransformerPriorConfig(Options):
-    """Sizes of a DepthTransformerPrior.
-
-    Attributes:
-        num_codes: codes K of each codebook.
-        grid: sizes of the code grid; the last is the number of codes d at a place, e.g. (7, 7, 4).
-        num_classes: number of labels; None for a prior without labels.
-        width: channels of the residual stream of both transformers, a multiple of 2 * num_heads.
-        depth: blocks of the large transformer, over places.
-        code_depth: blocks of the small transformer, over the codes of a place.
-        num_heads: attention heads of both.
-        dropout: share of each branch's output and of the inputs that training drops.
-        label_dropout: share of the labels that training replaces by "no label".
-        code_noise: share of the codes read that training replaces by codes drawn evenly.
-        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
-    """
-
-    num_codes: int
-    grid: Sequence[int]
-    num_classes: int | None = None
-    width: int = 192
-    depth: int = 4
-    code_depth: int = 2
-    num_heads: int = 6
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    code_noise: float = 0.0
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_size(self.num_codes, "num_codes")
-        object.__setattr__(self, "grid", check_grid(self.grid))
-        if len(self.grid) < 2:
-            raise ValueError(
-                f"got grid={self.grid}, expected two axes or more, the last of them the codes of a place, "
-                "e.g. (7, 7, 4); take a TransformerPrior for one code a place"
-            )
-        check_size(self.code_depth, "code_depth")
-        check_trunk(self, self.grid[:-1])
-        check_labelled(self.num_classes, self.label_dropout)
-        check_share(self.code_noise, "code_noise")
-
-
-class DepthTransformerPrior(Prior):
+class DepthTransformerPrior(TrunkPrior):
     """A large transformer over the places of a grid and a small one over the codes of each.
 
-    >>> prior = DepthTransformerPrior(DepthTransformerPriorConfig(num_codes=512, grid=(7, 7, 4), num_classes=10))
+    Its grid's last axis is the number of codes d at a position, e.g. (7, 7, 4); `depth` is of the large transformer.
+
+    Beside these its options are those of `TrunkPrior` and `TrunkModel`.
+
+    Args:
+        code_depth: blocks of the small transformer, over the codes of a position.
+
+    >>> prior = DepthTransformerPrior(num_codes=512, grid=(7, 7, 4), num_classes=10)
     >>> prior.log_prob(torch.zeros(3, 7, 7, 4, dtype=torch.int64)).shape
     torch.Size([3])
     """
 
-    has_numerics = True
-
-    def __init__(self, config: DepthTransformerPriorConfig):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
+    def __init__(self, *, code_depth: int = 2, **options: Any):
+        super().__init__(**options)
+        config = self.config
         self.num_depths = self.grid[-1]
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
-        codes = (CodeEmbedding(config.num_codes, config.width, config.code_noise) for _ in range(self.num_depths))
+        codes = (CodeEmbedding(self.num_codes, config.width, config.code_noise) for _ in range(self.num_depths))
         self.code = cast(Sequence[CodeEmbedding], nn.ModuleList(codes))
         self.trunk = GridTrunk(config, self.grid[:-1])
-        self.code_trunk = GridTrunk(replace(config, depth=config.code_depth), (self.num_depths,))
+        self.code_trunk = GridTrunk(replace(config, depth=code_depth), (self.num_depths,))
         heads = (nn.Linear(config.width, config.num_codes, bias=False) for _ in range(self.num_depths))
         self.logits = cast(Sequence[nn.Linear], nn.ModuleList(heads))
         initialise(self)
+
+    @classmethod
+    def trunk_axes(cls, options: ConfiguredOptions) -> tuple[int, ...]:
+        if len(options.grid) < 2:
+            raise ValueError(
+                f"got grid={options.grid}, expected two axes or more, the last of them the codes of a place, "
+                "e.g. (7, 7, 4); take a TransformerPrior for one code a place"
+            )
+        return options.grid[:-1]
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        check_size(options.code_depth, "code_depth")
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self._embedded(codes), labels), codes).sum(1)
@@ -159,10 +133,3 @@ class DepthTransformerPrior(Prior):
     def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
         large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, numerics, num_inputs)
         return large + cache_bytes(self.code_trunk.trunk, self.num_depths, numerics)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "DepthTransformerPrior":
-        return cls(DepthTransformerPriorConfig(**fields))

@@ -4,26 +4,21 @@ A grid has `math.prod(grid)` places, taken in raster order (row-major, the last 
 lives, which labels it takes, and how to be saved and loaded; what stands at a place is its subclasses' affair.
 """
 
-import inspect
 import math
 import numbers
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, Unpack
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import safefolder
 from priors.sampling import check_range
-from safefolder import arrays
+from safefolder import ConfiguredOptions, Given, SavedModel, arrays
 from safefolder.arrays import Labels
 
-AnyModel = TypeVar("AnyModel", bound="GridModel")
 # That of images of 16,384 x 16,384 pixels at 8 to a code. Some models hold numbers of each position.
 MAX_POSITIONS = 1 << 22
 
@@ -58,32 +53,38 @@ class TrainedOn(NamedTuple):
         return cls(tokenizer, images)
 
 
-class GridModel(nn.Module, ABC):
+class GridModel(SavedModel):
     """A distribution over grids, of codes (`Prior`) or of vectors (`ContinuousPrior`).
+
+    Args:
+        grid: sizes of the grid, any number of axes, e.g. (7, 7) or (7, 7, 2).
+        num_classes: number of labels; None for a model without labels.
 
     Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, where that
     is known: `train.py` sets it, and it is saved beside the weights.
     """
 
-    def __init__(self, *, grid: Sequence[int], num_classes: int | None = None):
+    class Config(ConfiguredOptions):
+        """Abstract: the sizes of one kind of model of grids, as plain data."""
+
+    run_part = "prior"
+    card_name = "prior"
+    summary = "A prior over the latents of an image tokenizer: it draws them, and says how probable they are."
+    _noted = ("trained_on",)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        options.put(grid=check_grid(options.grid))
+        if getattr(options, "num_classes", None) is not None:
+            check_size(options.num_classes, "num_classes")
+
+    def __init__(self, *, grid: Given[Sequence[int]] = (7, 7), num_classes: Given[int | None] = None):
         super().__init__()
-        self.grid = check_grid(grid)
-        self.num_classes = None if num_classes is None else check_size(num_classes, "num_classes")
+        self.grid = tuple(grid)
+        self.num_classes = num_classes
         self.trained_on: TrainedOn | None = None
         # Says where the model lives and how precise it is, also for one that has no weights.
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
-
-    @abstractmethod
-    def config_fields(self) -> dict[str, Any]:
-        """What config.json needs, as JSON values, to build this model anew."""
-
-    @classmethod
-    @abstractmethod
-    def _from_config_fields(cls: type[AnyModel], fields: dict[str, Any]) -> AnyModel:
-        """The model that `config_fields` describes, with fresh weights."""
-
-    def check_loaded(self) -> None:
-        """ValueError where tensors of the right shapes, read from a file, are none that this model could have saved."""
 
     @property
     def num_places(self) -> int:
@@ -100,84 +101,25 @@ class GridModel(nn.Module, ABC):
         """The type of its log-probabilities: float32, or float64 after `.double()`."""
         return torch.promote_types(self._anchor.dtype, torch.float32)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode inside; after it every submodule is in the mode that it was in. Not for several threads."""
-        training = [part for part in self.modules() if part.training]
-        try:
-            for part in training:
-                part.training = False
-            yield
-        finally:
-            for part in training:
-                part.training = True
+    @abstractmethod
+    def _log_prob(self, values: Tensor, labels: Tensor | None, /) -> Tensor:
+        """Nats "b" of what stands on grids, checked and flattened, "b n" or "b n d", and labels "b"."""
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors; an earlier model is replaced whole, and anything else refused."""
-        config = {"class": type(self).__name__, "format": 1, **self.config_fields()}
-        if self.trained_on is not None:
-            config["trained_on"] = self.trained_on._asdict()
-        safefolder.save(Path(folder), config, dict(self.state_dict()))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        figures: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Put the model and its card on the hub, in one commit, and say where; see `safefolder.push`."""
-        return safefolder.push_pretrained(
-            self, repo_id, private=private, revision=revision, token=token, figures=figures
-        )
+    def card_tags(self) -> list[str]:
+        return ["prior", "image-generation", "likelihood"]
 
     def card_facts(self) -> dict[str, object]:
-        """What a model card says that it is made of."""
         classes = "none" if self.num_classes is None else f"{self.num_classes:,}"
-        return {**safefolder.model_facts(self), "classes": classes}
+        return {**super().card_facts(), "classes": classes}
 
-    def model_card(
-        self, figures: Mapping[str, Any] | None = None, *, source: str = "owner/name", revision: str | None = None
-    ) -> str:
-        """The README.md of the model on the hub at `source`, with figures where some were measured, as in elbo.json."""
-        kind = type(self)
-        usage = safefolder.python(
-            safefolder.import_line(kind),
-            "",
-            f"prior = {safefolder.loading(kind, source, revision=revision)}",
-            "latents = prior.sample(4)",
-            "nats = -prior.log_prob(latents)  # of each image",
-        )
-        return safefolder.card(
-            title=source.rpartition("/")[2],
-            summary="A prior over the latents of an image tokenizer: it draws them, and says how probable they are.",
-            facts=self.card_facts(),
-            usage=usage,
-            tags=["prior", "image-generation", "likelihood"],
-            figures=figures,
-        )
+    def usage_lines(self) -> list[str]:
+        return ["latents = prior.sample(4)", "nats = -prior.log_prob(latents)  # of each image"]
 
-    @classmethod
-    def from_pretrained(cls: type[AnyModel], folder: str | Path, **hub: Unpack[safefolder.HubOptions]) -> AnyModel:
-        """Load a model from its folder, from that of a run, or from a hub id: `cls` or a subclass, whichever was saved.
+    def _notes(self) -> dict[str, Any]:
+        return {} if self.trained_on is None else {"trained_on": self.trained_on._asdict()}
 
-        It comes in evaluation mode, on the CPU, with the type of weights that was saved; nothing else that the caller
-        has set plays a part. `hub` says which revision, which folder inside, and how it is fetched:
-        `safefolder.HubOptions`.
-        Raises ValueError where there is no such model, or its weights do not fit its config.
-        """
-        config, tensors = safefolder.load(folder, part="prior", **hub)
-        kind = _concrete_class(cls, config["class"], folder)
-        fields = {name: config[name] for name in config if name not in ("class", "format", "trained_on")}
-        model = safefolder.build(lambda: kind._from_config_fields(fields), kind.__name__, tensors, folder)
-        try:
-            model.check_loaded()
-            model.trained_on = TrainedOn.from_plain(config.get("trained_on"))
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
-        return model
+    def _read_notes(self, notes: Mapping[str, Any]) -> None:
+        self.trained_on = TrainedOn.from_plain(notes.get("trained_on"))
 
     def _check_num(self, num: int) -> int:
         """How many grids to draw."""
@@ -212,17 +154,3 @@ def check_grid(grid: Sequence[int]) -> tuple[int, ...]:
     if math.prod(checked) > MAX_POSITIONS:
         raise ValueError(f"got a grid of {math.prod(checked):,} positions, expected at most {MAX_POSITIONS:,}")
     return checked
-
-
-def _concrete_class(cls: type[AnyModel], name: object, folder: str | Path) -> type[AnyModel]:
-    family, classes = [cls], []
-    while family:
-        kind = family.pop()
-        family.extend(kind.__subclasses__())
-        if not inspect.isabstract(kind) and kind not in classes:  # there may be two ways to it
-            classes.append(kind)
-    for kind in classes:
-        if kind.__name__ == name:
-            return kind
-    expected = " or ".join(sorted(kind.__name__ for kind in classes))
-    raise ValueError(f"{folder}: got a saved {name}, expected {expected}")

@@ -23,70 +23,42 @@ is to be served by software for language models.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
-from priors.grid import check_grid, check_size
+from priors.grid import check_size
 from priors.raster import RasterPrior
-from priors.trunk import SequenceTrunk, check_labelled, check_share, check_trunk
-from safefolder import Options
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaPriorConfig(Options):
-    """Sizes of a LlamaPrior.
-
-    Attributes:
-        num_codes: codes K at each place.
-        grid: sizes of the code grid, any number of axes, e.g. (7, 7) or (7, 7, 2).
-        num_classes: number of labels; None for a prior without labels.
-        width: channels of the residual stream, a multiple of 2 * num_heads.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_width: channels of the gated branch; None is 8/3 of the width, rounded to 32.
-        rope_base: of the rotary angles, > 1.
-        dropout: share of each branch's output and of the inputs that training drops.
-        label_dropout: share of the labels that training replaces by "no label".
-        code_noise: share of the codes read that training replaces by codes drawn evenly.
-        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
-    """
-
-    num_codes: int
-    grid: Sequence[int]
-    num_classes: int | None = None
-    width: int = 192
-    depth: int = 4
-    num_heads: int = 6
-    mlp_width: int | None = None
-    rope_base: float = 10000.0
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    code_noise: float = 0.0
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_size(self.num_codes, "num_codes")
-        object.__setattr__(self, "grid", check_grid(self.grid))
-        check_trunk(self, (math.prod(self.grid),))
-        if self.mlp_width is not None:
-            check_size(self.mlp_width, "mlp_width")
-        base = self.rope_base
-        if not isinstance(base, int | float) or not 1 < base < math.inf:
-            raise ValueError(f"got rope_base={base!r}, expected a number above 1, e.g. 10000")
-        check_labelled(self.num_classes, self.label_dropout)
-        check_share(self.code_noise, "code_noise")
+from priors.trunk import SequenceTrunk
+from safefolder import ConfiguredOptions
 
 
 class LlamaPrior(RasterPrior):
     """A Llama over a code grid; `priors.llama_folder` writes it for other software, and reads theirs.
 
-    >>> prior = LlamaPrior(LlamaPriorConfig(num_codes=512, grid=(7, 7), num_classes=10))
+    Beside these its options are those of `TrunkPrior` and `TrunkModel`.
+
+    Args:
+        mlp_width: channels of the gated branch; None is 8/3 of the width, rounded to 32.
+        rope_base: of the rotary angles, > 1.
+
+    >>> prior = LlamaPrior(num_codes=512, grid=(7, 7), num_classes=10)
     >>> prior.log_prob(torch.zeros(3, 7, 7, dtype=torch.int64)).shape
     torch.Size([3])
     """
 
-    config_class: ClassVar = LlamaPriorConfig
+    def __init__(self, *, mlp_width: int | None = None, rope_base: float = 10000.0, **options: Any):
+        super().__init__(**options)
 
-    def __init__(self, config: LlamaPriorConfig):
-        super().__init__(config, SequenceTrunk(config, math.prod(config.grid), config.mlp_width, config.rope_base))
+    @classmethod
+    def trunk_axes(cls, options: ConfiguredOptions) -> tuple[int, ...]:
+        return (math.prod(options.grid),)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        if options.mlp_width is not None:
+            check_size(options.mlp_width, "mlp_width")
+        if not 1 < options.rope_base < math.inf:
+            raise ValueError(f"got rope_base={options.rope_base!r}, expected a number above 1, e.g. 10000")
+
+    def make_trunk(self) -> SequenceTrunk:
+        return SequenceTrunk(self.config, self.num_places, self.config.mlp_width, self.config.rope_base)

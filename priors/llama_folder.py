@@ -34,7 +34,7 @@ from priors.any_order import AnyOrderPrior
 from priors.continuous import ContinuousPrior
 from priors.depth import DepthTransformerPrior
 from priors.grid import GridModel
-from priors.llama import LlamaPrior, LlamaPriorConfig
+from priors.llama import LlamaPrior
 from priors.llama_card import EPSILON, generation_of, llama_config, readme_of
 from priors.next_scale import NextScalePrior
 from priors.ngram import NGramPrior
@@ -157,7 +157,7 @@ def load_llama(
         shape = _vocabulary(config, given)
         width, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
         mlp_width = _size(config, "intermediate_size")
-        sizes = LlamaPriorConfig(
+        sizes = LlamaPrior.Config(
             **shape,
             width=width,
             depth=_size(config, "num_hidden_layers"),
@@ -188,10 +188,10 @@ def load_llama(
         raise ValueError(f"{folder}: the weights do not fit config.json: {in_short(error)}") from error
     # A fresh start is drawn and thrown away: the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
-        prior = LlamaPrior(sizes)
+        prior = sizes.build()
     own = _from_llama(tensors, sizes, key_heads, math.sqrt(EPSILON / epsilon))
     prior.to(next(iter(own.values())).dtype)
-    safefolder.load_weights(prior, own, folder)
+    safefolder.folder.load_weights(prior, own, folder)
     return prior.eval()
 
 
@@ -228,7 +228,7 @@ def _to_llama(prior: LlamaPrior) -> dict[str, Tensor]:
 
 
 def _from_llama(
-    tensors: Mapping[str, Tensor], sizes: LlamaPriorConfig, key_heads: int, stream: float
+    tensors: Mapping[str, Tensor], sizes: LlamaPrior.Config, key_heads: int, stream: float
 ) -> dict[str, Tensor]:
     """Weights in our names, of a residual stream that is `stream` times as large."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors.values()) else torch.float32
@@ -296,7 +296,7 @@ def _rope_base(config: Mapping[str, Any]) -> float:
 
 
 def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a LlamaPriorConfig: what config.json says, and where it says nothing what was given."""
+    """Fields of a LlamaPrior.Config: what config.json says, and where it says nothing what was given."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         value = list(value) if isinstance(value, tuple) else value
@@ -339,7 +339,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_tensors(
-    tensors: dict[str, Tensor], sizes: LlamaPriorConfig, key_heads: int, vocabulary: int, tied: bool
+    tensors: dict[str, Tensor], sizes: LlamaPrior.Config, key_heads: int, vocabulary: int, tied: bool
 ) -> None:
     """ValueError unless they are those of a Llama of these sizes, of which none is built before with memory."""
     if reason := wrapped_by({unwrapped(name) for name in tensors}, tensors):
@@ -349,7 +349,7 @@ def _check_tensors(
         lacking = next(number for number in range(len(layers) + 1) if str(number) not in layers)
         raise ValueError(f"missing model.layers.{lacking} of {shown(sizes.depth)}")
     with torch.device("meta"):
-        prior = LlamaPrior(replace(sizes, depth=1))
+        prior = replace(sizes, depth=1).build()
         first = {name: tuple(tensor.shape) for name, tensor in _to_llama(prior).items()}
     expected = {
         name.replace(".layers.0.", f".layers.{i}."): shape

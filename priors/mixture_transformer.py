@@ -23,8 +23,7 @@ so one linear map takes the place of a code's embedding and mixture parameters t
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -33,57 +32,27 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from priors.continuous import ContinuousPrior, draw_noise
-from priors.grid import check_grid, check_size
+from priors.grid import check_size
 from priors.numerics import Numerics
 from priors.sampling import random_chooser
 from priors.stepper import raster_walk
-from priors.trunk import GridTrunk, StartToken, check_labelled, check_trunk, initialise, widen
-from safefolder import Options
+from priors.trunk import GridTrunk, StartToken, initialise, widen
+from priors.trunk_model import TrunkModel
+from safefolder import ConfiguredOptions
 from safefolder.arrays import Vectors
 
 _LOWEST_LOG_STD = -7.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixtureTransformerPriorConfig(Options):
-    """Sizes of a MixtureTransformerPrior.
-
-    Attributes:
-        dim: channels d of the vector at each place.
-        grid: sizes of the grid, any number of axes, e.g. (7, 7).
-        num_classes: number of labels; None for a prior without labels.
-        num_components: Gaussians in the mixture at each place.
-        width: channels of the residual stream, a multiple of 2 * num_heads.
-        depth: blocks.
-        num_heads: attention heads.
-        dropout: share of each branch's output and of the inputs that training drops.
-        label_dropout: share of the labels that training replaces by "no label".
-        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
-    """
-
-    dim: int
-    grid: Sequence[int]
-    num_classes: int | None = None
-    num_components: int = 8
-    width: int = 192
-    depth: int = 4
-    num_heads: int = 6
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_size(self.dim, "dim")
-        check_size(self.num_components, "num_components")
-        object.__setattr__(self, "grid", check_grid(self.grid))
-        check_trunk(self, self.grid)
-        check_labelled(self.num_classes, self.label_dropout)
-
-
-class MixtureTransformerPrior(ContinuousPrior):
+class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
     """An autoregressive transformer over a grid of vectors.
 
-    >>> prior = MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=4, grid=(7, 7)))
+    Beside these its options are those of `TrunkModel`.
+
+    Args:
+        num_components: Gaussians in the mixture at each position.
+
+    >>> prior = MixtureTransformerPrior(dim=4, grid=(7, 7))
     >>> latents = 3 * torch.randn(64, 7, 7, 4) + 1
     >>> prior.standardise(latents).log_prob(latents).shape
     torch.Size([64])
@@ -92,21 +61,26 @@ class MixtureTransformerPrior(ContinuousPrior):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, config: MixtureTransformerPriorConfig):
-        super().__init__(dim=config.dim, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
+    def __init__(self, *, num_components: int = 8, **options: Any):
+        super().__init__(**options)
+        config = self.config
         self.vector = nn.Linear(config.dim, config.width, bias=False)
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+        self.start = StartToken(self.num_classes, config.width, config.label_dropout)
         self.trunk = GridTrunk(config, self.grid)
-        self.mixture = nn.Linear(config.width, config.num_components * (1 + 2 * config.dim))
+        self.mixture = nn.Linear(config.width, num_components * (1 + 2 * config.dim))
         self.register_buffer("shift", torch.zeros(config.dim))
         self.register_buffer("scale", torch.ones(config.dim))
         initialise(self)
         nn.init.normal_(self.mixture.weight, std=0.001)
         nn.init.zeros_(self.mixture.bias)
-        means = slice(config.num_components, config.num_components * (1 + config.dim))
+        means = slice(num_components, num_components * (1 + config.dim))
         with torch.no_grad():
             self.mixture.bias[means].normal_(std=0.1)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        check_size(options.num_components, "num_components")
+        super().check_options(options)
 
     @torch.no_grad()
     def standardise(self, latents: Vectors) -> "MixtureTransformerPrior":
@@ -154,13 +128,6 @@ class MixtureTransformerPrior(ContinuousPrior):
         log_stds = _LOWEST_LOG_STD + F.softplus(raw - _LOWEST_LOG_STD)
         means, log_stds = (rearrange(each, "... (m d) -> ... m d", m=m) for each in (means, log_stds))
         return _Mixture(logits.log_softmax(-1), means, log_stds)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "MixtureTransformerPrior":
-        return cls(MixtureTransformerPriorConfig(**fields))
 
 
 class _Mixture(NamedTuple):

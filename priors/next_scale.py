@@ -21,103 +21,53 @@ trunk of `priors.trunk`; and queries and keys are turned by where the place's mi
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
 from priors.grid import check_grid, check_size
 from priors.linear_maps import prepare
 from priors.numerics import Numerics
 from priors.stepper import Stepper, cache_bytes
 from priors.trunk import (
-    StartToken,
     Trunk,
-    check_labelled,
-    check_share,
-    check_trunk,
     initialise,
     pair_turns,
     rotations,
     widen,
 )
+from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
-from safefolder import Options
+from safefolder import ConfiguredOptions, Given
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextScalePriorConfig(Options):
-    """Sizes of a NextScalePrior.
-
-    Attributes:
-        num_codes: codes K at each place.
-        scales: sides of the square pictures of codes, growing.
-        grid: (sum of s * s,), the row of all codes; follows from the scales and need not be given.
-        num_classes: number of labels; None for a prior without labels.
-        width: channels of the residual stream, a multiple of 2 * num_heads.
-        depth: blocks.
-        num_heads: attention heads.
-        dropout: share of each branch's output and of the inputs that training drops.
-        label_dropout: share of the labels that training replaces by "no label".
-        code_noise: share of the codes read that training replaces by codes drawn evenly.
-        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
-    """
-
-    num_codes: int
-    scales: Sequence[int] = (1, 2, 3, 4, 7)
-    grid: Sequence[int] = ()
-    num_classes: int | None = None
-    width: int = 192
-    depth: int = 4
-    num_heads: int = 6
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    code_noise: float = 0.0
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_size(self.num_codes, "num_codes")
-        if len(self.scales) == 0:
-            raise ValueError(f"got scales={self.scales!r}, expected the sides of square grids, e.g. (1, 2, 4)")
-        for scale in self.scales:
-            check_size(scale, "a scale")
-        if any(a >= b for a, b in itertools.pairwise(self.scales)):
-            raise ValueError(f"got scales={self.scales}, expected each larger than the one before")
-        places = sum(scale**2 for scale in self.scales)
-        if self.grid != () and check_grid(self.grid) != (places,):
-            raise ValueError(
-                f"got grid={tuple(self.grid)} with scales={self.scales}, expected ({places},), their places in a row; "
-                "leave grid out"
-            )
-        object.__setattr__(self, "grid", (places,))
-        check_trunk(self, (self.scales[-1], self.scales[-1]))
-        check_labelled(self.num_classes, self.label_dropout)
-        check_share(self.code_noise, "code_noise")
-
-
-class NextScalePrior(Prior):
+class NextScalePrior(TrunkPrior):
     """A transformer that gives all codes of a scale at once, after all coarser ones.
 
-    >>> prior = NextScalePrior(NextScalePriorConfig(num_codes=512, scales=(1, 2, 4), num_classes=10))
+    Beside these its options are those of `TrunkPrior` and `TrunkModel`.
+
+    Args:
+        scales: sides of the square pictures of codes, growing.
+        grid: (sum of s * s,), the row of all codes; follows from the scales and need not be given.
+
+    >>> prior = NextScalePrior(num_codes=512, scales=(1, 2, 4), num_classes=10)
     >>> prior.log_prob(torch.zeros(3, 21, dtype=torch.int64)).shape
     torch.Size([3])
     """
-
-    has_numerics = True
 
     # Not saved: they follow from the scales.
     gathering: Tensor  # "n m", the share of each place's embedding (second) in each place's input
     scale_of: Tensor  # "n", the index of each place's scale
 
-    def __init__(self, config: NextScalePriorConfig):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
-        self.scales = tuple(config.scales)
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
+    def __init__(
+        self, *, scales: Given[Sequence[int]] = (1, 2, 3, 4, 7), grid: Given[Sequence[int]] = (), **options: Any
+    ):
+        super().__init__(grid=grid, **options)
+        config = self.config
+        self.scales = tuple(scales)
         self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
         self.target = nn.Parameter(torch.empty(self.num_places, config.width))
         self.scale = nn.Parameter(torch.empty(len(self.scales), config.width))
@@ -128,6 +78,27 @@ class NextScalePrior(Prior):
         scale_of = [index for index, scale in enumerate(self.scales) for _ in range(scale**2)]
         self.register_buffer("scale_of", torch.tensor(scale_of), persistent=False)
         initialise(self)
+
+    @classmethod
+    def trunk_axes(cls, options: ConfiguredOptions) -> tuple[int, ...]:
+        return (options.scales[-1], options.scales[-1])
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        if len(options.scales) == 0:
+            raise ValueError(f"got scales={options.scales!r}, expected the sides of square grids, e.g. (1, 2, 4)")
+        for scale in options.scales:
+            check_size(scale, "a scale")
+        if any(a >= b for a, b in itertools.pairwise(options.scales)):
+            raise ValueError(f"got scales={options.scales}, expected each larger than the one before")
+        places = sum(scale**2 for scale in options.scales)
+        if options.grid != () and check_grid(options.grid) != (places,):
+            raise ValueError(
+                f"got grid={tuple(options.grid)} with scales={options.scales}, expected ({places},), their places in a "
+                "row; leave grid out"
+            )
+        options.put(grid=(places,))
+        super().check_options(options)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes[:, : self.num_read]), labels), codes).sum(1)
@@ -202,13 +173,6 @@ class NextScalePrior(Prior):
 
     def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
         return cache_bytes(self.trunk, self.num_places, numerics, num_inputs)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "scales": list(self.scales), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "NextScalePrior":
-        return cls(NextScalePriorConfig(**fields))
 
 
 def gathering(scales: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

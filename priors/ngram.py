@@ -27,9 +27,10 @@ So no code has probability 0, and before any fit all codes have 1/K. The tables 
 their counts, and take 16 bytes for each different pair that was seen, whatever K is.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from priors.base import Prior
 from priors.grid import check_size
 from priors.walks import Start, Step
+from safefolder import ConfiguredOptions, Given
 from safefolder.arrays import Codes
 
 # Codes drawn from the broader distribution, beside those that a context has seen.
@@ -51,6 +53,9 @@ _ENTRIES = 2**24
 class NGramPrior(Prior):
     """Counts of codes after their neighbours. `NGramPrior(num_codes=512, grid=(7, 7))`, then `fit(codes)`.
 
+    Args:
+        num_stored: entries that each of its tables has room for, to be loaded; `fit` makes room by itself.
+
     Attributes:
         counts: int64 "k", how often each code was seen.
         counted: the tables of counts: of the place, of each neighbour if there are several, and of all neighbours.
@@ -59,18 +64,36 @@ class NGramPrior(Prior):
     counts: Tensor
     neighbours: Tensor
 
-    def __init__(self, *, num_codes: int, grid: Sequence[int]):
+    def __init__(
+        self,
+        *,
+        num_codes: Given[int] = 512,
+        grid: Given[Sequence[int]] = (7, 7),
+        num_stored: Given[Sequence[int]] = (),
+    ):
         super().__init__(num_codes=num_codes, grid=grid)
-        axes = len(self.grid)
-        num_codes = self.num_codes  # Python's, which does not overflow
+        self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
+        self.register_buffer("neighbours", _neighbours(self.grid), persistent=False)
+        self.counted = nn.ModuleList(CountTable(num_codes, size) for size in self.config.num_stored)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        num_codes, axes = options.num_codes, len(options.grid)
         if (num_codes + 1) ** axes * num_codes >= 2**63:
             raise ValueError(
                 f"got {num_codes} codes on a grid of {axes} axes, expected contexts that fit into 63 bits: "
                 f"(num_codes + 1)^{axes} * num_codes < 2^63"
             )
-        self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
-        self.register_buffer("neighbours", _neighbours(self.grid), persistent=False)
-        self.counted = nn.ModuleList(CountTable(num_codes) for _ in range(2 if axes == 1 else axes + 2))
+        num_tables = 2 if axes == 1 else axes + 2
+        if options.num_stored == ():
+            options.put(num_stored=(0,) * num_tables)
+        if len(options.num_stored) != num_tables:
+            raise ValueError(
+                f"got num_stored={options.num_stored!r}, expected a number for each of {num_tables} tables"
+            )
+        for size in options.num_stored:
+            check_size(size + 1, "num_stored + 1")
 
     def fit(self, codes: Codes) -> "NGramPrior":
         """Add the codes to the counts; call it once a batch. Returns the prior itself."""
@@ -79,6 +102,8 @@ class NGramPrior(Prior):
         places = torch.arange(self.num_places, device=self.device).expand_as(codes)
         for table, contexts in zip(self.count_tables, self._contexts(codes, places, self.neighbours), strict=True):
             table.add(contexts.flatten(), codes.flatten())
+        stored = tuple(table.keys.numel() for table in self.count_tables)
+        self.config = dataclasses.replace(self.config, num_stored=stored)
         return self
 
     @property
@@ -152,27 +177,6 @@ class NGramPrior(Prior):
             table.check(num_contexts)
         if bool((self.counts < 0).any()):
             raise ValueError("got negative counts of codes, expected how often each was seen")
-
-    def config_fields(self) -> dict[str, Any]:
-        stored = [table.keys.numel() for table in self.count_tables]
-        return {"num_codes": self.num_codes, "grid": list(self.grid), "num_stored": stored}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "NGramPrior":
-        return cls._with_room(**fields)
-
-    @classmethod
-    def _with_room(cls, *, num_stored: Sequence[int], **sizes: Any) -> "NGramPrior":
-        """A prior whose tables have room for so many entries each, to be loaded."""
-        prior = cls(**sizes)
-        if not isinstance(num_stored, list) or len(num_stored) != len(prior.counted):
-            raise ValueError(
-                f"got num_stored={num_stored!r}, expected a number for each of {len(prior.counted)} tables"
-            )
-        for size in num_stored:
-            check_size(size + 1, "num_stored + 1")
-        prior.counted = nn.ModuleList(CountTable(prior.num_codes, size) for size in num_stored)
-        return prior
 
 
 class CountTable(nn.Module):

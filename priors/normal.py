@@ -6,16 +6,20 @@ It has no weights: the encoder is what moves. The bar under every other continuo
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from priors.continuous import ContinuousPrior, draw_noise
+from safefolder import Given
 
 
 class NormalPrior(ContinuousPrior):
     """N(0, I) over every channel of every place. `NormalPrior(dim=4, grid=(7, 7))`."""
+
+    def __init__(self, *, dim: Given[int] = 8, grid: Given[Sequence[int]] = (7, 7)):
+        super().__init__(dim=dim, grid=grid)
 
     def _log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         num_dims = self.num_places * self.dim
@@ -24,10 +28,3 @@ class NormalPrior(ContinuousPrior):
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         noise = draw_noise((num, self.num_places, self.dim), self.dtype, self.device, generator)
         return temperature * noise
-
-    def config_fields(self) -> dict[str, Any]:
-        return {"dim": self.dim, "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "NormalPrior":
-        return cls(**fields)

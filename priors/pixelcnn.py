@@ -26,8 +26,6 @@ weights, whatever precision is asked for.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -37,64 +35,42 @@ from torch import Tensor, nn
 
 from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
-from priors.grid import check_grid, check_size
+from priors.grid import check_size
 from priors.numerics import Numerics
-from priors.trunk import StartToken, check_labelled, check_share, widen
+from priors.trunk import StartToken, check_share, widen
 from priors.walks import Start, Step
-from safefolder import Options
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelCNNPriorConfig(Options):
-    """Sizes of a PixelCNNPrior.
-
-    Attributes:
-        num_codes: codes K at each place.
-        grid: rows and columns of the code grid.
-        num_classes: number of labels; None for a prior without labels.
-        width: channels of both stacks.
-        depth: layers.
-        kernel_size: of the convolutions, odd; each layer sees (kernel_size - 1) / 2 places further.
-        dropout: share of the gated features of the horizontal stack that training drops.
-        label_dropout: share of the labels that training replaces by "no label".
-        code_noise: share of the codes read that training replaces by codes drawn evenly.
-    """
-
-    num_codes: int
-    grid: Sequence[int]
-    num_classes: int | None = None
-    width: int = 128
-    depth: int = 10
-    kernel_size: int = 3
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    code_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_size(self.num_codes, "num_codes")
-        object.__setattr__(self, "grid", check_grid(self.grid))
-        if len(self.grid) != 2:
-            raise ValueError(f"got grid={self.grid}, expected two axes, rows and columns; take a TransformerPrior")
-        for name in ("width", "depth", "kernel_size"):
-            check_size(getattr(self, name), name)
-        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise ValueError(f"got kernel_size={self.kernel_size}, expected an odd number >= 3")
-        check_labelled(self.num_classes, self.label_dropout)
-        check_share(self.dropout, "dropout")
-        check_share(self.code_noise, "code_noise")
+from safefolder import ConfiguredOptions
 
 
 class PixelCNNPrior(Prior):
     """Two stacks of gated convolutions over a code grid of two axes.
 
-    >>> prior = PixelCNNPrior(PixelCNNPriorConfig(num_codes=512, grid=(7, 7), num_classes=10))
+    Args:
+        width: channels of both stacks.
+        depth: layers.
+        kernel_size: of the convolutions, odd; each layer sees (kernel_size - 1) / 2 positions further.
+        dropout: share of the gated features of the horizontal stack that training drops.
+        label_dropout: share of the labels that training replaces by "no label".
+        code_noise: share of the codes read that training replaces by codes drawn evenly.
+
+    >>> prior = PixelCNNPrior(num_codes=512, grid=(7, 7), num_classes=10)
     >>> prior.log_prob(torch.zeros(3, 7, 7, dtype=torch.int64)).shape
     torch.Size([3])
     """
 
-    def __init__(self, config: PixelCNNPriorConfig):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
+    def __init__(
+        self,
+        *,
+        width: int = 128,
+        depth: int = 10,
+        kernel_size: int = 3,
+        dropout: float = 0.0,
+        label_dropout: float = 0.1,
+        code_noise: float = 0.0,
+        **grid: Any,
+    ):
+        super().__init__(**grid)
+        config = self.config
         self.label = StartToken(config.num_classes, config.width, config.label_dropout)
         self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
         self.layers = nn.ModuleList(GatedLayer(config) for _ in range(config.depth))
@@ -103,6 +79,18 @@ class PixelCNNPrior(Prior):
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
         nn.init.normal_(self.logits.weight, std=0.02)
         nn.init.zeros_(self.logits.bias)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        if len(options.grid) != 2:
+            raise ValueError(f"got grid={options.grid}, expected two axes, rows and columns; take a TransformerPrior")
+        for name in ("width", "depth", "kernel_size"):
+            check_size(getattr(options, name), name)
+        if options.kernel_size < 3 or options.kernel_size % 2 == 0:
+            raise ValueError(f"got kernel_size={options.kernel_size}, expected an odd number >= 3")
+        for name in ("label_dropout", "dropout", "code_noise"):
+            check_share(getattr(options, name), name)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes), labels), codes).sum(1)
@@ -149,18 +137,11 @@ class PixelCNNPrior(Prior):
         places = (config.kernel_size // 2) * (columns + 1) + 2 * columns
         return config.depth * config.width * places * self.dtype.itemsize
 
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "PixelCNNPrior":
-        return cls(PixelCNNPriorConfig(**fields))
-
 
 class GatedLayer(nn.Module):
     """One layer of both stacks. What lies before the grid is padded by the caller: zeros, or what a walk has kept."""
 
-    def __init__(self, config: PixelCNNPriorConfig):
+    def __init__(self, config: ConfiguredOptions):
         super().__init__()
         width, self.reach, self.dropout = config.width, config.kernel_size // 2, config.dropout
         self.bias = nn.Linear(width, 4 * width, bias=False)

@@ -7,34 +7,33 @@ The trunk is what tells them apart. For relaxed codes (`relaxed_tables`) the inp
 sum_k w_{i-1,k} code(k). Log-softmax is in float32 or better under any autocast.
 """
 
-from dataclasses import asdict
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
-from priors.base import Prior
 from priors.code_maps import CodeEmbedding, code_nats
 from priors.linear_maps import prepare
 from priors.numerics import Numerics
 from priors.stepper import cache_bytes, raster_walk
-from priors.trunk import GridTrunk, SequenceTrunk, StartToken, initialise, widen
+from priors.trunk import GridTrunk, SequenceTrunk, initialise, widen
+from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
 
 
-class RasterPrior(Prior):
+class RasterPrior(TrunkPrior):
     """Abstract: start token, code embedding, a trunk, and logits."""
 
-    has_numerics = True
-    config_class: ClassVar[Any]
-
-    def __init__(self, config: Any, trunk: GridTrunk | SequenceTrunk):
-        super().__init__(num_codes=config.num_codes, grid=config.grid, num_classes=config.num_classes)
-        self.config = config
-        self.start = StartToken(config.num_classes, config.width, config.label_dropout)
-        self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
-        self.trunk = trunk
-        self.logits = nn.Linear(config.width, config.num_codes, bias=False)
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.code = CodeEmbedding(self.num_codes, self.config.width, self.config.code_noise)
+        self.trunk = self.make_trunk()
+        self.logits = nn.Linear(self.config.width, self.num_codes, bias=False)
         initialise(self)
+
+    @abstractmethod
+    def make_trunk(self) -> GridTrunk | SequenceTrunk:
+        """The trunk, with fresh weights."""
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes[:, :-1]), labels), codes).sum(1)
@@ -57,10 +56,3 @@ class RasterPrior(Prior):
 
     def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
         return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
-
-    def config_fields(self) -> dict[str, Any]:
-        return {**asdict(self.config), "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "RasterPrior":
-        return cls(cls.config_class(**fields))  # pyrefly: ignore [missing-argument]

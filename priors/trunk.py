@@ -81,13 +81,6 @@ def check_trunk(config: TrunkConfig, grid: Sequence[int]) -> None:
     check_share(config.dropout, "dropout")
 
 
-def check_labelled(num_classes: int | None, label_dropout: float) -> None:
-    """ValueError unless these are a number of classes, or None, and a share of labels to drop."""
-    if num_classes is not None:
-        check_size(num_classes, "num_classes")
-    check_share(label_dropout, "label_dropout")
-
-
 def check_share(share: float, name: str) -> None:
     """ValueError unless it is a number in [0, 1)."""
     if not isinstance(share, int | float) or not 0 <= share < 1:

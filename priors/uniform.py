@@ -6,17 +6,21 @@ The rate of a code stream that is stored without any model, and the bar under ev
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from priors.base import Prior
 from priors.walks import Start, Step
+from safefolder import Given
 
 
 class UniformPrior(Prior):
     """-N ln K nats for every grid. `UniformPrior(num_codes=512, grid=(7, 7))`."""
+
+    def __init__(self, *, num_codes: Given[int] = 512, grid: Given[Sequence[int]] = (7, 7)):
+        super().__init__(num_codes=num_codes, grid=grid)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         nats = -self.num_places * math.log(self.num_codes)
@@ -33,10 +37,3 @@ class UniformPrior(Prior):
         nats = -math.log(self.num_codes)
         table = torch.full((start.num, 1, self.num_codes), nats, dtype=self.dtype, device=self.device)
         return lambda fixed: table
-
-    def config_fields(self) -> dict[str, Any]:
-        return {"num_codes": self.num_codes, "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "UniformPrior":
-        return cls(**fields)

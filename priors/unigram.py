@@ -8,13 +8,14 @@ under a Dirichlet(1/2, .., 1/2) prior. No code gets probability 0, and before an
 uniform prior.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from priors.base import Prior
 from priors.walks import Start, Step
+from safefolder import Given
 from safefolder.arrays import Codes
 
 
@@ -26,7 +27,7 @@ class UnigramPrior(Prior):
 
     counts: Tensor
 
-    def __init__(self, *, num_codes: int, grid: tuple[int, ...] | list[int]):
+    def __init__(self, *, num_codes: Given[int] = 512, grid: Given[Sequence[int]] = (7, 7)):
         super().__init__(num_codes=num_codes, grid=grid)
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
 
@@ -52,10 +53,3 @@ class UnigramPrior(Prior):
     def _start_walk(self, start: Start) -> Step:
         table = self._code_log_probs().expand(start.num, 1, -1)
         return lambda fixed: table
-
-    def config_fields(self) -> dict[str, Any]:
-        return {"num_codes": self.num_codes, "grid": list(self.grid)}
-
-    @classmethod
-    def _from_config_fields(cls, fields: dict[str, Any]) -> "UnigramPrior":
-        return cls(**fields)

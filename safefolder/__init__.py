@@ -7,6 +7,9 @@ a folder, or has such folders inside it.
     files.py    files and folders written whole or not at all
     locks.py    one writer at a time
     options.py  what a config may hold, checked before it is made
+    configured.py  classes whose options are the signature of their constructor
+    model.py    what every model is that can be saved
+    fingerprint.py  which weights a file belongs to
     arrays.py   tensors of what people have in place of them
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
@@ -17,54 +20,20 @@ a folder, or has such folders inside it.
 This package is the one thing that `vqvae` and `priors` share; it imports neither.
 """
 
-from safefolder.building import build
-from safefolder.cards import PICTURES, card, import_line, loading, model_facts, public_name, python
-from safefolder.files import replacing, write_text
-from safefolder.folder import (
-    BESIDE,
-    CONFIG_NAME,
-    FORMAT,
-    has_part,
-    load,
-    load_weights,
-    members,
-    push,
-    push_pretrained,
-    read_config,
-    save,
-    stale_patterns,
-)
-from safefolder.hub import HubOptions, upload
-from safefolder.locks import one_writer
-from safefolder.options import Options
-from safefolder.tensors import read_json
+from safefolder.configured import Configured, ConfiguredOptions
+from safefolder.folder import load, push, save
+from safefolder.hub import HubOptions
+from safefolder.model import SavedModel
+from safefolder.options import Given, Options
 
 __all__ = [
-    "BESIDE",
-    "CONFIG_NAME",
-    "FORMAT",
-    "PICTURES",
+    "Configured",
+    "ConfiguredOptions",
+    "Given",
     "HubOptions",
     "Options",
-    "build",
-    "card",
-    "has_part",
-    "import_line",
+    "SavedModel",
     "load",
-    "load_weights",
-    "loading",
-    "members",
-    "model_facts",
-    "one_writer",
-    "public_name",
     "push",
-    "push_pretrained",
-    "python",
-    "read_config",
-    "read_json",
-    "replacing",
     "save",
-    "stale_patterns",
-    "upload",
-    "write_text",
 ]

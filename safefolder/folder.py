@@ -11,10 +11,9 @@ no file outside its folder.
 
 import glob
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from safefolder import hub
 from safefolder.cards import PICTURES
-from safefolder.files import is_there, of_one, recover, replacing_folder, write_text
+from safefolder.files import is_there, of_one, recover, replacing_folder
 from safefolder.tensors import (
     MOST_CONFIG_BYTES,
     few,
@@ -44,14 +43,6 @@ CARD_NAME = "README.md"
 BESIDE = (CARD_NAME, "elbo.json", *PICTURES)
 MAX_SHARD_SIZE = 5 * 10**9
 _SHARD = shard_name(".safetensors")
-
-
-class Pretrained(Protocol):
-    """What `push_pretrained` needs of a model."""
-
-    def save_pretrained(self, folder: str | Path) -> None: ...
-
-    def model_card(self, figures: Mapping[str, Any] | None = None, *, source: str, revision: str | None) -> str: ...
 
 
 def save(
@@ -348,21 +339,3 @@ def push(
         revision=revision,
         token=token,
     )
-
-
-def push_pretrained(
-    model: Pretrained,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    figures: Mapping[str, Any] | None = None,
-) -> str:
-    """Save a model with its card to a folder for the while, and push that; see `push`."""
-    card = model.model_card(figures, source=repo_id, revision=revision)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
-        model.save_pretrained(folder)
-        write_text(folder / CARD_NAME, card)
-        return push(folder, repo_id, private=private, revision=revision, token=token)

@@ -1,13 +1,16 @@
 """Options as plain data: what a config may hold, checked and put right before the config is made.
 
     @dataclass(frozen=True, kw_only=True)
-    class FSQConfig(QuantizerConfig):       # a QuantizerConfig is an Options
-        levels: tuple[int, ...] = (8, 5, 5, 5)
+    class Fit(Options):
+        num_steps: int
+        rates: tuple[float, ...] = (0.1,)
 
-    FSQConfig(level=(8, 5))                 # ValueError: FSQConfig has no level; did you mean levels?
-    FSQConfig(levels=(8, 5.5))              # ValueError: got levels=(8, 5.5) for FSQConfig, expected a tuple of ...
-    FSQConfig(levels=[8, 5]).levels         # (8, 5)
-    VQVAEConfig(quantizer="FSQ").quantizer  # FSQConfig(levels=(8, 5, 5, 5))
+    Fit(num_step=3)                         # ValueError: Fit has no num_step; did you mean num_steps?
+    Fit(num_steps=3, rates=(0.1, "a"))      # ValueError: got rates=(0.1, 'a') for Fit, expected a tuple of numbers
+    Fit(num_steps=3, rates=[1, 2]).rates    # (1, 2)
+
+Those of a model, a quantizer, a likelihood and a prior are made of the signature of its constructor, see
+`safefolder.configured`.
 
 A field's annotation is what is expected of it; there is no second statement. It may be bool, int, float, str, None,
 `Literal`, a tuple or `Sequence` of these, a class of `Options`, and unions; a value of another annotation is only held
@@ -16,7 +19,7 @@ against its class.
 What people mean is taken: numpy's numbers are Python's, an integer stands for a float (and is kept, so that a config
 is written as it was given), a list or an array of one axis is a tuple, and where the options of a part are expected, so
 are the name of its kind, for the kind's own defaults, and a mapping with the kind's name under "class", which is how
-config.json has them. A bool is no integer, and no float is NaN or infinite.
+config.json has them (`Options.to_plain`). A bool is no integer, and no float is NaN or infinite.
 
 Values may come from a file that nobody checked. Nothing here runs what they say: a name is looked up among the classes
 that the annotation allows, parts inside parts are bounded, and a message shows no more of a value than a line holds.
@@ -32,9 +35,27 @@ import reprlib
 import types
 from abc import ABCMeta
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path, PurePath
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 AnyOptions = TypeVar("AnyOptions")
+Value = TypeVar("Value")
+
+_GIVEN = "given"
+Given = Annotated[Value, _GIVEN]
+"""The annotation of an option that is decided by what stands around the part, as the number of codes of a prior: the
+whole fills it in, so that neither the config of the whole nor the command line states it again."""
 
 # Characters of a value in a message.
 SHOWN = 100
@@ -51,7 +72,7 @@ class _Checking(ABCMeta):
 
     def __call__(cls: type[AnyOptions], *args: Any, **values: Any) -> AnyOptions:  # pyrefly: ignore[bad-override]
         if args:
-            raise ValueError(f"{cls.__name__} takes its options by name, got {few_shown(args)} without one")
+            raise ValueError(f"{_label(cls)} takes its options by name, got {few_shown(args)} without one")
         return super().__call__(**checked(cls, values))  # pyrefly: ignore[invalid-super-call, missing-attribute]
 
     @property
@@ -63,9 +84,19 @@ class _Checking(ABCMeta):
 class Options(metaclass=_Checking):
     """Abstract: a frozen, keyword-only dataclass whose fields are held against their annotations.
 
+    Attributes:
+        owner: the class whose constructor's options these are, if they are one's.
+
     Raises:
         ValueError: an option that there is not, one that is missing, or a value of another type.
     """
+
+    owner: ClassVar[type | None] = None
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """An option: which there are, the signature of the owner's constructor says."""
 
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
@@ -76,6 +107,43 @@ class Options(metaclass=_Checking):
         """
         return value
 
+    def to_plain(self) -> dict[str, Any]:
+        """As data for JSON; a part says its class, and leaves out what the whole decides (`Given`)."""
+        return {each.name: _to_plain(getattr(self, each.name)) for each in option_fields(type(self))}
+
+    @classmethod
+    def from_plain(cls: type[AnyOptions], plain: Mapping[str, Any]) -> AnyOptions:
+        """The options that `to_plain` gave.
+
+        Raises:
+            ValueError: an option or a class that this version does not know, or a value of another type.
+        """
+        return cls(**plain)
+
+
+def option_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """The options of a kind that can be given, in their order."""
+    return [each for each in dataclasses.fields(kind) if each.init]
+
+
+def is_given(kind: type, name: str) -> bool:
+    """Whether an option of a kind is decided by what stands around it (`Given`)."""
+    hint = _hints(kind)[name]
+    return get_origin(hint) is Annotated and _GIVEN in get_args(hint)[1:]
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        inside = {
+            each.name: _to_plain(getattr(value, each.name))
+            for each in option_fields(type(value))
+            if not is_given(type(value), each.name)
+        }
+        return {"class": kind_name(type(value)), **inside}
+    if isinstance(value, tuple | list):
+        return [_to_plain(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
+
 
 def checked(kind: type, values: Mapping[str, Any], *, level: int = 0) -> dict[str, Any]:
     """The values for the fields of a dataclass, as their annotations have them; those that are not given stay out.
@@ -83,19 +151,19 @@ def checked(kind: type, values: Mapping[str, Any], *, level: int = 0) -> dict[st
     Raises:
         ValueError: a name that is no field, a field that is missing, or a value of another type.
     """
-    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}
+    fields = {each.name: each for each in option_fields(kind)}
     for name in values:
         if name not in fields:
             raise ValueError(_unknown(kind, name, values))
     needed = [name for name, each in fields.items() if _has_no_default(each) and name not in values]
     if needed:
-        raise ValueError(f"{kind.__name__} needs {' and '.join(needed)}, got {few_shown(values) or 'nothing'}")
+        raise ValueError(f"{_label(kind)} needs {' and '.join(needed)}, got {few_shown(values) or 'nothing'}")
     hints = _hints(kind)
     meant: Callable[[str, Any], Any] = getattr(kind, "meant", lambda name, value: value)
     found = {}
     for name, value in values.items():
         value = meant(name, value)
-        found[name] = fitted(value, hints[name], name, owner=kind.__name__, level=level)
+        found[name] = fitted(value, hints[name], name, owner=_label(kind), level=level)
     return found
 
 
@@ -157,8 +225,15 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 
 def kind_name(kind: type) -> str:
-    """What the kind is called whose options these are: FSQ for an FSQConfig."""
-    return kind.__name__.removesuffix("Config")
+    """What the kind is called whose options these are: FSQ for `FSQ.Config`, Diffusers for a DiffusersConfig."""
+    owner = getattr(kind, "owner", None)
+    return kind.__name__.removesuffix("Config") if owner is None else owner.__name__
+
+
+def _label(kind: type) -> str:
+    """What a message calls a kind of options: as its owner, whose options these are too."""
+    owner = getattr(kind, "owner", None)
+    return kind.__name__ if owner is None else owner.__name__
 
 
 class _Short(reprlib.Repr):
@@ -175,7 +250,7 @@ _SHORT = _Short()
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
@@ -184,6 +259,8 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _members(hint: Any) -> list[Any]:
     """The members of a union, or the annotation itself."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
@@ -249,6 +326,8 @@ def _fit(value: Any, hint: Any) -> Any:
         return next((each for each in get_args(hint) if type(each) is type(plain) and each == plain), _NO)
     if origin in (tuple, Sequence):
         return _tuple(value, hint)
+    if hint is Path and isinstance(value, str | PurePath):
+        return Path(value)
     if isinstance(hint, type):
         return value if isinstance(value, hint) else _NO
     return value  # an annotation that says more than this module reads
@@ -319,12 +398,12 @@ def _call_it(value: Any, kinds: Mapping[str, type]) -> str:
     """What to do with a kind itself, or one that is built, where its options are expected."""
     kind = value if isinstance(value, type) else type(value)
     options = kinds.get(kind_name(kind))
-    return "" if options is None else f"; give {options.__name__}(...)"
+    return "" if options is None else f"; give {options.__qualname__}(...)"
 
 
 def _unknown(kind: type, name: str, values: Mapping[str, Any]) -> str:
     """That there is no such option, and where one of this name is, or which is like it."""
-    own = [each.name for each in dataclasses.fields(kind) if each.init]
+    own = [each.name for each in option_fields(kind) if not is_given(kind, each.name)]
     inside: list[tuple[str, type]] = []
     for each in dataclasses.fields(kind):
         kinds = list(_kinds(_hints(kind).get(each.name)).values())
@@ -336,16 +415,16 @@ def _unknown(kind: type, name: str, values: Mapping[str, Any]) -> str:
     label = name if name.isidentifier() and len(name) <= SHOWN else shown(name)
     for part, other in inside:
         if name in {each.name for each in dataclasses.fields(other)}:
-            place = f"{part}={other.__name__}({name}={shown(values[name])})"
-            return f"{kind.__name__} has no {label}; {place} has"
+            place = f"{part}={other.__qualname__}({name}={shown(values[name])})"
+            return f"{_label(kind)} has no {label}; {place} has"
     near = nearest_name(name, own)
     if near is not None:
-        return f"{kind.__name__} has no {label}; did you mean {near}?"
+        return f"{_label(kind)} has no {label}; did you mean {near}?"
     for part, other in inside:
         near = nearest_name(name, [each.name for each in dataclasses.fields(other)])
         if near is not None:
-            return f"{kind.__name__} has no {label}; did you mean the {near} of {part}={other.__name__}(...)?"
-    return f"{kind.__name__} has no {label}, expected {', '.join(own) or 'none: it has no options'}"
+            return f"{_label(kind)} has no {label}; did you mean the {near} of {part}={other.__qualname__}(...)?"
+    return f"{_label(kind)} has no {label}, expected {', '.join(own) or 'none: it has no options'}"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -7,18 +7,11 @@ import pytest
 import torch
 
 import safefolder
-from priors import (
-    MixtureTransformerPrior,
-    MixtureTransformerPriorConfig,
-    NGramPrior,
-    TransformerPrior,
-    TransformerPriorConfig,
-    UniformPrior,
-)
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig
+from priors import MixtureTransformerPrior, NGramPrior, TransformerPrior, UniformPrior
+from vqvae import VQVAE, GaussianVAE
 from vqvae.data import Batch
 from vqvae.evaluation import evaluate
-from vqvae.quantizers import EMAVectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer
 
 PLAIN = {"title": "small", "summary": "It is small.", "facts": {"class": "`Thing`"}, "usage": "Use it."}
 FIGURES = {
@@ -45,7 +38,9 @@ def metrics(text):
 
 
 def test_the_header_has_the_figures_to_the_last_digit():
-    text = safefolder.card(**PLAIN, tags=["a", "b"], figures=FIGURES, data="photos", pipeline_tag="image-to-image")
+    text = safefolder.cards.card(
+        **PLAIN, tags=["a", "b"], figures=FIGURES, data="photos", pipeline_tag="image-to-image"
+    )
     data = huggingface_hub.ModelCard(text).data
     assert (data.library_name, data.tags, data.pipeline_tag) == ("vqvae-priors", ["a", "b"], "image-to-image")
     assert (data.license, data.model_name) == (None, "small")
@@ -56,7 +51,7 @@ def test_the_header_has_the_figures_to_the_last_digit():
 
 
 def test_the_table_has_units():
-    text = safefolder.card(**PLAIN, figures=FIGURES, data="photos")
+    text = safefolder.cards.card(**PLAIN, figures=FIGURES, data="photos")
     assert "| Rate, transformer prior | 99.12 | nats per image |" in text
     assert "| PSNR of the reconstructions | 24.03 | dB |" in text
     assert "| Usage | 98.1% | share of the codes or channels |" in text
@@ -66,7 +61,7 @@ def test_the_table_has_units():
 
 def test_without_figures_it_says_so():
     for figures in (None, {}, {"images": 3, "seconds": 1.0, "psnr": None}):
-        text = safefolder.card(**PLAIN, figures=figures)
+        text = safefolder.cards.card(**PLAIN, figures=figures)
         assert "No figures were measured with this model" in text
         assert "nats" not in text
         assert metrics(text) == {}
@@ -75,11 +70,11 @@ def test_without_figures_it_says_so():
 
 
 def test_only_what_was_measured_stands_there():
-    text = safefolder.card(**PLAIN, figures={"psnr": 20.0})
+    text = safefolder.cards.card(**PLAIN, figures={"psnr": 20.0})
     assert metrics(text) == {"psnr": 20.0}
     assert "Rate" not in text
     assert "seed" not in text
-    endless = safefolder.card(**PLAIN, figures={"psnr": math.inf, "usage": 1.0})
+    endless = safefolder.cards.card(**PLAIN, figures={"psnr": math.inf, "usage": 1.0})
     assert "| inf | dB |" in endless
     assert metrics(endless) == {"usage": 1.0}
 
@@ -87,19 +82,19 @@ def test_only_what_was_measured_stands_there():
 @pytest.mark.parametrize("figures", [{"psnr": "20"}, {"rate": {"uniform": [1.0]}}, {"usage": True}])
 def test_what_is_no_figure_is_refused(figures):
     with pytest.raises(ValueError, match="expected a number"):
-        safefolder.card(**PLAIN, figures=figures)
+        safefolder.cards.card(**PLAIN, figures=figures)
 
 
 def test_pictures_that_are_there_are_shown():
-    text = safefolder.card(**PLAIN, pictures=["usage.png", "cat.png"])
+    text = safefolder.cards.card(**PLAIN, pictures=["usage.png", "cat.png"])
     assert "](usage.png)" in text
     assert "samples.png" not in text
     assert "cat.png" not in text
-    assert "Pictures" not in safefolder.card(**PLAIN)
+    assert "Pictures" not in safefolder.cards.card(**PLAIN)
 
 
 def test_names_cannot_break_the_page():
-    text = safefolder.card(
+    text = safefolder.cards.card(
         **{**PLAIN, "title": "a\n---\nlicense: mit", "facts": {"x | y": "z\n# head"}},
         figures={"rate": {"a | b\n# c": 1.0}},
         data="d\n# e",
@@ -126,8 +121,8 @@ def ran(text, name, folder):
 def test_the_card_of_a_tokenizer(tmp_path, kind):
     torch.manual_seed(0)
     sizes = {"image_size": 8, "width": 8, "num_blocks": 1, "num_channels": 3 if kind == "channels" else 1}
-    quantizer = EMAVectorQuantizerConfig(num_codes=32, dim=4)
-    config = GaussianVAEConfig(**sizes, dim=3) if kind == "vectors" else VQVAEConfig(**sizes, quantizer=quantizer)
+    quantizer = EMAVectorQuantizer.Config(num_codes=32, dim=4)
+    config = GaussianVAE.Config(**sizes, dim=3) if kind == "vectors" else VQVAE.Config(**sizes, quantizer=quantizer)
     model = config.build()
     model.save_pretrained(tmp_path / "model")
     text = model.model_card()
@@ -146,7 +141,7 @@ def test_the_figures_of_an_evaluation(tmp_path):
     import json
 
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=1)).eval()
+    model = VQVAE(image_size=8, width=8, num_blocks=1).eval()
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     prior = UniformPrior(num_codes=model.num_codes, grid=model.grid)
     evaluate(model, {"uniform": prior}, [Batch(images=images, labels=None)]).save(tmp_path / "e.json", seed=7)
@@ -163,11 +158,11 @@ def test_the_card_of_a_prior(tmp_path, kind):
     torch.manual_seed(0)
     small = {"grid": (2, 3), "width": 16, "depth": 1, "num_heads": 2}
     prior = {
-        "transformer": lambda: TransformerPrior(TransformerPriorConfig(num_codes=8, **small)),
-        "classes": lambda: TransformerPrior(TransformerPriorConfig(num_codes=8, num_classes=3, **small)),
+        "transformer": lambda: TransformerPrior(num_codes=8, **small),
+        "classes": lambda: TransformerPrior(num_codes=8, num_classes=3, **small),
         "ngram": lambda: NGramPrior(num_codes=8, grid=(2, 3)),
         "uniform": lambda: UniformPrior(num_codes=8, grid=(2, 3)),
-        "vectors": lambda: MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=2, **small)),
+        "vectors": lambda: MixtureTransformerPrior(dim=2, **small),
     }[kind]()
     if kind == "ngram":
         prior.fit(torch.randint(0, 8, (20, 2, 3)))
@@ -181,10 +176,11 @@ def test_the_card_of_a_prior(tmp_path, kind):
 
 
 def test_a_class_that_its_package_does_not_export_is_imported_from_its_module():
-    assert safefolder.import_line(VQVAE) == "from vqvae import VQVAE"
-    assert safefolder.import_line(EMAVectorQuantizerConfig) == (
-        f"from {EMAVectorQuantizerConfig.__module__} import EMAVectorQuantizerConfig"
+    assert safefolder.cards.import_line(VQVAE) == "from vqvae import VQVAE"
+    assert safefolder.cards.import_line(EMAVectorQuantizer.Config) == (
+        f"from {EMAVectorQuantizer.Config.__module__} import EMAVectorQuantizer.Config"
     )
     assert (
-        safefolder.loading(VQVAE, "o/n", revision=None, subfolder="a") == 'VQVAE.from_pretrained("o/n", subfolder="a")'
+        safefolder.cards.loading(VQVAE, "o/n", revision=None, subfolder="a")
+        == 'VQVAE.from_pretrained("o/n", subfolder="a")'
     )

@@ -97,15 +97,15 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
     assert blocks
     sizes = {"width": 8, "num_blocks": 1}
     configs = {
-        "sqvae": vqvae.VQVAEConfig(
-            quantizer=vqvae.quantizers.StochasticVectorQuantizerConfig(num_codes=16, dim=4), **sizes
+        "sqvae": vqvae.VQVAE.Config(
+            quantizer=vqvae.quantizers.StochasticVectorQuantizer.Config(num_codes=16, dim=4), **sizes
         ),
-        "rate-aware": vqvae.VQVAEConfig(
-            quantizer=vqvae.quantizers.EMAVectorQuantizerConfig(num_codes=16, dim=4), beta=1.0, **sizes
+        "rate-aware": vqvae.VQVAE.Config(
+            quantizer=vqvae.quantizers.EMAVectorQuantizer.Config(num_codes=16, dim=4), beta=1.0, **sizes
         ),
-        "vae": vqvae.GaussianVAEConfig(dim=2, **sizes),
-        "fashion-mini": vqvae.VQVAEConfig(
-            quantizer=vqvae.quantizers.EMAVectorQuantizerConfig(num_codes=16, dim=4), **sizes
+        "vae": vqvae.GaussianVAE.Config(dim=2, **sizes),
+        "fashion-mini": vqvae.VQVAE.Config(
+            quantizer=vqvae.quantizers.EMAVectorQuantizer.Config(num_codes=16, dim=4), **sizes
         ),
     }
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
         model = config.build()
         model.save_pretrained(tmp_path / "runs" / name / "codebook")
         if isinstance(model, vqvae.VQVAE):
-            prior = priors.TransformerPriorConfig(
+            prior = priors.TransformerPrior.Config(
                 num_codes=model.num_codes, grid=model.grid, num_classes=10, width=16, depth=1, num_heads=2
             )
             priors.TransformerPrior(prior).save_pretrained(tmp_path / "runs" / name / "prior")
@@ -128,7 +128,7 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
     from training import options
     from training.options import parse
 
-    monkeypatch.setattr(options.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAEConfig().build())
+    monkeypatch.setattr(options.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
     for name in ("source_of", "images_of"):
         monkeypatch.setattr(options, name, lambda codes: "somewhere")
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import vqvae
-from vqvae import VQVAE, VQVAEConfig, load_images
+from vqvae import VQVAE, load_images
 from vqvae.data import ImageTensors
-from vqvae.quantizers import EMAVectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer
 from vqvae.tokens import CodeDataset, tokenize, write_parquet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,7 +31,7 @@ def run(name: str, *args: object, cwd: Path) -> str:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a tokenizer that nobody trained, whose codes are at least not all the same."""
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(width=8, num_blocks=1, quantizer=EMAVectorQuantizerConfig(num_codes=16, dim=4)))
+    model = VQVAE(width=8, num_blocks=1, quantizer=EMAVectorQuantizer.Config(num_codes=16, dim=4))
     images = load_images("fashion-mini").__getitems__(range(64)).images
     model(images)
     model.update()  # the k-means start

@@ -16,11 +16,11 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 
 import safefolder
-from priors import GridModel, TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
-from vqvae import VQVAE, Autoencoder, VQVAEConfig, cli
+from priors import GridModel, TransformerPrior, UniformPrior, UnigramPrior
+from vqvae import VQVAE, Autoencoder, cli
 from vqvae.cli import pushing
 from vqvae.codec.fingerprint import fingerprint
-from vqvae.quantizers import EMAVectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer
 
 CONFIG = {"class": "Thing", "size": 3}
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
@@ -265,11 +265,11 @@ def run(tmp_path_factory):
     """A run's folder with untrained parts, and figures and pictures as a run leaves them."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     torch.manual_seed(0)
-    quantizer = EMAVectorQuantizerConfig(num_codes=8, dim=4)
-    model = VQVAE(VQVAEConfig(image_size=16, width=8, num_blocks=1, quantizer=quantizer))
+    quantizer = EMAVectorQuantizer.Config(num_codes=8, dim=4)
+    model = VQVAE(image_size=16, width=8, num_blocks=1, quantizer=quantizer)
     model.save_pretrained(folder / "codebook")
     sizes = {"num_codes": 8, "grid": model.grid}
-    config = TransformerPriorConfig(**sizes, num_classes=2, width=16, depth=1, num_heads=2)
+    config = TransformerPrior.Config(**sizes, num_classes=2, width=16, depth=1, num_heads=2)
     prior = TransformerPrior(config)
     prior.save_pretrained(folder / "prior")
     UniformPrior(**sizes).save_pretrained(folder / "unigram")
@@ -372,7 +372,7 @@ def test_models_of_a_run_are_pushed_by_the_command(hub, run, logged_in, tmp_path
         assert 'revision="next"' in text
         assert "No figures were measured" in text
     UnigramPrior(num_codes=8, grid=(4, 4)).save_pretrained(run.parent / "own")
-    safefolder.write_text(run.parent / "own" / "README.md", "mine")
+    safefolder.files.write_text(run.parent / "own" / "README.md", "mine")
     pushing.push(run.parent / "own", "owner/own")
     repository = hub.repositories["owner/own"]
     assert repository.commits[repository.branches["main"]]["README.md"] == b"mine"

@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_are_named():
         ({**good, "bias": torch.zeros(2, dtype=torch.int64)}, r"bias is torch.int64, expected floating point"),
     ):
         with pytest.raises(ValueError, match=message):
-            safefolder.load_weights(module, tensors, "here")
+            safefolder.folder.load_weights(module, tensors, "here")
 
 
 def test_everything_that_does_not_fit_stands_in_one_error():
@@ -176,7 +176,7 @@ def test_everything_that_does_not_fit_stands_in_one_error():
     tensors |= {"more": torch.zeros(1), "5.bias": torch.zeros(2, dtype=torch.bool)}
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(ValueError, match="do not fit") as told:
-        safefolder.load_weights(module, tensors, "here")
+        safefolder.folder.load_weights(module, tensors, "here")
     message = str(told.value)
     assert "missing 0.weight; unknown more" in message
     assert (
@@ -193,7 +193,7 @@ def test_other_widths_of_the_same_kind_fit():
         name: tensor.double() if tensor.is_floating_point() else tensor.int()
         for name, tensor in module.state_dict().items()
     }
-    safefolder.load_weights(module, tensors, "here")
+    safefolder.folder.load_weights(module, tensors, "here")
     assert module.weight.dtype == torch.float32
 
 
@@ -224,7 +224,7 @@ def test_shards_are_read_back_bit_for_bit(tmp_path):
     assert config == {"format": 1, **CONFIG}
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) and back[name].dtype == tensors[name].dtype for name in tensors)
-    assert set(safefolder.members(tmp_path / "thing")) == set(names)
+    assert set(safefolder.folder.members(tmp_path / "thing")) == set(names)
 
 
 def test_no_shard_is_larger_than_asked_unless_a_tensor_is(tmp_path):
@@ -325,8 +325,8 @@ def test_a_subfolder_of_a_folder(tmp_path):
     safefolder.save(tmp_path / "run" / "codebook", CONFIG, TENSORS)
     assert safefolder.load(tmp_path / "run", subfolder="codebook")[0]["size"] == 3
     assert safefolder.load(tmp_path, subfolder="run/codebook", local_files_only=True)[0]["size"] == 3
-    assert safefolder.has_part(tmp_path / "run", "codebook")
-    assert not safefolder.has_part(tmp_path / "run", "prior")
+    assert safefolder.folder.has_part(tmp_path / "run", "codebook")
+    assert not safefolder.folder.has_part(tmp_path / "run", "prior")
     os.replace(tmp_path / "run" / "codebook", tmp_path / "run" / ".codebook.previous")
     assert safefolder.load(tmp_path / "run", subfolder="codebook")[0]["size"] == 3
     with pytest.raises(ValueError, match=r"no model folder at .*prior"):
@@ -350,7 +350,7 @@ def test_what_is_written_can_be_read_as_the_umask_says(tmp_path):
         before = os.umask(mask)
         try:
             safefolder.save(tmp_path / f"{mask}", {"class": "A"}, {"a": torch.zeros(2)})
-            with safefolder.replacing(tmp_path / f"{mask}.safetensors") as scratch:
+            with safefolder.files.replacing(tmp_path / f"{mask}.safetensors") as scratch:
                 safetensors.torch.save_file({"a": torch.zeros(2)}, scratch)
         finally:
             os.umask(before)

@@ -13,21 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safefolder
-from priors import NGramPrior, Prior, TransformerPrior, TransformerPriorConfig
+from priors import NGramPrior, Prior, TransformerPrior
 from safefolder.building import build
-from vqvae import VQVAE, Autoencoder, VQVAEConfig, fingerprint
-from vqvae.quantizers import EMAVectorQuantizerConfig, FSQConfig, ResidualQuantizerConfig
+from vqvae import VQVAE, Autoencoder, fingerprint
+from vqvae.quantizers import FSQ, EMAVectorQuantizer, ResidualQuantizer
 
 
 def small() -> VQVAE:
     torch.manual_seed(0)
-    return VQVAE(
-        VQVAEConfig(image_size=8, width=8, num_blocks=1, quantizer=EMAVectorQuantizerConfig(num_codes=8, dim=4))
-    )
+    return VQVAE(image_size=8, width=8, num_blocks=1, quantizer=EMAVectorQuantizer.Config(num_codes=8, dim=4))
 
 
 def small_prior() -> TransformerPrior:
-    config = TransformerPriorConfig(num_codes=8, grid=(2, 2), width=16, depth=1, num_heads=2)
+    config = TransformerPrior.Config(num_codes=8, grid=(2, 2), width=16, depth=1, num_heads=2)
     return TransformerPrior(config)
 
 
@@ -189,10 +187,10 @@ def test_case_15_a_config_that_does_not_fit_the_weights_takes_neither_memory_nor
 def test_a_config_loads_where_it_is_that_of_the_weights_and_nowhere_else(data):
     """Residual quantizers of any depth and kind, by the weights of another."""
     kinds = st.builds(
-        ResidualQuantizerConfig,
+        ResidualQuantizer.Config,
         depth=st.integers(1, 4),
         shared=st.booleans(),
-        quantizer=st.sampled_from([FSQConfig(), EMAVectorQuantizerConfig(num_codes=4, dim=3)]),
+        quantizer=st.sampled_from([FSQ.Config(), EMAVectorQuantizer.Config(num_codes=4, dim=3)]),
     )
     first, second = data.draw(kinds), data.draw(kinds)
     weights, shapes = first.build().state_dict(), second.build().state_dict()
@@ -247,4 +245,4 @@ def test_what_names_no_folder_is_a_sentence(source: object):
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
 def test_the_weight_of_a_term_is_none_that_rewards_it(weight: float):
     with pytest.raises(ValueError, match=r"commitment_weight|finite"):
-        EMAVectorQuantizerConfig(commitment_weight=weight)
+        EMAVectorQuantizer.Config(commitment_weight=weight)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import safefolder
-from safefolder import one_writer, replacing
+from safefolder.files import replacing
+from safefolder.locks import one_writer
 
 FRESH = multiprocessing.get_context("forkserver")
 
@@ -93,7 +94,8 @@ def test_a_lock_that_cannot_be_made_is_refused(tmp_path):
 
 HOLD = """
 import sys, time
-from safefolder import one_writer, replacing
+from safefolder.files import replacing
+from safefolder.locks import one_writer
 with one_writer(sys.argv[1]), replacing(__import__("pathlib").Path(sys.argv[1])) as scratch:
     scratch.write_text("half")
     print("held", flush=True)

@@ -76,7 +76,7 @@ def test_a_link_to_a_folder_is_followed_and_one_to_a_file_is_not(tmp_path):
     assert safefolder.load(tmp_path / "link")[0]["size"] == 4  # killed between the renames
     (tmp_path / "disk" / "text").write_text("theirs")
     (tmp_path / "text").symlink_to(tmp_path / "disk" / "text")
-    safefolder.write_text(tmp_path / "text", "new")
+    safefolder.files.write_text(tmp_path / "text", "new")
     assert not (tmp_path / "text").is_symlink()
     assert (tmp_path / "disk" / "text").read_text() == "theirs"
     assert sorted(os.listdir(tmp_path)) == ["disk", "link", "text"]

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +17,9 @@ from training.images import Facts
 from training.options import FitConfig, Run, load_run
 from training.prior_kinds import kind_of, make_prior
 from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
-from vqvae import Autoencoder
-from vqvae.config import AutoencoderConfig
+from vqvae import VQVAE, Autoencoder
 from vqvae.data.batches import MAX_WORKERS
-from vqvae.model import CodesConfig
-from vqvae.quantizers import QuantizerConfig
+from vqvae.quantizers import Quantizer
 
 MAX_PRIOR_CODES = 2**20
 # How the variables begin by which what starts several machines tells each of the others.
@@ -51,8 +48,9 @@ def has_taken_codebook(run: Run) -> bool:
 def check(run: Run, wanted: tuple[str, ...]) -> None:
     """ValueError for stages or options that do not go together."""
     config = run.model
-    in_loop = isinstance(config, CodesConfig) and config.beta is not None
-    if isinstance(config, CodesConfig) and ("prior" in wanted or in_loop):
+    has_codes = issubclass(config.owner, VQVAE)
+    in_loop = has_codes and config.beta is not None
+    if has_codes and ("prior" in wanted or in_loop):
         check_listable(config.quantizer)
     if "codebook" in wanted and has_taken_codebook(run):
         raise ValueError(
@@ -96,7 +94,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         )
     # Before hours of training, and all of it, as it will be the run's options.
     model = _tried(config.build, "model")
-    if not isinstance(config, CodesConfig) or "prior" in wanted or in_loop or _is_listable(config.quantizer):
+    if not has_codes or "prior" in wanted or in_loop or _is_listable(config.quantizer):
         _tried(lambda: make_prior(run.prior, model, None), "prior")
     for stage in wanted:
         if stage != "evaluate" and not run.resume and state_path(run, stage).exists():
@@ -152,11 +150,11 @@ def check_fit_options(name: str, options: FitConfig) -> None:
         )
 
 
-def _is_listable(config: QuantizerConfig) -> bool:
+def _is_listable(config: Quantizer.Config) -> bool:
     return _tried(config.build, "model.quantizer").num_codes <= MAX_PRIOR_CODES
 
 
-def check_listable(config: QuantizerConfig) -> None:
+def check_listable(config: Quantizer.Config) -> None:
     """A prior gives a probability to each code, so it must be able to list them."""
     if not _is_listable(config):
         raise ValueError(
@@ -212,12 +210,12 @@ def check_folder(
     if left:
         _check_average(path, run.prior_fit)
     if left and run.resume and type(known := load_run(run.run).prior) is type(run.prior):
-        sizes = ({k: v for k, v in asdict(each).items() if k not in _ADJUSTABLE} for each in (known, run.prior))
+        sizes = ({k: v for k, v in each.to_plain().items() if k not in _ADJUSTABLE} for each in (known, run.prior))
         _check_same(f"{path} is of a prior", "prior", *sizes)
     if not left and (run.run / "prior").is_dir():
-        saved = safefolder.read_config(run.run / "prior")
+        saved = safefolder.folder.read_config(run.run / "prior")
         if saved["class"] == type(prior).__name__:
-            _check_same(f"{run.run / 'prior'} is trained", "prior", saved, prior.config_fields())
+            _check_same(f"{run.run / 'prior'} is trained", "prior", saved, prior.config.to_plain())
 
 
 def _steps_left(path: Path, num_steps: int) -> bool:
@@ -254,8 +252,8 @@ def _check_fits(path: Path, make: Any) -> Any:
     return made
 
 
-def _plain(config: AutoencoderConfig) -> dict[str, Any]:
-    return {"kind": type(config).__name__.removesuffix("Config"), **config.to_plain()}
+def _plain(config: Autoencoder.Config) -> dict[str, Any]:
+    return {"kind": config.owner.__name__, **config.to_plain()}
 
 
 def _check_same(what: str, option: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -53,13 +53,13 @@ def _path(run: Run) -> Path:
 
 def known_facts(run: Run) -> dict[str, Any]:
     """`facts_of` the images that the run was begun with; empty of a run that is new, or older than that file."""
-    return safefolder.read_json(_path(run)) if _path(run).is_file() else {}
+    return safefolder.tensors.read_json(_path(run)) if _path(run).is_file() else {}
 
 
 def save_facts(run: Run, facts: Facts) -> None:
     """Note them, beside those of other splits."""
     if facts:
-        safefolder.write_text(_path(run), json.dumps({**known_facts(run), **facts}, indent=2) + "\n")
+        safefolder.files.write_text(_path(run), json.dumps({**known_facts(run), **facts}, indent=2) + "\n")
 
 
 def check_images(run: Run, facts: Facts) -> str:

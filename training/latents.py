@@ -160,7 +160,7 @@ def encode_or_load(
 
 def _save_latents(path: Path, latents: Latents, digest: str) -> None:
     tensors = {"values": latents.values} | ({} if latents.labels is None else {"labels": latents.labels})
-    with safefolder.replacing(path) as scratch:
+    with safefolder.files.replacing(path) as scratch:
         safetensors.torch.save_file(tensors, scratch, {"of": digest})
 
 

@@ -31,7 +31,7 @@ def codebook_objective(
 ) -> "CodebookObjective | RateAwareObjective":
     """What a codebook is trained for, with a fresh prior where one is in the loop."""
     if isinstance(model, VQVAE) and model.config.beta is not None:
-        prior = make_prior(run.prior, model, data["train"].num_classes)
+        prior = make_prior(run.prior, model, data["train"].num_classes if run.labels else None)
         assert isinstance(prior, TransformerPrior)
         return RateAwareObjective(model, prior, run.schedule, run.codebook_fit.num_steps)
     return CodebookObjective(model)

@@ -6,30 +6,22 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 import safefolder
-from safefolder.options import Options
-from training.prior_kinds import (
-    PRIOR_KINDS,
-    AnyOrderSize,
-    DepthTransformerSize,
-    LlamaSize,
-    NextScaleSize,
-    PixelCNNSize,
-    TransformerSize,
-    kind_of,
-    with_kind,
-)
-from vqvae import Autoencoder, GaussianVAEConfig, VQVAEConfig, exits, quantizers
-from vqvae.config import AutoencoderConfig
-from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.model import CodesConfig
-from vqvae.quantizers import EMAVectorQuantizerConfig, QuantizerConfig
+from priors import GridModel, TransformerPrior
+from safefolder import ConfiguredOptions
+from safefolder.configured import concrete, option_sentences
+from safefolder.options import Options, is_given, option_fields
+from training.old_names import updated
+from training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
+from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
+from vqvae.likelihoods import Categorical, Likelihood, LocalContext, LogisticMixture, Normal
+from vqvae.quantizers import EMAVectorQuantizer, Quantizer
 from vqvae.tokens import CodeDataset
-from vqvae.vqgan import VQGANConfig
 
 Schedule = Literal["joint", "alternating"]
 # Sets that `load_images` knows by name; all else is a path, or begins with "hf:".
@@ -103,11 +95,11 @@ class Run(Options):
     codes: Path | None = None
     """a folder that `vqvae tokenize` wrote: --stage prior trains on it and looks at no image; the tokenizer is the
     run's or --tokenizer, else the one that the folder names"""
+    labels: bool = True
+    """condition the prior on classes where the images have them (their ln(num_classes) nats are counted in the rate)"""
     data: DataConfig = field(default_factory=DataConfig)
-    model: VQVAEConfig | VQGANConfig | GaussianVAEConfig = field(default_factory=VQVAEConfig)
-    prior: TransformerSize | AnyOrderSize | DepthTransformerSize | NextScaleSize | PixelCNNSize | LlamaSize = field(
-        default_factory=TransformerSize
-    )
+    model: Autoencoder.Config = field(default_factory=VQVAE.Config)
+    prior: GridModel.Config = field(default_factory=TransformerPrior.Config)
     codebook_fit: FitConfig
     prior_fit: FitConfig
     accelerator: str = "auto"
@@ -121,22 +113,22 @@ class Run(Options):
     """32-true, bf16-mixed, ...; auto is bf16-mixed where the hardware has bfloat16, else 32-true"""
 
 
-ZERO = LogisticMixtureConfig(num_components=5, zero_component=True)
-FASHION_MODEL = VQVAEConfig(width=64, quantizer=EMAVectorQuantizerConfig(num_codes=512, dim=32), likelihood=ZERO)
+ZERO = LogisticMixture.Config(num_components=5, zero_component=True)
+FASHION_MODEL = VQVAE.Config(width=64, quantizer=EMAVectorQuantizer.Config(num_codes=512, dim=32), likelihood=ZERO)
 FASHION = Run(
     model=FASHION_MODEL,
-    prior=TransformerSize(width=128, depth=3, num_heads=4),
+    prior=TransformerPrior.Config(width=128, depth=3, num_heads=4),
     codebook_fit=FitConfig(num_steps=3200, batch_size=32),
     prior_fit=FitConfig(num_steps=1500),
 )
 # A code for every 2x2 pixels: natural texture costs more in pixels than in codes (see benchmarks/README.md).
-COLOUR_MODEL = VQVAEConfig(
+COLOUR_MODEL = VQVAE.Config(
     image_size=32,
     num_channels=3,
     width=64,
     downsampling=2,
-    quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32),
-    likelihood=LogisticMixtureConfig(num_components=5),
+    quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32),
+    likelihood=LogisticMixture.Config(num_components=5),
 )
 COLOUR = dataclasses.replace(
     FASHION,
@@ -150,8 +142,8 @@ PRESETS = {
     "fashion-mnist": dataclasses.replace(
         FASHION,
         data=DataConfig(source="fashion-mnist"),
-        model=dataclasses.replace(FASHION_MODEL, quantizer=EMAVectorQuantizerConfig(num_codes=1024, dim=32)),
-        prior=TransformerSize(width=192, depth=4, num_heads=6),
+        model=dataclasses.replace(FASHION_MODEL, quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32)),
+        prior=TransformerPrior.Config(width=192, depth=4, num_heads=6),
         codebook_fit=FitConfig(num_steps=24_000, batch_size=32),
         prior_fit=FitConfig(num_steps=4500),
     ),
@@ -162,20 +154,10 @@ PRESETS = {
         model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4),
     ),
 }
-QUANTIZERS: dict[str, type[QuantizerConfig]] = {
-    name.removesuffix("Config"): getattr(quantizers, name)
-    for name in quantizers.__all__
-    if name.endswith("Config") and name != "QuantizerConfig"
-}
-LATENTS: dict[str, type[AutoencoderConfig]] = {"codes": VQVAEConfig, "gaussian": GaussianVAEConfig}
-MODELS: dict[str, type[AutoencoderConfig]] = {
-    kind.__name__: kind for kind in (VQVAEConfig, VQGANConfig, GaussianVAEConfig)
-}
-LIKELIHOODS = {
-    "LogisticMixture": LogisticMixtureConfig,
-    "LocalContext": LocalContextConfig,
-    "Categorical": CategoricalConfig,
-    "Normal": NormalConfig,
+QUANTIZERS: dict[str, type[Quantizer]] = {kind.__name__: kind for kind in concrete(Quantizer)}
+LATENTS: dict[str, type[Autoencoder]] = {"codes": VQVAE, "gaussian": GaussianVAE}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    kind.__name__: kind for kind in (LogisticMixture, LocalContext, Categorical, Normal)
 }
 
 
@@ -220,38 +202,57 @@ def parse(args: list[str]) -> Run:
         default = dataclasses.replace(default, model=model, tokenizer=tokenizer)
     if given.latents:
         default = dataclasses.replace(default, model=_with_latents(default.model, LATENTS[given.latents]))
-    is_gaussian = isinstance(default.model, GaussianVAEConfig)
+    is_gaussian = default.model.owner is GaussianVAE
     if given.quantizer:
         if is_gaussian:
             raise ValueError(f"Gaussian latents have no quantizer, got --quantizer {given.quantizer}")
         default = _with_part(default, "quantizer", _quantizer(given.quantizer))
     if given.likelihood:
-        default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood]())
-    if given.prior_kind:
-        changed: Any = {"prior": with_kind(default.prior, given.prior_kind)}
-        default = dataclasses.replace(default, **changed)
+        default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood].Config())
+    kind = given.prior_kind or kind_of(default.prior)
+    default = dataclasses.replace(default, prior=with_kind(default.prior, kind, of_codes=not is_gaussian))
     kinds: Any = {
         "latents": "gaussian" if is_gaussian else "codes",
-        "quantizer": "none" if isinstance(default.model, GaussianVAEConfig) else _path(default.model.quantizer),
-        "likelihood": type(default.model.likelihood).__name__.removesuffix("Config"),
+        "quantizer": "none" if is_gaussian else _path(default.model.quantizer),
+        "likelihood": default.model.likelihood.owner.__name__,
         "prior_kind": kind_of(default.prior),
     }
     default = dataclasses.replace(default, **kinds)
-    # Flags in pairs, as a resumed run may have any on already.
-    return exits.parsed(lambda: tyro.cli(Run, default=default, args=args, config=(tyro.conf.AvoidSubcommands,)))
+    registry = ConstructorRegistry()
+    registry.struct_rule(_struct)
+    with registry:
+        # Flags in pairs, as a resumed run may have any on already.
+        return exits.parsed(lambda: tyro.cli(Run, default=default, args=args, config=(tyro.conf.AvoidSubcommands,)))
 
 
-def _with_latents(model: AutoencoderConfig, kind: type[AutoencoderConfig]) -> Any:
+def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro reads the options of a part: those of its default's kind that the data does not decide."""
+    default = info.default
+    if not isinstance(default, ConfiguredOptions):
+        return None
+    sentences = option_sentences(default.owner)
+    fields = [
+        StructFieldSpec(
+            name=each.name,
+            type=cast(type, each.type),
+            default=getattr(default, each.name),
+            helptext=sentences.get(each.name),
+        )
+        for each in option_fields(type(default))
+        if not is_given(type(default), each.name)
+    ]
+    return StructConstructorSpec(lambda **values: dataclasses.replace(default, **values), tuple(fields))
+
+
+def _with_latents(model: Autoencoder.Config, kind: type[Autoencoder]) -> Autoencoder.Config:
     """The sizes and the likelihood of one kind of model, for another."""
-    if isinstance(model, CodesConfig if kind is VQVAEConfig else kind):
+    if issubclass(model.owner, kind):
         return model
-    shared = {field.name for field in dataclasses.fields(kind)} - {"quantizer", "dim", "beta"}
-    return kind(
-        **{field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name in shared}
-    )
+    shared = {each.name for each in option_fields(kind.Config)} & {each.name for each in option_fields(type(model))}
+    return kind.Config(**{name: getattr(model, name) for name in shared - {"quantizer", "dim", "beta"}})
 
 
-def _quantizer(path: str) -> QuantizerConfig:
+def _quantizer(path: str) -> Quantizer.Config:
     """The default options of a kind, and of the kinds inside it: "ResidualQuantizer/FSQ"."""
     config = None
     for kind in reversed(path.split("/")):
@@ -260,18 +261,17 @@ def _quantizer(path: str) -> QuantizerConfig:
                 f"unknown quantizer {kind!r}, expected one of {', '.join(QUANTIZERS)}, or two with a slash"
             )
         if config is None:
-            config = QUANTIZERS[kind]()
-        elif "quantizer" in {field.name for field in dataclasses.fields(QUANTIZERS[kind])}:
-            options: Any = {"quantizer": config}
-            config = QUANTIZERS[kind](**options)
+            config = QUANTIZERS[kind].Config()
+        elif "quantizer" in {each.name for each in option_fields(QUANTIZERS[kind].Config)}:
+            config = QUANTIZERS[kind].Config(quantizer=config)
         else:
             raise ValueError(f"{kind} has no quantizer inside, got {path!r}")
     assert config is not None
     return config
 
 
-def _path(config: QuantizerConfig) -> str:
-    kind = type(config).__name__.removesuffix("Config")
+def _path(config: Quantizer.Config) -> str:
+    kind = config.owner.__name__
     inner = getattr(config, "quantizer", None)
     return kind if inner is None else f"{kind}/{_path(inner)}"
 
@@ -310,17 +310,8 @@ def load_run(folder: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"there is no {path}: {folder} holds no run to go on with")
     try:
-        plain = safefolder.read_json(path)
-        if plain["data"].get("root") is not None:
-            plain["data"]["root"] = Path(plain["data"]["root"])
-        if plain.get("codes") is not None:
-            plain["codes"] = Path(plain["codes"])
-        for name, kind in (("data", DataConfig), ("codebook_fit", FitConfig), ("prior_fit", FitConfig)):
-            plain[name] = kind(**plain[name])
-        plain["prior"] = PRIOR_KINDS[plain["prior_kind"]](**plain["prior"])
-        plain["model"] = MODELS[plain["model"].pop("class")].from_plain(plain["model"])
-        plain.update(run=folder, resume=False)
-        return Run(**plain)
+        plain = updated(safefolder.tensors.read_json(path))
+        return Run.from_plain({**plain, "run": folder, "resume": False})
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a run of this version: {error}") from error
 
@@ -332,8 +323,7 @@ def save_run(run: Run) -> None:
     )
     tokenizer = run.tokenizer and (os.path.abspath(run.tokenizer) if Path(run.tokenizer).exists() else run.tokenizer)
     run = dataclasses.replace(run, data=data, tokenizer=tokenizer, codes=run.codes and run.codes.absolute())
-    plain = {**dataclasses.asdict(run), "model": {"class": type(run.model).__name__, **run.model.to_plain()}}
-    safefolder.write_text(run.run / "state" / "run.json", json.dumps(plain, indent=2, default=str) + "\n")
+    safefolder.files.write_text(run.run / "state" / "run.json", json.dumps(run.to_plain(), indent=2) + "\n")
 
 
 def _anywhere(source: str) -> str:

@@ -22,7 +22,7 @@ def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
         fabric.save(path, state)  # takes part, and writes nothing
         fabric.barrier()
         return
-    with safefolder.replacing(path) as scratch:
+    with safefolder.files.replacing(path) as scratch:
         fabric.save(scratch, state)
         fabric.barrier()
 
@@ -71,7 +71,7 @@ class Metrics:
         name, step = self.at
         kept = [row for row in self._rows() if row[0] != name or int(row[1]) <= step]
         with (
-            safefolder.replacing(self.path) as scratch,
+            safefolder.files.replacing(self.path) as scratch,
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])

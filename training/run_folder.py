@@ -68,7 +68,7 @@ def one_program(fabric: Fabric, run: Run) -> Iterator[None]:
     if not fabric.is_global_zero:
         yield
         return
-    with safefolder.one_writer(run.run, inside=True):
+    with safefolder.locks.one_writer(run.run, inside=True):
         yield
 
 

@@ -3,9 +3,9 @@
 from vqvae.autoencoder import Autoencoder
 from vqvae.data import load_images
 from vqvae.elbo import ELBO
-from vqvae.gaussian import GaussianVAE, GaussianVAEConfig
-from vqvae.model import VQVAE, VQVAEConfig
-from vqvae.vqgan import VQGAN, VQGANConfig
+from vqvae.gaussian import GaussianVAE
+from vqvae.model import VQVAE
+from vqvae.vqgan import VQGAN
 
 __all__ = [
     "ELBO",
@@ -13,8 +13,5 @@ __all__ = [
     "VQVAE",
     "Autoencoder",
     "GaussianVAE",
-    "GaussianVAEConfig",
-    "VQGANConfig",
-    "VQVAEConfig",
     "load_images",
 ]

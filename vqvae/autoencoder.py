@@ -10,26 +10,22 @@ the auxiliary terms mean the same for every image size.
 """
 
 import abc
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, Unpack
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-import safefolder
+from safefolder import ConfiguredOptions, SavedModel
 from safefolder.arrays import Labels, Latents
+from safefolder.options import shown
 from vqvae import levels
-from vqvae.config import AutoencoderConfig
 from vqvae.levels import Images
+from vqvae.likelihoods import Likelihood, LogisticMixture
 from vqvae.metrics import ChannelUsage, CodeUsage
-
-AnyAutoencoder = TypeVar("AnyAutoencoder", bound="Autoencoder")
-AnyConfig = TypeVar("AnyConfig", bound=AutoencoderConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,51 +54,86 @@ class Output(abc.ABC):
         """What the model's `usage()` counts: codes, or the KL of each channel."""
 
 
-class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
+class Autoencoder(SavedModel):
     """Abstract: an encoder, a posterior over latents, a decoder and a likelihood.
 
     `Autoencoder.from_pretrained` reads a model of either kind.
 
+    Args:
+        image_size: height and width in pixels; divisible by `factor`.
+        num_channels: 1 for greys, 3 for colour.
+        likelihood: which likelihood of the pixels, and its options.
+
     Attributes:
-        config: what it is built from.
         grid: axes of the latents of one image: of codes all of them, of vectors without their width.
         stochastic: whether there is a posterior over latents to draw from.
     """
 
-    config_class: ClassVar[type[AutoencoderConfig]]
-    config: AnyConfig
+    class Config(ConfiguredOptions):
+        """Abstract: what a model is built from, as plain data."""
+
+        @classmethod
+        def meant(cls, name: str, value: Any) -> Any:
+            """The side of an image whose height and width were given; see `safefolder.Options`."""
+            if name != "image_size" or not isinstance(value, tuple | list) or len(value) != 2:
+                return value
+            if value[0] != value[1]:
+                raise ValueError(
+                    f"got image_size={shown(value)}, expected one number, as images are square: crop or scale them to "
+                    "that"
+                )
+            return value[0]
+
+    run_part = "codebook"
+    keeps_half = False
+    summary = "An image tokenizer: images to latents and back, with a likelihood of every pixel."
+    pipeline_tag = "image-feature-extraction"
     grid: tuple[int, ...]
     encoder: nn.Module
     decoder: nn.Module
 
-    def __init__(self, config: AnyConfig):
-        super().__init__()
-        if type(config) is not self.config_class:
-            raise ValueError(
-                f"{type(self).__name__} is built from a {self.config_class.__name__}, got a {type(config).__name__}: "
-                "call its build()"
-            )
-        if config.factor < 1:
-            raise ValueError(f"downsampling must be a power of two from 1 on, got {config.factor}")
-        if config.image_size < 1 or config.image_size % config.factor:
-            raise ValueError(
-                f"image_size {config.image_size} is not a multiple of downsampling {config.factor}; change one of them"
-            )
-        if config.num_channels not in (1, 3):
-            raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {config.num_channels}")
-        self.config = config
-        self.likelihood = config.likelihood.build(config.num_channels)
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        options.put(likelihood=dataclasses.replace(options.likelihood, num_channels=options.num_channels))
 
+    def __init__(
+        self,
+        *,
+        image_size: int = 28,
+        num_channels: int = 1,
+        likelihood: Likelihood.Config = LogisticMixture.Config(),
+    ):
+        super().__init__()
+        if self.factor < 1:
+            raise ValueError(f"downsampling must be a power of two from 1 on, got {self.factor}")
+        if image_size < 1 or image_size % self.factor:
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of downsampling {self.factor}; change one of them"
+            )
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
+        self.likelihood = likelihood.build()
+
+    @property
+    @abc.abstractmethod
+    def factor(self) -> int:
+        """Pixels per position of the latents along each side."""
+
+    @abc.abstractmethod
     def make_networks(self, *, encoded: int, decoded: int) -> None:
-        """Encoder and decoder of the config, for features of these widths out of the one and into the other."""
-        self.encoder, self.decoder = self.config.networks(
-            encoded=encoded, decoded=decoded, num_features=self.likelihood.num_features
-        )
+        """Set `encoder` and `decoder`, with fresh weights.
+
+        The encoder takes images, uint8 `"b c h w"`, to features `"b h/s w/s d"` for the factor s, with d = `encoded`;
+        the decoder features with d = `decoded` to the parameters of the likelihood, `"b f h w"`.
+
+        Raises:
+            ValueError: sizes that do not fit each other.
+        """
 
     @property
     def side(self) -> int:
         """Places along each side of the encoder's features."""
-        return self.config.image_size // self.config.factor
+        return self.config.image_size // self.factor
 
     @property
     def num_dims(self) -> int:
@@ -190,94 +221,18 @@ class Autoencoder(nn.Module, abc.ABC, Generic[AnyConfig]):
         size, channels = self.config.image_size, self.config.num_channels
         return levels.to_levels(images, num_channels=channels, size=size, device=next(self.parameters()).device)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        safefolder.save(Path(folder), {"class": type(self).__name__, **self.config.to_plain()}, self.state_dict())
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        figures: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Put the model and its card on the hub, in one commit, and say where; see `safefolder.push`."""
-        return safefolder.push_pretrained(
-            self, repo_id, private=private, revision=revision, token=token, figures=figures
-        )
+    def card_tags(self) -> list[str]:
+        return ["image-tokenizer", "vq-vae" if hasattr(self, "num_codes") else "vae"]
 
     def card_facts(self) -> dict[str, object]:
-        """What a model card says that it is made of."""
         size, channels = self.config.image_size, self.config.num_channels
         images = f"{size} × {size}, {channels} channel{'s' if channels > 1 else ''}"
-        return {"images": images, **safefolder.model_facts(self)}
+        return {"images": images, **super().card_facts()}
 
-    def model_card(
-        self, figures: Mapping[str, Any] | None = None, *, source: str = "owner/name", revision: str | None = None
-    ) -> str:
-        """The README.md of the model on the hub at `source`, with figures where some were measured, as in elbo.json."""
-        kind, size = type(self), self.config.image_size
-        usage = safefolder.python(
-            "import torch",
-            "",
-            safefolder.import_line(kind),
-            "",
-            f"model = {safefolder.loading(kind, source, revision=revision)}",
+    def usage_lines(self) -> list[str]:
+        size = self.config.image_size
+        return [
             f"images = torch.zeros(1, {self.config.num_channels}, {size}, {size}, dtype=torch.uint8)  # yours",
             "latents = model.encode(images)",
             "again = model.decode(latents)",
-        )
-        return safefolder.card(
-            title=source.rpartition("/")[2],
-            summary="An image tokenizer: images to latents and back, with a likelihood of every pixel.",
-            facts=self.card_facts(),
-            usage=usage,
-            tags=["image-tokenizer", "vq-vae" if hasattr(self, "num_codes") else "vae"],
-            figures=figures,
-            pipeline_tag="image-feature-extraction",
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls: type[AnyAutoencoder], source: str | Path, **hub: Unpack[safefolder.HubOptions]
-    ) -> AnyAutoencoder:
-        """Read a model from its folder, from that of a run, or from a hub id; it comes in eval mode, on the CPU.
-
-        Its weights are float32, or float64 where they were saved so; nothing else that the caller has set plays a
-        part. `hub` says which revision, which folder inside, and how it is fetched: `safefolder.HubOptions`.
-
-        Raises:
-            ValueError: missing, corrupt, of another kind, or with weights that do not fit.
-        """
-        config, tensors = safefolder.load(source, part="codebook", **hub)
-        kinds = {kind.__name__: kind for kind in _concrete(cls)}
-        kind = kinds.get(config["class"])
-        if kind is None:
-            raise ValueError(f"{source} holds a {config['class']}, expected a {' or '.join(kinds)}")
-        fields = {name: value for name, value in config.items() if name not in ("format", "class")}
-
-        def make() -> AnyAutoencoder:
-            return kind(kind.config_class.from_plain(fields))
-
-        return safefolder.build(make, kind.__name__, tensors, source, keep_type=False)
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """In eval mode inside; after it every part is in the mode that it was in. Not for several threads."""
-        training = [part for part in self.modules() if part.training]
-        try:
-            for part in training:
-                part.training = False
-            yield
-        finally:
-            for part in training:
-                part.training = True
-
-
-def _concrete(kind: type[AnyAutoencoder]) -> Iterator[type[AnyAutoencoder]]:
-    if not inspect.isabstract(kind):
-        yield kind
-    for below in kind.__subclasses__():
-        yield from _concrete(below)
+        ]

@@ -107,7 +107,7 @@ class Evaluation:
             figures |= {"kl": usage.kl, "kl_by_channel": usage.channels}
         elif usage.axes:
             figures |= {"usage_by_codebook": usage.usages, "perplexity_by_codebook": usage.perplexities}
-        safefolder.write_text(path, json.dumps(_finite({**figures, **more}), indent=2, allow_nan=False) + "\n")
+        safefolder.files.write_text(path, json.dumps(_finite({**figures, **more}), indent=2, allow_nan=False) + "\n")
 
     def _plain(self, bound: Bound) -> dict[str, Any]:
         negative = bound.negative_elbo

@@ -1,24 +1,11 @@
-"""Which weights a file belongs to: SHA-256 over class, config and tensors of one module after another."""
+"""Which tokenizer codes belong to."""
 
 import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-@runtime_checkable
-class Digest(Protocol):
-    """What `hashlib` makes."""
-
-    def update(self, data: bytes, /) -> None: ...
-
-
-def add(digest: Digest, module: nn.Module, config: Mapping[str, Any]) -> None:
-    """Put a module's class, config and tensors into a digest; the tensors by name, wherever they lie."""
-    _add(digest, module, config, module.state_dict())
+from safefolder.fingerprint import add_parts
 
 
 def of_tokenizer(model: Any) -> str:
@@ -33,7 +20,7 @@ def of_tokenizer(model: Any) -> str:
         config = {name: config[name] for name in ("image_size", "num_channels", "quantizer")}
         tensors = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "quantizer."))}
     digest = hashlib.sha256()
-    _add(digest, model, config, tensors)
+    add_parts(digest, model, config, tensors)
     return digest.hexdigest()
 
 
@@ -53,13 +40,3 @@ def check_trained_on(model: Any, prior: Any, name: str, advice: str) -> None:
             f"{name} was trained on the codes of another tokenizer ({prior.trained_on.tokenizer[:12]}, this one is "
             f"{found[:12]}), and its bits and samples would be wrong: {advice}"
         )
-
-
-def _add(digest: Digest, module: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        if tensor.is_meta:
-            raise ValueError(f"{name} of {type(module).__name__} is on the device meta, which holds no numbers")
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())

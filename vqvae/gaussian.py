@@ -33,6 +33,7 @@ at the variance of the means, a channel counts as active above a small threshold
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,35 +41,16 @@ from torch import Tensor
 
 from safefolder import arrays
 from safefolder.arrays import Latents
-from vqvae.autoencoder import Autoencoder, Output
-from vqvae.config import ResidualConfig
+from vqvae.autoencoder import Output
 from vqvae.levels import Images
 from vqvae.metrics import ACTIVE, ChannelUsage
+from vqvae.residual import ResidualAutoencoder
 
 LOG_STD_BOUND = 8.0
 # As quantizers do: collapse is looked for this often (in updates), in a moving average over about fifty batches.
 CHECK_EVERY = 50
 KL_DECAY = 0.98
 COLLAPSED = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianVAEConfig(ResidualConfig):
-    """What a GaussianVAE is built from: sizes and likelihood as `ResidualConfig` says, and its latents.
-
-    Attributes:
-        dim: latent channels of each place.
-        free_bits: bits of each channel and place that the objective does not charge for.
-        beta: weight of the KL in the objective (Higgins et al. 2017); 1 is the ELBO.
-    """
-
-    dim: int = 8
-    free_bits: float = 0.0
-    beta: float = 1.0
-
-    def build(self) -> "GaussianVAE":
-        """The model, with fresh weights. Errors as `GaussianVAE`."""
-        return GaussianVAE(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +78,10 @@ class GaussianOutput(Output):
         return self.channel_kl
 
 
-class GaussianVAE(Autoencoder[GaussianVAEConfig]):
+class GaussianVAE(ResidualAutoencoder):
     """A variational autoencoder with a diagonal Gaussian posterior over a grid of vectors.
 
-        model = GaussianVAE(GaussianVAEConfig(image_size=32, num_channels=3, dim=8))
+        model = GaussianVAE(image_size=32, num_channels=3, dim=8)
         means = model.encode(images)          # uint8 "b 3 32 32" -> float "b 8 8 8"
         model.decode(means)                   # uint8 "b 3 32 32", the likelihood's mean
         model.draw(images)                    # terms of the bound: distortion, entropy, log_posterior, "b" each
@@ -108,25 +90,26 @@ class GaussianVAE(Autoencoder[GaussianVAEConfig]):
     −ln P(y) together with anything, since a density at a point is no probability, and its `entropy` and `log_posterior`
     are zero because nothing was drawn. Only `draw` gives bits.
 
+    Args:
+        dim: latent channels of each position.
+        free_bits: bits of each channel and position that the objective does not charge for.
+        beta: weight of the KL in the objective (Higgins et al. 2017); 1 is the ELBO.
+
     Raises:
         ValueError: sizes that do not fit each other, or options outside their range.
     """
 
-    config_class = GaussianVAEConfig
-
-    def __init__(self, config: GaussianVAEConfig):
-        super().__init__(config)
-        if config.dim < 1:
-            raise ValueError(f"expected at least one latent channel, got dim={config.dim}")
+    def __init__(self, *, dim: int = 8, free_bits: float = 0.0, beta: float = 1.0, **networks: Any):
+        super().__init__(**networks)
+        if dim < 1:
+            raise ValueError(f"expected at least one latent channel, got dim={dim}")
         # Also False for NaN.
-        if not (0 <= config.free_bits < math.inf and 0 <= config.beta < math.inf):
-            raise ValueError(
-                f"expected free_bits and beta of at least zero, got free_bits={config.free_bits}, beta={config.beta}"
-            )
+        if not (0 <= free_bits < math.inf and 0 <= beta < math.inf):
+            raise ValueError(f"expected free_bits and beta of at least zero, got free_bits={free_bits}, beta={beta}")
         self.grid = (self.side, self.side)
-        self.make_networks(encoded=2 * config.dim, decoded=config.dim)
+        self.make_networks(encoded=2 * dim, decoded=dim)
         # Starts at a nat, so that nothing is said in the first two hundred updates or so.
-        self.register_buffer("recent_kl", torch.ones(config.dim), persistent=False)
+        self.register_buffer("recent_kl", torch.ones(dim), persistent=False)
         self.num_checked = 0
         self.warned = False
 

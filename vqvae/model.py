@@ -7,11 +7,10 @@ What it shares with other autoencoders, and the objective of training, is in `vq
 are the quantizer's.
 """
 
-import abc
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,42 +18,13 @@ from torch import Tensor
 
 from safefolder import arrays
 from safefolder.arrays import Codes, Labels
-from vqvae import quantizers
 from vqvae.autoencoder import Autoencoder, Output
-from vqvae.config import AutoencoderConfig, ResidualConfig
 from vqvae.elbo import PriorLike, check_fit
 from vqvae.levels import Images
 from vqvae.metrics import CodeUsage
-from vqvae.quantizers import EMAVectorQuantizerConfig, PriorInTheLoop, Quantized, QuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer, PriorInTheLoop, Quantized, Quantizer
 from vqvae.quantizers.base import own_generator
-
-QUANTIZERS: tuple[type, ...] = tuple(
-    getattr(quantizers, name) for name in quantizers.__all__ if name.endswith("Config") and name != "QuantizerConfig"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodesConfig(AutoencoderConfig, abc.ABC):
-    """Abstract: what a model with codes between its encoder and decoder has, whatever networks these are.
-
-    Attributes:
-        quantizer: which quantizer, and its options; its `dim` is the width of `z_e`.
-        beta: weight of the rate of a prior in the loop (`vqvae.quantizers.prior_in_loop`); None is without one.
-    """
-
-    quantizer: QuantizerConfig = field(default_factory=EMAVectorQuantizerConfig)
-    beta: float | None = None
-
-    parts: ClassVar[Mapping[str, tuple[type, ...]]] = {**AutoencoderConfig.parts, "quantizer": QUANTIZERS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAEConfig(CodesConfig, ResidualConfig):
-    """What a VQVAE is built from: sizes and likelihood as `ResidualConfig` says, quantizer as `CodesConfig`."""
-
-    def build(self) -> "VQVAE":
-        """The model, with fresh weights. Errors as `VQVAE`."""
-        return VQVAE(self)
+from vqvae.residual import ResidualAutoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,29 +45,40 @@ class VQVAEOutput(Output):
         return self.quantized.codes
 
 
-class VQVAE(Autoencoder[CodesConfig]):
+class VQVAE(ResidualAutoencoder):
     """A tokenizer of images.
 
     `grid` holds the axes of the codes of one image: (h, w); (h, w, depth) for residual and grouped quantizers, and
-    (places,) for a multi-scale one.
+    (positions,) for a multi-scale one.
 
-        model = VQVAE(VQVAEConfig(image_size=32, num_channels=3))
+        model = VQVAE(image_size=32, num_channels=3)
         codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"
         model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's point
         model(images).distortion              # nats per image, "b"
+
+    What people mean is taken (`safefolder.options`): `VQVAE(image_size=(64, 64), quantizer="FSQ", likelihood="Normal")`
+    has an `image_size` of 64, and the defaults of each kind.
+
+    Args:
+        quantizer: which quantizer, and its options; its `dim` is the width of `z_e`.
+        beta: weight of the rate of a prior in the loop (`vqvae.quantizers.prior_in_loop`); None is without one.
 
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
-    config_class: ClassVar[type[CodesConfig]] = VQVAEConfig
-
-    def __init__(self, config: CodesConfig):
-        super().__init__(config)
-        if config.beta is not None and not 0 < config.beta < math.inf:
-            raise ValueError(f"expected a finite beta above zero, or None for no prior in the loop, got {config.beta}")
-        self.quantizer = config.quantizer.build()
-        if config.beta is not None:
+    def __init__(
+        self,
+        *,
+        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
+        beta: float | None = None,
+        **networks: Any,
+    ):
+        super().__init__(**networks)
+        if beta is not None and not 0 < beta < math.inf:
+            raise ValueError(f"expected a finite beta above zero, or None for no prior in the loop, got {beta}")
+        self.quantizer = quantizer.build()
+        if beta is not None:
             self.quantizer.check_weighs_prior()
         self.grid = self.quantizer.code_grid((self.side, self.side))
         self.make_networks(encoded=self.quantizer.dim, decoded=self.quantizer.dim)

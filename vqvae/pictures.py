@@ -127,5 +127,5 @@ def _save(path: Path, picture: Image.Image) -> None:
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:
-    with safefolder.replacing(Path(path)) as scratch:
+    with safefolder.files.replacing(Path(path)) as scratch:
         scratch.write_bytes(buffer.getvalue())

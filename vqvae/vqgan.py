@@ -7,14 +7,12 @@ gives, so that it has a distortion in nats, and it can be trained on by that.
 `vqvae.interop` reads and writes the files of such models.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
-from safefolder import Options
-from vqvae.config import LikelihoodConfig
-from vqvae.likelihoods import NormalConfig
-from vqvae.model import VQVAE, CodesConfig
+from safefolder import ConfiguredOptions, Options
+from vqvae.likelihoods import Likelihood, Normal
+from vqvae.model import VQVAE
+from vqvae.quantizers import EMAVectorQuantizer, Quantizer
 from vqvae.vqgan_networks import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
 
 
@@ -35,11 +33,17 @@ class DiffusersConfig(Options):
     sample_size: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class VQGANConfig(CodesConfig):
-    """What a VQGAN is built from. Its networks are convolutional: any multiple of `factor` is an `image_size`.
+class VQGAN(VQVAE):
+    """A `VQVAE` with VQGAN's networks. They are convolutional: any multiple of `factor` is an `image_size`.
 
-    Attributes:
+        model = import_diffusers("owner/name", subfolder="vqvae", image_size=256)
+        codes = model.encode(images)          # uint8 "b 3 256 256" -> int64 "b 16 16"
+        model.decode(codes)                   # uint8 "b 3 256 256", the picture that the decoder gives
+
+    `VQVAE.from_pretrained` reads it too. Beside these it has the options `image_size`, `num_channels`, `likelihood`,
+    `quantizer` and `beta` of a `VQVAE`.
+
+    Args:
         channels: of each level, from the finest on; each level but the first halves the resolution.
         num_blocks: residual blocks at each level of the encoder; the decoder has one more.
         down_attention: levels of the encoder with attention after each residual block, ascending; 0 is the finest.
@@ -55,89 +59,77 @@ class VQGANConfig(CodesConfig):
             halved so often.
     """
 
-    image_size: int = 256
-    num_channels: int = 3
-    likelihood: LikelihoodConfig = field(default_factory=NormalConfig)
-    channels: tuple[int, ...] = (128, 128, 256, 256, 512)
-    num_blocks: int = 2
-    down_attention: tuple[int, ...] = ()
-    up_attention: tuple[int, ...] = ()
-    mid_attention: bool = True
-    latent_channels: int = 256
-    spatial_norm: bool = False
-    num_groups: int = 32
-    diffusers: DiffusersConfig = field(default_factory=DiffusersConfig)
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        num_channels: int = 3,
+        likelihood: Likelihood.Config = Normal.Config(),
+        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
+        beta: float | None = None,
+        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        num_blocks: int = 2,
+        down_attention: tuple[int, ...] = (),
+        up_attention: tuple[int, ...] = (),
+        mid_attention: bool = True,
+        latent_channels: int = 256,
+        spatial_norm: bool = False,
+        num_groups: int = 32,
+        diffusers: DiffusersConfig = DiffusersConfig(),
+    ):
+        super().__init__(
+            image_size=image_size, num_channels=num_channels, likelihood=likelihood, quantizer=quantizer, beta=beta
+        )
 
-    parts: ClassVar[Mapping[str, tuple[type, ...]]] = {**CodesConfig.parts, "diffusers": (DiffusersConfig,)}
-
-    def __post_init__(self) -> None:
-        if not self.channels or min(self.num_blocks, self.latent_channels, self.num_groups) < 1:
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        if not options.channels or min(options.num_blocks, options.latent_channels, options.num_groups) < 1:
             raise ValueError(
-                f"got channels={self.channels}, num_blocks={self.num_blocks}, latent_channels={self.latent_channels}, "
-                f"num_groups={self.num_groups}, expected one level and one of each at least"
+                f"got channels={options.channels}, num_blocks={options.num_blocks}, "
+                f"latent_channels={options.latent_channels}, num_groups={options.num_groups}, expected one level and "
+                "one of each at least"
             )
-        if self.image_size < 1 or self.image_size % self.factor:
+        factor = _factor(options)
+        if options.image_size < 1 or options.image_size % factor:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of {self.factor}, by which the networks reduce it, "
-                f"having {len(self.channels)} levels; change one of them"
+                f"image_size {options.image_size} is not a multiple of {factor}, by which the networks reduce it, "
+                f"having {len(options.channels)} levels; change one of them"
             )
-        groups = {"num_groups": self.num_groups}
-        if self.spatial_norm:
+        groups = {"num_groups": options.num_groups}
+        if options.spatial_norm:
             groups["the groups of spatial norms"] = SPATIAL_GROUPS
         for name, number in groups.items():
-            if any(width < 1 or width % number for width in self.channels):
+            if any(width < 1 or width % number for width in options.channels):
                 raise ValueError(
-                    f"got channels={self.channels}, expected multiples of {name}, {number}; change one of them"
+                    f"got channels={options.channels}, expected multiples of {name}, {number}; change one of them"
                 )
         for name in ("down_attention", "up_attention"):
-            levels = getattr(self, name)
-            if list(levels) != sorted(set(levels) & set(range(len(self.channels)))):
+            levels = getattr(options, name)
+            if list(levels) != sorted(set(levels) & set(range(len(options.channels)))):
                 raise ValueError(
-                    f"got {name}={levels}, expected levels from 0 (finest) to {len(self.channels) - 1}, ascending"
+                    f"got {name}={levels}, expected levels from 0 (finest) to {len(options.channels) - 1}, ascending"
                 )
 
     @property
     def factor(self) -> int:
-        return 2 ** (len(self.channels) - 1)
+        return _factor(self.config)
 
-    def networks(self, *, encoded: int, decoded: int, num_features: int) -> tuple[VQGANEncoder, VQGANDecoder]:
-        return (
-            VQGANEncoder(
-                num_channels=self.num_channels,
-                dim=encoded,
-                channels=self.channels,
-                num_blocks=self.num_blocks,
-                attention=self.down_attention,
-                mid_attention=self.mid_attention,
-                latent_channels=self.latent_channels,
-                num_groups=self.num_groups,
-            ),
-            VQGANDecoder(
-                num_features=num_features,
-                dim=decoded,
-                channels=self.channels,
-                num_blocks=self.num_blocks,
-                attention=self.up_attention,
-                mid_attention=self.mid_attention,
-                latent_channels=self.latent_channels,
-                spatial_norm=self.spatial_norm,
-                num_groups=self.num_groups,
-            ),
+    def make_networks(self, *, encoded: int, decoded: int) -> None:
+        config = self.config
+        names = ("channels", "num_blocks", "mid_attention", "latent_channels", "num_groups")
+        sizes = {name: getattr(config, name) for name in names}
+        self.encoder = VQGANEncoder(
+            num_channels=config.num_channels, dim=encoded, attention=config.down_attention, **sizes
+        )
+        self.decoder = VQGANDecoder(
+            num_features=self.likelihood.num_features,
+            dim=decoded,
+            attention=config.up_attention,
+            spatial_norm=config.spatial_norm,
+            **sizes,
         )
 
-    def build(self) -> "VQGAN":
-        """The model, with fresh weights. Errors as `VQVAE`."""
-        return VQGAN(self)
 
-
-class VQGAN(VQVAE):
-    """A `VQVAE` with VQGAN's networks.
-
-        model = import_diffusers("owner/name", subfolder="vqvae", image_size=256)
-        codes = model.encode(images)          # uint8 "b 3 256 256" -> int64 "b 16 16"
-        model.decode(codes)                   # uint8 "b 3 256 256", the picture that the decoder gives
-
-    `VQVAE.from_pretrained` reads it too.
-    """
-
-    config_class: ClassVar[type[CodesConfig]] = VQGANConfig
+def _factor(options: ConfiguredOptions) -> int:
+    return 2 ** (len(options.channels) - 1)

@@ -29,7 +29,7 @@ PARTS = ("block_decoder", "bits_back", "body", "codec", "coder", "container", "t
 # With only these instrumented, the rest may be imported here as well.
 with atheris.instrument_imports(include=[f"vqvae.codec.{part}" for part in PARTS]):
     from priors import UniformPrior
-    from vqvae import VQVAEConfig
+    from vqvae import VQVAE
     from vqvae.codec import body as bodies
     from vqvae.codec import coder as coders
     from vqvae.codec.block_decoder import check_of
@@ -37,8 +37,8 @@ with atheris.instrument_imports(include=[f"vqvae.codec.{part}" for part in PARTS
     from vqvae.codec.codec import Codec
     from vqvae.codec.container import DamagedFile, Mode
     from vqvae.codec.units import Cut
-    from vqvae.likelihoods import LogisticMixtureConfig
-    from vqvae.quantizers import StochasticVectorQuantizerConfig
+    from vqvae.likelihoods import LogisticMixture
+    from vqvae.quantizers import StochasticVectorQuantizer
 
 SIZE = 8
 MAX_SIZE = 2048
@@ -67,12 +67,12 @@ class Labelled(UniformPrior):
 def make_codec() -> Codec:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    config = VQVAEConfig(
+    config = VQVAE.Config(
         image_size=SIZE,
         width=2,
         num_blocks=0,
-        likelihood=LogisticMixtureConfig(num_components=1, zero_component=True),
-        quantizer=StochasticVectorQuantizerConfig(num_codes=4, dim=2),
+        likelihood=LogisticMixture.Config(num_components=1, zero_component=True),
+        quantizer=StochasticVectorQuantizer.Config(num_codes=4, dim=2),
     )
     model = config.build()
     for parameter in model.parameters():

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from fuzz_files import Kind
 
-from priors import TransformerPrior, TransformerPriorConfig
-from vqvae import VQVAE, VQVAEConfig
+from priors import TransformerPrior
+from vqvae import VQVAE
 from vqvae.cli import figures, unpacking
 from vqvae.codec import Codec, CompressedImages, Mode, container
-from vqvae.quantizers import StochasticVectorQuantizerConfig
+from vqvae.quantizers import StochasticVectorQuantizer
 
 _SIZE = 8
 
@@ -30,9 +30,9 @@ _SIZE = 8
 def _codec() -> Codec:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    quantizer = StochasticVectorQuantizerConfig(num_codes=8, dim=4)
-    model = VQVAE(VQVAEConfig(image_size=_SIZE, width=4, num_blocks=0, quantizer=quantizer))
-    options = TransformerPriorConfig(num_codes=8, grid=model.grid, num_classes=3, width=8, depth=1, num_heads=1)
+    quantizer = StochasticVectorQuantizer.Config(num_codes=8, dim=4)
+    model = VQVAE(image_size=_SIZE, width=4, num_blocks=0, quantizer=quantizer)
+    options = TransformerPrior.Config(num_codes=8, grid=model.grid, num_classes=3, width=8, depth=1, num_heads=1)
     return Codec(model, TransformerPrior(options))
 
 

@@ -16,14 +16,14 @@ import yaml
 from fuzz_files import Kind
 from torch import Tensor
 
-from priors.llama import LlamaPrior, LlamaPriorConfig
+from priors.llama import LlamaPrior
 from priors.llama_folder import load_llama, save_llama
 from vqvae.interop import export_diffusers, import_diffusers, import_tokenizer
 from vqvae.interop.layout import sizes, to_diffusers
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.taming import LAYOUT, NEAREST, _check, _params
-from vqvae.quantizers import VectorQuantizerConfig
-from vqvae.vqgan import VQGANConfig
+from vqvae.quantizers import VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 # What stands beside a file of each kind, by its name.
 beside: dict[str, dict[str, bytes]] = {}
@@ -141,10 +141,10 @@ def read_yaml_of_taming(path: Path) -> object:
 
 def diffusers_configs(folder: Path) -> list[bytes]:
     torch.manual_seed(0)
-    quantizer = VectorQuantizerConfig(num_codes=4, dim=2, revival="off")
+    quantizer = VectorQuantizer.Config(num_codes=4, dim=2, revival="off")
     found = []
     for number, channels in enumerate(((2,), (2, 4))):
-        config = VQGANConfig(
+        config = VQGAN.Config(
             image_size=8, channels=channels, num_blocks=1, latent_channels=2, num_groups=2, quantizer=quantizer
         )
         export_diffusers(config.build().eval(), folder / str(number))
@@ -158,7 +158,7 @@ def diffusers_configs(folder: Path) -> list[bytes]:
 def llama_folder(folder: Path) -> None:
     """In two shards."""
     torch.manual_seed(0)
-    prior = LlamaPrior(LlamaPriorConfig(num_codes=4, grid=(2, 2), num_classes=2, width=4, depth=2, num_heads=1))
+    prior = LlamaPrior(num_codes=4, grid=(2, 2), num_classes=2, width=4, depth=2, num_heads=1)
     save_llama(prior, folder / "llama")
     weights = safetensors.torch.load_file(folder / "llama" / "model.safetensors")
     places = {}

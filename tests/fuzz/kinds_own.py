@@ -10,25 +10,24 @@ from typing import Any
 import torch
 from fuzz_files import Kind
 
-from priors import GridModel, NextScalePrior, NextScalePriorConfig, NGramPrior, TransformerPrior, TransformerPriorConfig
+from priors import GridModel, NextScalePrior, NGramPrior, TransformerPrior
 from training.checks import check, stages
 from training.options import FASHION, load_run, save_run
-from training.prior_kinds import TransformerSize
-from vqvae import VQVAE, Autoencoder, GaussianVAE, GaussianVAEConfig, VQVAEConfig
-from vqvae.likelihoods import NormalConfig
-from vqvae.quantizers import FSQConfig, ProjectedQuantizerConfig, ResidualQuantizerConfig, VectorQuantizerConfig
+from vqvae import VQVAE, Autoencoder, GaussianVAE
+from vqvae.likelihoods import Normal
+from vqvae.quantizers import FSQ, ProjectedQuantizer, ResidualQuantizer, VectorQuantizer
 
 # Good weights, beside which each damaged config is put.
 _PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
 def _models() -> list[Any]:
-    sizes: dict[str, Any] = {"image_size": 8, "width": 8, "num_blocks": 1, "likelihood": NormalConfig()}
-    deep = ResidualQuantizerConfig(depth=2, quantizer=FSQConfig(levels=(3, 3)))
+    sizes: dict[str, Any] = {"image_size": 8, "width": 8, "num_blocks": 1, "likelihood": Normal.Config()}
+    deep = ResidualQuantizer.Config(depth=2, quantizer=FSQ.Config(levels=(3, 3)))
     return [
-        VQVAE(VQVAEConfig(**sizes, quantizer=VectorQuantizerConfig(num_codes=8, dim=4))),
-        VQVAE(VQVAEConfig(**sizes, quantizer=ProjectedQuantizerConfig(dim=4, quantizer=deep))),
-        GaussianVAE(GaussianVAEConfig(**sizes, dim=3)),
+        VQVAE(**sizes, quantizer=VectorQuantizer.Config(num_codes=8, dim=4)),
+        VQVAE(**sizes, quantizer=ProjectedQuantizer.Config(dim=4, quantizer=deep)),
+        GaussianVAE(**sizes, dim=3),
     ]
 
 
@@ -37,8 +36,8 @@ def _priors() -> list[Any]:
     counts = NGramPrior(num_codes=8, grid=(2, 2))
     counts.fit(torch.randint(0, 8, (20, 2, 2)))
     return [
-        TransformerPrior(TransformerPriorConfig(grid=(2, 2), num_classes=3, **sizes)),
-        NextScalePrior(NextScalePriorConfig(scales=(1, 2), **sizes)),
+        TransformerPrior(grid=(2, 2), num_classes=3, **sizes),
+        NextScalePrior(scales=(1, 2), **sizes),
         counts,
     ]
 
@@ -73,7 +72,7 @@ def _good_runs(folder: Path) -> Sequence[bytes]:
         FASHION,
         run=folder,
         model=dataclasses.replace(FASHION.model, width=8, num_blocks=1),
-        prior=TransformerSize(width=16, depth=1, num_heads=2),
+        prior=TransformerPrior.Config(width=16, depth=1, num_heads=2),
     )
     save_run(run)
     return [(folder / "state" / "run.json").read_bytes()]

@@ -12,9 +12,9 @@ import torch
 from fuzz_files import Kind
 from torch import Tensor
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.data import ImageTensors
-from vqvae.quantizers import VectorQuantizerConfig
+from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeDataset, Plan, is_done, plan, tokenize
 from vqvae.tokens.index import checksum
 
@@ -28,8 +28,8 @@ class _World:
 
     def __init__(self, place: Path):
         torch.manual_seed(0)
-        quantizer = VectorQuantizerConfig(num_codes=16, dim=4)
-        self.model = VQVAE(VQVAEConfig(image_size=8, num_channels=1, width=8, num_blocks=1, quantizer=quantizer)).eval()
+        quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
+        self.model = VQVAE(image_size=8, num_channels=1, width=8, num_blocks=1, quantizer=quantizer).eval()
         self.images = _images(0)
         self.folder = place / "codes"
         tokenize(self.model, self.images, self.folder, tokenizer_source="runs/x", **SIZES)

@@ -9,23 +9,16 @@ from torch import Tensor
 
 from priors import (
     AnyOrderPrior,
-    AnyOrderPriorConfig,
     ContinuousPrior,
     DepthTransformerPrior,
-    DepthTransformerPriorConfig,
     LlamaPrior,
-    LlamaPriorConfig,
     MixtureTransformerPrior,
-    MixtureTransformerPriorConfig,
     NextScalePrior,
-    NextScalePriorConfig,
     NGramPrior,
     NormalPrior,
     PixelCNNPrior,
-    PixelCNNPriorConfig,
     Prior,
     TransformerPrior,
-    TransformerPriorConfig,
     UniformPrior,
     UnigramPrior,
 )
@@ -37,7 +30,7 @@ def make_transformer(
     """A transformer whose weights are large enough that its probabilities are far from uniform."""
     sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
-    prior = TransformerPrior(TransformerPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    prior = TransformerPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -48,7 +41,7 @@ def make_llama(*, num_codes: int, grid: tuple[int, ...], num_classes: int | None
     """As `make_transformer`, in the design of Llama."""
     sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
-    prior = LlamaPrior(LlamaPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    prior = LlamaPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -61,7 +54,7 @@ def make_any_order(
     """An any-order transformer whose distributions are far from uniform, and from each other."""
     sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
-    prior = AnyOrderPrior(AnyOrderPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    prior = AnyOrderPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -72,7 +65,7 @@ def make_depth(*, num_codes: int, grid: tuple[int, ...], **sizes: Any) -> DepthT
     """As `make_transformer`, over the last axis by a transformer of its own."""
     sizes = {"width": 24, "depth": 2, "code_depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
-    prior = DepthTransformerPrior(DepthTransformerPriorConfig(num_codes=num_codes, grid=grid, **sizes))
+    prior = DepthTransformerPrior(num_codes=num_codes, grid=grid, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -83,7 +76,7 @@ def make_next_scale(*, num_codes: int, scales: tuple[int, ...], **sizes: Any) ->
     """As `make_transformer`, scale by scale."""
     sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
     torch.manual_seed(7)
-    prior = NextScalePrior(NextScalePriorConfig(num_codes=num_codes, scales=scales, **sizes))
+    prior = NextScalePrior(num_codes=num_codes, scales=scales, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
@@ -110,7 +103,7 @@ def make_pixelcnn(
     """A PixelCNN whose probabilities are far from uniform."""
     sizes = {"width": 12, "depth": 2, **sizes}
     torch.manual_seed(7)
-    prior = PixelCNNPrior(PixelCNNPriorConfig(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes))
+    prior = PixelCNNPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
     with torch.no_grad():
         prior.logits.weight.mul_(1.2 / prior.logits.weight.std())
         for layer in prior.layers:
@@ -154,7 +147,7 @@ def make_mixture(
     """A mixture transformer far from N(0, I), whose components are neither narrow nor far out."""
     sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_components": 3, **sizes}
     torch.manual_seed(7)
-    config = MixtureTransformerPriorConfig(dim=dim, grid=grid, num_classes=num_classes, **sizes)
+    config = MixtureTransformerPrior.Config(dim=dim, grid=grid, num_classes=num_classes, **sizes)
     prior = MixtureTransformerPrior(config)
     with torch.no_grad():
         for weight in prior.parameters():

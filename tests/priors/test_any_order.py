@@ -11,7 +11,7 @@ from prior_worlds import every_grid, make_any_order, some_labels
 from test_prior_contract import chi_square
 from torch import Tensor
 
-from priors import AnyOrderPrior, AnyOrderPriorConfig
+from priors import AnyOrderPrior
 from priors.any_order import cosine_sizes, spread_ranks
 from priors.sampling import known_chooser
 
@@ -336,9 +336,7 @@ def test_training_draws_orders_and_reaches_every_weight() -> None:
 def test_orders_of_training_follow_raster_share() -> None:
     codes = torch.zeros(4000, 6, dtype=torch.int64)
     for share in (0.0, 0.5):
-        prior = AnyOrderPrior(
-            AnyOrderPriorConfig(num_codes=2, grid=(6,), width=8, depth=1, num_heads=2, raster_share=share)
-        )
+        prior = AnyOrderPrior(num_codes=2, grid=(6,), width=8, depth=1, num_heads=2, raster_share=share)
         torch.manual_seed(0)
         orders = prior._draw_orders(codes)
         assert torch.equal(orders.sort(1).values, torch.arange(6).expand(4000, -1))
@@ -349,7 +347,7 @@ def test_orders_of_training_follow_raster_share() -> None:
 def test_it_learns_to_inpaint() -> None:
     """The right half repeats the left, which is drawn evenly: either is certain from the other, in any order."""
     torch.manual_seed(0)
-    config = AnyOrderPriorConfig(num_codes=4, grid=(2, 4), width=32, depth=2, num_heads=2, raster_share=0.25)
+    config = AnyOrderPrior.Config(num_codes=4, grid=(2, 4), width=32, depth=2, num_heads=2, raster_share=0.25)
     prior = AnyOrderPrior(config)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=5e-3)
     for _ in range(300):
@@ -459,4 +457,4 @@ def test_bad_steps_and_masks() -> None:
 )
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AnyOrderPriorConfig(**{"num_codes": 3, "grid": (2, 2), "width": 24, "num_heads": 2, **options})
+        AnyOrderPrior.Config(**{"num_codes": 3, "grid": (2, 2), "width": 24, "num_heads": 2, **options})

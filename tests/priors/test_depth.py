@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from trunk_reference import log_softmax, reference_trunk
 
-from priors import DepthTransformerPrior, DepthTransformerPriorConfig, Prior
+from priors import DepthTransformerPrior, Prior
 from priors.numerics import Numerics
 from priors.sampling import known_chooser
 from priors.stepper import Stepper
@@ -170,7 +170,7 @@ def test_walk_bytes_are_those_of_its_caches() -> None:
 def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> None:
     """The second code is the first plus one; the first code is the second of the place before."""
     torch.manual_seed(0)
-    config = DepthTransformerPriorConfig(num_codes=4, grid=(4, 2), width=32, depth=1, code_depth=1, num_heads=2)
+    config = DepthTransformerPrior.Config(num_codes=4, grid=(4, 2), width=32, depth=1, code_depth=1, num_heads=2)
     prior = DepthTransformerPrior(config)
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     first = torch.arange(64) % 4
@@ -205,4 +205,4 @@ def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> No
 )
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DepthTransformerPriorConfig(**{"num_codes": 4, "grid": (2, 2, 3), **options})
+        DepthTransformerPrior.Config(**{"num_codes": 4, "grid": (2, 2, 3), **options})

@@ -15,7 +15,7 @@ from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from priors import LlamaPrior, LlamaPriorConfig
+from priors import LlamaPrior
 from priors.llama_folder import load_llama, save_llama
 
 NUM_CODES, GRID, PLACES, CLASSES = 11, (3, 4), 12, 3
@@ -421,4 +421,4 @@ def test_what_is_given_must_be_what_is_said(tmp_path: Path) -> None:
 )
 def test_bad_sizes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LlamaPriorConfig(**{"num_codes": 4, "grid": (2, 2), **options})
+        LlamaPrior.Config(**{"num_codes": 4, "grid": (2, 2), **options})

@@ -10,7 +10,7 @@ from test_engine import steps
 from test_llama import CLASSES, GRID, NUM_CODES, PLACES, prior_of, some_codes
 from torch import Tensor
 
-from priors import LlamaPrior, LlamaPriorConfig, Prior
+from priors import LlamaPrior, Prior
 from priors.numerics import Numerics
 from priors.sampling import known_chooser
 from priors.static_step import static_step
@@ -103,7 +103,7 @@ def test_compiled_walks_are_eager_ones() -> None:
 
 def test_it_learns_what_one_place_says_of_the_next() -> None:
     torch.manual_seed(0)
-    prior = LlamaPrior(LlamaPriorConfig(num_codes=5, grid=(6,), width=32, depth=2, num_heads=2))
+    prior = LlamaPrior(num_codes=5, grid=(6,), width=32, depth=2, num_heads=2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     for _ in range(150):
         first = torch.randint(5, (64, 1))

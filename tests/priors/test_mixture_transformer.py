@@ -8,7 +8,7 @@ from prior_worlds import make_mixture
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from priors import MixtureTransformerPrior, MixtureTransformerPriorConfig, NormalPrior
+from priors import MixtureTransformerPrior, NormalPrior
 
 
 def some_latents(prior: MixtureTransformerPrior, num: int = 6) -> Tensor:
@@ -130,7 +130,7 @@ def test_a_channel_that_does_not_vary_is_refused(still: float) -> None:
 
 def test_a_fresh_prior_is_nearly_standard_normal() -> None:
     torch.manual_seed(0)
-    prior = MixtureTransformerPrior(MixtureTransformerPriorConfig(dim=4, grid=(4, 4)))
+    prior = MixtureTransformerPrior(dim=4, grid=(4, 4))
     latents = torch.randn(64, 4, 4, 4)
     difference = (prior(latents) - NormalPrior(dim=4, grid=(4, 4))(latents)) / 64
     assert difference.abs().max() < 0.03
@@ -204,7 +204,7 @@ def test_it_learns_a_correlated_field() -> None:
     train, held_out = (5 + 3 * fields).split((4096, 512))
     entropy += 36 * math.log(3)
     torch.manual_seed(0)
-    config = MixtureTransformerPriorConfig(dim=4, grid=(3, 3), width=48, depth=1, num_heads=2, num_components=2)
+    config = MixtureTransformerPrior.Config(dim=4, grid=(3, 3), width=48, depth=1, num_heads=2, num_components=2)
     prior = MixtureTransformerPrior(config).standardise(train)
     units = (held_out - prior.shift) / prior.scale
     normal = (36 * math.log(3) - NormalPrior(dim=4, grid=(3, 3))(units).mean()).item()
@@ -236,4 +236,4 @@ def test_it_learns_a_correlated_field() -> None:
 )
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MixtureTransformerPriorConfig(**{"dim": 4, "grid": (2, 2), **options})
+        MixtureTransformerPrior.Config(**{"dim": 4, "grid": (2, 2), **options})

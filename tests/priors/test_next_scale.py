@@ -13,7 +13,7 @@ from prior_worlds import every_grid, make_next_scale, some_labels
 from torch import Tensor
 from trunk_reference import log_softmax, reference_trunk
 
-from priors import NextScalePrior, NextScalePriorConfig, Prior
+from priors import NextScalePrior, Prior
 from priors.numerics import Numerics
 from priors.sampling import known_chooser
 from priors.stepper import Stepper
@@ -214,7 +214,7 @@ def test_a_prior_in_bfloat16_gathers_in_float32() -> None:
 def test_it_learns_how_a_fine_scale_follows_from_a_coarse_one() -> None:
     """Four random quadrants; the finer picture repeats them, each place as its quadrant."""
     torch.manual_seed(0)
-    config = NextScalePriorConfig(num_codes=3, scales=(2, 4), width=32, depth=1, num_heads=2)
+    config = NextScalePrior.Config(num_codes=3, scales=(2, 4), width=32, depth=1, num_heads=2)
     prior = NextScalePrior(config)
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
 
@@ -238,8 +238,8 @@ def test_it_learns_how_a_fine_scale_follows_from_a_coarse_one() -> None:
 
 
 def test_the_grid_follows_from_the_scales() -> None:
-    assert NextScalePriorConfig(num_codes=4).grid == (79,)
-    assert NextScalePriorConfig(num_codes=4, scales=[1, 2], grid=[5]) == NextScalePriorConfig(
+    assert NextScalePrior.Config(num_codes=4).grid == (79,)
+    assert NextScalePrior.Config(num_codes=4, scales=[1, 2], grid=[5]) == NextScalePrior.Config(
         num_codes=4, scales=(1, 2)
     )
 
@@ -248,9 +248,9 @@ def test_the_grid_follows_from_the_scales() -> None:
     ("options", "message"),
     [
         ({"scales": ()}, r"scales=\(\), expected the sides"),
-        ({"scales": 4}, "scales=4 for NextScalePriorConfig, expected a tuple of integers"),
+        ({"scales": 4}, "scales=4 for NextScalePrior, expected a tuple of integers"),
         ({"scales": (0, 2)}, "a scale=0"),
-        ({"scales": (1, 2.0)}, r"scales=\(1, 2.0\) for NextScalePriorConfig, expected a tuple of integers"),
+        ({"scales": (1, 2.0)}, r"scales=\(1, 2.0\) for NextScalePrior, expected a tuple of integers"),
         ({"scales": (1, 3, 3)}, r"scales=\(1, 3, 3\), expected each larger than the one before"),
         ({"grid": (6,)}, r"grid=\(6,\) with scales=\(1, 2\), expected \(5,\)"),
         ({"grid": (1, 5)}, r"grid=\(1, 5\) with scales=\(1, 2\), expected \(5,\)"),
@@ -265,4 +265,4 @@ def test_the_grid_follows_from_the_scales() -> None:
 @pytest.mark.usefixtures("untyped")
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NextScalePriorConfig(**{"num_codes": 4, "scales": (1, 2), **options})
+        NextScalePrior.Config(**{"num_codes": 4, "scales": (1, 2), **options})

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from prior_worlds import make_pixelcnn
 from torch import Tensor
 
-from priors import PixelCNNPrior, PixelCNNPriorConfig
+from priors import PixelCNNPrior
 from priors.numerics import Numerics
 
 
@@ -101,7 +101,7 @@ def test_noise_and_dropout_are_for_training_alone() -> None:
 def test_it_learns_a_pattern() -> None:
     """Codes repeat the one at the left above, or start anew by the class: what each place needs is two places back."""
     torch.manual_seed(0)
-    prior = PixelCNNPrior(PixelCNNPriorConfig(num_codes=4, grid=(4, 4), num_classes=2, width=32, depth=3))
+    prior = PixelCNNPrior(num_codes=4, grid=(4, 4), num_classes=2, width=32, depth=3)
     optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
 
     def draw(num: int) -> tuple[Tensor, Tensor]:
@@ -168,4 +168,4 @@ def test_relaxed_tables_are_smooth() -> None:
 )
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PixelCNNPriorConfig(**{"num_codes": 3, "grid": (2, 2), **options})
+        PixelCNNPrior.Config(**{"num_codes": 3, "grid": (2, 2), **options})

@@ -5,16 +5,7 @@ import torch
 from prior_worlds import KINDS, every_grid, make_any_order, make_transformer, some_labels
 from torch import Tensor
 
-from priors import (
-    AnyOrderPrior,
-    DepthTransformerPrior,
-    LlamaPrior,
-    NextScalePrior,
-    NextScalePriorConfig,
-    NGramPrior,
-    Prior,
-    TransformerPrior,
-)
+from priors import AnyOrderPrior, DepthTransformerPrior, LlamaPrior, NextScalePrior, NGramPrior, Prior, TransformerPrior
 from priors.sampling import random_chooser
 
 LABELLED = [kind for kind in KINDS if kind.endswith("labels")]
@@ -480,9 +471,7 @@ def test_steps_of_several_codes_are_not_compiled() -> None:
         scales.samples(2, compiled=True)
     # Where every step is of one code it is nobody's business how that was asked for.
     nearly.samples(2, num_steps=4, compiled=True)
-    NextScalePrior(NextScalePriorConfig(num_codes=3, scales=(1,), width=8, depth=1, num_heads=2)).samples(
-        2, compiled=True
-    )
+    NextScalePrior(num_codes=3, scales=(1,), width=8, depth=1, num_heads=2).samples(2, compiled=True)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

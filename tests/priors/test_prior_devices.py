@@ -8,7 +8,7 @@ from default_worlds import check_same_under_any_default
 from prior_worlds import CONTINUOUS, KINDS, every_grid, some_labels
 from torch import Tensor
 
-from priors import AnyOrderPrior, AnyOrderPriorConfig, NextScalePrior, NextScalePriorConfig, NGramPrior
+from priors import AnyOrderPrior, NextScalePrior, NGramPrior
 
 QUICK = {"transformer-labels", "any-order", "ngram"}
 
@@ -54,8 +54,8 @@ def test_a_prior_that_is_made_without_memory_takes_none():
     sizes = {"num_codes": 512, "width": 256, "depth": 1, "num_heads": 2}
     with torch.device("meta"):
         priors = [
-            NextScalePrior(NextScalePriorConfig(**sizes, scales=(1, 200, 400))),  # of 51 GB
-            AnyOrderPrior(AnyOrderPriorConfig(**sizes, grid=(1024, 1024))),
+            NextScalePrior(**sizes, scales=(1, 200, 400)),  # of 51 GB
+            AnyOrderPrior(**sizes, grid=(1024, 1024)),
             NGramPrior(num_codes=512, grid=(1024, 1024)),
         ]
     for prior in priors:

@@ -145,7 +145,7 @@ def test_counts_and_options_of_numpy() -> None:
     for kind in (UnigramPrior, NGramPrior):
         sizes = kind(num_codes=np.uint16(60_000), grid=np.array([3, 3]))
         assert (sizes.num_codes, sizes.grid) == (60_000, (3, 3))
-        assert sizes.config_fields()["grid"] == [3, 3]
+        assert sizes.config.to_plain()["grid"] == [3, 3]
     seeds = [4, 5]
     drawn = prior.sample(2, seeds=seeds)
     for form in (np.array(seeds, np.uint32), torch.tensor(seeds), range(4, 6), (4, np.int64(5))):

@@ -8,7 +8,7 @@ import torch
 from prior_worlds import every_grid, make_transformer
 from torch import Tensor
 
-from priors import TransformerPrior, TransformerPriorConfig
+from priors import TransformerPrior
 
 SHAPES = [((3, 4), None), ((2, 3), 3), ((6,), None), ((2, 2, 3), 2), ((1, 1), None)]
 
@@ -142,7 +142,7 @@ def test_the_names_of_weights_stay_so_that_saved_priors_load() -> None:
         *blocks,
         "logits.weight",
     ]
-    assert sorted(prior.config_fields()) == sorted(
+    assert sorted(prior.config.to_plain()) == sorted(
         [
             *("num_codes", "grid", "num_classes", "width", "depth", "num_heads"),
             *("dropout", "label_dropout", "code_noise", "checkpointing"),
@@ -257,7 +257,7 @@ def test_dropout_is_for_training_only() -> None:
 
 def test_a_fresh_prior_is_nearly_uniform() -> None:
     torch.manual_seed(0)
-    prior = TransformerPrior(TransformerPriorConfig(num_codes=64, grid=(4, 4)))
+    prior = TransformerPrior(num_codes=64, grid=(4, 4))
     codes = torch.randint(64, (16, 4, 4))
     per_place = -prior(codes).mean().item() / 16
     assert abs(per_place - math.log(64)) < 0.1
@@ -265,7 +265,7 @@ def test_a_fresh_prior_is_nearly_uniform() -> None:
 
 def test_it_learns_what_labels_and_places_determine() -> None:
     torch.manual_seed(0)
-    config = TransformerPriorConfig(
+    config = TransformerPrior.Config(
         num_codes=4,
         grid=(3, 3),
         num_classes=2,
@@ -305,4 +305,4 @@ def test_it_learns_what_labels_and_places_determine() -> None:
 )
 def test_bad_configs(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransformerPriorConfig(**{"num_codes": 4, "grid": (2, 2), **options})
+        TransformerPrior.Config(**{"num_codes": 4, "grid": (2, 2), **options})

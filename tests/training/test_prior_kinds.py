@@ -19,15 +19,10 @@ from safetensors.torch import load_file, save_file
 from priors import GridModel, NGramPrior, Prior, UnigramPrior, trunk
 from training import latents
 from training.options import load_run, parse
-from training.prior_kinds import PRIOR_KINDS, AnyOrderSize, PixelCNNSize, TransformerSize, make_prior, name_of
+from training.prior_kinds import PRIOR_KINDS, make_prior, name_of
 from training.records import Stop
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig
-from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    MultiScaleQuantizerConfig,
-    ResidualQuantizerConfig,
-    VectorQuantizerConfig,
-)
+from vqvae import VQVAE, GaussianVAE
+from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
 
 ROOT = Path(__file__).parents[2]
 QUANTIZERS = {
@@ -268,10 +263,10 @@ def test_a_checkpoint_of_another_kind_is_one_line(run, fails, codebooks, tmp_pat
 
 def test_kinds_keep_what_they_share():
     run = parse(["--prior-kind", "AnyOrder", "--prior.raster-share", "0.5", "--prior.dropout", "0.2"])
-    assert run.prior == AnyOrderSize(width=128, depth=3, num_heads=4, raster_share=0.5, dropout=0.2)
+    assert run.prior == AnyOrderPrior.Config(width=128, depth=3, num_heads=4, raster_share=0.5, dropout=0.2)
     assert (run.prior_kind, run.live) == ("AnyOrder", False)
-    assert parse(["--prior_kind", "PixelCNN"]).prior == PixelCNNSize()
-    assert parse([]).prior == TransformerSize(width=128, depth=3, num_heads=4)
+    assert parse(["--prior_kind", "PixelCNN"]).prior == PixelCNNPrior.Config()
+    assert parse([]).prior == TransformerPrior.Config(width=128, depth=3, num_heads=4)
     assert parse([]).prior_kind == "Transformer"
 
 
@@ -295,15 +290,15 @@ def test_runs_of_other_versions_are_refused_in_one_line(codebooks, tmp_path):
 
 def small_model(kind: str) -> VQVAE | GaussianVAE:
     sizes = {"image_size": 16, "width": 8, "num_blocks": 0, "downsampling": 4}
-    inner = VectorQuantizerConfig(num_codes=8, dim=4)
+    inner = VectorQuantizer.Config(num_codes=8, dim=4)
     if kind == "gaussian":
-        return GaussianVAE(GaussianVAEConfig(dim=3, **sizes))
+        return GaussianVAE(dim=3, **sizes)
     quantizer = {
-        "one": EMAVectorQuantizerConfig(num_codes=8, dim=4),
-        "residual": ResidualQuantizerConfig(quantizer=inner, depth=2),
-        "scales": MultiScaleQuantizerConfig(quantizer=inner, scales=(1, 2, 4)),
+        "one": EMAVectorQuantizer.Config(num_codes=8, dim=4),
+        "residual": ResidualQuantizer.Config(quantizer=inner, depth=2),
+        "scales": MultiScaleQuantizer.Config(quantizer=inner, scales=(1, 2, 4)),
     }[kind]
-    return VQVAE(VQVAEConfig(quantizer=quantizer, **sizes))
+    return VQVAE(quantizer=quantizer, **sizes)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -17,8 +17,8 @@ from run_files import SMALL, weights
 
 from priors import Prior
 from training.records import Stop
-from vqvae import VQGAN, VQVAE, VQGANConfig, load_images
-from vqvae.quantizers import VectorQuantizerConfig
+from vqvae import VQGAN, VQVAE, load_images
+from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeDataset, tokenize
 
 PROJECT = Path(__file__).parents[2]
@@ -287,8 +287,8 @@ def test_codes_of_a_posterior_are_not_what_its_prior_is_for(run, photos, fails, 
 
 
 def test_an_imported_tokenizer_trains_on_and_takes_a_prior(run, photos, tmp_path):
-    quantizer = VectorQuantizerConfig(num_codes=8, dim=4, revival="off")
-    config = VQGANConfig(
+    quantizer = VectorQuantizer.Config(num_codes=8, dim=4, revival="off")
+    config = VQGAN.Config(
         image_size=8, num_channels=1, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer
     )
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from run_files import SMALL, make_images, weights
 import train
 import vqvae.cli
 from priors import NGramPrior, Prior
-from safefolder import one_writer
+from safefolder.locks import one_writer
 from training.options import FitConfig, Run, load_run, parse
 from vqvae import VQVAE, fingerprint
 

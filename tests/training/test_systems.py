@@ -13,16 +13,16 @@ from PIL import Image
 from run_files import gaussian, weights
 
 import safefolder
-from priors import ContinuousPrior, TransformerPrior, TransformerPriorConfig
+from priors import ContinuousPrior, TransformerPrior
 from training import latents, objectives
 from training.latents import encode_all, step_seed
 from training.objectives import CodebookObjective, RateAwareObjective
 from training.options import load_run, parse
 from training.records import Metrics, Stop
-from vqvae import ELBO, VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig
+from vqvae import ELBO, VQVAE, GaussianVAE
 from vqvae.data import batches, load_images
 from vqvae.model import ThroughPrior
-from vqvae.quantizers import EMAVectorQuantizerConfig, GumbelQuantizerConfig, QuantizerConfig, VectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
 
 
 def resumed(run, monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> None:
@@ -172,7 +172,7 @@ def test_later_stages_go_on_with_the_prior_in_the_loop(run, options, photos, tmp
         (("--schedule", "alternating"), "add --model.beta"),
         (("--schedule", "alternating", "--latents", "gaussian"), "there is none"),
         (("--model.beta", "0"), "expected a finite beta above zero"),
-        (("--model.beta", "nan"), "got beta=nan for VQVAEConfig, expected a finite number, or None"),
+        (("--model.beta", "nan"), "got beta=nan for VQVAE, expected a finite number, or None"),
         (("--latents", "gaussian", "--model.beta", "-1"), "beta of at least zero"),
         (("--latents", "gaussian", "--model.dim", "0"), "at least one latent channel"),
     ],
@@ -188,7 +188,7 @@ def test_mistakes_are_one_line_before_any_training(fails, photos, tmp_path, args
 
 def test_latents_and_kinds_parse():
     run = parse(["--latents", "gaussian", "--model.dim", "6", "--model.free-bits", "0.1", "--preset", "cifar10"])
-    assert run.model == GaussianVAEConfig(
+    assert run.model == GaussianVAE.Config(
         image_size=32, num_channels=3, downsampling=2, dim=6, free_bits=0.1, likelihood=run.model.likelihood
     )
     assert (run.latents, run.quantizer) == ("gaussian", "none")
@@ -199,18 +199,18 @@ def test_latents_and_kinds_parse():
 # --- the objective with a prior in the loop ---------------------------------------------------------------------------
 
 
-def make_objective(schedule, quantizer: QuantizerConfig | None = None, beta=2.0, num_steps=20) -> RateAwareObjective:
+def make_objective(schedule, quantizer: Quantizer.Config | None = None, beta=2.0, num_steps=20) -> RateAwareObjective:
     torch.manual_seed(0)
-    quantizer = quantizer or EMAVectorQuantizerConfig(num_codes=8, dim=4)
-    model = VQVAE(VQVAEConfig(image_size=8, width=8, num_blocks=0, quantizer=quantizer, beta=beta))
+    quantizer = quantizer or EMAVectorQuantizer.Config(num_codes=8, dim=4)
+    model = VQVAE(image_size=8, width=8, num_blocks=0, quantizer=quantizer, beta=beta)
     sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_classes": 2}
-    prior = TransformerPrior(TransformerPriorConfig(num_codes=model.num_codes, grid=model.grid, **sizes))
+    prior = TransformerPrior(num_codes=model.num_codes, grid=model.grid, **sizes)
     return RateAwareObjective(model, prior, schedule, num_steps)
 
 
 IMAGES = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
 LABELS = torch.arange(6) % 2
-GUMBEL = GumbelQuantizerConfig(num_codes=8, dim=4)
+GUMBEL = GumbelQuantizer.Config(num_codes=8, dim=4)
 
 
 def moved(module: torch.nn.Module, before: torch.nn.Module) -> list[bool]:
@@ -287,7 +287,7 @@ def test_every_weight_has_a_gradient_at_every_step(schedule):
 
 
 @pytest.mark.parametrize(
-    "quantizer", [None, VectorQuantizerConfig(num_codes=8, dim=4), GUMBEL], ids=["ema", "vq", "gumbel"]
+    "quantizer", [None, VectorQuantizer.Config(num_codes=8, dim=4), GUMBEL], ids=["ema", "vq", "gumbel"]
 )
 def test_the_objective_is_the_bound_in_nats_per_dimension(monkeypatch, quantizer):
     """With a beta of 1, and the quantizer's own terms aside; what beta weighs teaches encoder and prior."""

@@ -2,42 +2,36 @@
 
 import torch
 
-from priors import TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
-from vqvae import VQVAE, VQVAEConfig
+from priors import TransformerPrior, UniformPrior, UnigramPrior
+from vqvae import VQVAE
 from vqvae.codec import Mode
 from vqvae.codec.body import Body
 from vqvae.codec.container import pack
 from vqvae.codec.units import Cut
-from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.quantizers import (
-    FSQConfig,
-    GumbelQuantizerConfig,
-    ResidualQuantizerConfig,
-    StochasticVectorQuantizerConfig,
-    VectorQuantizerConfig,
-)
+from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
+from vqvae.quantizers import FSQ, GumbelQuantizer, ResidualQuantizer, StochasticVectorQuantizer, VectorQuantizer
 
 LIKELIHOODS = {
-    "mixture": (1, LogisticMixtureConfig(num_components=2)),
-    "mixture with zero": (1, LogisticMixtureConfig(num_components=2, zero_component=True)),
-    "colour mixture": (3, LogisticMixtureConfig(num_components=2)),
-    "colour mixture with zero": (3, LogisticMixtureConfig(num_components=2, zero_component=True)),
-    "categorical": (1, CategoricalConfig()),
-    "normal": (1, NormalConfig(scale=30.0)),
-    "colour normal": (3, NormalConfig(scale=30.0)),
-    "local context": (1, LocalContextConfig(num_components=2, zero_component=True, width=8, num_blocks=2)),
-    "colour local context": (3, LocalContextConfig(num_components=2, width=8, num_blocks=1)),
+    "mixture": (1, LogisticMixture.Config(num_components=2)),
+    "mixture with zero": (1, LogisticMixture.Config(num_components=2, zero_component=True)),
+    "colour mixture": (3, LogisticMixture.Config(num_components=2)),
+    "colour mixture with zero": (3, LogisticMixture.Config(num_components=2, zero_component=True)),
+    "categorical": (1, Categorical.Config()),
+    "normal": (1, Normal.Config(scale=30.0)),
+    "colour normal": (3, Normal.Config(scale=30.0)),
+    "local context": (1, LocalContext.Config(num_components=2, zero_component=True, width=8, num_blocks=2)),
+    "colour local context": (3, LocalContext.Config(num_components=2, width=8, num_blocks=1)),
 }
-VQ = VectorQuantizerConfig(num_codes=8, dim=4)
+VQ = VectorQuantizer.Config(num_codes=8, dim=4)
 QUANTIZERS = {
     "vq": VQ,
-    "two codes": VectorQuantizerConfig(num_codes=2, dim=4),
-    "fsq": FSQConfig(levels=(3, 3)),
-    "residual": ResidualQuantizerConfig(quantizer=VQ, depth=2),
+    "two codes": VectorQuantizer.Config(num_codes=2, dim=4),
+    "fsq": FSQ.Config(levels=(3, 3)),
+    "residual": ResidualQuantizer.Config(quantizer=VQ, depth=2),
 }
 POSTERIORS = {
-    "gumbel": (GumbelQuantizerConfig(num_codes=8, dim=4), None),
-    "stochastic": (StochasticVectorQuantizerConfig(num_codes=8, dim=4), None),
+    "gumbel": (GumbelQuantizer.Config(num_codes=8, dim=4), None),
+    "stochastic": (StochasticVectorQuantizer.Config(num_codes=8, dim=4), None),
     "prior in the loop": (VQ, 1.0),
 }
 
@@ -47,15 +41,13 @@ def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> V
     torch.manual_seed(seed)
     channels, config = LIKELIHOODS[likelihood]
     model = VQVAE(
-        VQVAEConfig(
-            image_size=size,
-            num_channels=channels,
-            width=8,
-            num_blocks=1,
-            likelihood=config,
-            quantizer=quantizer,
-            beta=beta,
-        )
+        image_size=size,
+        num_channels=channels,
+        width=8,
+        num_blocks=1,
+        likelihood=config,
+        quantizer=quantizer,
+        beta=beta,
     )
     for name, parameter in model.named_parameters():
         if name.startswith(("decoder", "likelihood")) and parameter.ndim > 1:
@@ -64,8 +56,8 @@ def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> V
     # find the codes that an image was drawn from.
     bias = model.decoder.layers[-1].bias
     with torch.no_grad():
-        torch.nn.init.normal_(bias, std=5.0 if isinstance(config, CategoricalConfig) else 0.5)
-        if isinstance(config, LogisticMixtureConfig | LocalContextConfig):
+        torch.nn.init.normal_(bias, std=5.0 if isinstance(config, Categorical.Config) else 0.5)
+        if isinstance(config, LogisticMixture.Config | LocalContext.Config):
             k = config.num_components
             start = k + int(config.zero_component) + channels * k
             bias.view(-1, model.likelihood.num_features)[:, start : start + channels * k] -= 3
@@ -74,7 +66,7 @@ def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> V
 
 def transformer_of(model, num_classes=None, seed=1) -> TransformerPrior:
     torch.manual_seed(seed)
-    config = TransformerPriorConfig(
+    config = TransformerPrior.Config(
         num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, width=24, depth=2, num_heads=2
     )
     prior = TransformerPrior(config).eval()

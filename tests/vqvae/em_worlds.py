@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture, MixtureConfig
+from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture
 
 FOUR = CategoricalPixels(num_levels=4, alpha=0.3)
 FAMILIES = {
@@ -46,7 +46,7 @@ def some_images(family, num: int, seed: int = 0, num_dims: int = 3) -> Tensor:
 
 def random_mixture(family, num_components: int = 3, num_dims: int = 3, seed: int = 0) -> Mixture:
     """In float64, with uneven parameters."""
-    model = Mixture(MixtureConfig(num_components=num_components, shape=(1, 1, num_dims), pixels=family)).double()
+    model = Mixture(num_components=num_components, shape=(1, 1, num_dims), pixels=family).double()
     generator = seeded(seed)
 
     def normal(*shape: int) -> Tensor:

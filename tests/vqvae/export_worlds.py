@@ -10,18 +10,18 @@ import torch
 from quantizer_worlds import MEMBERS, trained
 from torch import Tensor, nn
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.interop import compare_codes, export_onnx, export_program
 from vqvae.interop.ties import count_wrong_pixels
-from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 
 FORMS = {"program": export_program, "onnx": export_onnx}
 LIKELIHOODS = {
-    "normal": NormalConfig(),
-    "mixture": LogisticMixtureConfig(num_components=2),
-    "mixture with zero": LogisticMixtureConfig(num_components=2, zero_component=True),
-    "context": LocalContextConfig(num_components=2, width=4, num_blocks=1),
-    "categorical": CategoricalConfig(),
+    "normal": Normal.Config(),
+    "mixture": LogisticMixture.Config(num_components=2),
+    "mixture with zero": LogisticMixture.Config(num_components=2, zero_component=True),
+    "context": LocalContext.Config(num_components=2, width=4, num_blocks=1),
+    "categorical": Categorical.Config(),
 }
 
 
@@ -29,16 +29,14 @@ LIKELIHOODS = {
 def _made(quantizer: str, likelihood: str, num_channels: int, large: bool) -> VQVAE:
     torch.manual_seed(0)
     model = VQVAE(
-        VQVAEConfig(
-            image_size=20 if large else 5,
-            num_channels=num_channels,
-            width=32 if large else 4,
-            downsampling=4 if large else 1,
-            num_blocks=1 if large else 0,
-            attention=large,
-            quantizer=MEMBERS[quantizer].config,
-            likelihood=LIKELIHOODS[likelihood],
-        )
+        image_size=20 if large else 5,
+        num_channels=num_channels,
+        width=32 if large else 4,
+        downsampling=4 if large else 1,
+        num_blocks=1 if large else 0,
+        attention=large,
+        quantizer=MEMBERS[quantizer].config,
+        likelihood=LIKELIHOODS[likelihood],
     )
     model.quantizer = trained(quantizer)
     return shaken(model).eval()

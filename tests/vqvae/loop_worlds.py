@@ -7,7 +7,7 @@ from quantizer_worlds import generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from priors import Prior, TransformerPrior, TransformerPriorConfig
+from priors import Prior, TransformerPrior
 from vqvae.quantizers import PriorInTheLoop
 from vqvae.quantizers.codebook import CodebookQuantizer
 from vqvae.quantizers.prior_in_loop import Chosen, step_by_step
@@ -21,7 +21,7 @@ BETAS = (0.3, 1.0, 2.5)
 def make_prior(num_codes: int = NUM_CODES, grid: tuple[int, ...] = GRID, num_classes: int | None = None) -> Prior:
     """A small transformer that is far from uniform, in float64."""
     torch.manual_seed(7)
-    config = TransformerPriorConfig(
+    config = TransformerPrior.Config(
         num_codes=num_codes, grid=grid, num_classes=num_classes, width=16, depth=1, num_heads=2
     )
     prior = TransformerPrior(config)

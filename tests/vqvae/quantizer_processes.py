@@ -14,37 +14,37 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    GroupedQuantizerConfig,
-    MultiScaleQuantizerConfig,
-    ProjectedQuantizerConfig,
-    QuantizerConfig,
-    ResidualQuantizerConfig,
-    SoftEMVectorQuantizerConfig,
-    VectorQuantizerConfig,
+    EMAVectorQuantizer,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    SoftEMVectorQuantizer,
+    VectorQuantizer,
 )
 
 DIM, NUM_CODES, IMAGES, STEPS = 6, 24, 8, 12
-EMA = EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9)
+EMA = EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9)
 # Updated from statistics alone, on uneven shares of the images.
-STATISTICS: dict[str, QuantizerConfig] = {
+STATISTICS: dict[str, Quantizer.Config] = {
     "ema": EMA,
-    "ema, normalised": EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9, normalize=True),
-    "ema, clustered": EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9, revival="clustered"),
+    "ema, normalised": EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, normalize=True),
+    "ema, clustered": EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, revival="clustered"),
     # Draws differ from process to process; without a spread there is nothing to draw.
-    "soft em": SoftEMVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, decay=0.9, variance=1e-9),
-    "more codes than vectors": EMAVectorQuantizerConfig(num_codes=300, dim=DIM, decay=0.9),
-    "grouped": GroupedQuantizerConfig(quantizer=EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM // 2)),
-    "residual": ResidualQuantizerConfig(depth=3, quantizer=EMA),
-    "residual, shared": ResidualQuantizerConfig(depth=3, quantizer=EMA, shared=True),
-    "multi-scale": MultiScaleQuantizerConfig(scales=(1, 2, 5), quantizer=EMA),
+    "soft em": SoftEMVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, variance=1e-9),
+    "more codes than vectors": EMAVectorQuantizer.Config(num_codes=300, dim=DIM, decay=0.9),
+    "grouped": GroupedQuantizer.Config(quantizer=EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM // 2)),
+    "residual": ResidualQuantizer.Config(depth=3, quantizer=EMA),
+    "residual, shared": ResidualQuantizer.Config(depth=3, quantizer=EMA, shared=True),
+    "multi-scale": MultiScaleQuantizer.Config(scales=(1, 2, 5), quantizer=EMA),
 }
 # Updated by gradients too, which DistributedDataParallel averages: on even shares.
-GRADIENTS: dict[str, QuantizerConfig] = {
-    "learned": VectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM),
-    "learned, clustered": VectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
-    "projected": ProjectedQuantizerConfig(
-        dim=DIM, quantizer=VectorQuantizerConfig(num_codes=NUM_CODES, dim=4, normalize=True)
+GRADIENTS: dict[str, Quantizer.Config] = {
+    "learned": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM),
+    "learned, clustered": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
+    "projected": ProjectedQuantizer.Config(
+        dim=DIM, quantizer=VectorQuantizer.Config(num_codes=NUM_CODES, dim=4, normalize=True)
     ),
 }
 
@@ -62,7 +62,7 @@ def share(step: int, rank: int, world_size: int, even: bool) -> slice:
     return slice(0, middle) if rank == 0 else slice(middle, None)
 
 
-def train(config: QuantizerConfig, rank: int, world_size: int, even: bool) -> dict[str, torch.Tensor]:
+def train(config: Quantizer.Config, rank: int, world_size: int, even: bool) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     quantizer = config.build()
     module: torch.nn.Module = quantizer

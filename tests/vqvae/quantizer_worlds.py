@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from vqvae.quantizers import (
-    BSQConfig,
-    EMAVectorQuantizerConfig,
-    FSQConfig,
-    GroupedQuantizerConfig,
-    GumbelQuantizerConfig,
-    IBQConfig,
-    LFQConfig,
-    MultiScaleQuantizerConfig,
-    ProjectedQuantizerConfig,
+    BSQ,
+    FSQ,
+    IBQ,
+    LFQ,
+    EMAVectorQuantizer,
+    GroupedQuantizer,
+    GumbelQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
     Quantized,
     Quantizer,
-    QuantizerConfig,
-    ResidualQuantizerConfig,
-    SimVQConfig,
-    SoftEMVectorQuantizerConfig,
-    StochasticVectorQuantizerConfig,
-    VectorQuantizerConfig,
+    ResidualQuantizer,
+    SimVQ,
+    SoftEMVectorQuantizer,
+    StochasticVectorQuantizer,
+    VectorQuantizer,
 )
 from vqvae.quantizers.categorical import CategoricalQuantizer
 from vqvae.quantizers.codebook import CodebookQuantizer
@@ -46,7 +45,7 @@ class Member:
         soft: its training forward gives mixtures of codes.
     """
 
-    config: QuantizerConfig
+    config: Quantizer.Config
     grids: tuple[tuple[int, ...], ...] = GRIDS
     extra: bool = False
     random: bool = False
@@ -58,41 +57,41 @@ class Member:
         return (5, 5)
 
 
-def learned(**options) -> VectorQuantizerConfig:
-    return VectorQuantizerConfig(**{"num_codes": 16, "dim": 6, **options})
+def learned(**options) -> VectorQuantizer.Config:
+    return VectorQuantizer.Config(**{"num_codes": 16, "dim": 6, **options})
 
 
-def ema(**options) -> EMAVectorQuantizerConfig:
-    return EMAVectorQuantizerConfig(**{"num_codes": 16, "dim": 6, **options})
+def ema(**options) -> EMAVectorQuantizer.Config:
+    return EMAVectorQuantizer.Config(**{"num_codes": 16, "dim": 6, **options})
 
 
-def soft_em(**options) -> SoftEMVectorQuantizerConfig:
-    return SoftEMVectorQuantizerConfig(**{"num_codes": 16, "dim": 6, **options})
+def soft_em(**options) -> SoftEMVectorQuantizer.Config:
+    return SoftEMVectorQuantizer.Config(**{"num_codes": 16, "dim": 6, **options})
 
 
-def residual(quantizer: QuantizerConfig, **options) -> ResidualQuantizerConfig:
-    return ResidualQuantizerConfig(**{"depth": 3, "quantizer": quantizer, **options})
+def residual(quantizer: Quantizer.Config, **options) -> ResidualQuantizer.Config:
+    return ResidualQuantizer.Config(**{"depth": 3, "quantizer": quantizer, **options})
 
 
-def grouped(quantizer: QuantizerConfig) -> GroupedQuantizerConfig:
-    return GroupedQuantizerConfig(num_groups=2, quantizer=quantizer)
+def grouped(quantizer: Quantizer.Config) -> GroupedQuantizer.Config:
+    return GroupedQuantizer.Config(num_groups=2, quantizer=quantizer)
 
 
-def projected(quantizer: QuantizerConfig) -> ProjectedQuantizerConfig:
-    return ProjectedQuantizerConfig(dim=6, quantizer=quantizer)
+def projected(quantizer: Quantizer.Config) -> ProjectedQuantizer.Config:
+    return ProjectedQuantizer.Config(dim=6, quantizer=quantizer)
 
 
-def multiscale(quantizer: QuantizerConfig) -> MultiScaleQuantizerConfig:
-    return MultiScaleQuantizerConfig(scales=SCALES, quantizer=quantizer)
+def multiscale(quantizer: Quantizer.Config) -> MultiScaleQuantizer.Config:
+    return MultiScaleQuantizer.Config(scales=SCALES, quantizer=quantizer)
 
 
-SIMVQ = SimVQConfig(num_codes=16, dim=6, rotation=False)
-IBQ_SMALL = IBQConfig(num_codes=16, dim=6)
-GUMBEL = GumbelQuantizerConfig(num_codes=16, dim=6)
-SQVAE = StochasticVectorQuantizerConfig(num_codes=16, dim=6, hard=True)
-FSQ_SMALL = FSQConfig(levels=(5, 4, 3))
-LFQ_SMALL = LFQConfig(num_bits=5)
-BSQ_SMALL = BSQConfig(num_bits=10)
+SIMVQ = SimVQ.Config(num_codes=16, dim=6, rotation=False)
+IBQ_SMALL = IBQ.Config(num_codes=16, dim=6)
+GUMBEL = GumbelQuantizer.Config(num_codes=16, dim=6)
+SQVAE = StochasticVectorQuantizer.Config(num_codes=16, dim=6, hard=True)
+FSQ_SMALL = FSQ.Config(levels=(5, 4, 3))
+LFQ_SMALL = LFQ.Config(num_bits=5)
+BSQ_SMALL = BSQ.Config(num_bits=10)
 
 KINDS = {
     "learned": learned(),
@@ -124,13 +123,13 @@ _CONFIGS = {
     "ema, one code": ema(num_codes=1),
     "soft em, clustered": soft_em(revival="clustered"),
     "soft em, one sample": soft_em(num_samples=1),
-    "simvq, rotation": SimVQConfig(num_codes=16, dim=6, rotation=True),
-    "gumbel, soft": GumbelQuantizerConfig(num_codes=16, dim=6, hard=False),
-    "sqvae, soft": StochasticVectorQuantizerConfig(num_codes=16, dim=6),
-    "fsq, even": FSQConfig(levels=(8, 4)),
-    "fsq, odd": FSQConfig(levels=(3, 5, 7)),
-    "fsq, two levels": FSQConfig(levels=(2, 2, 5)),
-    "bsq, 36 bits": BSQConfig(num_bits=36),
+    "simvq, rotation": SimVQ.Config(num_codes=16, dim=6, rotation=True),
+    "gumbel, soft": GumbelQuantizer.Config(num_codes=16, dim=6, hard=False),
+    "sqvae, soft": StochasticVectorQuantizer.Config(num_codes=16, dim=6),
+    "fsq, even": FSQ.Config(levels=(8, 4)),
+    "fsq, odd": FSQ.Config(levels=(3, 5, 7)),
+    "fsq, two levels": FSQ.Config(levels=(2, 2, 5)),
+    "bsq, 36 bits": BSQ.Config(num_bits=36),
     "projected fsq": projected(FSQ_SMALL),
     "projected lfq": projected(LFQ_SMALL),
     "projected bsq": projected(BSQ_SMALL),
@@ -155,7 +154,7 @@ _CONFIGS = {
     "residual ibq": residual(IBQ_SMALL),
     "residual gumbel": residual(GUMBEL),
     "residual sqvae": residual(SQVAE),
-    "grouped sqvae": grouped(StochasticVectorQuantizerConfig(num_codes=16, dim=3, hard=True)),
+    "grouped sqvae": grouped(StochasticVectorQuantizer.Config(num_codes=16, dim=3, hard=True)),
     "residual grouped": residual(grouped(ema(dim=3)), depth=2),
     "residual grouped fsq": residual(grouped(FSQ_SMALL), depth=2),
     "residual residual": residual(residual(ema(), depth=2), depth=2),

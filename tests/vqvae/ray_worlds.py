@@ -6,16 +6,16 @@ Ray's processes import this module by its name, as they do the library.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from image_files import noise, save
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.data import Batch, ImageFiles, image_folder
-from vqvae.quantizers import VectorQuantizerConfig
+from vqvae.quantizers import VectorQuantizer
 
 NUM_IMAGES = 203
 BROKEN = (0, 70, 202)
@@ -23,8 +23,8 @@ BROKEN = (0, 70, 202)
 
 def tokenizer(seed: int = 0) -> VQVAE:
     torch.manual_seed(seed)
-    quantizer = VectorQuantizerConfig(num_codes=64, dim=8)
-    return VQVAE(VQVAEConfig(image_size=16, num_channels=3, width=16, num_blocks=1, quantizer=quantizer))
+    quantizer = VectorQuantizer.Config(num_codes=64, dim=8)
+    return VQVAE(image_size=16, num_channels=3, width=16, num_blocks=1, quantizer=quantizer)
 
 
 def photos(folder: Path) -> ImageFiles:
@@ -62,23 +62,19 @@ class WatchedFiles(ImageFiles):
         return super().read(indices)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WatchedConfig(VQVAEConfig):
-    """Where a `WatchedTokenizer` leaves its files, and how slow it is; a config, as that is what travels."""
-
-    watched: str
-    seconds: float
-
-
 class WatchedTokenizer(VQVAE):
-    """A tokenizer that leaves a file named by its process for each batch, and may be slow."""
+    """A tokenizer that leaves a file named by its process for each batch, and may be slow.
 
-    config_class = WatchedConfig
+    Where it leaves its files, and how slow it is, are options, as those are what travels.
+    """
+
+    def __init__(self, *, watched: str, seconds: float, **options: Any):
+        super().__init__(**options)
 
     @classmethod
     def of(cls, watched: Path, seconds: float) -> "WatchedTokenizer":
         torch.manual_seed(0)
-        return cls(WatchedConfig(**vars(tokenizer().config), watched=str(watched), seconds=seconds))
+        return cls(**vars(tokenizer().config), watched=str(watched), seconds=seconds)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         (Path(self.config.watched) / f"encoded.{os.getpid()}.{time.monotonic_ns()}").touch()

@@ -10,15 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from priors import (
-    MixtureTransformerPrior,
-    MixtureTransformerPriorConfig,
-    TransformerPrior,
-    TransformerPriorConfig,
-    UnigramPrior,
-)
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig, cli
-from vqvae.quantizers import EMAVectorQuantizerConfig
+from priors import MixtureTransformerPrior, TransformerPrior, UnigramPrior
+from vqvae import VQVAE, GaussianVAE, cli
+from vqvae.quantizers import EMAVectorQuantizer
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +26,11 @@ def run(tmp_path_factory):
         (photos / str(index % 2)).mkdir(exist_ok=True)
         Image.fromarray(pixels.numpy()).save(photos / str(index % 2) / f"{index}.png")
     torch.manual_seed(0)
-    config = VQVAEConfig(image_size=16, width=8, num_blocks=1, quantizer=EMAVectorQuantizerConfig(num_codes=8, dim=4))
+    config = VQVAE.Config(image_size=16, width=8, num_blocks=1, quantizer=EMAVectorQuantizer.Config(num_codes=8, dim=4))
     model = VQVAE(config)
     model.save_pretrained(folder / "codebook")
     sizes = {"num_codes": 8, "grid": model.grid}
-    TransformerPrior(TransformerPriorConfig(**sizes, num_classes=2, width=16, depth=1, num_heads=2)).save_pretrained(
-        folder / "prior"
-    )
+    TransformerPrior(**sizes, num_classes=2, width=16, depth=1, num_heads=2).save_pretrained(folder / "prior")
     unigram = UnigramPrior(**sizes)
     unigram.fit(torch.zeros(2, *model.grid, dtype=torch.int64))
     unigram.save_pretrained(folder / "unigram")
@@ -53,9 +45,9 @@ def gaussian(run):
     """A run of real latents, for the same images."""
     folder = run.parent / "gaussian"
     torch.manual_seed(0)
-    model = GaussianVAE(GaussianVAEConfig(image_size=16, width=8, num_blocks=1, dim=3))
+    model = GaussianVAE(image_size=16, width=8, num_blocks=1, dim=3)
     model.save_pretrained(folder / "codebook")
-    config = MixtureTransformerPriorConfig(dim=3, grid=model.grid, num_classes=2, width=16, depth=1, num_heads=2)
+    config = MixtureTransformerPrior.Config(dim=3, grid=model.grid, num_classes=2, width=16, depth=1, num_heads=2)
     MixtureTransformerPrior(config).save_pretrained(folder / "prior")
     shutil.copytree(run / "state", folder / "state")
     return folder

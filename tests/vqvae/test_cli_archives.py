@@ -12,7 +12,7 @@ from codec_worlds import claiming, images_of, model_of, transformer_of, uniform_
 from image_files import noise, save
 from PIL import Image
 
-from safefolder import one_writer
+from safefolder.locks import one_writer
 from vqvae import cli
 from vqvae.cli.common import load_codec
 from vqvae.codec import Archive, Mode, dream, recover, storage, write

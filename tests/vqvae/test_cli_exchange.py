@@ -9,12 +9,12 @@ import torch
 from vqgan_references import Reference
 
 import vqvae.cli
-from priors import GridModel, LlamaPrior, LlamaPriorConfig, TransformerPrior, TransformerPriorConfig
-from vqvae import VQGAN, VQVAE, GaussianVAE, GaussianVAEConfig, VQGANConfig, VQVAEConfig, load_images
+from priors import GridModel, LlamaPrior, TransformerPrior
+from vqvae import VQGAN, VQVAE, GaussianVAE, load_images
 from vqvae.interop import export_diffusers
-from vqvae.quantizers import VectorQuantizerConfig
+from vqvae.quantizers import VectorQuantizer
 
-SMALL = VQVAEConfig(width=8, num_blocks=1, quantizer=VectorQuantizerConfig(num_codes=16, dim=4))
+SMALL = VQVAE.Config(width=8, num_blocks=1, quantizer=VectorQuantizer.Config(num_codes=16, dim=4))
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def command(monkeypatch, capsys):
 def vqmodel(tmp_path) -> Path:
     """A folder of diffusers."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizerConfig(num_codes=32, dim=4, revival="off")
-    config = VQGANConfig(image_size=32, channels=(32, 32), num_blocks=1, latent_channels=8, quantizer=quantizer)
+    quantizer = VectorQuantizer.Config(num_codes=32, dim=4, revival="off")
+    config = VQGAN.Config(image_size=32, channels=(32, 32), num_blocks=1, latent_channels=8, quantizer=quantizer)
     export_diffusers(VQGAN(config).eval(), tmp_path / "vqmodel")
     return tmp_path / "vqmodel"
 
@@ -79,7 +79,7 @@ def test_without_data_the_scale_is_said_to_be_unfitted(command, vqmodel, tmp_pat
 def test_a_llama_goes_out_and_comes_in(command, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = {"num_codes": 16, "grid": (7, 7), "num_classes": 3, "width": 16, "depth": 1, "num_heads": 2}
-    prior = LlamaPrior(LlamaPriorConfig(**sizes))
+    prior = LlamaPrior(**sizes)
     VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
     prior.save_pretrained(tmp_path / "run" / "prior")
     for source, name in ((tmp_path / "run", "of-run"), (tmp_path / "run" / "prior", "alone")):
@@ -130,8 +130,8 @@ def test_a_tokenizer_goes_out(command, tmp_path, to, ending):
 
 def test_mistakes_are_one_line(command, vqmodel, tmp_path):
     VQVAE(SMALL).save_pretrained(tmp_path / "ours")
-    GaussianVAE(GaussianVAEConfig(width=8, num_blocks=1, dim=2)).save_pretrained(tmp_path / "vae")
-    config = TransformerPriorConfig(num_codes=16, grid=(7, 7), width=16, depth=1, num_heads=2)
+    GaussianVAE(width=8, num_blocks=1, dim=2).save_pretrained(tmp_path / "vae")
+    config = TransformerPrior.Config(num_codes=16, grid=(7, 7), width=16, depth=1, num_heads=2)
     TransformerPrior(config).save_pretrained(tmp_path / "prior")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "config.json").write_bytes(b'{"model_type": "\xe9"}')

@@ -14,20 +14,20 @@ import torch
 from image_files import chw, noise, save
 from PIL import Image
 
-from priors import TransformerPrior, TransformerPriorConfig, UniformPrior, UnigramPrior
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig, cli
+from priors import TransformerPrior, UniformPrior, UnigramPrior
+from vqvae import VQVAE, GaussianVAE, cli
 from vqvae.cli.common import load_codec
 from vqvae.cli.naming import Places
 from vqvae.cli.reading import read_exactly
 from vqvae.codec import Archive, Codec, Mode, write
-from vqvae.quantizers import StochasticVectorQuantizerConfig, VectorQuantizerConfig
+from vqvae.quantizers import StochasticVectorQuantizer, VectorQuantizer
 
 SIZE = 8
 
 
 def _run(folder: Path, seed: int, **options) -> Path:
     torch.manual_seed(seed)
-    config = VQVAEConfig(
+    config = VQVAE.Config(
         image_size=SIZE, num_channels=options.get("channels", 1), width=4, num_blocks=1, quantizer=options["quantizer"]
     )
     model = VQVAE(config)
@@ -36,7 +36,7 @@ def _run(folder: Path, seed: int, **options) -> Path:
     with torch.no_grad():
         model.decoder.layers[-1].bias.view(-1, model.likelihood.num_features)[:, 5 + k : 5 + 2 * k] -= 2.5
     model.save_pretrained(folder / "codebook")
-    sizes = TransformerPriorConfig(num_codes=8, grid=model.grid, width=8, depth=1, num_heads=1)
+    sizes = TransformerPrior.Config(num_codes=8, grid=model.grid, width=8, depth=1, num_heads=1)
     TransformerPrior(sizes).save_pretrained(folder / "prior")
     return folder
 
@@ -45,17 +45,17 @@ def _run(folder: Path, seed: int, **options) -> Path:
 def run(tmp_path_factory):
     """A run of grey images, of random weights."""
     folder = tmp_path_factory.mktemp("runs") / "grey"
-    return _run(folder, 0, quantizer=VectorQuantizerConfig(num_codes=8, dim=4))
+    return _run(folder, 0, quantizer=VectorQuantizer.Config(num_codes=8, dim=4))
 
 
 @pytest.fixture(scope="module")
 def colour(run):
-    return _run(run.parent / "colour", 1, channels=3, quantizer=VectorQuantizerConfig(num_codes=8, dim=4))
+    return _run(run.parent / "colour", 1, channels=3, quantizer=VectorQuantizer.Config(num_codes=8, dim=4))
 
 
 @pytest.fixture(scope="module")
 def stochastic(run):
-    return _run(run.parent / "stochastic", 2, quantizer=StochasticVectorQuantizerConfig(num_codes=8, dim=4))
+    return _run(run.parent / "stochastic", 2, quantizer=StochasticVectorQuantizer.Config(num_codes=8, dim=4))
 
 
 @pytest.fixture(scope="module")
@@ -601,7 +601,7 @@ def test_a_dream_that_does_not_come_back_is_said(call, run, monkeypatch):
 def test_mistakes_are_one_line(call, run, colour, tmp_path):
     photos(tmp_path / "photos")
     torch.manual_seed(0)
-    gaussian = GaussianVAE(GaussianVAEConfig(image_size=SIZE, width=4, num_blocks=1, dim=3))
+    gaussian = GaussianVAE(image_size=SIZE, width=4, num_blocks=1, dim=3)
     gaussian.save_pretrained(tmp_path / "gaussian")
     UnigramPrior(num_codes=9, grid=(2, 2)).save_pretrained(tmp_path / "nine")
     call("compress", colour, "photos", "-o", "x.vq")

@@ -12,36 +12,22 @@ import torch
 from image_files import save
 from PIL import Image
 
-from priors import (
-    AnyOrderPrior,
-    AnyOrderPriorConfig,
-    MixtureTransformerPrior,
-    MixtureTransformerPriorConfig,
-    Prior,
-    TransformerPrior,
-    TransformerPriorConfig,
-    UnigramPrior,
-)
+from priors import AnyOrderPrior, MixtureTransformerPrior, Prior, TransformerPrior, UnigramPrior
 from priors.sampling import guidance_ramp
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig, cli
+from vqvae import VQVAE, GaussianVAE, cli
 from vqvae.data.decode import decode
-from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    FSQConfig,
-    MultiScaleQuantizerConfig,
-    ResidualQuantizerConfig,
-)
+from vqvae.quantizers import FSQ, EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer
 
-CODES = EMAVectorQuantizerConfig(num_codes=8, dim=4)
+CODES = EMAVectorQuantizer.Config(num_codes=8, dim=4)
 SMALL = {"width": 16, "depth": 1, "num_heads": 2}
 SIZE = 16
 ROWS = np.repeat(np.arange(0, 256, 256 // SIZE, dtype=np.uint8)[:, None], SIZE, 1)
 
 
-def save_run(folder, quantizer=CODES, kind=TransformerPrior, config=TransformerPriorConfig, num_classes=3, **options):
+def save_run(folder, quantizer=CODES, kind=TransformerPrior, config=TransformerPrior.Config, num_classes=3, **options):
     """A run of untrained parts, its prior far from uniform."""
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(image_size=SIZE, width=8, num_blocks=1, quantizer=quantizer, **options))
+    model = VQVAE(image_size=SIZE, width=8, num_blocks=1, quantizer=quantizer, **options)
     model.save_pretrained(folder / "codebook")
     prior = kind(config(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **SMALL))
     with torch.no_grad():
@@ -60,16 +46,16 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def anywhere(run):
     """The same in any order."""
-    return save_run(run.parent / "anywhere", kind=AnyOrderPrior, config=AnyOrderPriorConfig)
+    return save_run(run.parent / "anywhere", kind=AnyOrderPrior, config=AnyOrderPrior.Config)
 
 
 @pytest.fixture(scope="module")
 def gaussian(run):
     folder = run.parent / "gaussian"
     torch.manual_seed(0)
-    model = GaussianVAE(GaussianVAEConfig(image_size=SIZE, width=8, num_blocks=1, dim=3))
+    model = GaussianVAE(image_size=SIZE, width=8, num_blocks=1, dim=3)
     model.save_pretrained(folder / "codebook")
-    config = MixtureTransformerPriorConfig(dim=3, grid=model.grid, num_classes=3, **SMALL)
+    config = MixtureTransformerPrior.Config(dim=3, grid=model.grid, num_classes=3, **SMALL)
     MixtureTransformerPrior(config).save_pretrained(folder / "prior")
     return folder
 
@@ -385,8 +371,8 @@ def test_a_prior_in_raster_order_draws_the_end(call, run, picture, tmp_path, dec
 
 
 def test_all_codes_of_a_place_go_together(call, tmp_path, picture, seen):
-    deep = ResidualQuantizerConfig(depth=2, quantizer=FSQConfig(levels=(3, 3)))
-    folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior, config=AnyOrderPriorConfig)
+    deep = ResidualQuantizer.Config(depth=2, quantizer=FSQ.Config(levels=(3, 3)))
+    folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior, config=AnyOrderPrior.Config)
     call(folder, "--inpaint", picture, "--mask", save_mask(tmp_path, 0, 1, 4, 5), "--num", 1)
     assert seen[0]["mask"].nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
 
@@ -410,7 +396,7 @@ def test_a_prior_in_the_loop_encodes(call, anywhere, tmp_path, picture, decoded)
 
 
 def test_codes_over_several_scales_are_refused(call, tmp_path, picture):
-    scales = MultiScaleQuantizerConfig(scales=(1, 2, 4), quantizer=CODES)
+    scales = MultiScaleQuantizer.Config(scales=(1, 2, 4), quantizer=CODES)
     folder = save_run(tmp_path / "scales", quantizer=scales)
     mask = save_mask(tmp_path, 0, 4, 0, 4)
     assert "row of 21 over several scales" in call(folder, "--inpaint", picture, "--mask", mask, code=2)

@@ -19,13 +19,13 @@ from codec_worlds import (
 from lanes import some
 
 from priors import TransformerPrior
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig
+from vqvae import VQVAE, GaussianVAE
 from vqvae.codec import Archive, Codec, DamagedFile, Mode, tables
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
 from vqvae.codec.container import pack
 from vqvae.elbo import elbo, sampled_elbo
-from vqvae.quantizers import GumbelQuantizerConfig
+from vqvae.quantizers import GumbelQuantizer
 
 PRIORS = {"uniform": uniform_of, "unigram": unigram_of, "transformer": transformer_of}
 
@@ -331,7 +331,7 @@ def nearly_hopeless(model, num):
 
 def test_no_file_of_one_image_is_much_longer_than_its_pixels():
     """Whatever is coded and what is not: the shorter of both is taken."""
-    model = model_of("normal", quantizer=GumbelQuantizerConfig(num_codes=64, dim=4))
+    model = model_of("normal", quantizer=GumbelQuantizer.Config(num_codes=64, dim=4))
     codec = Codec(model, uniform_of(model))
     images = [nearly_hopeless(model, 16), nearly_hopeless(model, 5)[:, :3], images_of(model, 1)[0][:, :5, :5]]
     images += [torch.zeros(1, 1, 1, dtype=torch.uint8), nearly_hopeless(model, 2)]
@@ -497,7 +497,7 @@ def test_models_that_cannot_code():
     model = model_of()
     with pytest.raises(ValueError, match="expected both equal"):
         Codec(model, uniform_of(model_of(quantizer=QUANTIZERS["two codes"])))
-    vae = GaussianVAE(GaussianVAEConfig(image_size=8, width=8))
+    vae = GaussianVAE(image_size=8, width=8)
     with pytest.raises(ValueError, match="real vectors"):
         Codec(vae, uniform_of(model))
 

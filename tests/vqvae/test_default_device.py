@@ -11,19 +11,19 @@ from default_worlds import check_same_under_any_default
 from quantizer_worlds import MEMBERS, Member, codebooks, ema, features, grouped, projected, residual, take_step
 from torch import Tensor
 
-from priors import TransformerPrior, TransformerPriorConfig, UnigramPrior
-from vqvae import VQGAN, VQVAE, GaussianVAE, GaussianVAEConfig, VQGANConfig, VQVAEConfig
+from priors import TransformerPrior, UnigramPrior
+from vqvae import VQGAN, VQVAE, GaussianVAE
 from vqvae.elbo import elbo, sampled_elbo
-from vqvae.em import CategoricalPixels, GaussianPixels, Mixture, MixtureConfig
-from vqvae.likelihoods import CategoricalConfig, LocalContextConfig, LogisticMixtureConfig, NormalConfig
+from vqvae.em import CategoricalPixels, GaussianPixels, Mixture
+from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 from vqvae.metrics import psnr, ssim
-from vqvae.quantizers import BSQConfig, FSQConfig, GumbelQuantizerConfig, LFQConfig
+from vqvae.quantizers import BSQ, FSQ, LFQ, GumbelQuantizer
 
 WORLDS = {
     **{name: member for name, member in MEMBERS.items() if not member.extra},
-    "residual grouped lfq": Member(config=residual(grouped(LFQConfig(num_bits=5)), depth=2)),
+    "residual grouped lfq": Member(config=residual(grouped(LFQ.Config(num_bits=5)), depth=2)),
     "residual residual grouped": Member(config=residual(residual(grouped(ema(dim=3)), depth=2), depth=2)),
-    "projected residual grouped bsq": Member(config=projected(residual(grouped(BSQConfig(num_bits=6)), depth=2))),
+    "projected residual grouped bsq": Member(config=projected(residual(grouped(BSQ.Config(num_bits=6)), depth=2))),
 }
 QUICK = {"soft em", "sqvae", "bsq, 36 bits", "residual, dropout", "residual grouped lfq"}
 
@@ -74,8 +74,8 @@ def test_case_24_what_makes_steps_finer_lives_with_the_parts():
     """The fault as it was reported: a residual quantizer around a grouped one, all of it on another device."""
     for config in (
         residual(grouped(ema(dim=3)), depth=2),
-        residual(grouped(FSQConfig(levels=(5, 4))), depth=2),
-        residual(grouped(LFQConfig(num_bits=3)), depth=2),
+        residual(grouped(FSQ.Config(levels=(5, 4))), depth=2),
+        residual(grouped(LFQ.Config(num_bits=3)), depth=2),
         residual(residual(grouped(ema(dim=3)), depth=2), depth=2),
     ):
         quantizer = config.build().to("meta")
@@ -101,29 +101,21 @@ def test_a_model_that_is_made_without_memory_takes_none():
 
 SIZES = {"image_size": 8, "width": 8, "num_blocks": 1, "downsampling": 4}
 MODELS = {
-    "vqvae": lambda: VQVAE(
-        VQVAEConfig(**SIZES, quantizer=ema(), likelihood=LogisticMixtureConfig(zero_component=True))
-    ),
-    "gumbel, colour": lambda: VQVAE(
-        VQVAEConfig(**SIZES, num_channels=3, quantizer=GumbelQuantizerConfig(num_codes=16, dim=4))
-    ),
-    "local context": lambda: VQVAE(
-        VQVAEConfig(**SIZES, quantizer=ema(), likelihood=LocalContextConfig(width=8, num_blocks=1))
-    ),
-    "categorical": lambda: VQVAE(VQVAEConfig(**SIZES, quantizer=ema(), likelihood=CategoricalConfig())),
-    "attention": lambda: VQVAE(VQVAEConfig(**{**SIZES, "width": 32}, attention=True, quantizer=ema())),
-    "gaussian": lambda: GaussianVAE(GaussianVAEConfig(**SIZES, dim=3, free_bits=0.1)),
+    "vqvae": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=LogisticMixture.Config(zero_component=True)),
+    "gumbel, colour": lambda: VQVAE(**SIZES, num_channels=3, quantizer=GumbelQuantizer.Config(num_codes=16, dim=4)),
+    "local context": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=LocalContext.Config(width=8, num_blocks=1)),
+    "categorical": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=Categorical.Config()),
+    "attention": lambda: VQVAE(**{**SIZES, "width": 32}, attention=True, quantizer=ema()),
+    "gaussian": lambda: GaussianVAE(**SIZES, dim=3, free_bits=0.1),
     "vqgan": lambda: VQGAN(
-        VQGANConfig(
-            image_size=8,
-            channels=(32, 32),
-            num_blocks=1,
-            latent_channels=4,
-            down_attention=(1,),
-            spatial_norm=True,
-            quantizer=ema(dim=4),
-            likelihood=NormalConfig(),
-        )
+        image_size=8,
+        channels=(32, 32),
+        num_blocks=1,
+        latent_channels=4,
+        down_attention=(1,),
+        spatial_norm=True,
+        quantizer=ema(dim=4),
+        likelihood=Normal.Config(),
     ),
 }
 
@@ -159,10 +151,8 @@ def test_case_24_a_model_keeps_to_its_device_and_type(name):
 
 def test_case_24_the_bound_keeps_to_its_device_and_type():
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(**SIZES, quantizer=GumbelQuantizerConfig(num_codes=16, dim=4), beta=1.0)).eval()
-    prior = TransformerPrior(
-        TransformerPriorConfig(num_codes=16, grid=model.grid, num_classes=3, width=16, depth=1, num_heads=2)
-    ).eval()
+    model = VQVAE(**SIZES, quantizer=GumbelQuantizer.Config(num_codes=16, dim=4), beta=1.0).eval()
+    prior = TransformerPrior(num_codes=16, grid=model.grid, num_classes=3, width=16, depth=1, num_heads=2).eval()
     unigram = UnigramPrior(num_codes=16, grid=model.grid).fit(torch.arange(16).reshape(4, 2, 2))
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
 
@@ -180,7 +170,7 @@ def test_case_24_the_bound_keeps_to_its_device_and_type():
 @pytest.mark.parametrize("pixels", [CategoricalPixels(), GaussianPixels(), GaussianPixels(variance="shared")], ids=str)
 def test_case_24_a_mixture_keeps_to_its_device_and_type(pixels):
     torch.manual_seed(0)
-    fresh = Mixture(MixtureConfig(num_components=3, shape=(1, 4, 4), pixels=pixels))
+    fresh = Mixture(num_components=3, shape=(1, 4, 4), pixels=pixels)
     images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
 
     def run() -> list[Tensor]:

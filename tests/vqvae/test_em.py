@@ -19,7 +19,7 @@ from em_worlds import (
 from torch import Tensor
 
 from vqvae import load_images
-from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture, MixtureConfig
+from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture
 from vqvae.likelihoods import Normal
 
 
@@ -28,7 +28,7 @@ from vqvae.likelihoods import Normal
 )
 def test_probabilities_sum_to_one(family, num_dims):
     levels = getattr(family, "num_levels", 2)
-    model = Mixture(MixtureConfig(num_components=3, shape=(1, 1, num_dims), pixels=family)).double()
+    model = Mixture(num_components=3, shape=(1, 1, num_dims), pixels=family).double()
     world = every_image(levels, num_dims)
     assert model.log_prob(world).exp().sum().item() == pytest.approx(1, abs=1e-6)  # unfitted, in float32
     model.fit(world[torch.randint(len(world), (9,), generator=seeded(0))], num_steps=3, generator=seeded(1))
@@ -46,7 +46,7 @@ def test_log_prob_and_posterior_are_those_of_plain_loops(family):
 
 @pytest.mark.parametrize("variance", ["pixel", "shared", 30.0])
 def test_discretised_gaussians_are_distributions_over_levels(variance):
-    config = MixtureConfig(num_components=3, shape=(1, 1, 2), pixels=GaussianPixels(variance=variance))
+    config = Mixture.Config(num_components=3, shape=(1, 1, 2), pixels=GaussianPixels(variance=variance))
     model = Mixture(config).double()
     model.pixels.mean.copy_(torch.tensor([[-40.0, 3.0], [90.3, 255.0], [127.5, 400.0]]))
     if variance == "pixel":
@@ -69,7 +69,7 @@ def test_discretised_gaussians_are_distributions_over_levels(variance):
 
 
 def test_wide_gaussians_have_about_the_same_density_and_mass():
-    model = Mixture(MixtureConfig(num_components=2, shape=(1, 2, 2), pixels=GaussianPixels(variance=400.0))).double()
+    model = Mixture(num_components=2, shape=(1, 2, 2), pixels=GaussianPixels(variance=400.0)).double()
     images = torch.randint(80, 170, (10, 1, 2, 2), generator=seeded(0)).to(torch.uint8)
     model.fit(images, num_steps=2, generator=seeded(0))
     torch.testing.assert_close(model.discretised().log_prob(images), model.log_prob(images), atol=1e-2, rtol=0)
@@ -137,7 +137,7 @@ def test_hard_em_falls_too_and_its_bound_is_that_of_the_argmax(family):
 
 def test_float32_falls_and_says_so_on_real_images():
     images = load_images("fashion-mini", "test").images[:300]
-    model = Mixture(MixtureConfig(num_components=10))
+    model = Mixture(num_components=10)
     fit = model.fit(images, num_steps=8, tolerance=0.0, generator=seeded(0))
     assert (fit.objective.diff() < 1e-7 * fit.objective[:-1]).all()
     log_prob = model.log_prob(images)
@@ -187,7 +187,7 @@ def test_a_step_is_that_of_plain_loops(family, hard):
 
 def test_one_component_has_closed_forms():
     images = torch.tensor([[0, 1], [0, 3], [2, 3]], dtype=torch.uint8).view(3, 1, 1, 2)
-    model = Mixture(MixtureConfig(num_components=1, shape=(1, 1, 2), pixels=FOUR)).double()
+    model = Mixture(num_components=1, shape=(1, 1, 2), pixels=FOUR).double()
     fit = model.fit(images)
     assert fit.converged
     counts = torch.tensor([[2, 0, 1, 0], [0, 1, 0, 2]], dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_one_component_has_closed_forms():
     bound = model.elbo(images)
     assert not bound.entropy.any()
     assert not bound.rate.any()
-    gaussian = Mixture(MixtureConfig(num_components=1, shape=(1, 1, 2), pixels=GaussianPixels())).double()
+    gaussian = Mixture(num_components=1, shape=(1, 1, 2), pixels=GaussianPixels()).double()
     gaussian.fit(images * 80)
     levels = images.flatten(1).double() * 80
     torch.testing.assert_close(gaussian.pixels.mean[0], levels.mean(0), atol=1e-10, rtol=0)
@@ -207,7 +207,7 @@ def test_one_component_has_closed_forms():
 def test_alpha_is_what_keeps_the_unseen_possible():
     seen, unseen = torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.full((1, 1, 1, 1), 3, dtype=torch.uint8)
     for alpha in (0.0, 1e-30, 0.5):
-        config = MixtureConfig(num_components=1, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=4, alpha=alpha))
+        config = Mixture.Config(num_components=1, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=4, alpha=alpha))
         model = Mixture(config)
         assert torch.isfinite(model.fit(seen).objective).all()
         expected = math.log(alpha / (2 + 4 * alpha)) if alpha else -math.inf
@@ -215,7 +215,7 @@ def test_alpha_is_what_keeps_the_unseen_possible():
 
 
 def test_a_constant_pixel_is_held_by_the_floor():
-    model = Mixture(MixtureConfig(num_components=2, shape=(1, 1, 2), pixels=GaussianPixels(min_variance=0.25)))
+    model = Mixture(num_components=2, shape=(1, 1, 2), pixels=GaussianPixels(min_variance=0.25))
     fit = model.fit(torch.full((5, 1, 1, 2), 7, dtype=torch.uint8))
     assert (model.pixels.variance == 0.25).all()
     assert fit.negative_elbo[-1].item() == pytest.approx(math.log(2 * math.pi * 0.25), abs=1e-6)
@@ -223,7 +223,7 @@ def test_a_constant_pixel_is_held_by_the_floor():
 
 def test_even_weights_stay_even():
     images = some_images(FOUR, 30)
-    config = MixtureConfig(num_components=3, shape=(1, 1, 3), pixels=FOUR, even_weights=True)
+    config = Mixture.Config(num_components=3, shape=(1, 1, 3), pixels=FOUR, even_weights=True)
     model = Mixture(config).double()
     fit = model.fit(images, num_steps=20, tolerance=0.0, generator=seeded(0))
     assert (fit.objective.diff() < 1e-12).all()
@@ -251,7 +251,7 @@ def test_hard_em_with_even_spheres_is_k_means(variance):
     points = images.flatten(1).double()
     centres = torch.cat([points[:6] + 0.5, points[:1] + 1e4])  # the last attracts nothing
     pixels = GaussianPixels(variance=variance)
-    config = MixtureConfig(num_components=7, shape=(1, 10, 10), pixels=pixels, even_weights=True)
+    config = Mixture.Config(num_components=7, shape=(1, 10, 10), pixels=pixels, even_weights=True)
     model = Mixture(config).double()
     model.pixels.mean.copy_(centres)
     fit = model.fit(images, num_steps=100, hard=True, resume=True, tolerance=0.0)

@@ -18,7 +18,7 @@ from em_worlds import (
     state,
 )
 
-from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture, MixtureConfig, mixture, pixels, seeds
+from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture, mixture, pixels, seeds
 
 
 @every_family
@@ -45,7 +45,7 @@ def test_chunks_change_nothing(family, monkeypatch):
 
 
 def test_a_block_of_pixels_shrinks_with_the_components():
-    few, many = (Mixture(MixtureConfig(num_components=k, shape=(1, 2, 50))).pixels for k in (10, 3000))
+    few, many = (Mixture(num_components=k, shape=(1, 2, 50)).pixels for k in (10, 3000))
     assert max(p.stop - p.start for p, _ in few.blocks()) == pixels.MAX_PIXELS
     assert max((r.stop - r.start) * 3000 for _, r in many.blocks()) <= pixels.BLOCK_ELEMENTS
     assert sum(p.stop - p.start for p, _ in many.blocks()) == 100
@@ -76,7 +76,7 @@ def test_planted_components_are_found():
     which = (torch.rand(400, generator=generator) < 0.25).long()
     noise = torch.randint(4, (400, 12), generator=generator).to(torch.uint8)
     images = torch.where(torch.rand(400, 12, generator=generator) < 0.7, prototypes[which], noise)
-    model = Mixture(MixtureConfig(num_components=2, shape=(1, 3, 4), pixels=FOUR)).double()
+    model = Mixture(num_components=2, shape=(1, 3, 4), pixels=FOUR).double()
     fit = model.fit(images.view(400, 1, 3, 4), generator=generator)
     assert fit.converged
     assert model.log_weights.exp().min().item() == pytest.approx(which.double().mean().item(), abs=0.01)
@@ -87,7 +87,7 @@ def test_planted_components_are_found():
 @every_family
 @pytest.mark.parametrize("hard", [False, True])
 def test_fewer_images_than_components(family, hard):
-    config = MixtureConfig(num_components=8, shape=(1, 1, 3), pixels=family)
+    config = Mixture.Config(num_components=8, shape=(1, 1, 3), pixels=family)
     model = Mixture(config)
     images = some_images(family, 3)
     fit = model.fit(images, num_steps=20, hard=hard, generator=seeded(0))
@@ -121,9 +121,7 @@ def test_a_component_without_images_is_left_in_peace(family):
 
 
 def test_an_impossible_image_has_no_probability_and_tells_nothing():
-    model = Mixture(
-        MixtureConfig(num_components=2, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=3, alpha=0.0))
-    ).double()
+    model = Mixture(num_components=2, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=3, alpha=0.0)).double()
     model.log_weights.copy_(torch.tensor([0.25, 0.75]).log())
     model.pixels.log_probs.copy_(torch.tensor([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]]).log())
     images = every_image(3, 1)
@@ -146,7 +144,7 @@ def test_an_impossible_image_has_no_probability_and_tells_nothing():
 @pytest.mark.parametrize("discretised", [False, True])
 def test_sampled_frequencies_are_the_probabilities(discretised):
     if discretised:
-        config = MixtureConfig(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0))
+        config = Mixture.Config(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0))
         source = Mixture(config).double()
         source.pixels.mean.copy_(torch.tensor([[0.0], [4.0]]))
         source.log_weights.copy_(torch.tensor([0.3, 0.7]).log())
@@ -205,8 +203,8 @@ def test_a_saved_mixture_comes_back(family, double, tmp_path):
         ({"pixels": {"class": "BernoulliPixels", "beta": 1}}, "BernoulliPixels has no beta, expected alpha"),
         ({"pixels": None}, "a field is missing or unknown"),
         ({"shape": 3}, "a field is missing or unknown"),
-        ({"shape": [1, 1]}, "got shape=(1, 1) for MixtureConfig, expected a tuple of 3 integers"),
-        ({"colour": True}, "MixtureConfig has no colour, expected num_components"),
+        ({"shape": [1, 1]}, "got shape=(1, 1) for Mixture, expected a tuple of 3 integers"),
+        ({"colour": True}, "Mixture has no colour, expected num_components"),
         ({"num_components": "ten"}, "does not fit Mixture"),
         ({"num_components": 4}, "do not fit its config"),
     ],
@@ -247,7 +245,7 @@ def test_a_foreign_folder_is_one_sentence(change, message, tmp_path):
 @pytest.mark.usefixtures("untyped")
 def test_bad_options_are_sentences(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Mixture(MixtureConfig(**options()))
+        Mixture(**options())
 
 
 GOOD = torch.zeros(2, 1, 1, 3, dtype=torch.uint8)

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from priors import NormalPrior, UniformPrior
-from vqvae import VQVAE, Autoencoder, GaussianVAE, GaussianVAEConfig, VQVAEConfig
+from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.elbo import sampled_elbo
 from vqvae.gaussian import CHECK_EVERY
-from vqvae.quantizers import VectorQuantizerConfig
+from vqvae.quantizers import VectorQuantizer
 
-SMALL = GaussianVAEConfig(image_size=8, width=8, num_blocks=1, downsampling=4, dim=3)
+SMALL = GaussianVAE.Config(image_size=8, width=8, num_blocks=1, downsampling=4, dim=3)
 
 
 def small(*, spread: float = 0.0, **changes) -> GaussianVAE:
@@ -71,7 +71,7 @@ def test_shapes_and_both_ways():
 
 def test_a_fresh_posterior_is_near_the_prior():
     torch.manual_seed(0)
-    out = GaussianVAE(GaussianVAEConfig())(images(4, 1, 28, 28))
+    out = GaussianVAE()(images(4, 1, 28, 28))
     assert 0.3 < out.log_std.exp().mean() < 1.5
     assert out.mean.abs().max() < 3
 
@@ -94,7 +94,7 @@ def test_saved_models_are_the_same(tmp_path):
 @pytest.mark.usefixtures("untyped")
 def test_each_kind_loads_its_own(tmp_path):
     small().save_pretrained(tmp_path / "gaussian")
-    config = VQVAEConfig(image_size=8, width=8, num_blocks=1, quantizer=VectorQuantizerConfig(num_codes=8, dim=4))
+    config = VQVAE.Config(image_size=8, width=8, num_blocks=1, quantizer=VectorQuantizer.Config(num_codes=8, dim=4))
     VQVAE(config).save_pretrained(tmp_path / "codes")
     assert type(Autoencoder.from_pretrained(tmp_path / "codes")) is VQVAE
     with pytest.raises(ValueError, match="holds a GaussianVAE, expected a VQVAE"):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from priors import NormalPrior
-from vqvae import GaussianVAE, GaussianVAEConfig
+from vqvae import GaussianVAE
 from vqvae.data import Batch
 from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
-from vqvae.likelihoods import CategoricalConfig
+from vqvae.likelihoods import Categorical
 from vqvae.pictures import save_usage
 
 
@@ -28,8 +28,8 @@ class World:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        config = GaussianVAEConfig(
-            image_size=1, downsampling=1, width=8, num_blocks=1, dim=1, likelihood=CategoricalConfig()
+        config = GaussianVAE.Config(
+            image_size=1, downsampling=1, width=8, num_blocks=1, dim=1, likelihood=Categorical.Config()
         )
         self.model = GaussianVAE(config)
         with torch.no_grad():

@@ -9,11 +9,11 @@ from likelihood_worlds import MEMBERS as LIKELIHOODS
 from likelihood_worlds import some_features
 from quantizer_worlds import ema, features, generator, trained
 
-from priors import TransformerPrior, TransformerPriorConfig, UnigramPrior
-from vqvae import VQVAE, VQVAEConfig
+from priors import TransformerPrior, UnigramPrior
+from vqvae import VQVAE
 from vqvae.elbo import elbo, rate, sampled_elbo
 from vqvae.metrics import CodeUsage
-from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer
 
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 SIGNED = {name for name in TYPES if name.startswith("int")}
@@ -71,7 +71,7 @@ _HUNDRED = EMAVectorQuantizer(num_codes=100, dim=4).eval()
 
 def test_case_25_a_model_decodes_and_counts_codes_of_any_type():
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(**SIZES, quantizer=ema(num_codes=200, dim=4))).eval()
+    model = VQVAE(**SIZES, quantizer=ema(num_codes=200, dim=4)).eval()
     codes = torch.randint(200, (5, *model.grid), generator=generator())
     want, usage = model.decode(codes), model.usage()
     usage.add(codes)
@@ -107,10 +107,8 @@ def test_case_25_usage_counts_no_codes_that_there_are_not():
 
 def test_case_25_the_bound_takes_codes_and_labels_of_any_type():
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(**SIZES, quantizer=GumbelQuantizerConfig(num_codes=16, dim=4))).eval()
-    prior = TransformerPrior(
-        TransformerPriorConfig(num_codes=16, grid=model.grid, num_classes=3, width=16, depth=1, num_heads=2)
-    ).eval()
+    model = VQVAE(**SIZES, quantizer=GumbelQuantizer.Config(num_codes=16, dim=4)).eval()
+    prior = TransformerPrior(num_codes=16, grid=model.grid, num_classes=3, width=16, depth=1, num_heads=2).eval()
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=generator())
     codes, labels = model.encode(images), torch.tensor([2, 0, 1])
     unigram = UnigramPrior(num_codes=16, grid=model.grid).fit(codes)
@@ -125,7 +123,7 @@ def test_case_25_the_bound_takes_codes_and_labels_of_any_type():
             assert torch.equal(rate(prior, codes, known), want)
             assert sampled_elbo(model, prior, images, known, num_samples=2).rate.shape == (3,)
         assert torch.equal(rate(prior, codes, 2), rate(prior, codes, [2, 2, 2]))
-        looping = VQVAE(VQVAEConfig(**SIZES, quantizer=ema(num_codes=16, dim=4), beta=1.0)).eval()
+        looping = VQVAE(**SIZES, quantizer=ema(num_codes=16, dim=4), beta=1.0).eval()
         through = [looping.through(prior, known).encode(images) for known in (labels, [2, 0, 1], labels.numpy())]
         assert torch.equal(through[0], through[1])
         assert torch.equal(through[0], through[2])

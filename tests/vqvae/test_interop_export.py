@@ -14,7 +14,7 @@ from quantizer_worlds import MEMBERS, PARAMS
 from test_interop_places import names_no_place
 from torch import Tensor, nn
 
-from vqvae.gaussian import GaussianVAEConfig
+from vqvae.gaussian import GaussianVAE
 from vqvae.interop import (
     CodesToImages,
     ImagesToCodes,
@@ -26,8 +26,8 @@ from vqvae.interop import (
     onnx,
     traced,
 )
-from vqvae.quantizers import MASKED, VectorQuantizerConfig
-from vqvae.vqgan import VQGANConfig
+from vqvae.quantizers import MASKED, VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -109,13 +109,13 @@ def test_exports_of_every_likelihood_equal_the_model(
 @pytest.mark.usefixtures("untyped")
 def test_exports_of_a_vqgan_equal_the_model(tmp_path: Path, form: str, spatial_norm: bool):
     torch.manual_seed(0)
-    config = VQGANConfig(
+    config = VQGAN.Config(
         image_size=8,
         channels=(32, 32),
         num_blocks=1,
         latent_channels=4,
         spatial_norm=spatial_norm,
-        quantizer=VectorQuantizerConfig(num_codes=16, dim=4),
+        quantizer=VectorQuantizer.Config(num_codes=16, dim=4),
     )
     # A group norm of no images is an error in onnxruntime.
     check_export(config.build().eval(), form, tmp_path / "out", empty=form == "program")
@@ -323,7 +323,7 @@ def test_other_precisions_are_refused(tmp_path: Path, convert: Callable[[nn.Modu
 
 @pytest.mark.usefixtures("untyped")
 def test_models_without_codes_are_refused(tmp_path: Path):
-    model = GaussianVAEConfig(image_size=8, width=4, num_blocks=0).build()
+    model = GaussianVAE.Config(image_size=8, width=4, num_blocks=0).build()
     with pytest.raises(ValueError, match="got a GaussianVAE, expected a VQVAE"):
         export_program(model, tmp_path / "out")
 

@@ -9,9 +9,9 @@ import torch
 from vqgan_checks import check_equal, same_weights, some_fast
 from vqgan_references import RELEASED, pictures, vq_model
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
-from vqvae.vqgan import VQGANConfig
+from vqvae.vqgan import VQGAN
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -204,13 +204,13 @@ def test_case_22_sizes_are_held_against_the_weights_before_memory_is_asked_for(s
     shutil.copytree(small_folder, folder)
     plain = json.loads((small_folder / "config.json").read_text())
     made = []
-    build = VQGANConfig.build
+    build = VQGAN.Config.build
 
     def noted(config):
         made.append(torch.get_default_device().type)
         return build(config)
 
-    monkeypatch.setattr(VQGANConfig, "build", noted)
+    monkeypatch.setattr(VQGAN.Config, "build", noted)
     for name in ("latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups", "layers_per_block"):
         for value in (10**6, 10**9, 10**12, 2**62):
             (folder / "config.json").write_text(json.dumps({**plain, name: value}))
@@ -274,7 +274,7 @@ def test_folders_of_diffusers_that_are_refused(small_folder, tmp_path):
         import_diffusers(tmp_path / "absent")
     with pytest.raises(ValueError, match="has no revision"):
         import_diffusers(small_folder, revision="main")
-    VQVAEConfig(width=8, num_blocks=0).build().save_pretrained(tmp_path / "run" / "codebook")
+    VQVAE.Config(width=8, num_blocks=0).build().save_pretrained(tmp_path / "run" / "codebook")
     with pytest.raises(
         ValueError, match=r"has no config\.json, .*; it has folders with one, codebook, which are of others"
     ):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vqvae import VQVAEConfig
+from vqvae import VQVAE
 from vqvae.interop.pickles import read_pickle, refusal
 
 
@@ -294,7 +294,7 @@ def test_case_18_torch_s_advice_is_not_passed_on(tmp_path):
 
 
 def test_a_whole_model_of_this_library_is_told_to_be_one(tmp_path):
-    torch.save(VQVAEConfig(width=8, num_blocks=0).build(), tmp_path / "model.pt")
+    torch.save(VQVAE.Config(width=8, num_blocks=0).build(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"a whole VQVAE of this library, pickled: save it by save_pretrained"):
         read_pickle(tmp_path / "model.pt")
 

@@ -13,26 +13,26 @@ import torch
 from export_worlds import FORMS
 
 import vqvae
-from priors import LlamaPrior, LlamaPriorConfig
+from priors import LlamaPrior
 from priors.llama_folder import save_llama
 from vqvae.interop import export_diffusers, program
 from vqvae.interop.exported import Program
-from vqvae.quantizers import VectorQuantizerConfig
-from vqvae.vqgan import VQGAN, VQGANConfig
+from vqvae.quantizers import VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 pytest.importorskip("onnxscript")
 
 
 def vqgan() -> VQGAN:
     torch.manual_seed(0)
-    quantizer = VectorQuantizerConfig(num_codes=16, dim=4)
+    quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
     return (
-        VQGANConfig(image_size=8, channels=(32,), num_blocks=1, latent_channels=4, quantizer=quantizer).build().eval()
+        VQGAN.Config(image_size=8, channels=(32,), num_blocks=1, latent_channels=4, quantizer=quantizer).build().eval()
     )
 
 
 def llama() -> LlamaPrior:
-    return LlamaPrior(LlamaPriorConfig(num_codes=16, grid=(2, 2), num_classes=3, width=16, depth=1, num_heads=2))
+    return LlamaPrior(num_codes=16, grid=(2, 2), num_classes=3, width=16, depth=1, num_heads=2)
 
 
 def names_no_place(folder: Path) -> None:

@@ -11,13 +11,13 @@ from torch import nn
 from vqgan_checks import same_weights
 from vqgan_references import Reference
 
-from priors import TransformerPrior, TransformerPriorConfig
-from vqvae import VQVAEConfig
+from priors import TransformerPrior
+from vqvae import VQVAE
 from vqvae.interop import export_diffusers, import_diffusers, import_tokenizer
 from vqvae.interop.detect import format_of
 from vqvae.interop.state_dicts import find_weights
-from vqvae.quantizers import VectorQuantizerConfig
-from vqvae.vqgan import VQGANConfig
+from vqvae.quantizers import VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 SIZES = {"ch": 32, "ch_mult": (1,), "attention": (), "z_channels": 4, "embed_dim": 4, "n_embed": 16}
 
@@ -167,11 +167,11 @@ def test_safetensors_are_checkpoints_too(weights, model, tmp_path):
 
 @pytest.mark.parametrize("trainer", [False, True])
 def test_case_29_weights_of_this_library_are_said_to_be_so(trainer, tmp_path):
-    prior = TransformerPrior(TransformerPriorConfig(num_codes=4, grid=(2, 2), width=8, depth=1, num_heads=1))
-    quantizer = VectorQuantizerConfig(num_codes=4, dim=4)
+    prior = TransformerPrior(num_codes=4, grid=(2, 2), width=8, depth=1, num_heads=1)
+    quantizer = VectorQuantizer.Config(num_codes=4, dim=4)
     for made in (
-        VQVAEConfig(width=8, num_blocks=0).build(),
-        VQGANConfig(image_size=8, channels=(32,), num_blocks=1, latent_channels=4, quantizer=quantizer).build(),
+        VQVAE.Config(width=8, num_blocks=0).build(),
+        VQGAN.Config(image_size=8, channels=(32,), num_blocks=1, latent_channels=4, quantizer=quantizer).build(),
         prior,
     ):
         state = nn.DataParallel(made).state_dict() if trainer else made.state_dict()
@@ -181,9 +181,9 @@ def test_case_29_weights_of_this_library_are_said_to_be_so(trainer, tmp_path):
 
 
 def test_what_is_of_diffusers_is_asked_for_by_its_folder(tmp_path):
-    quantizer = VectorQuantizerConfig(num_codes=4, dim=2, revival="off")
+    quantizer = VectorQuantizer.Config(num_codes=4, dim=2, revival="off")
     sizes = {"image_size": 8, "channels": (2,), "num_groups": 2, "num_blocks": 1, "latent_channels": 2}
-    export_diffusers(VQGANConfig(**sizes, quantizer=quantizer).build().eval(), tmp_path / "folder")
+    export_diffusers(VQGAN.Config(**sizes, quantizer=quantizer).build().eval(), tmp_path / "folder")
     path = tmp_path / "folder" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(ValueError, match=r"weights of a VQModel of diffusers: name its folder"):
         import_tokenizer(path)

@@ -8,19 +8,19 @@ from export_worlds import drawn_codes, make, noise, shaken
 from quantizer_worlds import KINDS
 from torch import Tensor, nn
 
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.interop import Agreement, code_graphs, compare_codes, ties
 from vqvae.interop.precision import in_full_float32
 from vqvae.interop.ties import count_wrong_pixels
-from vqvae.quantizers import ResidualQuantizerConfig, VectorQuantizer, VectorQuantizerConfig
-from vqvae.vqgan import VQGANConfig
+from vqvae.quantizers import ResidualQuantizer, VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 
 def midway(depth: int = 1) -> tuple[VQVAE, Tensor, Tensor]:
     """A model of 2 codes whose feature at the first place of an image is midway between them but for rounding."""
     torch.manual_seed(0)
-    quantizer = ResidualQuantizerConfig(depth=depth, quantizer=VectorQuantizerConfig(num_codes=2, dim=6))
-    model = shaken(VQVAE(VQVAEConfig(image_size=10, width=4, downsampling=2, num_blocks=1, quantizer=quantizer)).eval())
+    quantizer = ResidualQuantizer.Config(depth=depth, quantizer=VectorQuantizer.Config(num_codes=2, dim=6))
+    model = shaken(VQVAE(image_size=10, width=4, downsampling=2, num_blocks=1, quantizer=quantizer).eval())
     images = noise(model, 1)
     feature = model.encoder(images)[0, 0, 0].detach()
     away = torch.linspace(-1, 1, 6)
@@ -108,8 +108,8 @@ def test_another_rounding_ties_and_another_model_is_wrong(name: str):
 
 def test_codes_of_a_vqgan_are_judged():
     torch.manual_seed(0)
-    quantizer = VectorQuantizerConfig(num_codes=16, dim=4)
-    model = VQGANConfig(image_size=8, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer).build()
+    quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
+    model = VQGAN.Config(image_size=8, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer).build()
     codes = model.encode(noise(model, 8))
     found = compare_codes(model, noise(model, 8), (codes + 1) % 16)
     assert found.num_wrong > codes.numel() * 0.9

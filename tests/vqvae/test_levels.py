@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from priors import UnigramPrior
-from vqvae import VQVAE, GaussianVAE, GaussianVAEConfig, VQVAEConfig
+from vqvae import VQVAE, GaussianVAE
 from vqvae.data.images import ImageTensors
 from vqvae.elbo import elbo
 from vqvae.levels import to_levels
 from vqvae.metrics import psnr, ssim
-from vqvae.quantizers import EMAVectorQuantizerConfig
+from vqvae.quantizers import EMAVectorQuantizer
 
 SIZES = {"image_size": 8, "width": 8, "num_blocks": 0, "downsampling": 4}
 
@@ -24,8 +24,8 @@ SIZES = {"image_size": 8, "width": 8, "num_blocks": 0, "downsampling": 4}
 @functools.cache
 def small(num_channels: int = 1, **options) -> VQVAE:
     torch.manual_seed(0)
-    quantizer = EMAVectorQuantizerConfig(num_codes=8, dim=4)
-    model = VQVAE(VQVAEConfig(**SIZES, num_channels=num_channels, quantizer=quantizer, **options))
+    quantizer = EMAVectorQuantizer.Config(num_codes=8, dim=4)
+    model = VQVAE(**SIZES, num_channels=num_channels, quantizer=quantizer, **options)
     model(images(num_channels, 8))
     model.update()  # k-means, so that images have codes of their own
     return model.eval()
@@ -88,7 +88,7 @@ def test_case_33_every_way_in_takes_them():
         assert torch.equal(elbo(model, prior, form).distortion, distortion)
     one = pictures(y)[0]
     assert torch.equal(model(one).distortion, distortion[:1])
-    gaussian = GaussianVAE(GaussianVAEConfig(**SIZES, dim=3)).eval()
+    gaussian = GaussianVAE(**SIZES, dim=3).eval()
     means = gaussian.encode(y)
     assert torch.equal(gaussian.encode(pictures(y)), means)
     assert torch.equal(gaussian.decode(means.numpy().astype(np.float64)), gaussian.decode(means))

@@ -18,15 +18,7 @@ from likelihood_worlds import (
 )
 from scipy.stats import chi2
 
-from vqvae.likelihoods import (
-    Categorical,
-    CategoricalConfig,
-    LocalContext,
-    LogisticMixture,
-    LogisticMixtureConfig,
-    Normal,
-    NormalConfig,
-)
+from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 from vqvae.likelihoods.base import _inverse_transform
 
 
@@ -346,22 +338,22 @@ def test_bad_images_and_features(likelihood, untyped):
 
 def test_bad_options():
     with pytest.raises(ValueError, match="got num_channels=2, expected 1 or 3"):
-        LogisticMixtureConfig().build(2)
+        LogisticMixture.Config().build(2)
     with pytest.raises(ValueError, match="got num_components=0"):
         LogisticMixture(num_channels=1, num_components=0)
     for scale in (0.0, -1.0, 1e3, math.nan):
         with pytest.raises(ValueError, match="got scale="):
-            NormalConfig(scale=scale).build(1)
+            Normal(scale=scale)
     with pytest.raises(ValueError, match="got num_channels=0"):
-        CategoricalConfig().build(0)
+        Categorical.Config().build(0)
 
 
 def test_configs_build_their_classes():
-    mixture = LogisticMixtureConfig(num_components=7, zero_component=True).build(3)
+    mixture = LogisticMixture(num_channels=3, num_components=7, zero_component=True)
     assert isinstance(mixture, LogisticMixture)
     assert (mixture.num_components, mixture.zero_component, mixture.num_channels) == (7, True, 3)
-    assert isinstance(CategoricalConfig().build(2), Categorical)
-    assert isinstance(NormalConfig().build(2).log_scale, torch.nn.Parameter)
-    assert not list(NormalConfig(scale=3.0).build(2).parameters())
+    assert isinstance(Categorical.Config().build(2), Categorical)
+    assert isinstance(Normal.Config().build(2).log_scale, torch.nn.Parameter)
+    assert not list(Normal.Config(scale=3.0).build(2).parameters())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        NormalConfig().scale = 3.0  # ty: ignore
+        Normal.Config().scale = 3.0  # ty: ignore

@@ -6,8 +6,8 @@ import pytest
 import torch
 from likelihood_worlds import local_context, some_features, some_images
 
-from vqvae import GaussianVAEConfig, VQVAEConfig
-from vqvae.likelihoods import LocalContext, LocalContextConfig, LogisticMixtureConfig, Symbols
+from vqvae import VQVAE, GaussianVAE
+from vqvae.likelihoods import LocalContext, LogisticMixture, Symbols
 
 
 @pytest.fixture(params=[1, 3])
@@ -79,16 +79,16 @@ def test_the_features_alone_are_trained_too(likelihood):
     assert without.auxiliary(images[:, :1], some_features(without)) == {}
 
 
-@pytest.mark.parametrize(("kind", "own"), [(VQVAEConfig, "commitment"), (GaussianVAEConfig, "kl")])
+@pytest.mark.parametrize(("kind", "own"), [(VQVAE.Config, "commitment"), (GaussianVAE.Config, "kl")])
 def test_a_model_takes_the_term_into_its_objective(kind, own):
-    config = LocalContextConfig(num_components=2, width=4, num_blocks=1)
+    config = LocalContext.Config(num_components=2, width=4, num_blocks=1)
     model = kind(image_size=8, width=8, num_blocks=1, likelihood=config).build()
     images = torch.randint(0, 256, (2, 1, 8, 8)).to(torch.uint8)
     out = model(images)
     assert set(out.auxiliary) == {own, "features"}
     (out.distortion.mean() + sum(out.auxiliary.values())).backward()
     assert all(parameter.grad is not None for parameter in model.likelihood.parameters())
-    plain = kind(image_size=8, width=8, num_blocks=1, likelihood=LogisticMixtureConfig()).build()
+    plain = kind(image_size=8, width=8, num_blocks=1, likelihood=LogisticMixture.Config()).build()
     assert set(plain(images).auxiliary) == {own}
 
 
@@ -119,4 +119,4 @@ def test_bad_options(options):
     with pytest.raises(ValueError, match="expected width >= 1"):
         LocalContext(num_channels=1, **options)
     with pytest.raises(ValueError, match="num_channels=2"):
-        LocalContextConfig().build(2)
+        LocalContext.Config().build(2)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import safefolder
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.blocks import level_widths, num_levels
-from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
+from vqvae.likelihoods import Categorical, LogisticMixture, Normal
+from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 
-SMALL = VQVAEConfig(
-    image_size=8, width=8, num_blocks=1, downsampling=4, quantizer=EMAVectorQuantizerConfig(num_codes=8, dim=4)
+SMALL = VQVAE.Config(
+    image_size=8, width=8, num_blocks=1, downsampling=4, quantizer=EMAVectorQuantizer.Config(num_codes=8, dim=4)
 )
 
 
@@ -30,11 +30,11 @@ def images(*shape, seed=0):
 @pytest.mark.parametrize(
     ("downsampling", "num_channels", "attention", "quantizer", "likelihood"),
     [
-        (1, 1, False, EMAVectorQuantizerConfig(num_codes=8, dim=4), LogisticMixtureConfig()),
-        (2, 3, False, VectorQuantizerConfig(num_codes=8, dim=4), LogisticMixtureConfig()),
-        (4, 1, False, VectorQuantizerConfig(num_codes=8, dim=4, normalize=True), CategoricalConfig()),
-        (8, 3, True, EMAVectorQuantizerConfig(num_codes=8, dim=4), NormalConfig()),
-        (16, 3, False, EMAVectorQuantizerConfig(num_codes=8, dim=4), LogisticMixtureConfig(zero_component=True)),
+        (1, 1, False, EMAVectorQuantizer.Config(num_codes=8, dim=4), LogisticMixture.Config()),
+        (2, 3, False, VectorQuantizer.Config(num_codes=8, dim=4), LogisticMixture.Config()),
+        (4, 1, False, VectorQuantizer.Config(num_codes=8, dim=4, normalize=True), Categorical.Config()),
+        (8, 3, True, EMAVectorQuantizer.Config(num_codes=8, dim=4), Normal.Config()),
+        (16, 3, False, EMAVectorQuantizer.Config(num_codes=8, dim=4), LogisticMixture.Config(zero_component=True)),
     ],
 )
 def test_every_size_and_part(downsampling, num_channels, attention, quantizer, likelihood, tmp_path):
@@ -74,7 +74,7 @@ def test_every_size_and_part(downsampling, num_channels, attention, quantizer, l
 
 def test_distortion_is_the_cross_entropy_of_the_pixels():
     """Against the 256-level table that a coder would use."""
-    model = small(likelihood=LogisticMixtureConfig(zero_component=True)).eval()
+    model = small(likelihood=LogisticMixture.Config(zero_component=True)).eval()
     y = images(2, 1, 8, 8)
     with torch.no_grad():
         out = model(y)
@@ -116,7 +116,7 @@ def test_encode_leaves_training_as_it_was():
 
 
 def test_learning_lowers_the_distortion():
-    model = small(quantizer=EMAVectorQuantizerConfig(num_codes=16, dim=8), width=16)
+    model = small(quantizer=EMAVectorQuantizer.Config(num_codes=16, dim=8), width=16)
     y = images(1, 1, 8, 8).repeat(8, 1, 1, 1)
     y[4:] = images(1, 1, 8, 8, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -212,8 +212,8 @@ def test_levels():
 
 def test_configs_survive_json():
     for quantizer, likelihood in itertools.product(
-        (EMAVectorQuantizerConfig(), VectorQuantizerConfig(normalize=True)),
-        (LogisticMixtureConfig(), CategoricalConfig(), NormalConfig(scale=3.0)),
+        (EMAVectorQuantizer.Config(), VectorQuantizer.Config(normalize=True)),
+        (LogisticMixture.Config(), Categorical.Config(), Normal.Config(scale=3.0)),
     ):
-        config = VQVAEConfig(quantizer=quantizer, likelihood=likelihood)
-        assert VQVAEConfig.from_plain(json.loads(json.dumps(config.to_plain()))) == config
+        config = VQVAE.Config(quantizer=quantizer, likelihood=likelihood)
+        assert VQVAE.Config.from_plain(json.loads(json.dumps(config.to_plain()))) == config

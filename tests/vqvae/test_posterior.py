@@ -9,12 +9,12 @@ from quantizer_worlds import features
 from torch.nn import functional as F
 
 from priors import UnigramPrior
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.data import Batch
 from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
-from vqvae.likelihoods import CategoricalConfig
-from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer, StochasticVectorQuantizerConfig
+from vqvae.likelihoods import Categorical
+from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer
 
 DIM, NUM_CODES = 3, 5
 
@@ -132,11 +132,9 @@ class World:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        config = StochasticVectorQuantizerConfig(num_codes=NUM_CODES, dim=DIM)
+        config = StochasticVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM)
         self.model = VQVAE(
-            VQVAEConfig(
-                image_size=4, width=8, num_blocks=1, downsampling=4, quantizer=config, likelihood=CategoricalConfig()
-            )
+            image_size=4, width=8, num_blocks=1, downsampling=4, quantizer=config, likelihood=Categorical.Config()
         )
         with torch.no_grad():
             self.model.quantizer.log_variance.fill_(-1.0)

@@ -24,17 +24,12 @@ from quantizer_worlds import generator
 from torch import Tensor
 
 from priors import Prior, UniformPrior
-from vqvae import VQVAE, VQVAEConfig
+from vqvae import VQVAE
 from vqvae.data import Batch
 from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
-from vqvae.likelihoods import CategoricalConfig
-from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    FSQConfig,
-    SoftEMVectorQuantizerConfig,
-    codebook,
-)
+from vqvae.likelihoods import Categorical
+from vqvae.quantizers import FSQ, EMAVectorQuantizer, SoftEMVectorQuantizer, codebook
 from vqvae.quantizers.prior_in_loop import gumbel_noise, in_sweeps, rate_of, step_by_step
 
 
@@ -171,7 +166,7 @@ def test_a_beta_that_is_no_positive_number_is_refused(prior, beta):
     with pytest.raises(ValueError, match="expected a finite beta above zero"):
         make_loop(prior, 1, beta)
     with pytest.raises(ValueError, match=r"expected a finite (beta above zero|number, or None)"):
-        VQVAEConfig(beta=beta).build()
+        VQVAE.Config(beta=beta).build()
 
 
 def test_no_sweep_is_refused(prior):
@@ -190,13 +185,13 @@ class World:
 
     def __init__(self, beta: float, labelled: bool) -> None:
         torch.manual_seed(0)
-        config = VQVAEConfig(
+        config = VQVAE.Config(
             image_size=4,
             width=8,
             num_blocks=1,
             downsampling=2,
-            quantizer=EMAVectorQuantizerConfig(num_codes=NUM_CODES, dim=2),
-            likelihood=CategoricalConfig(),
+            quantizer=EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=2),
+            likelihood=Categorical.Config(),
             beta=beta,
         )
         self.model = VQVAE(config).double().eval()
@@ -324,7 +319,7 @@ def test_evaluation_tells_draws_from_the_most_probable_codes(world):
 
 
 def test_a_model_without_beta_goes_through_no_prior(prior):
-    model = VQVAEConfig(image_size=8, width=8, num_blocks=0).build()
+    model = VQVAE.Config(image_size=8, width=8, num_blocks=0).build()
     assert model.through(prior) is model
 
 
@@ -354,13 +349,13 @@ def test_a_prior_of_other_codes_is_refused():
             world.model.through(other)
 
 
-@pytest.mark.parametrize("quantizer", [FSQConfig(), SoftEMVectorQuantizerConfig()])
+@pytest.mark.parametrize("quantizer", [FSQ.Config(), SoftEMVectorQuantizer.Config()])
 def test_a_model_whose_quantizer_takes_no_prior_is_not_built(quantizer):
     with pytest.raises(ValueError, match=r"prior.*take .*EMAVectorQuantizer"):
-        VQVAEConfig(quantizer=quantizer, beta=1.0).build()
+        VQVAE.Config(quantizer=quantizer, beta=1.0).build()
 
 
 def test_beta_is_kept_with_the_model(tmp_path):
-    model = VQVAEConfig(image_size=8, width=8, num_blocks=0, beta=0.7).build()
+    model = VQVAE.Config(image_size=8, width=8, num_blocks=0, beta=0.7).build()
     model.save_pretrained(tmp_path / "model")
     assert VQVAE.from_pretrained(tmp_path / "model").config == model.config

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from priors import Prior
 from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    GumbelQuantizerConfig,
+    EMAVectorQuantizer,
+    GumbelQuantizer,
     PriorInTheLoop,
     Quantizer,
-    StochasticVectorQuantizerConfig,
-    VectorQuantizerConfig,
+    StochasticVectorQuantizer,
+    VectorQuantizer,
     categorical,
 )
 from vqvae.quantizers.prior_in_loop import Chosen, gumbel_noise, in_sweeps, posterior_at, step_by_step
@@ -30,10 +30,10 @@ def prior() -> Prior:
 # --- every kind of quantizer ------------------------------------------------------------------------------------------
 
 KINDS = (
-    VectorQuantizerConfig,
-    EMAVectorQuantizerConfig,
-    GumbelQuantizerConfig,
-    StochasticVectorQuantizerConfig,
+    VectorQuantizer.Config,
+    EMAVectorQuantizer.Config,
+    GumbelQuantizer.Config,
+    StochasticVectorQuantizer.Config,
 )
 TAKES = [param for param in PARAMS if isinstance(MEMBERS[param.values[0]].config, KINDS)]
 TAKES_NOT = [param for param in PARAMS if param not in TAKES and param.values[0] != "soft em, one sample"]
@@ -184,7 +184,7 @@ def test_draws_by_sweeps_start_from_the_nearest_codes(name, num_sweeps, training
 def test_moving_averages_are_of_the_chosen_codes(num_sweeps):
     """N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m / N̂, with n and Σz of the codes that the prior had a say in."""
     torch.manual_seed(0)
-    quantizer = EMAVectorQuantizerConfig(num_codes=8, dim=3, decay=0.9, revival="off").build().double()
+    quantizer = EMAVectorQuantizer.Config(num_codes=8, dim=3, decay=0.9, revival="off").build().double()
     quantizer(features(3, 6, *SHAPE).double())
     quantizer.update()
     counts, sums = quantizer.counts.clone(), quantizer.sums.clone()
@@ -225,7 +225,7 @@ def test_error_is_the_moving_mean_distance_to_the_nearest_codes(name, in_loop):
 
 def test_vectors_that_are_codes_are_theirs():
     """Where no vector is off its code, σ² is next to nothing and distance is all."""
-    quantizer = EMAVectorQuantizerConfig(num_codes=3, dim=3, revival="off").build()
+    quantizer = EMAVectorQuantizer.Config(num_codes=3, dim=3, revival="off").build()
     z_e = 100 * torch.eye(3)[torch.arange(12) % 3].reshape(2, *SHAPE, 3)
     for _ in range(3):
         quantizer(z_e)
@@ -249,7 +249,7 @@ def fix_noise(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> Tensor
     return noise
 
 
-@pytest.mark.parametrize("kind", [GumbelQuantizerConfig, StochasticVectorQuantizerConfig])
+@pytest.mark.parametrize("kind", [GumbelQuantizer.Config, StochasticVectorQuantizer.Config])
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_rates_gradient_goes_through_the_relaxed_sample(prior, monkeypatch, kind, hard):
     torch.manual_seed(0)

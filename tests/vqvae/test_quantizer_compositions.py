@@ -6,16 +6,7 @@ from quantizer_worlds import ema, features, learned, multiscale, objective, resi
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vqvae.quantizers import (
-    FSQ,
-    MASKED,
-    FSQConfig,
-    LFQConfig,
-    ProjectedQuantizer,
-    ResidualQuantizer,
-    SimVQ,
-    nearest,
-)
+from vqvae.quantizers import FSQ, LFQ, MASKED, ProjectedQuantizer, ResidualQuantizer, SimVQ, nearest
 
 DIM = 6
 
@@ -167,7 +158,7 @@ def test_fsq_gets_finer_with_depth_by_its_levels(levels):
     sizes = torch.tensor(levels)
     z_e = 2 * features(len(levels), 500)
     for depth in (1, 2, 3):
-        quantizer = ResidualQuantizer(depth=depth, quantizer=FSQConfig(levels=levels))
+        quantizer = ResidualQuantizer(depth=depth, quantizer=FSQ.Config(levels=levels))
         error = (quantizer(z_e).z_q - quantizer.project(z_e)).abs().amax(0)
         bound = 0.5 / (sizes // 2) * (1.0 / (sizes - 1)) ** (depth - 1)
         assert (error <= bound + 2e-3).all()
@@ -177,7 +168,7 @@ def test_fsq_gets_finer_with_depth_by_its_levels(levels):
 def test_signs_get_finer_by_half():
     z_e = 4 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 2
     for depth in (1, 2, 3, 4):
-        quantizer = ResidualQuantizer(depth=depth, quantizer=LFQConfig(num_bits=3))
+        quantizer = ResidualQuantizer(depth=depth, quantizer=LFQ.Config(num_bits=3))
         assert (quantizer(z_e).z_q - z_e).abs().max() <= 0.5 ** (depth - 1)
 
 

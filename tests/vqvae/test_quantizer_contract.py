@@ -23,7 +23,7 @@ from vqvae import quantizers
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import MASKED
 
-ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "QuantizerConfig"]
+ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "Quantizer.Config"]
 
 
 @pytest.fixture(params=PARAMS)
@@ -290,7 +290,7 @@ def test_saved_and_loaded_goes_on_equally(quantizer, tmp_path):
     with torch.no_grad():
         for tensor in twin.state_dict().values():
             tensor.fill_(7)
-    safefolder.load_weights(twin, safefolder.load(tmp_path / "q")[1], "q")
+    safefolder.folder.load_weights(twin, safefolder.load(tmp_path / "q")[1], "q")
     for each in (quantizer, twin):
         torch.manual_seed(3)
         take_step(each, features(quantizer.dim, 4, 5, 5, seed=9))

@@ -34,7 +34,7 @@ from quantizer_worlds import (
 )
 from torch import Tensor
 
-from vqvae.quantizers import GumbelQuantizerConfig, Quantized, Quantizer
+from vqvae.quantizers import GumbelQuantizer, Quantized, Quantizer
 
 MODES = ("train", "eval", "draw")
 # What may stand where nothing counts.
@@ -49,7 +49,7 @@ DEEP = {
     "residual projected ibq": Member(config=residual(projected(IBQ_SMALL), depth=2, dropout=0.5), random=True),
     "grouped projected lfq": Member(config=grouped(projected(LFQ_SMALL))),
     "residual grouped gumbel": Member(
-        config=residual(grouped(GumbelQuantizerConfig(num_codes=16, dim=3)), depth=2), random=True
+        config=residual(grouped(GumbelQuantizer.Config(num_codes=16, dim=3)), depth=2), random=True
     ),
     "projected residual sqvae": Member(config=projected(residual(SQVAE, depth=2, dropout=0.5)), random=True),
     "residual soft em dropout": Member(config=residual(soft_em(), dropout=0.5), random=True, soft=True),

@@ -28,10 +28,8 @@ from vqvae.quantizers import (
     FSQ,
     LFQ,
     EMAVectorQuantizer,
-    EMAVectorQuantizerConfig,
     GroupedQuantizer,
     ResidualQuantizer,
-    ResidualQuantizerConfig,
     SimVQ,
     VectorQuantizer,
     rotation_trick,
@@ -175,7 +173,7 @@ def test_residual(shared):
     torch.manual_seed(0)
     options = {"commitment_weight": 0.25, "rotation_trick": False}
     theirs = other.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, shared_codebook=shared, **options)
-    config = EMAVectorQuantizerConfig(num_codes=K, dim=D)
+    config = EMAVectorQuantizer.Config(num_codes=K, dim=D)
     ours = ResidualQuantizer(depth=3, quantizer=config, shared=shared)
     for step, layer in zip(ours.steps, theirs.layers, strict=False):
         copy_state(step, layer)
@@ -194,7 +192,7 @@ def test_residual(shared):
 def test_residual_gradient_is_ours_times_the_depth():
     """One of the faults of the list above, so that the list does not outlive it unseen."""
     theirs = other.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, rotation_trick=False)
-    ours = ResidualQuantizer(depth=3, quantizer=EMAVectorQuantizerConfig(num_codes=K, dim=D))
+    ours = ResidualQuantizer(depth=3, quantizer=EMAVectorQuantizer.Config(num_codes=K, dim=D))
     z_e, weights = features(D, 8, 5).requires_grad_(), features(D, 8, 5, seed=3)
     mine, its = (torch.autograd.grad((out * weights).sum(), z_e)[0] for out in (ours(z_e).z_q, theirs(z_e)[0]))
     torch.testing.assert_close(its, 3 * mine)
@@ -203,8 +201,8 @@ def test_residual_gradient_is_ours_times_the_depth():
 def test_grouped_residual():
     torch.manual_seed(0)
     theirs = other.GroupedResidualVQ(dim=2 * D, groups=2, num_quantizers=2, codebook_size=K).eval()
-    config = EMAVectorQuantizerConfig(num_codes=K, dim=D)
-    ours = GroupedQuantizer(quantizer=ResidualQuantizerConfig(depth=2, quantizer=config)).eval()
+    config = EMAVectorQuantizer.Config(num_codes=K, dim=D)
+    ours = GroupedQuantizer(quantizer=ResidualQuantizer.Config(depth=2, quantizer=config)).eval()
     for part, group in zip(ours.parts, theirs.rvqs, strict=True):
         for step, layer in zip(part.steps, group.layers, strict=True):
             copy_state(step, layer)

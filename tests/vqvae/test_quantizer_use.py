@@ -12,25 +12,25 @@ import torch
 from lanes import some
 from quantizer_worlds import KINDS, MEMBERS, PARAMS, ema, features, grouped, learned, multiscale, residual, trained
 
-from vqvae import VQVAE, VQVAEConfig, quantizers
+from vqvae import VQVAE, quantizers
 from vqvae.quantizers import (
+    BSQ,
+    FSQ,
+    IBQ,
+    LFQ,
     MASKED,
-    BSQConfig,
-    EMAVectorQuantizerConfig,
-    FSQConfig,
-    GroupedQuantizerConfig,
-    GumbelQuantizerConfig,
-    IBQConfig,
-    LFQConfig,
-    MultiScaleQuantizerConfig,
-    QuantizerConfig,
-    ResidualQuantizerConfig,
-    SimVQConfig,
-    VectorQuantizerConfig,
+    EMAVectorQuantizer,
+    GroupedQuantizer,
+    GumbelQuantizer,
+    MultiScaleQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    SimVQ,
+    VectorQuantizer,
 )
 from vqvae.quantizers.placewise import PlacewiseQuantizer
 
-ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "QuantizerConfig"]
+ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "Quantizer.Config"]
 
 
 @pytest.fixture(params=PARAMS)
@@ -58,7 +58,7 @@ def test_config_and_constructor_have_the_same_options(kind):
     assert len(options) <= 8
     assert options.keys() == vars(kind()).keys()
     for option, default in options.items():
-        if isinstance(getattr(kind(), option), QuantizerConfig):
+        if isinstance(getattr(kind(), option), Quantizer.Config):
             assert default is None
         else:
             assert default == getattr(kind(), option), option
@@ -70,13 +70,13 @@ def test_all_kinds_are_members():
     assert len(KINDS) == len({type(config) for config in KINDS.values()}) == len(ALL_KINDS) == 14
 
 
-def tiny(member) -> VQVAEConfig:
-    return VQVAEConfig(image_size=10, downsampling=2, width=8, num_blocks=0, quantizer=member.config)
+def tiny(member) -> VQVAE.Config:
+    return VQVAE.Config(image_size=10, downsampling=2, width=8, num_blocks=0, quantizer=member.config)
 
 
 def test_config_survives_json(member):
     plain = json.loads(json.dumps(tiny(member).to_plain()))
-    assert VQVAEConfig.from_plain(plain) == tiny(member)
+    assert VQVAE.Config.from_plain(plain) == tiny(member)
 
 
 def test_model_trains_and_round_trips(member, tmp_path):
@@ -180,34 +180,34 @@ def test_bad_codes_are_a_sentence(quantizer, untyped):
         (multiscale(grouped(ema(dim=3))), "one code a place"),
         (multiscale(residual(ema())), "one code a place"),
         (multiscale(multiscale(ema())), "one code a place"),
-        (MultiScaleQuantizerConfig(scales=()), "growing scales"),
-        (MultiScaleQuantizerConfig(scales=(0, 2)), "growing scales"),
-        (MultiScaleQuantizerConfig(scales=(1, 3, 3)), "growing scales"),
-        (MultiScaleQuantizerConfig(scales=(3, 2)), "growing scales"),
-        (ResidualQuantizerConfig(depth=0), "depth of at least 1"),
-        (ResidualQuantizerConfig(dropout=2.0), r"dropout in \[0, 1\]"),
-        (ResidualQuantizerConfig(dropout=-0.1), r"dropout in \[0, 1\]"),
-        (GroupedQuantizerConfig(num_groups=0), "at least one group"),
-        (FSQConfig(levels=(8, 1)), "at least 2 levels"),
-        (FSQConfig(levels=()), "at least 2 levels"),
-        (FSQConfig(levels=(2**16,) * 4), "fewer than 2\\^63"),
-        (LFQConfig(num_bits=0), "1 to 20 bits"),
-        (LFQConfig(num_bits=21), "BSQ does without"),
-        (BSQConfig(num_bits=63), "GroupedQuantizer"),
-        (BSQConfig(temperature=0.0), "temperature above 0"),
+        (MultiScaleQuantizer.Config(scales=()), "growing scales"),
+        (MultiScaleQuantizer.Config(scales=(0, 2)), "growing scales"),
+        (MultiScaleQuantizer.Config(scales=(1, 3, 3)), "growing scales"),
+        (MultiScaleQuantizer.Config(scales=(3, 2)), "growing scales"),
+        (ResidualQuantizer.Config(depth=0), "depth of at least 1"),
+        (ResidualQuantizer.Config(dropout=2.0), r"dropout in \[0, 1\]"),
+        (ResidualQuantizer.Config(dropout=-0.1), r"dropout in \[0, 1\]"),
+        (GroupedQuantizer.Config(num_groups=0), "at least one group"),
+        (FSQ.Config(levels=(8, 1)), "at least 2 levels"),
+        (FSQ.Config(levels=()), "at least 2 levels"),
+        (FSQ.Config(levels=(2**16,) * 4), "fewer than 2\\^63"),
+        (LFQ.Config(num_bits=0), "1 to 20 bits"),
+        (LFQ.Config(num_bits=21), "BSQ does without"),
+        (BSQ.Config(num_bits=63), "GroupedQuantizer"),
+        (BSQ.Config(temperature=0.0), "temperature above 0"),
         (ema(decay=1.0), "decay"),
         (ema(decay=-0.1), "decay"),
-        (GumbelQuantizerConfig(temperature=0.05), "final_temperature <= temperature"),
-        (GumbelQuantizerConfig(final_temperature=0.0), "0 < final_temperature"),
-        (GumbelQuantizerConfig(anneal_steps=0), "anneal_steps >= 1"),
+        (GumbelQuantizer.Config(temperature=0.05), "final_temperature <= temperature"),
+        (GumbelQuantizer.Config(final_temperature=0.0), "0 < final_temperature"),
+        (GumbelQuantizer.Config(anneal_steps=0), "anneal_steps >= 1"),
         *(
             (kind(**sizes), "at least one")
             for kind in (
-                VectorQuantizerConfig,
-                EMAVectorQuantizerConfig,
-                SimVQConfig,
-                IBQConfig,
-                GumbelQuantizerConfig,
+                VectorQuantizer.Config,
+                EMAVectorQuantizer.Config,
+                SimVQ.Config,
+                IBQ.Config,
+                GumbelQuantizer.Config,
             )
             for sizes in ({"num_codes": 0}, {"dim": 0})
         ),
@@ -228,7 +228,7 @@ def test_an_unknown_revival_is_refused_with_a_sentence(kind, untyped):
 
 def test_a_model_of_another_grid_is_refused():
     with pytest.raises(ValueError, match="features must be 5x5"):
-        VQVAE(VQVAEConfig(image_size=28, quantizer=multiscale(ema())))
+        VQVAE(image_size=28, quantizer=multiscale(ema()))
 
 
 def num_collapse_warnings(quantizer, z_e: torch.Tensor, updates: int) -> int:

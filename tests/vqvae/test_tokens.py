@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 from token_worlds import contents, photos, tokenizer
 
-from vqvae import GaussianVAE, GaussianVAEConfig
+from vqvae import GaussianVAE
 from vqvae.data import ImageTensors, load_images
 from vqvae.tokens import (
     CodeDataset,
@@ -236,7 +236,7 @@ def test_models_and_numbers_that_do_not_fit_are_refused(source, tmp_path, untype
             tokenize(model, images, tmp_path / "codes", **{**SIZES, **changed})
     with pytest.raises(ValueError, match=r"is for images of shape \(3, 8, 8\), got \(3, 12, 12\).* size=8"):
         tokenize(model, load_images(source, size=12), tmp_path / "codes")
-    gaussian = GaussianVAE(GaussianVAEConfig(image_size=8, num_channels=3, width=8, num_blocks=1, dim=3))
+    gaussian = GaussianVAE(image_size=8, num_channels=3, width=8, num_blocks=1, dim=3)
     with pytest.raises(ValueError, match="GaussianVAE has no codes"):
         tokenize(gaussian, images, tmp_path / "codes")
     model.quantizer.num_codes = 1 << 36

@@ -166,7 +166,7 @@ def test_case_22_a_bad_place_for_parquet_is_refused_before_any_work(model, sourc
     assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     assert (tmp_path / "photos.parquet").read_bytes() == b"PAR1 of somebody else"
     with (
-        safefolder.one_writer(tmp_path / "x-test.parquet"),
+        safefolder.locks.one_writer(tmp_path / "x-test.parquet"),
         pytest.raises(ValueError, match="being written by another"),
     ):
         call(model, source, "-o", tmp_path / "codes", "--parquet", tmp_path / "x.parquet")
@@ -198,5 +198,5 @@ def test_a_file_never_takes_the_place_of_a_folder(model, source, tmp_path):
     with pytest.raises(ValueError, match="is a folder; expected the name of a file"):
         write_parquet(CodeDataset(tmp_path / "codes" / "train"), tmp_path / "codes")
     with pytest.raises(ValueError, match="is a folder, and what was to be written there is a file"):
-        safefolder.write_text(tmp_path / "codes", "text")
+        safefolder.files.write_text(tmp_path / "codes", "text")
     assert contents(tmp_path / "codes" / "train") == before

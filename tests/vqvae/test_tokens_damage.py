@@ -244,8 +244,8 @@ def test_an_index_of_a_version_before_will_do_where_nothing_can_be_written(folde
     def refused(*args: object, **options: object) -> None:
         raise ValueError("could not write") from PermissionError()
 
-    monkeypatch.setattr("safefolder.one_writer", refused)
-    monkeypatch.setattr("safefolder.write_text", refused)
+    monkeypatch.setattr("safefolder.locks.one_writer", refused)
+    monkeypatch.setattr("safefolder.files.write_text", refused)
     images = load_images(source, size=8)
     made = tokenize(tokenizer(), images, folder, **SIZES)
     assert (made.whole, made.num_images) == (True, 0)

@@ -120,7 +120,7 @@ def test_locks_that_killed_jobs_left_are_no_obstacle(source, whole, tmp_path):
 def test_a_lock_or_scratch_beside_the_shards_disturbs_no_reader(whole, tmp_path):
     folder = copied(whole, tmp_path / "codes")
     (folder / ".index.json.writing" / "0a1b2c3d").mkdir(parents=True)
-    with safefolder.one_writer(folder, inside=True):
+    with safefolder.locks.one_writer(folder, inside=True):
         assert len(CodeDataset(folder)[:].codes) == 30
 
 

@@ -10,28 +10,22 @@ import pytest
 import torch
 
 from priors import TransformerPrior
-from priors.transformer import TransformerPriorConfig
-from vqvae import VQVAE, Autoencoder, VQVAEConfig
+from vqvae import VQVAE, Autoencoder
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
 from vqvae.interop.scale import fit_scale
 from vqvae.interop.ties import compare_codes
-from vqvae.likelihoods import CategoricalConfig, LogisticMixtureConfig, NormalConfig
-from vqvae.quantizers import (
-    EMAVectorQuantizerConfig,
-    GumbelQuantizerConfig,
-    ResidualQuantizerConfig,
-    VectorQuantizerConfig,
-)
-from vqvae.vqgan import VQGAN, DiffusersConfig, VQGANConfig
+from vqvae.likelihoods import Categorical, LogisticMixture, Normal
+from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer, ResidualQuantizer, VectorQuantizer
+from vqvae.vqgan import VQGAN, DiffusersConfig
 
-SMALL = VQGANConfig(
+SMALL = VQGAN.Config(
     image_size=8,
     channels=(32, 32),
     num_blocks=1,
     down_attention=(1,),
     up_attention=(1,),
     latent_channels=4,
-    quantizer=VectorQuantizerConfig(num_codes=16, dim=4),
+    quantizer=VectorQuantizer.Config(num_codes=16, dim=4),
 )
 
 
@@ -66,13 +60,13 @@ def optimise(model, y, steps, lr=1e-3):
     [
         {},
         {"mid_attention": False, "down_attention": (), "up_attention": ()},
-        {"spatial_norm": True, "quantizer": EMAVectorQuantizerConfig(num_codes=16, dim=4)},
+        {"spatial_norm": True, "quantizer": EMAVectorQuantizer.Config(num_codes=16, dim=4)},
         {"channels": (32, 64, 64), "down_attention": (0, 2), "up_attention": (1,), "num_blocks": 2},
         {"channels": (16,), "num_groups": 8, "down_attention": (0,), "up_attention": (), "num_channels": 1},
-        {"likelihood": LogisticMixtureConfig(), "quantizer": GumbelQuantizerConfig(num_codes=16, dim=4)},
+        {"likelihood": LogisticMixture.Config(), "quantizer": GumbelQuantizer.Config(num_codes=16, dim=4)},
         {
             "latent_channels": 8,
-            "quantizer": ResidualQuantizerConfig(quantizer=VectorQuantizerConfig(num_codes=16, dim=4), depth=2),
+            "quantizer": ResidualQuantizer.Config(quantizer=VectorQuantizer.Config(num_codes=16, dim=4), depth=2),
         },
     ],
 )
@@ -104,7 +98,7 @@ def test_every_option(changes, tmp_path):
         assert torch.equal(twin.decode(codes), picture)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin.encode(y), codes)
-    assert VQGANConfig.from_plain(json.loads(json.dumps(model.config.to_plain()))) == model.config
+    assert VQGAN.Config.from_plain(json.loads(json.dumps(model.config.to_plain()))) == model.config
 
 
 def test_it_learns():
@@ -124,8 +118,8 @@ def test_it_learns():
         ({"down_attention": (2,)}, r"got down_attention=\(2,\), expected levels from 0 .finest. to 1, ascending"),
         ({"up_attention": (1, 0)}, "got up_attention"),
         ({"image_size": 9}, "image_size 9 is not a multiple of 2, by which the networks reduce it, having 2 levels"),
-        ({"channels": (32.0, 32)}, r"got channels=\(32.0, 32\) for VQGANConfig, expected a tuple of integers"),
-        ({"up_attention": 1}, "got up_attention=1 for VQGANConfig, expected a tuple"),
+        ({"channels": (32.0, 32)}, r"got channels=\(32.0, 32\) for VQGAN, expected a tuple of integers"),
+        ({"up_attention": 1}, "got up_attention=1 for VQGAN, expected a tuple"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
@@ -173,9 +167,7 @@ def test_a_prior_on_imported_codes(imported):
     y = images(8)
     codes = imported.encode(y)
     torch.manual_seed(0)
-    prior = TransformerPrior(
-        TransformerPriorConfig(num_codes=imported.num_codes, grid=imported.grid, width=48, depth=1, num_heads=2)
-    )
+    prior = TransformerPrior(num_codes=imported.num_codes, grid=imported.grid, width=48, depth=1, num_heads=2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
@@ -190,7 +182,7 @@ def test_a_prior_on_imported_codes(imported):
 def test_a_trained_codebook_of_averages_is_exported(tmp_path):
     import diffusers
 
-    model = small(quantizer=EMAVectorQuantizerConfig(num_codes=16, dim=4))
+    model = small(quantizer=EMAVectorQuantizer.Config(num_codes=16, dim=4))
     y = images(8)
     start = model.quantizer.codebook.clone()
     optimise(model, y, 3)
@@ -212,7 +204,7 @@ def test_unit_codes_are_exported_as_they_are(tmp_path):
     """The nearest of unit vectors is nearest to the direction too, however long the feature is."""
     import diffusers
 
-    model = small(quantizer=VectorQuantizerConfig(num_codes=16, dim=4, normalize=True)).eval()
+    model = small(quantizer=VectorQuantizer.Config(num_codes=16, dim=4, normalize=True)).eval()
     y = images(16)
     export_diffusers(model, tmp_path / "out")
     peer = diffusers.VQModel.from_pretrained(tmp_path / "out")
@@ -256,8 +248,8 @@ def test_an_export_replaces_a_folder_whole_or_not_at_all(tmp_path):
     assert sorted(before) == ["config.json", "diffusion_pytorch_model.safetensors"]
     said = json.loads(before["config.json"])
     assert (said["lookup_from_codebook"], said["scaling_factor"], said["sample_size"]) == (True, 0.5, 8)
-    with pytest.raises(ValueError, match="train with NormalConfig"):
-        export_diffusers(small(likelihood=CategoricalConfig()), folder)
+    with pytest.raises(ValueError, match="train with Normal"):
+        export_diffusers(small(likelihood=Categorical.Config()), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     export_diffusers(small(num_blocks=2), folder)
     assert json.loads((folder / "config.json").read_text())["layers_per_block"] == 2
@@ -267,8 +259,8 @@ def test_an_export_replaces_a_folder_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantizer": GumbelQuantizerConfig(num_codes=16, dim=4)}, "GumbelQuantizer finds codes otherwise"),
-        ({"likelihood": LogisticMixtureConfig()}, "train with NormalConfig"),
+        ({"quantizer": GumbelQuantizer.Config(num_codes=16, dim=4)}, "GumbelQuantizer finds codes otherwise"),
+        ({"likelihood": LogisticMixture.Config()}, "train with Normal.Config"),
         ({"spatial_norm": True, "latent_channels": 8}, "need them equal"),
     ],
 )
@@ -280,7 +272,7 @@ def test_what_has_no_form_in_diffusers(changes, message, tmp_path):
 
 def test_our_own_networks_have_no_form_in_diffusers(tmp_path):
     with pytest.raises(ValueError, match="a VQVAE has other networks than a VQModel"):
-        export_diffusers(VQVAE(VQVAEConfig(image_size=8, width=8, likelihood=NormalConfig())), tmp_path / "out")
+        export_diffusers(VQVAE(image_size=8, width=8, likelihood=Normal.Config()), tmp_path / "out")
 
 
 def test_the_fitted_scale_is_that_of_most_likelihood():
@@ -323,9 +315,9 @@ def test_a_fitted_scale_stays_within_its_bounds():
 @pytest.mark.parametrize(
     ("likelihood", "num", "message"),
     [
-        (CategoricalConfig(), 2, "got a model with a Categorical, expected NormalConfig"),
-        (NormalConfig(scale=3.0), 2, "a Normal with a fixed scale"),
-        (NormalConfig(), 0, "got no images"),
+        (Categorical.Config(), 2, "got a model with a Categorical, expected Normal.Config"),
+        (Normal.Config(scale=3.0), 2, "a Normal with a fixed scale"),
+        (Normal.Config(), 0, "got no images"),
     ],
 )
 def test_a_scale_that_cannot_be_fitted(likelihood, num, message):

@@ -5,21 +5,21 @@ from pathlib import Path
 import torch
 from image_files import save
 
-from vqvae import VQVAE, VQVAEConfig
-from vqvae.quantizers import FSQConfig, ResidualQuantizerConfig, VectorQuantizerConfig
+from vqvae import VQVAE
+from vqvae.quantizers import FSQ, ResidualQuantizer, VectorQuantizer
 from vqvae.tokens import CodeBatch
 
 QUANTIZERS = {
-    "plain": VectorQuantizerConfig(num_codes=16, dim=4),
-    "residual": ResidualQuantizerConfig(depth=3, quantizer=VectorQuantizerConfig(num_codes=16, dim=4)),
-    "many": FSQConfig(levels=(9, 9, 9, 9, 9, 9)),  # 531,441 codes
+    "plain": VectorQuantizer.Config(num_codes=16, dim=4),
+    "residual": ResidualQuantizer.Config(depth=3, quantizer=VectorQuantizer.Config(num_codes=16, dim=4)),
+    "many": FSQ.Config(levels=(9, 9, 9, 9, 9, 9)),  # 531,441 codes
 }
 
 
 def tokenizer(kind: str = "plain", seed: int = 0) -> VQVAE:
     torch.manual_seed(seed)
     quantizer = QUANTIZERS[kind]
-    return VQVAE(VQVAEConfig(image_size=8, num_channels=3, width=8, num_blocks=1, quantizer=quantizer)).eval()
+    return VQVAE(image_size=8, num_channels=3, width=8, num_blocks=1, quantizer=quantizer).eval()
 
 
 def photos(folder: Path, num: int = 50, broken: tuple[int, ...] = ()) -> Path:

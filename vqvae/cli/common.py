@@ -70,7 +70,7 @@ def _devices() -> list[str]:
 
 def has_prior(source: str) -> bool:
     """Whether what is named is a run, here or on the hub, with a prior of its own."""
-    return safefolder.has_part(source, "prior")
+    return safefolder.folder.has_part(source, "prior")
 
 
 def load_pair(source: str, prior: str | None) -> tuple[Autoencoder, Prior | ContinuousPrior]:
@@ -130,7 +130,7 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
     if not path.is_file():
         raise ValueError(f"{source} does not say which images it is for; name some with --data")
     try:
-        run = safefolder.read_json(path)["data"]
+        run = safefolder.tensors.read_json(path)["data"]
         name, root = run["source"], run["root"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error

@@ -81,7 +81,7 @@ def info(
         found = _look(codec, archive)
         lines = _summary(file, archive, found.dims)
     if csv is not None:
-        safefolder.write_text(csv, _as_csv(found.rows))
+        safefolder.files.write_text(csv, _as_csv(found.rows))
     mode = archive.header.mode
     heads = sum(block.length for block in archive.blocks) - found.streams - found.stored - found.names
     lines += [

@@ -80,7 +80,7 @@ def evaluate(
     else:
         priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
     for name in ("unigram", "ngram"):
-        if safefolder.has_part(run_or_model, name):
+        if safefolder.folder.has_part(run_or_model, name):
             priors[name] = Prior.from_pretrained(run_or_model, subfolder=name)
             check_pair(model, priors[name], run_or_model)
     if prior is not None or has_prior(run_or_model):
@@ -98,7 +98,7 @@ def evaluate(
     if output is not None:
         last = list(priors.values())[-1]
         result.save(
-            output, models=fingerprint(model, last).hex(), data=safefolder.public_name(images.name), split="test"
+            output, models=fingerprint(model, last).hex(), data=safefolder.cards.public_name(images.name), split="test"
         )
     print(result.table())
 

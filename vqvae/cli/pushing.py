@@ -53,8 +53,8 @@ def push_run(
         if (run / part).is_dir():
             if part != PARTS[0]:
                 check_pair(model, GridModel.from_pretrained(run / part), str(run))
-            files |= {f"{part}/{name}": run / part / name for name in safefolder.members(run / part)}
-    beside = [name for name in safefolder.BESIDE if (run / name).is_file()]
+            files |= {f"{part}/{name}": run / part / name for name in safefolder.folder.members(run / part)}
+    beside = [name for name in safefolder.folder.BESIDE if (run / name).is_file()]
     if "elbo.json" in beside and _figures(run, *_parts(run)) is None:
         beside = [name for name in beside if name == "README.md"]
         tell(
@@ -64,12 +64,12 @@ def push_run(
     files |= {name: _public(run / name) for name in beside}
     if "README.md" not in beside:
         files["README.md"] = run_card(run, repo_id, revision=revision).encode()
-    return safefolder.upload(
+    return safefolder.hub.upload(
         files,
         repo_id,
         message=f"The run {run.resolve().name}",
         # What an earlier run or model left there would pass for this run's.
-        replaces=[*(f"{part}/*" for part in PARTS), safefolder.CONFIG_NAME, *safefolder.stale_patterns()],
+        replaces=[*(f"{part}/*" for part in PARTS), safefolder.folder.CONFIG_NAME, *safefolder.folder.stale_patterns()],
         private=private,
         revision=revision,
         token=token,
@@ -80,17 +80,20 @@ def push_model(
     folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | bool | None = None
 ) -> str:
     """Upload a saved model with its card, and with figures where an elbo.json lies beside it."""
-    names = [*safefolder.members(folder), *(name for name in safefolder.BESIDE if (folder / name).is_file())]
+    names = [
+        *safefolder.folder.members(folder),
+        *(name for name in safefolder.folder.BESIDE if (folder / name).is_file()),
+    ]
     files: dict[str, Path | bytes] = {name: _public(folder / name) for name in names}
     if "README.md" not in files:
         files["README.md"] = (
             _model(folder).model_card(_read_figures(folder), source=repo_id, revision=revision).encode()
         )
-    return safefolder.upload(
+    return safefolder.hub.upload(
         files,
         repo_id,
         message="A model of vqvae-priors",
-        replaces=safefolder.stale_patterns(),
+        replaces=safefolder.folder.stale_patterns(),
         private=private,
         revision=revision,
         token=token,
@@ -101,8 +104,8 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
     """The card of a run: its tokenizer and its prior, how to use them together, and what it measured."""
     model, prior = _parts(run)
     facts = {f"tokenizer, {name}": value for name, value in model.card_facts().items()}
-    imports = [safefolder.import_line(type(model))]
-    lines = [f"model = {safefolder.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
+    imports = [safefolder.cards.import_line(type(model))]
+    lines = [f"model = {safefolder.cards.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
     if prior is None:
         lines += [f"images = torch.zeros(1, {', '.join(map(str, _shape(model)))}, dtype=torch.uint8)  # yours"]
         lines += ["codes = model.encode(images)", "again = model.decode(codes)"]
@@ -110,15 +113,15 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
     else:
         kept = ("class", "classes", "parameters")
         facts |= {f"prior, {name}": value for name, value in prior.card_facts().items() if name in kept}
-        imports.insert(0, safefolder.import_line(type(prior)))
-        lines += [f"prior = {safefolder.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
+        imports.insert(0, safefolder.cards.import_line(type(prior)))
+        lines += [f"prior = {safefolder.cards.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
         lines += ["images = model.decode(prior.sample(4))  # drawn anew", "codes = model.through(prior).encode(images)"]
     figures = _figures(run, model, prior)
-    usage = safefolder.python(*imports, "", *lines)
+    usage = safefolder.cards.python(*imports, "", *lines)
     if prior is not None and revision is None:
         usage += f"\n\n```sh\nvqvae sample {repo_id} --num 16 --output samples.png\n```"
     and_prior = "" if prior is None else f" and a prior over its latents ({type(prior).__name__})"
-    return safefolder.card(
+    return safefolder.cards.card(
         title=repo_id.rpartition("/")[2],
         summary=f"An image tokenizer ({type(model).__name__}){and_prior}.",
         facts=facts,
@@ -126,7 +129,7 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
         figures=figures,
         data=_data_of(figures),
-        pictures=[name for name in safefolder.PICTURES if (run / name).is_file()] if figures is not None else [],
+        pictures=[name for name in safefolder.cards.PICTURES if (run / name).is_file()] if figures is not None else [],
         pipeline_tag=None if prior is None else "unconditional-image-generation",
     )
 
@@ -142,7 +145,7 @@ def _shape(model: Autoencoder) -> tuple[int, int, int]:
 
 def _model(folder: Path) -> Autoencoder | GridModel:
     """The model of a folder, of whichever of the two families."""
-    kind = safefolder.read_config(folder)["class"]
+    kind = safefolder.folder.read_config(folder)["class"]
     return GridModel.from_pretrained(folder) if kind in _names(GridModel) else Autoencoder.from_pretrained(folder)
 
 
@@ -176,7 +179,7 @@ def _read_figures(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return safefolder.read_json(path)
+        return safefolder.tensors.read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; remove it, or make it anew by `vqvae evaluate`") from error
 
@@ -184,4 +187,4 @@ def _read_figures(folder: Path) -> Mapping[str, Any] | None:
 def _data_of(figures: Mapping[str, Any] | None) -> str | None:
     """What the images of the figures are called, without where they lie."""
     data = None if figures is None else figures.get("data")
-    return safefolder.public_name(data) if isinstance(data, str) else None
+    return safefolder.cards.public_name(data) if isinstance(data, str) else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vqvae.codec
-from safefolder import replacing
+from safefolder.files import replacing
 from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
 from vqvae.cli.naming import Places, check_place
 from vqvae.codec import Archive, Codec, DamagedFile, Decoded

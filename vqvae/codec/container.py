@@ -41,7 +41,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from safefolder import one_writer, replacing
+from safefolder.files import replacing
+from safefolder.locks import one_writer
 from vqvae.codec.storage import RECOVER, DamagedFile, FileOnDisk, Memory, Storage, file_to_write, shown
 
 __all__ = [

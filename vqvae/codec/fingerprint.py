@@ -3,13 +3,13 @@
 import hashlib
 from typing import Any
 
+from safefolder.fingerprint import add
 from vqvae.codec.container import FINGERPRINT_BYTES
-from vqvae.fingerprint import add
 
 
 def fingerprint(model: Any, prior: Any) -> bytes:
     """8 bytes that tell a model and a prior from all others: SHA-256 of their configs and weights, cut short."""
     digest = hashlib.sha256()
-    add(digest, model, model.config.to_plain())
-    add(digest, prior, prior.config_fields())
+    add(digest, model)
+    add(digest, prior)
     return digest.digest()[:FINGERPRINT_BYTES]

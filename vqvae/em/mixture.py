@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Float64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-import safefolder
+from safefolder import SavedModel
 from vqvae.elbo import ELBO
 from vqvae.em.pixels import BernoulliPixels, CategoricalPixels, Gaussian, GaussianPixels, Table
 from vqvae.em.seeds import choose_seeds
@@ -24,51 +23,6 @@ PixelsConfig = CategoricalPixels | BernoulliPixels | GaussianPixels
 CHUNK_ELEMENTS = 2**22
 # How much of an image its first component leaves to all of them.
 SOFTNESS = 0.1
-
-# Families that a saved mixture may name: only these are ever built from a file.
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (CategoricalPixels, BernoulliPixels, GaussianPixels)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureConfig(safefolder.Options):
-    """What a Mixture is built from.
-
-    Attributes:
-        num_components: K, the values of the latent.
-        shape: channels, height and width of the images.
-        pixels: which family the pixels are of, and its options.
-        even_weights: hold the prior at 1/K instead of fitting it.
-    """
-
-    num_components: int = 100
-    shape: tuple[int, int, int] = (1, 28, 28)
-    pixels: PixelsConfig = field(default_factory=CategoricalPixels)
-    even_weights: bool = False
-
-    def to_plain(self) -> dict[str, Any]:
-        """As plain data for JSON."""
-        pixels = {"class": type(self.pixels).__name__, **dataclasses.asdict(self.pixels)}
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "shape": list(self.shape), "pixels": pixels}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "MixtureConfig":
-        """The config that `to_plain` gave.
-
-        Raises:
-            ValueError: a field or a family of pixels that this version does not know.
-        """
-        fields = dict(plain)
-        try:
-            fields["shape"] = tuple(fields["shape"])
-            options = dict(fields["pixels"])
-            kind = options.pop("class")
-            if kind not in _KINDS:
-                raise ValueError(f"unknown pixels {kind!r}, expected one of {', '.join(_KINDS)}")
-            fields["pixels"] = _KINDS[kind](**options)
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a field is missing or unknown: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +41,12 @@ class Fit:
     converged: bool
 
 
-class Mixture(nn.Module):
+class Mixture(SavedModel):
     """A model of images with one finite latent, fitted by exact EM.
 
     images ──E step──> posterior "b k" ──M step──> log_weights "k" and the pixels' parameters
 
-        mixture = Mixture(MixtureConfig(num_components=100))
+        mixture = Mixture(num_components=100)
         mixture.fit(images, num_steps=50)               # uint8 "n 1 28 28" -> Fit
         mixture.log_prob(images)                        # nats per image, "n"
         mixture.elbo(images).bits_per_dim(mixture.num_dims)
@@ -103,21 +57,35 @@ class Mixture(nn.Module):
 
     Before a fit all components are alike: even weights, and every level as likely as any other.
 
+    Args:
+        num_components: K, the values of the latent.
+        shape: channels, height and width of the images.
+        pixels: which family the pixels are of, and its options.
+        even_weights: hold the prior at 1/K instead of fitting it.
+
     Raises:
         ValueError: no component, an empty shape, or options of the pixels out of range.
     """
 
+    summary = "A mixture of images, fitted by exact EM: its latent is one number."
+    card_name = "mixture"
     log_weights: Tensor
 
-    def __init__(self, config: MixtureConfig):
+    def __init__(
+        self,
+        *,
+        num_components: int = 100,
+        shape: tuple[int, int, int] = (1, 28, 28),
+        pixels: PixelsConfig = CategoricalPixels(),
+        even_weights: bool = False,
+    ):
         super().__init__()
-        if config.num_components < 1:
-            raise ValueError(f"got num_components={config.num_components}, expected at least 1")
-        if len(config.shape) != 3 or min(config.shape) < 1:
-            raise ValueError(f"got shape={config.shape}, expected (channels, height, width), each at least 1")
-        self.config = config
-        self.pixels = config.pixels.build(config.num_components, self.num_dims)
-        even = torch.full((config.num_components,), -math.log(config.num_components))
+        if num_components < 1:
+            raise ValueError(f"got num_components={num_components}, expected at least 1")
+        if min(shape) < 1:
+            raise ValueError(f"got shape={shape}, expected (channels, height, width), each at least 1")
+        self.pixels = pixels.build(num_components, self.num_dims)
+        even = torch.full((num_components,), -math.log(num_components))
         self.register_buffer("log_weights", even)
 
     @property
@@ -258,34 +226,16 @@ class Mixture(nn.Module):
         if not isinstance(self.pixels, Gaussian):
             name = type(self.config.pixels).__name__
             raise ValueError(f"got {name}, which have levels already; expected Gaussian ones")
-        mixture = Mixture(dataclasses.replace(self.config, pixels=CategoricalPixels(alpha=0.0))).to(self.log_weights)
+        mixture = dataclasses.replace(self.config, pixels=CategoricalPixels(alpha=0.0)).build().to(self.log_weights)
         mixture.log_weights.copy_(self.log_weights)
         self.pixels.discretise(cast(Table, mixture.pixels))
         return mixture
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        safefolder.save(Path(folder), {"class": "Mixture", **self.config.to_plain()}, self.state_dict())
+    def card_facts(self) -> dict[str, object]:
+        return {"class": "`Mixture`", **{name: str(value) for name, value in self.config.to_plain().items()}}
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Mixture":
-        """Read a mixture from a folder or a hub id, in the precision that it was saved in.
-
-        Raises:
-            ValueError: missing, corrupt, of another kind, or with weights that do not fit.
-        """
-        config, tensors = safefolder.load(source)
-        if config["class"] != "Mixture":
-            raise ValueError(f"{source} holds a {config['class']}, expected a Mixture")
-        fields = {name: value for name, value in config.items() if name not in ("format", "class")}
-        try:
-            mixture = cls(MixtureConfig.from_plain(fields))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source}: config.json does not fit Mixture: {error}") from error
-        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
-            mixture.double()
-        safefolder.load_weights(mixture, tensors, source)
-        return mixture.eval()
+    def usage_lines(self) -> list[str]:
+        return ["images = mixture.sample(16)"]
 
     def _chunks(self, levels: Tensor) -> Iterator[Tensor]:
         """The images a few at a time, on the mixture's device; one empty chunk of none."""

@@ -24,10 +24,10 @@ from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_j
 from vqvae.interop.layout import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
-from vqvae.likelihoods import NormalConfig
+from vqvae.likelihoods import Normal
 from vqvae.model import VQVAE
-from vqvae.quantizers import EMAVectorQuantizerConfig, VectorQuantizerConfig
-from vqvae.vqgan import VQGAN, DiffusersConfig, VQGANConfig
+from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
+from vqvae.vqgan import VQGAN, DiffusersConfig
 
 CLASS = "VQModel"
 CONFIG = "config.json"
@@ -218,7 +218,7 @@ def _check_design(plain: Mapping[str, Any], source: Path) -> None:
         )
 
 
-def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGANConfig:
+def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGAN.Config:
     channels, size = tuple(plain["block_out_channels"]), plain["sample_size"]
     if image_size is None:
         fits = (
@@ -226,11 +226,11 @@ def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGANConfig:
         )
         image_size = size if fits else DEFAULT_IMAGE_SIZE
     dim = plain["latent_channels"] if plain["vq_embed_dim"] is None else plain["vq_embed_dim"]
-    return VQGANConfig(
+    return VQGAN.Config(
         image_size=image_size,
         num_channels=plain["in_channels"],
-        likelihood=NormalConfig(),
-        quantizer=VectorQuantizerConfig(num_codes=plain["num_vq_embeddings"], dim=dim, revival="off"),
+        likelihood=Normal.Config(),
+        quantizer=VectorQuantizer.Config(num_codes=plain["num_vq_embeddings"], dim=dim, revival="off"),
         channels=channels,
         num_blocks=plain["layers_per_block"],
         down_attention=tuple(level for level, kind in enumerate(plain["down_block_types"]) if DOWN[kind]),
@@ -276,21 +276,21 @@ def _present_name(name: str) -> str:
 def _theirs(model: VQVAE) -> dict[str, Any]:
     """The config of a `VQModel` like this model. Raises ValueError where there is none."""
     config = model.config
-    if not isinstance(config, VQGANConfig):
+    if not isinstance(config, VQGAN.Config):
         raise ValueError(
             f"a {type(model).__name__} has other networks than a {CLASS}, whose weights have no place in one: train a "
             "VQGAN, or export ONNX or torch.export programs"
         )
     quantizer = config.quantizer
-    if not isinstance(quantizer, VectorQuantizerConfig | EMAVectorQuantizerConfig):
+    if not isinstance(quantizer, VectorQuantizer.Config | EMAVectorQuantizer.Config):
         raise ValueError(
             f"{type(model.quantizer).__name__} finds codes otherwise than a {CLASS}, which takes the nearest of one "
             "codebook: train with VectorQuantizer or EMAVectorQuantizer, or export ONNX or torch.export programs"
         )
-    if not isinstance(config.likelihood, NormalConfig):
+    if not isinstance(config.likelihood, Normal.Config):
         raise ValueError(
             f"the decoder gives the parameters of a {type(model.likelihood).__name__}, where that of a {CLASS} gives a "
-            "picture: train with NormalConfig, or export ONNX or torch.export programs"
+            "picture: train with Normal.Config, or export ONNX or torch.export programs"
         )
     if config.spatial_norm and quantizer.dim != config.latent_channels:
         raise ValueError(

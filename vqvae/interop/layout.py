@@ -18,7 +18,7 @@ from torch import Tensor
 import safefolder
 from safefolder.folder import check_weights
 from safefolder.tensors import few, in_short, shown
-from vqvae.vqgan import VQGAN, VQGANConfig
+from vqvae.vqgan import VQGAN
 
 # Names of diffusers that lie beside its encoder and decoder, and lie within them here.
 WITHIN = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
@@ -135,7 +135,7 @@ def to_diffusers(
 
 
 def sizes(weights: Mapping[str, Tensor], source: str | Path) -> dict[str, Any]:
-    """The fields of `VQGANConfig` that the names and shapes of weights tell.
+    """The fields of `VQGAN.Config` that the names and shapes of weights tell.
 
     Raises:
         ValueError: a part without which there is no telling, or more channels out than in.
@@ -181,7 +181,7 @@ def count(weights: Mapping[str, Tensor], start: str, source: str | Path) -> int:
     return len(found)
 
 
-def assembled(make: Callable[[], VQGANConfig], weights: Mapping[str, Tensor], source: str | Path) -> VQGAN:
+def assembled(make: Callable[[], VQGAN.Config], weights: Mapping[str, Tensor], source: str | Path) -> VQGAN:
     """A model of weights whose encoder's and decoder's names are diffusers', whose quantizer's are ours; in eval mode.
 
     What a file has no word of (the quantizer's statistics, the likelihood's scale) is as in a new model, except that
@@ -215,7 +215,7 @@ def assembled(make: Callable[[], VQGANConfig], weights: Mapping[str, Tensor], so
     check_weights({name: tensor for name, tensor in shapes.items() if name not in new}, given, source)
     model = config.build()
     own = model.state_dict()
-    safefolder.load_weights(model, {**{name: own[name] for name in new}, **given}, source)
+    safefolder.folder.load_weights(model, {**{name: own[name] for name in new}, **given}, source)
     assert isinstance(model.quantizer.num_updates, Tensor)
     model.quantizer.num_updates.fill_(1)
     return model.eval()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vqvae.interop.layout import Layout, assembled, sizes, to_diffusers
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
-from vqvae.likelihoods import NormalConfig
-from vqvae.quantizers import VectorQuantizerConfig
-from vqvae.vqgan import VQGAN, VQGANConfig
+from vqvae.likelihoods import Normal
+from vqvae.quantizers import VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 LAYOUT = Layout(
     levels={"encoder": "conv_blocks", "decoder": "conv_blocks"}, block="res", middle=("0", "1", "2"), finest_first=False
@@ -50,10 +50,10 @@ def llamagen_model(weights: Mapping[str, Tensor], file: Path, image_size: int) -
     num_codes, dim = named["quantizer.codebook"].shape
     found = sizes(named, file)
     return assembled(
-        lambda: VQGANConfig(
+        lambda: VQGAN.Config(
             image_size=image_size,
-            likelihood=NormalConfig(),
-            quantizer=VectorQuantizerConfig(num_codes=num_codes, dim=dim, normalize=True, revival="off"),
+            likelihood=Normal.Config(),
+            quantizer=VectorQuantizer.Config(num_codes=num_codes, dim=dim, normalize=True, revival="off"),
             **found,
         ),
         named,

@@ -46,7 +46,7 @@ def fit_scale(model: Autoencoder, images: UInt8[Tensor, "n c h w"]) -> Float[Ten
     if not isinstance(likelihood, Normal) or likelihood.scale is not None:
         name = type(likelihood).__name__ + (" with a fixed scale" if isinstance(likelihood, Normal) else "")
         raise ValueError(
-            f"got a model with a {name}, expected NormalConfig() with the scale learned; build it with that"
+            f"got a model with a {name}, expected Normal.Config() with the scale learned; build it with that"
         )
     check_float32(model, "fit the scale of", or_wider=True)
     if not len(images):

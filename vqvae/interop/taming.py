@@ -29,9 +29,9 @@ from vqvae.interop.layout import (
 )
 from vqvae.interop.plain_yaml import read_yaml
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
-from vqvae.likelihoods import NormalConfig
-from vqvae.quantizers import GumbelQuantizerConfig, VectorQuantizerConfig
-from vqvae.vqgan import VQGAN, VQGANConfig
+from vqvae.likelihoods import Normal
+from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 LAYOUT = Layout(
     levels={"encoder": "down", "decoder": "up"},
@@ -125,11 +125,11 @@ def taming_model(
             "yaml that came with them"
         )
     return assembled(
-        lambda: VQGANConfig(
+        lambda: VQGAN.Config(
             image_size=size,
-            likelihood=NormalConfig(),
+            likelihood=Normal.Config(),
             quantizer=(
-                GumbelQuantizerConfig(
+                GumbelQuantizer.Config(
                     num_codes=num_codes,
                     dim=dim,
                     kl_weight=float(params.get("kl_weight", 1e-8)),
@@ -138,7 +138,7 @@ def taming_model(
                     final_temperature=1 / 16,
                 )
                 if gumbel
-                else VectorQuantizerConfig(num_codes=num_codes, dim=dim, revival="off")
+                else VectorQuantizer.Config(num_codes=num_codes, dim=dim, revival="off")
             ),
             **found,
         ),

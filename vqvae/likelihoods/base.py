@@ -20,7 +20,7 @@ depends on its own features alone, so the gradient can be written down together 
 cache-sized group of images at a time; the backward pass is then one product.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from einops import rearrange
 from jaxtyping import Float, Float64, Int, Integer, UInt8
 from torch import Tensor, nn
 
-from safefolder import arrays
+from safefolder import Configured, ConfiguredOptions, arrays
 
 NUM_LEVELS = 256
 
@@ -76,7 +76,7 @@ SymbolChooser = Callable[[Symbols], Int[Tensor, " n"]]
 """Answers symbols with one level (0..255) each."""
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(nn.Module, Configured):
     """A distribution over uint8 images "b c h w", given features "b f h w" of the same size.
 
     Attributes:
@@ -85,6 +85,9 @@ class Likelihood(nn.Module, ABC):
         num_parameters: the real numbers p that determine a symbol's distribution.
         coupled: whether a channel's distribution depends on the channels before it.
     """
+
+    class Config(ConfiguredOptions):
+        """Abstract: the options of one family, as plain data; the channels are those of the model's images."""
 
     def __init__(self, *, num_channels: int, num_features: int, num_parameters: int, coupled: bool) -> None:
         super().__init__()

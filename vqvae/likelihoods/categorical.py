@@ -13,24 +13,13 @@ Feature layout: logits "(c 256)", of which a symbol's 256 are its parameters. Fe
 uniform distribution, 8 bits/dim.
 """
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from safefolder import Options
+from safefolder import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, score_in_chunks
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoricalConfig(Options):
-    """What a `Categorical` is: there is nothing to choose."""
-
-    def build(self, num_channels: int) -> "Categorical":
-        """The likelihood for images of this many channels."""
-        return Categorical(num_channels=num_channels)
 
 
 class Categorical(Likelihood):
@@ -40,7 +29,7 @@ class Categorical(Likelihood):
         num_channels: image channels, at least 1.
     """
 
-    def __init__(self, *, num_channels: int) -> None:
+    def __init__(self, *, num_channels: Given[int] = 1) -> None:
         super().__init__(
             num_channels=num_channels, num_features=NUM_LEVELS * num_channels, num_parameters=NUM_LEVELS, coupled=False
         )

@@ -25,7 +25,6 @@ reconstructed, is that of the features alone.
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -34,41 +33,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safefolder import Options
+from safefolder import Given
 from vqvae.likelihoods.base import Likelihood, computing_dtype
 from vqvae.likelihoods.logistic_mixture import LogisticMixture
 
 # Rows above and columns to either side that the first layer sees.
 _ROWS, _COLUMNS = 4, 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalContextConfig(Options):
-    """What a `LocalContext` is, images' channels aside.
-
-    Attributes:
-        num_components, zero_component: of the mixture.
-        width: channels of the causal network.
-        num_blocks: its residual blocks; each sees one row and one column further.
-        features_weight: weight of the distortion of the decoder's features alone in training.
-    """
-
-    num_components: int = 5
-    zero_component: bool = False
-    width: int = 64
-    num_blocks: int = 4
-    features_weight: float = 0.1
-
-    def build(self, num_channels: int) -> "LocalContext":
-        """The likelihood for images of this many channels, 1 or 3."""
-        return LocalContext(
-            num_channels=num_channels,
-            num_components=self.num_components,
-            zero_component=self.zero_component,
-            width=self.width,
-            num_blocks=self.num_blocks,
-            features_weight=self.features_weight,
-        )
 
 
 class MaskedConv(nn.Conv2d):
@@ -137,7 +107,7 @@ class LocalContext(Likelihood):
     def __init__(
         self,
         *,
-        num_channels: int,
+        num_channels: Given[int] = 1,
         num_components: int = 5,
         zero_component: bool = False,
         width: int = 64,

@@ -38,7 +38,6 @@ and coupling, and log-scales "k" with their offset and bounds.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -46,29 +45,13 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from safefolder import Options
+from safefolder import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, images_per_group, score_in_chunks
 
 _MIN_LOG_SCALE = -7.0
 _MAX_LOG_SCALE = 7.0
 _HALF_BIN = 1 / 255
 _LOG2_E = 1 / math.log(2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogisticMixtureConfig(Options):
-    """What a `LogisticMixture` is, images' channels aside."""
-
-    num_components: int = 5
-    zero_component: bool = False
-
-    def build(self, num_channels: int) -> "LogisticMixture":
-        """The likelihood for images of this many channels, 1 or 3."""
-        return LogisticMixture(
-            num_channels=num_channels,
-            num_components=self.num_components,
-            zero_component=self.zero_component,
-        )
 
 
 class _Parameters(NamedTuple):
@@ -114,7 +97,7 @@ class LogisticMixture(Likelihood):
         ValueError: another number of channels, or no component.
     """
 
-    def __init__(self, *, num_channels: int, num_components: int = 5, zero_component: bool = False) -> None:
+    def __init__(self, *, num_channels: Given[int] = 1, num_components: int = 5, zero_component: bool = False) -> None:
         if num_channels not in (1, 3):
             raise ValueError(
                 f"got num_channels={num_channels}, expected 1 or 3 for LogisticMixture; "

@@ -19,13 +19,12 @@ parameters are its mu and ln s, both in levels.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from safefolder import Options
+from safefolder import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood
 
 # Within these bounds float32 keeps ln P to 1e-4: below, M(-h) would overflow before long; above,
@@ -34,17 +33,6 @@ _MIN_SCALE = 0.1
 _MAX_SCALE = 128.0
 _INITIAL_SCALE = 25.5
 _MIDDLE = (NUM_LEVELS - 1) / 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormalConfig(Options):
-    """What a `Normal` is, images' channels aside."""
-
-    scale: float | None = None
-
-    def build(self, num_channels: int) -> "Normal":
-        """The likelihood for images of this many channels."""
-        return Normal(num_channels=num_channels, scale=self.scale)
 
 
 class Normal(Likelihood):
@@ -59,7 +47,7 @@ class Normal(Likelihood):
         ValueError: no channel, or a scale outside its bounds.
     """
 
-    def __init__(self, *, num_channels: int, scale: float | None = None) -> None:
+    def __init__(self, *, num_channels: Given[int] = 1, scale: float | None = None) -> None:
         super().__init__(num_channels=num_channels, num_features=num_channels, num_parameters=2, coupled=False)
         if scale is not None and not _MIN_SCALE <= scale <= _MAX_SCALE:
             raise ValueError(

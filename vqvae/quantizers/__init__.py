@@ -17,24 +17,24 @@ ResidualQuantizer          any kind, on what is left, again and again       Zegh
 MultiScaleQuantizer        any kind, at growing resolutions                 Tian et al. 2024
 """
 
-from vqvae.quantizers.base import MASKED, Quantized, Quantizer, QuantizerConfig
-from vqvae.quantizers.bsq import BSQ, BSQConfig
-from vqvae.quantizers.ema import EMAVectorQuantizer, EMAVectorQuantizerConfig
+from vqvae.quantizers.base import MASKED, Quantized, Quantizer
+from vqvae.quantizers.bsq import BSQ
+from vqvae.quantizers.ema import EMAVectorQuantizer
 from vqvae.quantizers.estimators import gumbel_softmax, rotation_trick, straight_through
-from vqvae.quantizers.fsq import FSQ, FSQConfig
-from vqvae.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
-from vqvae.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
-from vqvae.quantizers.ibq import IBQ, IBQConfig
-from vqvae.quantizers.lfq import LFQ, LFQConfig
-from vqvae.quantizers.multiscale import MultiScaleQuantizer, MultiScaleQuantizerConfig
+from vqvae.quantizers.fsq import FSQ
+from vqvae.quantizers.grouped import GroupedQuantizer
+from vqvae.quantizers.gumbel import GumbelQuantizer
+from vqvae.quantizers.ibq import IBQ
+from vqvae.quantizers.lfq import LFQ
+from vqvae.quantizers.multiscale import MultiScaleQuantizer
 from vqvae.quantizers.nearest import nearest
 from vqvae.quantizers.prior_in_loop import PriorInTheLoop
-from vqvae.quantizers.projected import ProjectedQuantizer, ProjectedQuantizerConfig
-from vqvae.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
-from vqvae.quantizers.simvq import SimVQ, SimVQConfig
-from vqvae.quantizers.soft_em import SoftEMVectorQuantizer, SoftEMVectorQuantizerConfig
-from vqvae.quantizers.stochastic import StochasticVectorQuantizer, StochasticVectorQuantizerConfig
-from vqvae.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
+from vqvae.quantizers.projected import ProjectedQuantizer
+from vqvae.quantizers.residual import ResidualQuantizer
+from vqvae.quantizers.simvq import SimVQ
+from vqvae.quantizers.soft_em import SoftEMVectorQuantizer
+from vqvae.quantizers.stochastic import StochasticVectorQuantizer
+from vqvae.quantizers.vector import VectorQuantizer
 
 __all__ = [
     "BSQ",
@@ -42,34 +42,19 @@ __all__ = [
     "IBQ",
     "LFQ",
     "MASKED",
-    "BSQConfig",
     "EMAVectorQuantizer",
-    "EMAVectorQuantizerConfig",
-    "FSQConfig",
     "GroupedQuantizer",
-    "GroupedQuantizerConfig",
     "GumbelQuantizer",
-    "GumbelQuantizerConfig",
-    "IBQConfig",
-    "LFQConfig",
     "MultiScaleQuantizer",
-    "MultiScaleQuantizerConfig",
     "PriorInTheLoop",
     "ProjectedQuantizer",
-    "ProjectedQuantizerConfig",
     "Quantized",
     "Quantizer",
-    "QuantizerConfig",
     "ResidualQuantizer",
-    "ResidualQuantizerConfig",
     "SimVQ",
-    "SimVQConfig",
     "SoftEMVectorQuantizer",
-    "SoftEMVectorQuantizerConfig",
     "StochasticVectorQuantizer",
-    "StochasticVectorQuantizerConfig",
     "VectorQuantizer",
-    "VectorQuantizerConfig",
     "gumbel_softmax",
     "nearest",
     "rotation_trick",

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from safefolder import arrays
 from safefolder.arrays import Codes, Mask, Vectors
-from safefolder.options import Options, fitted, kind_name
+from safefolder.configured import Configured, ConfiguredOptions
 from vqvae.quantizers.estimators import Estimator
 from vqvae.quantizers.prior_in_loop import PriorInTheLoop
 
@@ -71,32 +71,15 @@ class Quantized:
 torch.export.register_dataclass(Quantized)
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizerConfig(Options):
-    """Abstract: the options of one kind of quantizer, as plain data.
+class Quantizer(nn.Module, Configured):
+    """Abstract: `num_codes` codes for features of width `dim`.
 
     Where a composition takes the options of another quantizer, the name of its kind stands for the kind's own defaults:
-    `ResidualQuantizerConfig(quantizer="FSQ")`.
-    """
+    `ResidualQuantizer(quantizer="FSQ")`.
 
-    def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            is_weight = each.name == "weight" or each.name.endswith("_weight")
-            if is_weight and isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise ValueError(f"got {each.name}={value}, expected the weight of a term, which is at least 0")
-
-    @abc.abstractmethod
-    def build(self) -> "Quantizer":
-        """The quantizer, with fresh weights.
-
-        Raises:
-            ValueError: options that cannot work together.
-        """
-
-
-class Quantizer(nn.Module, abc.ABC):
-    """Abstract: `num_codes` codes for features of width `dim`.
+    Args:
+        num_codes: of the codebook, at least 1.
+        dim: width of the features, and of the codes' vectors.
 
     Attributes:
         num_codes: symbols of each entry of `codes`.
@@ -108,6 +91,16 @@ class Quantizer(nn.Module, abc.ABC):
         stochastic: there is a posterior over codes to `draw` from.
     """
 
+    class Config(ConfiguredOptions):
+        """Abstract: the options of one kind of quantizer, as plain data."""
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        for name, value in vars(options).items():
+            is_weight = name == "weight" or name.endswith("_weight")
+            if is_weight and isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ValueError(f"got {name}={value}, expected the weight of a term, which is at least 0")
+
     code_axes: tuple[int, ...] = ()
     estimator: Estimator | None = None
     on_sphere: bool = False
@@ -116,7 +109,6 @@ class Quantizer(nn.Module, abc.ABC):
 
     def __init__(self, *, num_codes: int, dim: int):
         super().__init__()
-        num_codes, dim = (fitted(size, int, name) for size, name in ((num_codes, "num_codes"), (dim, "dim")))
         if num_codes < 1 or dim < 1:
             raise ValueError(f"expected at least one code of width at least one, got num_codes={num_codes}, dim={dim}")
         self.num_codes = num_codes
@@ -311,17 +303,6 @@ class Quantizer(nn.Module, abc.ABC):
 def own_generator(device: torch.device) -> torch.Generator:
     """A generator of a device, seeded from torch's global one of the CPU."""
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), device="cpu")))
-
-
-def inner_config(kind: type[QuantizerConfig], quantizer: QuantizerConfig | str | None) -> QuantizerConfig:
-    """The options of the quantizer inside a composition: as given, by a name, or the composition's default.
-
-    Raises:
-        ValueError: neither options nor a kind's name.
-    """
-    if quantizer is None:
-        return getattr(kind(), "quantizer")  # noqa: B009
-    return fitted(quantizer, QuantizerConfig, "quantizer", owner=kind_name(kind))
 
 
 def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from safefolder.options import fitted
 from vqvae.quantizers.placewise import masked_mean
 
 
@@ -22,7 +21,6 @@ def unpack_signs(codes: Int[Tensor, " n"], num_bits: int, dtype: torch.dtype) ->
 
 
 def check_bits(num_bits: int, limit: int, reason: str) -> None:
-    fitted(num_bits, int, "num_bits")
     if not 1 <= num_bits <= limit:
         raise ValueError(f"expected 1 to {limit} bits, got {num_bits}: {reason}")
 

@@ -14,31 +14,17 @@ one's own batch.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.binary import average_codes, check_bits, pack_bits, per_sample_entropy, unpack_signs
 from vqvae.quantizers.estimators import straight_through
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 GROUP = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class BSQConfig(QuantizerConfig):
-    """Options of `BSQ`."""
-
-    num_bits: int = 18
-    entropy_weight: float = 0.1
-    temperature: float = 0.1
-
-    def build(self) -> "BSQ":
-        return BSQ(**vars(self))
 
 
 class BSQ(PlacewiseQuantizer):

@@ -29,19 +29,26 @@ from vqvae.quantizers.soft import CHUNK_ELEMENTS, entropy_of, in_chunks
 
 
 class CategoricalQuantizer(PlacewiseQuantizer):
-    """Abstract: codes drawn from a posterior with affine logits."""
+    """Abstract: codes drawn from a posterior with affine logits.
+
+    Args:
+        num_codes: rows of the codebook, at least 1.
+        dim: width of a row, and of the features.
+        temperature, final_temperature, anneal_steps: the schedule of τ, in calls of `update`.
+        hard: training passes on a code's vector, with the gradient of the relaxed sample; else the relaxed sample.
+    """
 
     stochastic = True
 
     def __init__(
         self,
         *,
-        num_codes: int,
-        dim: int,
-        hard: bool,
-        temperature: float,
-        final_temperature: float,
-        anneal_steps: int,
+        num_codes: int = 512,
+        dim: int = 64,
+        hard: bool = False,
+        temperature: float = 0.5,
+        final_temperature: float = 1 / 16,
+        anneal_steps: int = 150_000,
     ):
         super().__init__(num_codes=num_codes, dim=dim)
         if not 0 < final_temperature <= temperature or anneal_steps < 1:

@@ -20,7 +20,7 @@ and with that of one process which saw all their vectors.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from einops import pack, unpack
@@ -57,6 +57,14 @@ VARIANCE_DECAY = 0.95
 class CodebookQuantizer(PlacewiseQuantizer):
     """Abstract: nearest code of a table whose rows move one by one.
 
+    Args:
+        num_codes: rows of the table, at least 1.
+        dim: width of a row, and of the features.
+        commitment_weight: of `mse(z_e, sg e)`; 0.25 in the paper.
+        normalize: compare and return unit vectors.
+        rotation: the rotation trick's gradient to the encoder, in place of straight through.
+        revival: how codes without traffic get a new place: "dead", "clustered" (CVQ) or "off".
+
     Attributes:
         num_samples: how many codes each vector counts towards in training, one share each.
     """
@@ -66,16 +74,14 @@ class CodebookQuantizer(PlacewiseQuantizer):
     def __init__(
         self,
         *,
-        num_codes: int,
-        dim: int,
-        commitment_weight: float,
-        normalize: bool,
-        rotation: bool,
-        revival: Revival,
+        num_codes: int = 512,
+        dim: int = 64,
+        commitment_weight: float = 0.25,
+        normalize: bool = False,
+        rotation: bool = False,
+        revival: Revival = "dead",
     ):
         super().__init__(num_codes=num_codes, dim=dim)
-        if revival not in get_args(Revival):
-            raise ValueError(f"unknown revival {revival!r}, expected one of {', '.join(get_args(Revival))}")
         self.commitment_weight = commitment_weight
         self.normalize = normalize
         self.on_sphere = normalize

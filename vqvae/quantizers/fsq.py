@@ -12,28 +12,15 @@ paper recommends: [8, 6, 5] for 2^8 codes, [8, 5, 5, 5] for 2^10, [7, 5, 5, 5, 5
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from safefolder.options import fitted
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.estimators import straight_through
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer
 
 # ε: a tanh never reaches 1, so the box is a little larger than its outermost levels.
 MARGIN = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSQConfig(QuantizerConfig):
-    """Options of `FSQ`."""
-
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-
-    def build(self) -> "FSQ":
-        return FSQ(levels=self.levels)
 
 
 class FSQ(PlacewiseQuantizer):
@@ -49,7 +36,6 @@ class FSQ(PlacewiseQuantizer):
     estimator = staticmethod(straight_through)
 
     def __init__(self, *, levels: Sequence[int] = (8, 5, 5, 5)):
-        levels = fitted(levels, Sequence[int], "levels")
         if not levels or min(levels) < 2 or math.prod(levels) >= 2**63:
             raise ValueError(f"expected at least 2 levels a channel and fewer than 2^63 codes, got {levels}")
         super().__init__(num_codes=math.prod(levels), dim=len(levels))

@@ -5,44 +5,29 @@ G·K rows. Codes have a last axis of G; terms are summed over groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from safefolder.options import fitted
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, inner_config, stacked
-from vqvae.quantizers.ema import EMAVectorQuantizerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupedQuantizerConfig(QuantizerConfig):
-    """Options of `GroupedQuantizer`."""
-
-    num_groups: int = 2
-    quantizer: QuantizerConfig = field(default_factory=lambda: EMAVectorQuantizerConfig(dim=32))
-
-    def build(self) -> "GroupedQuantizer":
-        return GroupedQuantizer(num_groups=self.num_groups, quantizer=self.quantizer)
+from vqvae.quantizers.base import Quantized, Quantizer, stacked
+from vqvae.quantizers.ema import EMAVectorQuantizer
 
 
 class GroupedQuantizer(Quantizer):
     """One quantizer for each group of channels.
 
-        GroupedQuantizer(num_groups=4, quantizer=FSQConfig(levels=(8, 6, 5)))     # z_e: "b *grid 12", codes "b *grid 4"
+        GroupedQuantizer(num_groups=4, quantizer=FSQ.Config(levels=(8, 6, 5)))   # z_e: "b *grid 12", codes "b *grid 4"
 
     Args:
         num_groups: how many; the features' width is so many times the quantizer's.
         quantizer: of each group, each with codes of its own.
     """
 
-    def __init__(self, *, num_groups: int = 2, quantizer: QuantizerConfig | str | None = None):
-        num_groups = fitted(num_groups, int, "num_groups")
+    def __init__(self, *, num_groups: int = 2, quantizer: Quantizer.Config = EMAVectorQuantizer.Config(dim=32)):
         if num_groups < 1:
             raise ValueError(f"expected at least one group, got {num_groups}")
-        config = inner_config(GroupedQuantizerConfig, quantizer)
-        parts = [config.build() for _ in range(num_groups)]
+        parts = [quantizer.build() for _ in range(num_groups)]
         first = parts[0]
         if not first.placewise:
             raise ValueError(

@@ -12,44 +12,28 @@ The last term is not the dVAE's; LFQ and IBQ have its like. Without it the most 
 """
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.categorical import CategoricalQuantizer
 from vqvae.quantizers.nearest import nearest
 from vqvae.quantizers.placewise import masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class GumbelQuantizerConfig(QuantizerConfig):
-    """Options of `GumbelQuantizer`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    hard: bool = True
-    kl_weight: float = 5e-4
-    entropy_weight: float = 0.2
-    temperature: float = 1.0
-    final_temperature: float = 1 / 16
-    anneal_steps: int = 150_000
-
-    def build(self) -> "GumbelQuantizer":
-        return GumbelQuantizer(**vars(self))
-
-
 class GumbelQuantizer(CategoricalQuantizer):
     """A sample of a categorical posterior over codes.
 
+    Beside these its options are those of `CategoricalQuantizer`.
+
     Args:
-        hard: training passes on a code's vector, with the gradient of the relaxed sample; else the relaxed sample.
+        hard: as in `CategoricalQuantizer`; on, as in the dVAE.
+        temperature: τ at the start, as in `CategoricalQuantizer`; 1.
         kl_weight: of KL(posterior ‖ uniform) in nats a place.
         entropy_weight: of what the entropy of all places' codes lacks; 0 is the dVAE, which left most codes unused
             here.
-        temperature, final_temperature, anneal_steps: the schedule of τ, in calls of `update`.
     """
 
     remedy = "raise entropy_weight"
@@ -57,29 +41,19 @@ class GumbelQuantizer(CategoricalQuantizer):
     def __init__(
         self,
         *,
-        num_codes: int = 512,
-        dim: int = 64,
         hard: bool = True,
+        temperature: float = 1.0,
         kl_weight: float = 5e-4,
         entropy_weight: float = 0.2,
-        temperature: float = 1.0,
-        final_temperature: float = 1 / 16,
-        anneal_steps: int = 150_000,
+        **posterior: Any,
     ):
-        super().__init__(
-            num_codes=num_codes,
-            dim=dim,
-            hard=hard,
-            temperature=temperature,
-            final_temperature=final_temperature,
-            anneal_steps=anneal_steps,
-        )
+        super().__init__(hard=hard, temperature=temperature, **posterior)
         self.kl_weight = kl_weight
         self.entropy_weight = entropy_weight
-        self.to_logits = nn.Linear(dim, num_codes)
+        self.to_logits = nn.Linear(self.dim, self.num_codes)
         # Logits as wide as the features are long: from near-even posteriors a decoder learns little for long.
         nn.init.normal_(self.to_logits.weight)
-        self.codebook = nn.Parameter(torch.randn(num_codes, dim))
+        self.codebook = nn.Parameter(torch.randn(self.num_codes, self.dim))
 
     @property
     def table(self) -> Tensor:

@@ -13,31 +13,16 @@ zero at its best. Similarity is the inner product. Softmaxes over all codes are 
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.nearest import nearest
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of, in_chunks
 
 TEMPERATURE = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class IBQConfig(QuantizerConfig):
-    """Options of `IBQ`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    commitment_weight: float = 0.25
-    entropy_weight: float = 0.05
-
-    def build(self) -> "IBQ":
-        return IBQ(**vars(self))
 
 
 class IBQ(PlacewiseQuantizer):

@@ -13,29 +13,15 @@ channel (lowest) on; some libraries number them from the last. Over several proc
 """
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.binary import average_codes, check_bits, pack_bits, per_sample_entropy, unpack_signs
 from vqvae.quantizers.estimators import straight_through
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 TEMPERATURE = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class LFQConfig(QuantizerConfig):
-    """Options of `LFQ`."""
-
-    num_bits: int = 10
-    commitment_weight: float = 0.25
-    entropy_weight: float = 0.1
-
-    def build(self) -> "LFQ":
-        return LFQ(**vars(self))
 
 
 class LFQ(PlacewiseQuantizer):

@@ -17,7 +17,6 @@ otherwise, and the codes of a picture must not depend on its batch.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -25,32 +24,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safefolder.options import fitted
 from vqvae.quantizers.base import (
     MASKED,
     Quantized,
     Quantizer,
-    QuantizerConfig,
     check_leaves_remainder,
-    inner_config,
 )
-from vqvae.quantizers.ema import EMAVectorQuantizerConfig
+from vqvae.quantizers.ema import EMAVectorQuantizer
 from vqvae.quantizers.placewise import masked_mean
 
 VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 NUM_REFINERS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiScaleQuantizerConfig(QuantizerConfig):
-    """Options of `MultiScaleQuantizer`."""
-
-    scales: tuple[int, ...] = VAR_SCALES
-    quantizer: QuantizerConfig = field(default_factory=lambda: EMAVectorQuantizerConfig(num_codes=4096, dim=32))
-    commitment_weight: float = 0.25
-
-    def build(self) -> "MultiScaleQuantizer":
-        return MultiScaleQuantizer(**vars(self))
 
 
 class MultiScaleQuantizer(Quantizer):
@@ -70,13 +54,12 @@ class MultiScaleQuantizer(Quantizer):
         self,
         *,
         scales: Sequence[int] = VAR_SCALES,
-        quantizer: QuantizerConfig | str | None = None,
+        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(num_codes=4096, dim=32),
         commitment_weight: float = 0.25,
     ):
-        scales = fitted(scales, Sequence[int], "scales")
         if not scales or scales[0] < 1 or any(a >= b for a, b in itertools.pairwise(scales)):
             raise ValueError(f"expected growing scales of at least 1, got {scales}")
-        inner = inner_config(MultiScaleQuantizerConfig, quantizer).build()
+        inner = quantizer.build()
         if not inner.placewise or inner.code_axes:
             raise ValueError(
                 f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a place; "

@@ -10,38 +10,25 @@ Both maps run in float64 and are rounded once to the working precision: float32 
 depends on the batch's size, and the code of a vector must not.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, QuantizerConfig, inner_config
-from vqvae.quantizers.vector import VectorQuantizerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectedQuantizerConfig(QuantizerConfig):
-    """Options of `ProjectedQuantizer`."""
-
-    dim: int = 64
-    quantizer: QuantizerConfig = field(default_factory=lambda: VectorQuantizerConfig(dim=8, normalize=True))
-
-    def build(self) -> "ProjectedQuantizer":
-        return ProjectedQuantizer(dim=self.dim, quantizer=self.quantizer)
+from vqvae.quantizers.base import Quantized, Quantizer
+from vqvae.quantizers.vector import VectorQuantizer
 
 
 class ProjectedQuantizer(Quantizer):
     """Any quantizer between two linear maps.
 
-        ProjectedQuantizer(dim=64, quantizer=FSQConfig(levels=(8, 5, 5, 5)))(z_e)     # z_e: "b *grid 64"
+        ProjectedQuantizer(dim=64, quantizer=FSQ.Config(levels=(8, 5, 5, 5)))(z_e)     # z_e: "b *grid 64"
 
     Args:
         dim: width of the features.
         quantizer: what runs in between; its `dim` is the inner width.
     """
 
-    def __init__(self, *, dim: int = 64, quantizer: QuantizerConfig | str | None = None):
-        inner = inner_config(ProjectedQuantizerConfig, quantizer).build()
+    def __init__(self, *, dim: int = 64, quantizer: Quantizer.Config = VectorQuantizer.Config(dim=8, normalize=True)):
+        inner = quantizer.build()
         super().__init__(num_codes=inner.num_codes, dim=dim)
         self.quantizer = inner
         self.code_axes = inner.code_axes

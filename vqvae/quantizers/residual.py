@@ -17,41 +17,24 @@ Zeghidour et al. 2021, "SoundStream"; Lee et al. 2022, "Autoregressive Image Gen
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from safefolder.options import fitted
 from vqvae.quantizers.base import (
     Quantized,
     Quantizer,
-    QuantizerConfig,
     check_leaves_remainder,
-    inner_config,
     stacked,
 )
-from vqvae.quantizers.ema import EMAVectorQuantizerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResidualQuantizerConfig(QuantizerConfig):
-    """Options of `ResidualQuantizer`."""
-
-    depth: int = 4
-    quantizer: QuantizerConfig = field(default_factory=EMAVectorQuantizerConfig)
-    shared: bool = False
-    dropout: float = 0.0
-
-    def build(self) -> "ResidualQuantizer":
-        return ResidualQuantizer(**vars(self))
+from vqvae.quantizers.ema import EMAVectorQuantizer
 
 
 class ResidualQuantizer(Quantizer):
     """A sum of code vectors, each quantising what those before it left.
 
-        ResidualQuantizer(depth=4, quantizer=VectorQuantizerConfig(dim=64))     # z_e: "b *grid 64", codes "b *grid 4"
+        ResidualQuantizer(depth=4, quantizer=VectorQuantizer.Config(dim=64))     # z_e: "b *grid 64", codes "b *grid 4"
 
     Args:
         depth: how many steps.
@@ -64,17 +47,15 @@ class ResidualQuantizer(Quantizer):
         self,
         *,
         depth: int = 4,
-        quantizer: QuantizerConfig | str | None = None,
+        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
         shared: bool = False,
         dropout: float = 0.0,
     ):
-        depth = fitted(depth, int, "depth")
         if depth < 1:
             raise ValueError(f"expected a depth of at least 1, got {depth}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"expected a dropout in [0, 1], got {dropout}")
-        config = inner_config(ResidualQuantizerConfig, quantizer)
-        steps = [config.build() for _ in range(1 if shared else depth)]
+        steps = [quantizer.build() for _ in range(1 if shared else depth)]
         first = steps[0]
         if not first.placewise:
             raise ValueError(

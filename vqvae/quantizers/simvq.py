@@ -15,30 +15,14 @@ embedded images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.estimators import rotation_trick, straight_through
 from vqvae.quantizers.gathered import Sums
 from vqvae.quantizers.nearest import nearest
 from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimVQConfig(QuantizerConfig):
-    """Options of `SimVQ`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    codebook_weight: float = 0.25
-    commitment_weight: float = 1.0
-    rotation: bool = True
-
-    def build(self) -> "SimVQ":
-        return SimVQ(**vars(self))
 
 
 class SimVQ(PlacewiseQuantizer):

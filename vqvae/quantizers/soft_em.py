@@ -4,7 +4,7 @@ Roy, Vaswani, Neelakantan & Parmar 2018, "Theory and Experiments on Vector Quant
 vector draws m codes k_1 … k_m, a Monte-Carlo E-step, and counts 1/m towards each of them:
 
     draws       P(k|z) = softmax_k(−‖z − e_k‖²/2σ²),   with replacement        output   z_q = 1/m Σ_i e_{k_i}
-    statistics  n_k += #{i: k_i = k}/m,   Σz_k += z · #{i: k_i = k}/m          for `vqvae.quantizers.averages`
+    statistics  n_k += #{i: k_i = k}/m,   Σz_k += z · #{i: k_i = k}/m          for `vqvae.quantizers.ema`
     terms       commitment_weight · mse(z_e, sg z_q)
 
 In evaluation the code is the nearest one, which is what a prior is trained on. The quantizer is thus deterministic: its
@@ -19,43 +19,22 @@ the nearest codes. Draws come from torch's global generator; no N x K matrix is 
 Departures: those of `vqvae.quantizers.vector`, and the argument σ².
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae.quantizers.averages import MovingAverageQuantizer
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.codebook import Revival
+from vqvae.quantizers.ema import EMAVectorQuantizer
 from vqvae.quantizers.soft import CHUNK_ELEMENTS
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoftEMVectorQuantizerConfig(QuantizerConfig):
-    """Options of `SoftEMVectorQuantizer`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    num_samples: int = 10
-    variance: float = 0.5
-    decay: float = 0.99
-    commitment_weight: float = 0.25
-    revival: Revival = "dead"
-
-    def build(self) -> "SoftEMVectorQuantizer":
-        return SoftEMVectorQuantizer(**vars(self))
-
-
-class SoftEMVectorQuantizer(MovingAverageQuantizer):
+class SoftEMVectorQuantizer(EMAVectorQuantizer):
     """Vector quantisation whose codes are moving averages of the vectors that drew them.
 
     Args:
         num_samples: m, codes drawn for each vector in training.
         variance: σ² of the draws, in the square of the features' unit; ½ is the paper.
-        decay: γ; applied once per call of `update`.
-        commitment_weight: of `mse(z_e, sg z_q)`.
-        revival: how codes without traffic get a new place: "dead", "clustered" (CVQ) or "off".
+        num_codes, dim, decay, commitment_weight, revival: as in `EMAVectorQuantizer`.
     """
 
     def __init__(

@@ -21,12 +21,11 @@ cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t)
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import QuantizerConfig
 from vqvae.quantizers.categorical import CategoricalQuantizer
 from vqvae.quantizers.gathered import Pool, pool_size
 from vqvae.quantizers.kmeans import kmeans
@@ -35,61 +34,26 @@ from vqvae.quantizers.placewise import masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class StochasticVectorQuantizerConfig(QuantizerConfig):
-    """Options of `StochasticVectorQuantizer`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    hard: bool = False
-    weight: float = 1 / 256
-    entropy_weight: float = 0.05
-    temperature: float = 0.5
-    final_temperature: float = 1 / 16
-    anneal_steps: int = 150_000
-
-    def build(self) -> "StochasticVectorQuantizer":
-        return StochasticVectorQuantizer(**vars(self))
-
-
 class StochasticVectorQuantizer(CategoricalQuantizer):
     """The quantizer of SQ-VAE.
 
+    Beside these its options are those of `CategoricalQuantizer`.
+
     Args:
-        hard: training passes on a code's vector, with the gradient of the relaxed sample; else the relaxed sample.
         weight: of the paper's two terms, in nats a place.
         entropy_weight: of what the entropy of all places' codes lacks; 0 is the paper.
-        temperature, final_temperature, anneal_steps: the schedule of τ, in calls of `update`.
     """
 
     remedy = "raise entropy_weight"
 
-    def __init__(
-        self,
-        *,
-        num_codes: int = 512,
-        dim: int = 64,
-        hard: bool = False,
-        weight: float = 1 / 256,
-        entropy_weight: float = 0.05,
-        temperature: float = 0.5,
-        final_temperature: float = 1 / 16,
-        anneal_steps: int = 150_000,
-    ):
-        super().__init__(
-            num_codes=num_codes,
-            dim=dim,
-            hard=hard,
-            temperature=temperature,
-            final_temperature=final_temperature,
-            anneal_steps=anneal_steps,
-        )
+    def __init__(self, *, weight: float = 1 / 256, entropy_weight: float = 0.05, **posterior: Any):
+        super().__init__(**posterior)
         self.weight = weight
         self.entropy_weight = entropy_weight
-        self.codebook = nn.Parameter(torch.randn(num_codes, dim) * dim**-0.5)
+        self.codebook = nn.Parameter(torch.randn(self.num_codes, self.dim) * self.dim**-0.5)
         self.log_variance = nn.Parameter(torch.zeros(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.pool = Pool(pool_size(num_codes), dim)
+        self.pool = Pool(pool_size(self.num_codes), self.dim)
 
     @property
     def table(self) -> Tensor:

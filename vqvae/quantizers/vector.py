@@ -11,32 +11,15 @@ unit vectors in search, terms and output (Yu et al. 2021, "ViT-VQGAN"). With `ro
 the rotation trick's instead of straight through (Fifty et al. 2024).
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import QuantizerConfig
-from vqvae.quantizers.codebook import CodebookQuantizer, Revival
+from vqvae.quantizers.codebook import CodebookQuantizer
 from vqvae.quantizers.placewise import masked_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class VectorQuantizerConfig(QuantizerConfig):
-    """Options of `VectorQuantizer`."""
-
-    num_codes: int = 512
-    dim: int = 64
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
-    normalize: bool = False
-    rotation: bool = False
-    revival: Revival = "dead"
-
-    def build(self) -> "VectorQuantizer":
-        return VectorQuantizer(**vars(self))
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -45,35 +28,17 @@ class VectorQuantizer(CodebookQuantizer):
         q = VectorQuantizer(num_codes=1024, dim=64)(z_e)     # z_e: "b *grid 64"
         q.auxiliary["codebook"], q.auxiliary["commitment"]   # means over elements, weighted
 
+    Beside these its options are those of `CodebookQuantizer`.
+
     Args:
         codebook_weight: of `mse(sg z_e, e)`; 1 in the paper.
-        commitment_weight: of `mse(z_e, sg e)`; 0.25 in the paper.
-        normalize: compare and return unit vectors.
-        rotation: the rotation trick's gradient to the encoder.
-        revival: how codes without traffic get a new place: "dead", "clustered" (CVQ) or "off".
     """
 
-    def __init__(
-        self,
-        *,
-        num_codes: int = 512,
-        dim: int = 64,
-        codebook_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-        normalize: bool = False,
-        rotation: bool = False,
-        revival: Revival = "dead",
-    ):
-        super().__init__(
-            num_codes=num_codes,
-            dim=dim,
-            commitment_weight=commitment_weight,
-            normalize=normalize,
-            rotation=rotation,
-            revival=revival,
-        )
+    def __init__(self, *, codebook_weight: float = 1.0, **codebook: Any):
+        super().__init__(**codebook)
         self.codebook_weight = codebook_weight
-        self.codebook = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
+        bound = 1 / self.num_codes
+        self.codebook = nn.Parameter(torch.empty(self.num_codes, self.dim).uniform_(-bound, bound))
 
     @property
     def table(self) -> Float[Tensor, "k d"]:

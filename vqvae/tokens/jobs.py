@@ -47,12 +47,12 @@ def one_job(plan: Plan, rank: int = 0, world_size: int = 1) -> Iterator[list[int
 
 def _lock(stack: contextlib.ExitStack, plan: Plan, rank: int, world_size: int) -> None:
     if rank == 0:
-        stack.enter_context(safefolder.one_writer(plan.folder, inside=True))
-    stack.enter_context(safefolder.one_writer(plan.folder / f"rank-{rank}-of-{world_size}"))
+        stack.enter_context(safefolder.locks.one_writer(plan.folder, inside=True))
+    stack.enter_context(safefolder.locks.one_writer(plan.folder / f"rank-{rank}-of-{world_size}"))
     # Only now: of two that look for each other, one at least finds the other.
     for name in sorted(path.name for path in plan.folder.glob(".rank-*.lock")):
         match = _LOCK.fullmatch(name)
         if match and int(match[2]) != world_size:
             # One that a killed job left is gone after this. Others may be trying it at this moment.
-            with safefolder.one_writer(plan.folder / match[1], wait=_TRYING_SECONDS):
+            with safefolder.locks.one_writer(plan.folder / match[1], wait=_TRYING_SECONDS):
                 pass

@@ -95,7 +95,7 @@ def write_shard(plan: Plan, shard: int, parts: Sequence[Encoded]) -> None:
         "crc32": {name: zlib.crc32(np.ascontiguousarray(each).data) for name, each in tensors.items()},
     }
     about["crc32"]["about"] = headers.checksum(about)
-    with safefolder.replacing(plan.path(shard)) as scratch:
+    with safefolder.files.replacing(plan.path(shard)) as scratch:
         # One entry of metadata: the library writes several in no fixed order. And not by its `save_file`, which writes
         # by way of a file of its own.
         scratch.write_bytes(safetensors.numpy.save(tensors, {"about": json.dumps(about, sort_keys=True)}))
@@ -178,7 +178,7 @@ def _write_index(plan: Plan, index: Mapping[str, Any]) -> None:
             f"{len(index['unreadable']):,} images that could not be read, and is read up to {MAX_BYTES:,}; give a "
             "larger shard_size, or a source with fewer that are no images"
         )
-    safefolder.write_text(plan.folder / INDEX_NAME, text)
+    safefolder.files.write_text(plan.folder / INDEX_NAME, text)
 
 
 def _found(plan: Plan) -> dict[str, Any] | None:

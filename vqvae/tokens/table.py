@@ -46,7 +46,7 @@ def one_parquet(path: Path) -> Iterator[None]:
             notes = {}
         if not notes.keys() >= _NOTES:
             raise ValueError(f"{path} is there, and is no parquet file of codes; name another, or remove it")
-    with safefolder.one_writer(path):
+    with safefolder.locks.one_writer(path):
         yield
 
 
@@ -73,7 +73,7 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
         "tokenizer": dataset.tokenizer["fingerprint"],
     }
     schema = pyarrow.schema(fields, metadata=notes)
-    with safefolder.replacing(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
+    with safefolder.files.replacing(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
         for shard in range(dataset.num_shards):
             codes, labels, keys = dataset.shard(shard)
             for at in range(0, len(codes), _ROWS):

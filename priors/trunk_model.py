@@ -1,0 +1,65 @@
+"""The options that every transformer over a grid has, and what they are held against."""
+
+from typing import Any
+
+from priors.base import Prior
+from priors.grid import GridModel
+from priors.trunk import StartToken, check_share, check_trunk
+from safefolder import ConfiguredOptions
+
+
+class TrunkModel(GridModel):
+    """Abstract: a model that stands on a trunk (`priors.trunk`), and begins with a `StartToken`.
+
+    Args:
+        width: channels of the residual stream, a multiple of 2 * num_heads.
+        depth: blocks.
+        num_heads: attention heads.
+        dropout: share of each branch's output and of the inputs that training drops.
+        label_dropout: share of the labels that training replaces by "no label".
+        checkpointing: training computes each block again in the backward pass: a third more time, less memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 192,
+        depth: int = 4,
+        num_heads: int = 6,
+        dropout: float = 0.0,
+        label_dropout: float = 0.1,
+        checkpointing: bool = False,
+        **grid: Any,
+    ):
+        super().__init__(**grid)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        check_trunk(options, cls.trunk_axes(options))
+        check_share(options.label_dropout, "label_dropout")
+
+    @classmethod
+    def trunk_axes(cls, options: ConfiguredOptions) -> tuple[int, ...]:
+        """The axes along which the trunk's positions are told, of options whose grid is checked already."""
+        return options.grid
+
+
+class TrunkPrior(Prior, TrunkModel):
+    """Abstract: a transformer over codes.
+
+    Args:
+        code_noise: share of the codes read that training replaces by codes drawn evenly, so that samples that went
+            wrong somewhere are not new to the prior.
+    """
+
+    has_numerics = True
+
+    def __init__(self, *, code_noise: float = 0.0, **options: Any):
+        super().__init__(**options)
+        self.start = StartToken(self.num_classes, self.config.width, self.config.label_dropout)
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        check_share(options.code_noise, "code_noise")
