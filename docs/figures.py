@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 import safefolder
 from priors import NormalPrior
-from training.objectives import RAMP, START
 from vqvae import GaussianVAE, load_images
 from vqvae.data import batches
 from vqvae.elbo import sampled_elbo
 from vqvae.em import BernoulliPixels, Mixture
 from vqvae.likelihoods import LogisticMixture
 from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer
+from vqvae.training.objectives import RAMP, START
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"

@@ -21,7 +21,7 @@ ELBO_PAGE = ROOT / "docs" / "elbo.md"
 CODEC_PAGE = ROOT / "docs" / "codec.md"
 PRIORS_PAGE = ROOT / "docs" / "priors.md"
 REUSE_PAGE = ROOT / "docs" / "reuse.md"
-TRAINING_PAGE = ROOT / "docs" / "training.md"
+TRAINING_PAGE = ROOT / "docs" / "vqvae.training.md"
 QUANTIZERS_PAGE = ROOT / "docs" / "quantizers.md"
 README = ROOT / "README.md"
 WITH_PYTHON = [ELBO_PAGE, REUSE_PAGE, CODEC_PAGE, PRIORS_PAGE, TRAINING_PAGE, QUANTIZERS_PAGE, README]
@@ -125,8 +125,8 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_commands_of_the_page_parse(page, monkeypatch):
     """Every line of train.py and of vqvae is understood; the files it names need not be there."""
-    from training import options
-    from training.options import parse
+    from vqvae.training import options
+    from vqvae.training.options import parse
 
     monkeypatch.setattr(options.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
     for name in ("source_of", "images_of"):

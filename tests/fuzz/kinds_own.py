@@ -11,11 +11,11 @@ import torch
 from fuzz_files import Kind
 
 from priors import GridModel, NextScalePrior, NGramPrior, TransformerPrior
-from training.checks import check, stages
-from training.options import FASHION, load_run, save_run
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import FSQ, ProjectedQuantizer, ResidualQuantizer, VectorQuantizer
+from vqvae.training.checks import check, stages
+from vqvae.training.options import FASHION, load_run, save_run
 
 # Good weights, beside which each damaged config is put.
 _PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -17,12 +17,12 @@ from run_files import SMALL, gaussian, weights
 from safetensors.torch import load_file, save_file
 
 from priors import GridModel, NGramPrior, Prior, UnigramPrior, trunk
-from training import latents
-from training.options import load_run, parse
-from training.prior_kinds import PRIOR_KINDS, make_prior, name_of
-from training.records import Stop
 from vqvae import VQVAE, GaussianVAE
 from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
+from vqvae.training import latents
+from vqvae.training.options import load_run, parse
+from vqvae.training.prior_kinds import PRIOR_KINDS, make_prior, name_of
+from vqvae.training.records import Stop
 
 ROOT = Path(__file__).parents[2]
 QUANTIZERS = {
@@ -205,15 +205,15 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         return latents.live_batches(fabric, model, model, images, **order)
 
     first = [batch for batch, _ in zip(stream(0), range(4), strict=False)]
-    assert first[0].latents.dtype == torch.int64
-    assert all(batch.latents.shape == (54, 2, 2) for batch in first)
+    assert first[0].inputs.dtype == torch.int64
+    assert all(batch.inputs.shape == (54, 2, 2) for batch in first)
     for batch, again in zip(stream(2), first[2:], strict=False):
-        assert torch.equal(batch.latents, again.latents)
+        assert torch.equal(batch.inputs, again.inputs)
         assert torch.equal(batch.labels, again.labels)
     found = model.draw(images[0][0][None].expand(54, -1, -1, -1)).latents
     assert len(found.unique(dim=0)) > 1, "there is something to draw"
     torch.manual_seed(0)
-    counts = [batch.latents.flatten().bincount(minlength=8) for batch in first]
+    counts = [batch.inputs.flatten().bincount(minlength=8) for batch in first]
     assert any(not torch.equal(counts[0], each) for each in counts[1:]), "an epoch is drawn anew"
 
 
@@ -347,7 +347,7 @@ DRIVER = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import train
-from training.records import Stop
+from vqvae.training.records import Stop
 if "STOP" in os.environ:
     Stop.requested = lambda self, fabric, step: signal.SIGTERM if step + 1 == int(os.environ["STOP"]) else 0
 train.main()

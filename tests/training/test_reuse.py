@@ -16,10 +16,10 @@ import torch
 from run_files import SMALL, weights
 
 from priors import Prior
-from training.records import Stop
 from vqvae import VQGAN, VQVAE, load_images
 from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeDataset, tokenize
+from vqvae.training.records import Stop
 
 PROJECT = Path(__file__).parents[2]
 # The small run's options of the prior and of how both models are fitted; its model's own come with a tokenizer.

@@ -21,8 +21,8 @@ import train
 import vqvae.cli
 from priors import NGramPrior, Prior
 from safefolder.locks import one_writer
-from training.options import FitConfig, Run, load_run, parse
 from vqvae import VQVAE, fingerprint
+from vqvae.training.options import FitConfig, Run, load_run, parse
 
 ROOT = Path(__file__).parents[2]
 

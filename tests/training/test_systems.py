@@ -14,15 +14,15 @@ from run_files import gaussian, weights
 
 import safefolder
 from priors import ContinuousPrior, TransformerPrior
-from training import latents, objectives
-from training.latents import encode_all, step_seed
-from training.objectives import CodebookObjective, RateAwareObjective
-from training.options import load_run, parse
-from training.records import Metrics, Stop
 from vqvae import ELBO, VQVAE, GaussianVAE
 from vqvae.data import batches, load_images
 from vqvae.model import ThroughPrior
 from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
+from vqvae.training import latents, objectives
+from vqvae.training.latents import encode_all, step_seed
+from vqvae.training.objectives import CodebookObjective, RateAwareObjective
+from vqvae.training.options import load_run, parse
+from vqvae.training.records import Metrics, Stop
 
 
 def resumed(run, monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> None:

@@ -19,8 +19,8 @@ from run_files import gaussian, weights
 from tensorboardX.proto import event_pb2
 
 from priors import Prior
-from training.options import PRESETS, load_run, parse
 from vqvae import VQVAE, load_images
+from vqvae.training.options import PRESETS, load_run, parse
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_weights(run, options, tmp_path):
 @pytest.mark.parametrize("extra", [(), ("--codebook-fit.ema", "0.9", "--quantizer", "VectorQuantizer")])
 def test_resume_after_stops_is_an_uninterrupted_run(run, options, tmp_path, monkeypatch, extra):
     """Stopped by a signal after steps 3 and 5 of the codebook and 2 of the prior."""
-    from training.records import Stop
+    from vqvae.training.records import Stop
 
     quantizer = ["--model.quantizer.num-codes", "8", "--model.quantizer.dim", "4"]
     run(*options, *extra, *quantizer)

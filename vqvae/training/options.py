@@ -16,12 +16,12 @@ from priors import GridModel, TransformerPrior
 from safefolder import ConfiguredOptions
 from safefolder.configured import concrete, option_sentences
 from safefolder.options import Options, is_given, option_fields
-from training.old_names import updated
-from training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
 from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
 from vqvae.likelihoods import Categorical, Likelihood, LocalContext, LogisticMixture, Normal
 from vqvae.quantizers import EMAVectorQuantizer, Quantizer
 from vqvae.tokens import CodeDataset
+from vqvae.training.old_names import updated
+from vqvae.training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
 
 Schedule = Literal["joint", "alternating"]
 # Sets that `load_images` knows by name; all else is a path, or begins with "hf:".

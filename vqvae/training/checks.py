@@ -13,13 +13,13 @@ from torch import nn
 import safefolder
 from safefolder.building import at_most, neutral
 from safefolder.folder import check_weights
-from training.images import Facts
-from training.options import FitConfig, Run, load_run
-from training.prior_kinds import kind_of, make_prior
-from training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
 from vqvae import VQVAE, Autoencoder
 from vqvae.data.batches import MAX_WORKERS
 from vqvae.quantizers import Quantizer
+from vqvae.training.images import Facts
+from vqvae.training.options import FitConfig, Run, load_run
+from vqvae.training.prior_kinds import kind_of, make_prior
+from vqvae.training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
 
 MAX_PRIOR_CODES = 2**20
 # How the variables begin by which what starts several machines tells each of the others.

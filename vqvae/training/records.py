@@ -12,8 +12,8 @@ import torch
 from lightning_fabric import Fabric
 
 import safefolder
-from training.events import Events
 from vqvae.interop.pickles import refusal
+from vqvae.training.events import Events
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:

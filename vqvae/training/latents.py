@@ -23,25 +23,25 @@ from tqdm import tqdm
 
 import safefolder
 from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
-from training.records import Metrics
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.data import Batch, Images, batches, index_batches
 from vqvae.model import ThroughPrior
+from vqvae.training.records import Metrics
 
 ENCODE_BATCH = 100
 # Sweeps of a prior in the loop that draw the codes to train on, a tenth of the walk's time. An evaluation walks.
 NUM_SWEEPS = 2
 
 
-class LatentBatch(NamedTuple):
-    """Latents with what belongs to them.
+class Inputs(NamedTuple):
+    """What a step is trained on: images of the codebook, latents of the prior.
 
-    latents: codes, int64 "b *grid"; or means and log standard deviations "b *grid 2d".
+    inputs: images; codes, int64 "b *grid"; or means and log standard deviations "b *grid 2d".
     labels: int64, "b"; None where the set has no labels.
     skipped: (name, reason) of each image that should have been here and could not be read.
     """
 
-    latents: Tensor
+    inputs: Tensor
     labels: Tensor | None
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -56,13 +56,13 @@ class Latents:
     values: Tensor
     labels: Tensor | None
 
-    def at(self, indices: np.ndarray) -> LatentBatch:
+    def at(self, indices: np.ndarray) -> Inputs:
         chosen = torch.from_numpy(indices)
         values = self.values[chosen]
         labels = None if self.labels is None else self.labels[chosen]
-        return LatentBatch(values if values.is_floating_point() else values.long(), labels)
+        return Inputs(values if values.is_floating_point() else values.long(), labels)
 
-    def batches(self, **order: Any) -> Generator[LatentBatch, None, None]:
+    def batches(self, **order: Any) -> Generator[Inputs, None, None]:
         """Shuffled batches without end, in the order that images would come in."""
         return (self.at(indices) for indices in index_batches(len(self.values), **order))
 
@@ -99,14 +99,14 @@ def encoded(
     images: Images,
     name: str,
     limit: int | None = None,
-) -> Iterator[LatentBatch]:
+) -> Iterator[Inputs]:
     """The latents of every image that can be read, or of about the first `limit`, in batches and in order."""
     generator = torch.Generator(fabric.device).manual_seed(step_seed(seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
     with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
         for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
-            yield LatentBatch(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
+            yield Inputs(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
                 return
@@ -116,7 +116,7 @@ def encode_all(*args: Any, **limit: int | None) -> Latents:
     """What `encoded` gives, in memory."""
     parts = list(encoded(*args, **limit))
     known = [part.labels for part in parts if part.labels is not None]
-    values = torch.cat([part.latents for part in parts])
+    values = torch.cat([part.inputs for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
 
 
@@ -177,7 +177,7 @@ def _load_latents(path: Path, digest: str) -> Latents | None:
 
 def live_batches(
     fabric: Fabric, model: Autoencoder, in_loop: Any, images: Images, *, num_workers: int = 0, **order: Any
-) -> Generator[LatentBatch, None, None]:
+) -> Generator[Inputs, None, None]:
     """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batches`.
 
     What is drawn depends on the seed, the rank and the batch's number alone.
@@ -186,14 +186,14 @@ def live_batches(
         for step, batch in enumerate(stream, order["start"]):
             seed = step_seed(order["seed"], "live", step, order["rank"]) % 2**63
             values = encode(fabric, model, in_loop, batch, torch.Generator(fabric.device).manual_seed(seed))
-            yield LatentBatch(values if values.is_floating_point() else values.long(), batch.labels, batch.skipped)
+            yield Inputs(values if values.is_floating_point() else values.long(), batch.labels, batch.skipped)
 
 
-def live_sample(stream: Iterable[LatentBatch], num_images: int) -> Tensor:
+def live_sample(stream: Iterable[Inputs], num_images: int) -> Tensor:
     """Latents of so many images, or somewhat more, of a live stream."""
     parts = []
     for batch in stream:
-        parts.append(batch.latents)
+        parts.append(batch.inputs)
         if sum(map(len, parts)) >= num_images:
             break
     return torch.cat(parts)

@@ -19,9 +19,9 @@ from lightning_fabric.strategies import ModelParallelStrategy
 from lightning_fabric.strategies.launchers import subprocess_script
 from torch import distributed
 
-from training.options import Run
-from training.sharding import shard
 from vqvae import exits
+from vqvae.training.options import Run
+from vqvae.training.sharding import shard
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 3.0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import safefolder
-from training.options import PRESETS, Run
 from vqvae import load_images
 from vqvae.data import Images
+from vqvae.training.options import PRESETS, Run
 
 Facts = Mapping[str, Mapping[str, Any]]
 

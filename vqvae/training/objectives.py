@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from priors import ContinuousPrior, Prior, TransformerPrior
-from training.latents import drawn
-from training.options import Run, Schedule
-from training.prior_kinds import make_prior
 from vqvae import VQVAE
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.data import Images
 from vqvae.model import VQVAEOutput
+from vqvae.training.latents import drawn
+from vqvae.training.options import Run, Schedule
+from vqvae.training.prior_kinds import make_prior
 
 # A prior joins in after this share of the steps, when codes have found their places: before, it would learn of codes
 # that move, and its steps cost twice those without it. Its weight then grows over a further share.

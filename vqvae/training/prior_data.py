@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from training.latents import ENCODE_BATCH, LatentBatch, encode_or_load, encoded, live_batches, live_sample
-from training.options import Run
-from training.run_folder import Session
 from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images, index_batches
 from vqvae.tokens import CodeDataset, check_same_origin
+from vqvae.training.latents import ENCODE_BATCH, Inputs, encode_or_load, encoded, live_batches, live_sample
+from vqvae.training.options import Run
+from vqvae.training.run_folder import Session
 
 # Test images that are looked at during training. Nothing is chosen by them, so the final figures stay honest.
 NUM_WATCHED = 512
@@ -40,10 +40,10 @@ class PriorData:
         watched: of the test images, to look at during training.
     """
 
-    batches: Callable[..., Generator[LatentBatch, None, None]]
+    batches: Callable[..., Generator[Inputs, None, None]]
     parts: Callable[[], Iterable[Tensor]]
     sample: Callable[[], Tensor]
-    watched: LatentBatch
+    watched: Inputs
 
 
 def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping[str, Images]) -> PriorData:
@@ -62,7 +62,7 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
         return PriorData(
             batches=functools.partial(_stored_batches, train),
             parts=functools.partial(_stored_parts, train),
-            sample=lambda: _stored(train, np.arange(min(PART, len(train)))).latents,
+            sample=lambda: _stored(train, np.arange(min(PART, len(train)))).inputs,
             watched=_stored(test, np.arange(min(NUM_WATCHED, len(test)))),
         )
     options = (fabric, metrics, run.seed, model, in_loop)
@@ -88,7 +88,7 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
     first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,
-        parts=lambda: (batch.latents for batch in encoded(*options, data["train"], "encode train")),
+        parts=lambda: (batch.inputs for batch in encoded(*options, data["train"], "encode train")),
         sample=lambda: live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))),
         watched=watched,
     )
@@ -137,12 +137,12 @@ def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
     return codes
 
 
-def _stored(codes: CodeDataset, indices: np.ndarray) -> LatentBatch:
+def _stored(codes: CodeDataset, indices: np.ndarray) -> Inputs:
     found = codes.__getitems__(indices)
-    return LatentBatch(found.codes, found.labels)
+    return Inputs(found.codes, found.labels)
 
 
-def _stored_batches(codes: CodeDataset, **order: Any) -> Generator[LatentBatch, None, None]:
+def _stored_batches(codes: CodeDataset, **order: Any) -> Generator[Inputs, None, None]:
     return (_stored(codes, indices) for indices in index_batches(len(codes), **order))
 
 

@@ -11,9 +11,9 @@ from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
-from training.options import FitConfig
-from training.sharding import ShardedAverage, whole
+from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
+from vqvae.training.options import FitConfig
+from vqvae.training.sharding import ShardedAverage, whole
 
 Objective = CodebookObjective | RateAwareObjective | PriorObjective
 
@@ -63,6 +63,10 @@ class Learner:
         norm = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
         assert norm is not None
         return whole(norm)
+
+    def set_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
 
     def step(self) -> None:
         self.optimizer.step()

@@ -3,7 +3,7 @@
     codebook/            the tokenizer
     prior/ unigram/ ngram/    priors, each with the digests of the tokenizer and the images that it was trained on
     state/run.json       the options
-    state/images.json    digests of the images, see `training.images`
+    state/images.json    digests of the images, see `vqvae.training.images`
     state/STAGE.ckpt     what resuming needs
     state/codes-*        latents that were encoded once
 
@@ -24,12 +24,12 @@ from lightning_fabric import Fabric
 import safefolder
 from priors import GridModel
 from priors.grid import TrainedOn
-from training.images import Facts, save_facts
-from training.options import Run, save_run
-from training.records import Metrics, Stop
 from vqvae import Autoencoder, fingerprint
 from vqvae.interop.pickles import read_pickle
 from vqvae.tokens import CodeDataset
+from vqvae.training.images import Facts, save_facts
+from vqvae.training.options import Run, save_run
+from vqvae.training.records import Metrics, Stop
 
 
 @dataclass(kw_only=True)

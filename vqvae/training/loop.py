@@ -1,0 +1,131 @@
+"""`fit`, the one loop that trains a codebook or a prior."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from priors.grid import TrainedOn
+from vqvae.training.latents import Inputs, step_seed, to_device
+from vqvae.training.learner import Learner, Objective
+from vqvae.training.options import FitConfig
+from vqvae.training.records import load_state, save_state
+from vqvae.training.run_folder import Session, checkpoint, go_on, is_of, state_path
+
+
+def fit(
+    session: Session,
+    name: str,
+    objective: Objective,
+    stream: Callable[..., Generator[Inputs, None, None]],
+    options: FitConfig,
+    validate: Callable[[Any], Mapping[str, float]],
+    began: float,
+    unit: str,
+    of: TrainedOn | None = None,
+) -> Any:
+    """Fit one model, from the last checkpoint if there is one; its objective with the final weights comes back.
+
+    A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
+
+    Args:
+        stream: batches without end; takes what `vqvae.data.index_batches` does.
+        validate: figures of the objective with the weights that are kept.
+        began: when the stage began, of `time.monotonic`.
+        unit: what an input is called beside the bar.
+        of: what the checkpoint must have been made of; one that was made of something else counts for nothing.
+    """
+    fabric, run, metrics, stop = session.fabric, session.run, session.metrics, session.stop
+    path = state_path(run, name)
+    is_new = not path.exists() or not is_of(path, of)
+    if not is_new and (held := checkpoint(path))["step"] >= options.num_steps:
+        # What precision was asked for this time must not change what was trained in another.
+        return Learner.finished(objective, held).to(fabric.device)
+    if is_new and path.exists():
+        fabric.print(f"{name}: trained anew, as the codebook is another than it was trained on", file=sys.stderr)
+    learner = Learner(fabric, objective, options)
+    state: dict[str, Any] = {**learner.state, "step": 0, "seconds": 0.0}
+    if not is_new:
+        load_state(fabric, path, state)
+    start = saved = state["step"]
+    metrics.stage(name, start)
+    began -= state["seconds"]
+
+    @contextlib.contextmanager
+    def diverging(step: int) -> Iterator[None]:
+        """A ValueError inside says what to do about it: weights that diverged give features that no code is near to."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"{name} stopped at step {step}: {error}; the last good checkpoint is "
+                f"{f'{path} of step {saved}' if saved else 'none'}; lower --{name}-fit.learning-rate "
+                f"(now {options.learning_rate:g}) or take --precision 32-true, and go on from it with `{go_on(run)}`"
+            ) from error
+
+    objective.train()
+    world = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    incoming = stream(batch_size=options.batch_size, start=start, seed=run.seed, **world)
+    each = options.batch_size * fabric.world_size
+    bar = tqdm(
+        total=options.num_steps * each,
+        initial=start * each,
+        desc=name,
+        unit=unit,
+        unit_scale=True,
+        disable=None if fabric.is_global_zero else True,
+    )
+    with bar, contextlib.closing(incoming), stop.catching():
+        for step in range(start, options.num_steps):
+            batch = next(incoming)
+            metrics.skip(batch.skipped)
+            # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
+            torch.manual_seed(step_seed(run.seed, name, step + 1, fabric.global_rank))
+            learner.set_rate(options.learning_rate * schedule(step, options))
+            with diverging(step):
+                terms = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
+            fabric.backward(terms["objective"])
+            objective.rest()
+            norm = learner.clip(options.max_norm)
+            with diverging(step):
+                check_finite(terms["objective"] + norm)
+            learner.step()
+            if step == start and not path.exists():  # there is nothing that other options could spoil
+                session.begin()
+            done = step + 1
+            bar.update(each)
+            if step % 20 == 0 or done == options.num_steps:
+                figures = {key: value.item() for key, value in terms.items()}
+                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
+                metrics.add(done, "train", {**figures, "seconds": time.monotonic() - began})
+            if done % options.validate_every == 0 or done == options.num_steps:
+                with learner.watching() as kept, diverging(done):
+                    metrics.add(done, "test", validate(kept))
+            stopping = stop.requested(fabric, step)
+            if done % options.save_every == 0 or done == options.num_steps or stopping:
+                session.begin()
+                state.update(step=done, seconds=time.monotonic() - began)
+                save_state(fabric, path, {**state, "trained_on": None if of is None else list(of)})
+                saved = done
+            if stopping:
+                fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
+                sys.exit(128 + stopping)
+    return learner.kept()
+
+
+def check_finite(number: Tensor) -> None:
+    """ValueError for an objective and a gradient's norm whose sum is NaN or infinite."""
+    if not torch.isfinite(number):
+        raise ValueError("the objective or its gradient is not finite")
+
+
+def schedule(step: int, options: FitConfig) -> float:
+    """The share of the learning rate at a step: linear warm-up, cosine decay to a fiftieth."""
+    warm = min(1.0, (step + 1) / max(1, options.num_warmup))
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / options.num_steps)))

@@ -1,0 +1,172 @@
+"""The three stages of a run: images to a codebook, its latents to a prior, and both to bits and pictures."""
+
+import contextlib
+import copy
+import time
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import safefolder
+from priors import ContinuousPrior, MixtureTransformerPrior, NormalPrior, Prior, TransformerPrior, UniformPrior
+from vqvae import VQVAE, Autoencoder, GaussianVAE, pictures
+from vqvae.codec.fingerprint import fingerprint
+from vqvae.data import Images, batches
+from vqvae.elbo import rate
+from vqvae.evaluation import evaluate
+from vqvae.fingerprint import of_tokenizer
+from vqvae.metrics import psnr
+from vqvae.training.checks import check_in_loop
+from vqvae.training.latents import ENCODE_BATCH, Inputs, counted, drawn, fit_baselines, step_seed, to_device
+from vqvae.training.loop import fit
+from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
+from vqvae.training.options import Run
+from vqvae.training.prior_data import NUM_WATCHED, known_classes, prior_data
+from vqvae.training.prior_kinds import make_prior, name_of
+from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
+
+
+def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
+    """Images to `codebook/`; where a prior is in the loop, that prior to `state/loop/`."""
+    fabric, run = session.fabric, session.run
+    began = time.monotonic()
+    torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
+    # A checkpoint has all weights, and what the run began with may be gone.
+    model = run.model.build() if state_path(run, "codebook").exists() else first_model(run)
+    objective = codebook_objective(run, model, data)
+    watched = next(batches(data["test"], NUM_WATCHED))
+
+    def validate(kept: CodebookObjective | RateAwareObjective) -> dict[str, float]:
+        usage = kept.model.usage()
+        distortion, decibels = [], []
+        for part in torch.arange(len(watched.images)).split(64):
+            images = watched.images[part].to(fabric.device)
+            labels = None if watched.labels is None else watched.labels[part].to(fabric.device)
+            out = kept.encoder(labels)(images)
+            usage.add(out.counted)
+            distortion.append(out.distortion)
+            decibels.append(psnr(images, kept.model.reconstruct(out)))
+        figures = {
+            "distortion": torch.cat(distortion).mean().item() / kept.model.num_dims,
+            "psnr": torch.cat(decibels).mean().item(),
+            "usage": usage.usage,
+        }
+        return figures if usage.perplexity is None else {**figures, "perplexity": usage.perplexity}
+
+    def stream(**order: Any) -> Generator[Inputs, None, None]:
+        with contextlib.closing(batches(data["train"], num_workers=run.data.num_workers, **order)) as found:
+            for batch in found:
+                yield Inputs(batch.images, batch.labels, batch.skipped)
+
+    kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, began, "img")
+    if fabric.is_global_zero:
+        kept.model.save_pretrained(run.run / "codebook")
+        if isinstance(kept, RateAwareObjective):
+            kept.prior.trained_on = trained_on(run, kept.model, session.images)
+            kept.prior.save_pretrained(run.run / "state" / "loop")
+        if run.stage == "codebook":
+            tell_of_stale_parts(run, kept.model)
+    fabric.barrier()
+
+
+def first_model(run: Run) -> Autoencoder:
+    """What training starts from: fresh weights, or those of `--tokenizer`."""
+    model = run.model.build()
+    if run.tokenizer is not None:
+        weights = Autoencoder.from_pretrained(run.tokenizer).state_dict()
+        safefolder.folder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
+    return model
+
+
+def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
+    """Latents of the training images to `prior/`, and what counts them to `unigram/` and `ngram/`."""
+    fabric, run = session.fabric, session.run
+    began = time.monotonic()
+    if run.tokenizer is not None and not (run.run / "codebook").exists():
+        fabric.barrier()  # all have looked
+        session.begin()
+        if fabric.is_global_zero:
+            first_model(run).save_pretrained(run.run / "codebook")
+        fabric.barrier()
+    model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
+    of = trained_on(run, model, session.images)
+    # The same start whether the codebook was trained just now or in an earlier, interrupted process.
+    torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
+    prior = make_prior(run.prior, model, known_classes(run, model, data))
+    in_loop = model
+    if isinstance(model, VQVAE) and model.config.beta is not None:  # the prior in the loop goes on learning
+        check_in_loop(run)
+        prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
+        check_parts(run, model, {"state/loop": prior})
+        in_loop = copy.deepcopy(prior).to(fabric.device)
+    known = prior_data(session, model, in_loop, data)
+    if isinstance(prior, MixtureTransformerPrior):
+        prior.standardise(drawn(prior, known.sample().cpu()))
+    objective = PriorObjective(prior.train())
+    watched = known.watched
+
+    def validate(kept: PriorObjective) -> dict[str, float]:
+        torch.manual_seed(step_seed(run.seed, "watched", 0, 0))
+        latents = drawn(kept.prior, watched.inputs.to(fabric.device))
+        nats = rate(kept.prior, latents, to_device(watched.labels, fabric))
+        return {"rate": nats.mean().item() / kept.prior.num_places}
+
+    kept = fit(session, "prior", objective, known.batches, run.prior_fit, validate, began, "grid", of)
+    if fabric.is_global_zero:
+        if isinstance(model, VQVAE):
+            for name, baseline in fit_baselines(model, known.parts()).items():
+                baseline.trained_on = of
+                baseline.save_pretrained(run.run / name)
+        kept.prior.trained_on = of
+        kept.prior.save_pretrained(run.run / "prior")
+    fabric.barrier()
+
+
+def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
+    """What the run's saved parts are worth on the test images, to `elbo.json`; and the pictures."""
+    fabric, run, metrics = session.fabric, session.run, session.metrics
+    began = time.monotonic()
+    model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
+    priors: dict[str, Prior | ContinuousPrior]
+    if isinstance(model, GaussianVAE):
+        priors = {
+            "normal": NormalPrior(dim=model.dim, grid=model.grid),
+            "transformer": ContinuousPrior.from_pretrained(run.run / "prior"),
+        }
+    else:
+        assert isinstance(model, VQVAE)
+        priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
+        # Grids of too many axes have no n-grams.
+        for name in ("unigram", *(["ngram"] if (run.run / "ngram").is_dir() else [])):
+            priors[name] = Prior.from_pretrained(run.run / name)
+        last = Prior.from_pretrained(run.run / "prior")
+        priors[name_of(last)] = last
+    learned = list(priors.values())[-1]
+    baselines = {name: priors[name] for name in ("unigram", "ngram") if name in priors}
+    check_parts(run, model, {"prior": learned, **baselines})
+    priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
+    with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
+        result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
+    first = next(batches(data["test"], 32))
+    images = first.images.to(fabric.device)
+    in_loop: Any = learned
+    codes = model.through(in_loop, to_device(first.labels, fabric)).encode(images)
+    pictures.save_reconstructions(run.run / "reconstructions.png", images, model.decode(codes))
+    pictures.save_usage(run.run / "usage.png", result.code_usage)
+    pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)
+    seconds = metrics.seconds() + time.monotonic() - began
+    of = {"models": fingerprint(model, learned).hex(), "tokenizer": of_tokenizer(model), "split": "test"}
+    of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": session.images["test"]["timeless"]}
+    result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
+    print(result.table(seconds))
+    print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
+
+
+def draw(model: Autoencoder, prior: Prior | ContinuousPrior, seed: int) -> Tensor:
+    """Ten columns, a class each where the prior knows classes, of eight images."""
+    labels = None if prior.num_classes is None else torch.arange(80, device=prior.device) % 10 % prior.num_classes
+    generator = torch.Generator(prior.device).manual_seed(seed)
+    return model.decode(prior.sample(80, labels=labels, generator=generator))
