@@ -116,7 +116,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
             prior = priors.TransformerPrior.Config(
                 num_codes=model.num_codes, grid=model.grid, num_classes=10, width=16, depth=1, num_heads=2
             )
-            priors.TransformerPrior(prior).save_pretrained(tmp_path / "runs" / name / "prior")
+            prior.build().save_pretrained(tmp_path / "runs" / name / "prior")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, page.name, "exec"), {})

@@ -270,7 +270,7 @@ def run(tmp_path_factory):
     model.save_pretrained(folder / "codebook")
     sizes = {"num_codes": 8, "grid": model.grid}
     config = TransformerPrior.Config(**sizes, num_classes=2, width=16, depth=1, num_heads=2)
-    prior = TransformerPrior(config)
+    prior = config.build()
     prior.save_pretrained(folder / "prior")
     UniformPrior(**sizes).save_pretrained(folder / "unigram")
     of = {"models": fingerprint(model, prior).hex(), "data": "/home/me/photos", "split": "test"}

@@ -26,7 +26,7 @@ def small() -> VQVAE:
 
 def small_prior() -> TransformerPrior:
     config = TransformerPrior.Config(num_codes=8, grid=(2, 2), width=16, depth=1, num_heads=2)
-    return TransformerPrior(config)
+    return config.build()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def _codec() -> Codec:
     quantizer = StochasticVectorQuantizer.Config(num_codes=8, dim=4)
     model = VQVAE(image_size=_SIZE, width=4, num_blocks=0, quantizer=quantizer)
     options = TransformerPrior.Config(num_codes=8, grid=model.grid, num_classes=3, width=8, depth=1, num_heads=1)
-    return Codec(model, TransformerPrior(options))
+    return Codec(model, options.build())
 
 
 def _good(folder: Path) -> Sequence[bytes]:

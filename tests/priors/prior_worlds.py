@@ -148,7 +148,7 @@ def make_mixture(
     sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_components": 3, **sizes}
     torch.manual_seed(7)
     config = MixtureTransformerPrior.Config(dim=dim, grid=grid, num_classes=num_classes, **sizes)
-    prior = MixtureTransformerPrior(config)
+    prior = config.build()
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())

@@ -348,7 +348,7 @@ def test_it_learns_to_inpaint() -> None:
     """The right half repeats the left, which is drawn evenly: either is certain from the other, in any order."""
     torch.manual_seed(0)
     config = AnyOrderPrior.Config(num_codes=4, grid=(2, 4), width=32, depth=2, num_heads=2, raster_share=0.25)
-    prior = AnyOrderPrior(config)
+    prior = config.build()
     optimizer = torch.optim.AdamW(prior.parameters(), lr=5e-3)
     for _ in range(300):
         left = torch.randint(4, (64, 2, 2))

@@ -171,7 +171,7 @@ def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> No
     """The second code is the first plus one; the first code is the second of the place before."""
     torch.manual_seed(0)
     config = DepthTransformerPrior.Config(num_codes=4, grid=(4, 2), width=32, depth=1, code_depth=1, num_heads=2)
-    prior = DepthTransformerPrior(config)
+    prior = config.build()
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     first = torch.arange(64) % 4
     codes = torch.stack([(first[:, None] + torch.arange(4)) % 4, (first[:, None] + torch.arange(4) + 1) % 4], -1)

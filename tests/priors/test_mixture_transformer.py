@@ -205,7 +205,7 @@ def test_it_learns_a_correlated_field() -> None:
     entropy += 36 * math.log(3)
     torch.manual_seed(0)
     config = MixtureTransformerPrior.Config(dim=4, grid=(3, 3), width=48, depth=1, num_heads=2, num_components=2)
-    prior = MixtureTransformerPrior(config).standardise(train)
+    prior = config.build().standardise(train)
     units = (held_out - prior.shift) / prior.scale
     normal = (36 * math.log(3) - NormalPrior(dim=4, grid=(3, 3))(units).mean()).item()
     optimiser = torch.optim.Adam(prior.parameters(), lr=1e-2)

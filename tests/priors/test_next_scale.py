@@ -215,7 +215,7 @@ def test_it_learns_how_a_fine_scale_follows_from_a_coarse_one() -> None:
     """Four random quadrants; the finer picture repeats them, each place as its quadrant."""
     torch.manual_seed(0)
     config = NextScalePrior.Config(num_codes=3, scales=(2, 4), width=32, depth=1, num_heads=2)
-    prior = NextScalePrior(config)
+    prior = config.build()
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
 
     def draw(num: int) -> Tensor:

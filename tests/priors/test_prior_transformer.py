@@ -274,7 +274,7 @@ def test_it_learns_what_labels_and_places_determine() -> None:
         num_heads=2,
         label_dropout=0.5,
     )
-    prior = TransformerPrior(config)
+    prior = config.build()
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     patterns = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 0], [3, 3, 1, 1, 2, 2, 0, 0, 3]])
     labels = torch.arange(64) % 2

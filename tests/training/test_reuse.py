@@ -292,7 +292,7 @@ def test_an_imported_tokenizer_trains_on_and_takes_a_prior(run, photos, tmp_path
         image_size=8, num_channels=1, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer
     )
     torch.manual_seed(0)
-    VQGAN(config).save_pretrained(tmp_path / "imported")
+    config.build().save_pretrained(tmp_path / "imported")
     folder = tmp_path / "reused"
     options = [*FIT, "--data.source", str(photos), "--run", str(folder), "--tokenizer", str(tmp_path / "imported")]
     run(*options, "--latents", "codes")

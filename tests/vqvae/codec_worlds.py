@@ -69,7 +69,7 @@ def transformer_of(model, num_classes=None, seed=1) -> TransformerPrior:
     config = TransformerPrior.Config(
         num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, width=24, depth=2, num_heads=2
     )
-    prior = TransformerPrior(config).eval()
+    prior = config.build().eval()
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return prior

@@ -24,7 +24,7 @@ def make_prior(num_codes: int = NUM_CODES, grid: tuple[int, ...] = GRID, num_cla
     config = TransformerPrior.Config(
         num_codes=num_codes, grid=grid, num_classes=num_classes, width=16, depth=1, num_heads=2
     )
-    prior = TransformerPrior(config)
+    prior = config.build()
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.3 / weight.std())

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
         Image.fromarray(pixels.numpy()).save(photos / str(index % 2) / f"{index}.png")
     torch.manual_seed(0)
     config = VQVAE.Config(image_size=16, width=8, num_blocks=1, quantizer=EMAVectorQuantizer.Config(num_codes=8, dim=4))
-    model = VQVAE(config)
+    model = config.build()
     model.save_pretrained(folder / "codebook")
     sizes = {"num_codes": 8, "grid": model.grid}
     TransformerPrior(**sizes, num_classes=2, width=16, depth=1, num_heads=2).save_pretrained(folder / "prior")
@@ -48,7 +48,7 @@ def gaussian(run):
     model = GaussianVAE(image_size=16, width=8, num_blocks=1, dim=3)
     model.save_pretrained(folder / "codebook")
     config = MixtureTransformerPrior.Config(dim=3, grid=model.grid, num_classes=2, width=16, depth=1, num_heads=2)
-    MixtureTransformerPrior(config).save_pretrained(folder / "prior")
+    config.build().save_pretrained(folder / "prior")
     shutil.copytree(run / "state", folder / "state")
     return folder
 

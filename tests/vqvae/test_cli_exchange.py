@@ -40,7 +40,7 @@ def vqmodel(tmp_path) -> Path:
     torch.manual_seed(0)
     quantizer = VectorQuantizer.Config(num_codes=32, dim=4, revival="off")
     config = VQGAN.Config(image_size=32, channels=(32, 32), num_blocks=1, latent_channels=8, quantizer=quantizer)
-    export_diffusers(VQGAN(config).eval(), tmp_path / "vqmodel")
+    export_diffusers(config.build().eval(), tmp_path / "vqmodel")
     return tmp_path / "vqmodel"
 
 
@@ -80,7 +80,7 @@ def test_a_llama_goes_out_and_comes_in(command, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = {"num_codes": 16, "grid": (7, 7), "num_classes": 3, "width": 16, "depth": 1, "num_heads": 2}
     prior = LlamaPrior(**sizes)
-    VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
+    SMALL.build().save_pretrained(tmp_path / "run" / "codebook")
     prior.save_pretrained(tmp_path / "run" / "prior")
     for source, name in ((tmp_path / "run", "of-run"), (tmp_path / "run" / "prior", "alone")):
         status, out, _ = command("export", source, "--to", "llama", "-o", tmp_path / name)
@@ -122,17 +122,17 @@ def test_a_llama_goes_out_and_comes_in(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("to", "ending"), [("program", "pt2"), ("onnx", "onnx")])
 def test_a_tokenizer_goes_out(command, tmp_path, to, ending):
     torch.manual_seed(0)
-    VQVAE(SMALL).save_pretrained(tmp_path / "run" / "codebook")
+    SMALL.build().save_pretrained(tmp_path / "run" / "codebook")
     status, out, errors = command("export", tmp_path / "run", "--to", to, "-o", tmp_path / "out")
     assert (status, errors) == (0, "")
     assert f"decoder.{ending}, encoder.{ending}, tokenizer.json" in out
 
 
 def test_mistakes_are_one_line(command, vqmodel, tmp_path):
-    VQVAE(SMALL).save_pretrained(tmp_path / "ours")
+    SMALL.build().save_pretrained(tmp_path / "ours")
     GaussianVAE(width=8, num_blocks=1, dim=2).save_pretrained(tmp_path / "vae")
     config = TransformerPrior.Config(num_codes=16, grid=(7, 7), width=16, depth=1, num_heads=2)
-    TransformerPrior(config).save_pretrained(tmp_path / "prior")
+    config.build().save_pretrained(tmp_path / "prior")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "config.json").write_bytes(b'{"model_type": "\xe9"}')
     (tmp_path / "notes.pt").write_text("no pickle")
@@ -222,8 +222,8 @@ def test_case_29_the_command_says_where_the_weights_were_found(command, tmp_path
     assert "16 codes" in out
     assert f"{tmp_path / 'model.ckpt'}: 'first_stage_model.' was taken off their names; 1 others are left out" in errors
     assert VQVAE.from_pretrained(tmp_path / "ours").num_codes == 16
-    VQVAE(SMALL).save_pretrained(tmp_path / "own")
-    torch.save(VQVAE(SMALL).state_dict(), tmp_path / "own.pt")
+    SMALL.build().save_pretrained(tmp_path / "own")
+    torch.save(SMALL.build().state_dict(), tmp_path / "own.pt")
     for source in (tmp_path / "own.pt", tmp_path / "own" / "model.safetensors"):
         status, _, errors = command("import", source, "-o", tmp_path / "again")
         assert (status, errors.count("\n")) == (2, 1)

@@ -30,14 +30,14 @@ def _run(folder: Path, seed: int, **options) -> Path:
     config = VQVAE.Config(
         image_size=SIZE, num_channels=options.get("channels", 1), width=4, num_blocks=1, quantizer=options["quantizer"]
     )
-    model = VQVAE(config)
+    model = config.build()
     # Narrow components, one of them at mid-grey, so that `smooth` pictures are worth coding.
     k = config.likelihood.num_components * config.num_channels
     with torch.no_grad():
         model.decoder.layers[-1].bias.view(-1, model.likelihood.num_features)[:, 5 + k : 5 + 2 * k] -= 2.5
     model.save_pretrained(folder / "codebook")
     sizes = TransformerPrior.Config(num_codes=8, grid=model.grid, width=8, depth=1, num_heads=1)
-    TransformerPrior(sizes).save_pretrained(folder / "prior")
+    sizes.build().save_pretrained(folder / "prior")
     return folder
 
 

@@ -56,7 +56,7 @@ def gaussian(run):
     model = GaussianVAE(image_size=SIZE, width=8, num_blocks=1, dim=3)
     model.save_pretrained(folder / "codebook")
     config = MixtureTransformerPrior.Config(dim=3, grid=model.grid, num_classes=3, **SMALL)
-    MixtureTransformerPrior(config).save_pretrained(folder / "prior")
+    config.build().save_pretrained(folder / "prior")
     return folder
 
 

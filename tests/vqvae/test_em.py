@@ -47,7 +47,7 @@ def test_log_prob_and_posterior_are_those_of_plain_loops(family):
 @pytest.mark.parametrize("variance", ["pixel", "shared", 30.0])
 def test_discretised_gaussians_are_distributions_over_levels(variance):
     config = Mixture.Config(num_components=3, shape=(1, 1, 2), pixels=GaussianPixels(variance=variance))
-    model = Mixture(config).double()
+    model = config.build().double()
     model.pixels.mean.copy_(torch.tensor([[-40.0, 3.0], [90.3, 255.0], [127.5, 400.0]]))
     if variance == "pixel":
         model.pixels.variance.copy_(torch.tensor([[1.0, 100.0], [0.04, 2000.0], [16000.0, 9.0]]))
@@ -144,7 +144,7 @@ def test_float32_falls_and_says_so_on_real_images():
     assert log_prob.dtype == torch.float64
     assert fit.negative_elbo[-1].item() == pytest.approx(-log_prob.mean().item(), abs=1e-6)
     torch.testing.assert_close(model.elbo(images).negative, -log_prob, atol=1e-9, rtol=0)
-    exact = Mixture(model.config).double()
+    exact = model.config.build().double()
     exact_fit = exact.fit(images, num_steps=8, tolerance=0.0, generator=seeded(0))
     # With 2 million probabilities for 300 images their prior outweighs the images, so the tolerance is relative.
     torch.testing.assert_close(fit.objective, exact_fit.objective, atol=0, rtol=1e-6)
@@ -208,7 +208,7 @@ def test_alpha_is_what_keeps_the_unseen_possible():
     seen, unseen = torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.full((1, 1, 1, 1), 3, dtype=torch.uint8)
     for alpha in (0.0, 1e-30, 0.5):
         config = Mixture.Config(num_components=1, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=4, alpha=alpha))
-        model = Mixture(config)
+        model = config.build()
         assert torch.isfinite(model.fit(seen).objective).all()
         expected = math.log(alpha / (2 + 4 * alpha)) if alpha else -math.inf
         assert model.log_prob(unseen).item() == pytest.approx(expected, rel=1e-6)
@@ -224,7 +224,7 @@ def test_a_constant_pixel_is_held_by_the_floor():
 def test_even_weights_stay_even():
     images = some_images(FOUR, 30)
     config = Mixture.Config(num_components=3, shape=(1, 1, 3), pixels=FOUR, even_weights=True)
-    model = Mixture(config).double()
+    model = config.build().double()
     fit = model.fit(images, num_steps=20, tolerance=0.0, generator=seeded(0))
     assert (fit.objective.diff() < 1e-12).all()
     torch.testing.assert_close(
@@ -252,7 +252,7 @@ def test_hard_em_with_even_spheres_is_k_means(variance):
     centres = torch.cat([points[:6] + 0.5, points[:1] + 1e4])  # the last attracts nothing
     pixels = GaussianPixels(variance=variance)
     config = Mixture.Config(num_components=7, shape=(1, 10, 10), pixels=pixels, even_weights=True)
-    model = Mixture(config).double()
+    model = config.build().double()
     model.pixels.mean.copy_(centres)
     fit = model.fit(images, num_steps=100, hard=True, resume=True, tolerance=0.0)
     assert fit.converged

@@ -88,7 +88,7 @@ def test_planted_components_are_found():
 @pytest.mark.parametrize("hard", [False, True])
 def test_fewer_images_than_components(family, hard):
     config = Mixture.Config(num_components=8, shape=(1, 1, 3), pixels=family)
-    model = Mixture(config)
+    model = config.build()
     images = some_images(family, 3)
     fit = model.fit(images, num_steps=20, hard=hard, generator=seeded(0))
     assert torch.isfinite(fit.objective).all()
@@ -145,7 +145,7 @@ def test_an_impossible_image_has_no_probability_and_tells_nothing():
 def test_sampled_frequencies_are_the_probabilities(discretised):
     if discretised:
         config = Mixture.Config(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0))
-        source = Mixture(config).double()
+        source = config.build().double()
         source.pixels.mean.copy_(torch.tensor([[0.0], [4.0]]))
         source.log_weights.copy_(torch.tensor([0.3, 0.7]).log())
         model, world = source.discretised(), every_image(256, 1)

@@ -21,7 +21,7 @@ SMALL = GaussianVAE.Config(image_size=8, width=8, num_blocks=1, downsampling=4, 
 def small(*, spread: float = 0.0, **changes) -> GaussianVAE:
     """A model with fresh weights, or with noise on all of them, so that every term depends on every weight."""
     torch.manual_seed(0)
-    model = GaussianVAE(dataclasses.replace(SMALL, **changes))
+    model = dataclasses.replace(SMALL, **changes).build()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -95,7 +95,7 @@ def test_saved_models_are_the_same(tmp_path):
 def test_each_kind_loads_its_own(tmp_path):
     small().save_pretrained(tmp_path / "gaussian")
     config = VQVAE.Config(image_size=8, width=8, num_blocks=1, quantizer=VectorQuantizer.Config(num_codes=8, dim=4))
-    VQVAE(config).save_pretrained(tmp_path / "codes")
+    config.build().save_pretrained(tmp_path / "codes")
     assert type(Autoencoder.from_pretrained(tmp_path / "codes")) is VQVAE
     with pytest.raises(ValueError, match="holds a GaussianVAE, expected a VQVAE"):
         VQVAE.from_pretrained(tmp_path / "gaussian")

@@ -31,7 +31,7 @@ class World:
         config = GaussianVAE.Config(
             image_size=1, downsampling=1, width=8, num_blocks=1, dim=1, likelihood=Categorical.Config()
         )
-        self.model = GaussianVAE(config)
+        self.model = config.build()
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

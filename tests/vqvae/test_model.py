@@ -20,7 +20,7 @@ SMALL = VQVAE.Config(
 
 def small(**changes):
     torch.manual_seed(0)
-    return VQVAE(dataclasses.replace(SMALL, **changes))
+    return dataclasses.replace(SMALL, **changes).build()
 
 
 def images(*shape, seed=0):

@@ -194,7 +194,7 @@ class World:
             likelihood=Categorical.Config(),
             beta=beta,
         )
-        self.model = VQVAE(config).double().eval()
+        self.model = config.build().double().eval()
         self.prior = make_prior(num_classes=2 if labelled else None)
         self.labels = torch.arange(4) % 2 if labelled else None
         quantizer = self.model.quantizer

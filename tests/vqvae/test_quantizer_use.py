@@ -81,7 +81,7 @@ def test_config_survives_json(member):
 
 def test_model_trains_and_round_trips(member, tmp_path):
     torch.manual_seed(0)
-    model = VQVAE(tiny(member))
+    model = tiny(member).build()
     y = torch.randint(0, 256, (3, 1, 10, 10), dtype=torch.uint8)
     model(y)
     model.quantizer.update()

@@ -18,7 +18,7 @@ import tyro
 from token_worlds import contents, photos, tokenizer
 
 from priors import UniformPrior
-from vqvae import VQVAE, fingerprint
+from vqvae import fingerprint
 from vqvae.cli.tokenizing import tokenize as command
 from vqvae.codec.fingerprint import fingerprint as of_codec
 from vqvae.data import load_images
@@ -181,7 +181,7 @@ def test_a_flipped_bit_of_any_tensor_is_noticed_and_the_shard_made_again(source,
 
 def test_a_decoder_or_likelihood_changes_no_code_and_an_encoder_or_codebook_does(folder):
     model, codes = tokenizer(), CodeDataset(folder)
-    again = VQVAE(dataclasses.replace(model.config, likelihood=Categorical.Config()))
+    again = dataclasses.replace(model.config, likelihood=Categorical.Config()).build()
     again.encoder.load_state_dict(model.encoder.state_dict())
     again.quantizer.load_state_dict(model.quantizer.state_dict())
     codes.check_tokenizer(again)

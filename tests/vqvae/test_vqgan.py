@@ -31,7 +31,7 @@ SMALL = VQGAN.Config(
 
 def small(**changes):
     torch.manual_seed(0)
-    return VQGAN(dataclasses.replace(SMALL, **changes))
+    return dataclasses.replace(SMALL, **changes).build()
 
 
 def images(num, size=8, channels=3, seed=0):
