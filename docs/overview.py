@@ -114,7 +114,7 @@ def layers() -> Figure:
                 top -= height
             top -= gap
 
-    box(0, 9.6, 10, 0.6, "train.py and training: they alone know Fabric and loggers", GREY)
+    box(0, 9.6, 10, 0.6, "train.py: the door to vqvae.training, which alone knows Fabric and loggers", GREY)
     axes.text(2.55, 9.25, "vqvae", ha="center", va="center", fontsize=10, weight="bold")
     axes.text(7.9, 9.25, "priors", ha="center", va="center", fontsize=10, weight="bold")
     column("vqvae", 0, 5.1, BLUE)

@@ -71,7 +71,7 @@ def test_an_option_is_stated_once(kind):
     )
     restated = {"VQGAN": {"image_size", "num_channels", "likelihood", "quantizer", "beta"}}.get(kind.__name__, set())
     assert set(option_sentences(kind)) >= set(names) - restated
-    with pytest.raises(ValueError, match="takes its options by name.*call its build"):
+    with pytest.raises(ValueError, match=r"takes its options by name.*call its build"):
         kind(config)
 
 

@@ -1,7 +1,7 @@
 """Files and JSON of a tokenized set, which anybody may have written.
 
-`safefolder.tensors.read_json` does as much for others' JSON, and refuses halves of UTF-16 characters; here these stand for the
-bytes of file names that are no UTF-8, as `os.fsdecode` gives them.
+`safefolder.tensors.read_json` does as much for others' JSON, and refuses halves of UTF-16 characters; here these stand
+for the bytes of file names that are no UTF-8, as `os.fsdecode` gives them.
 """
 
 import io
