@@ -1,10 +1,10 @@
-"""Autoencoders with the residual networks of `vqvae.encoder` and `vqvae.decoder`."""
+"""Autoencoders with the residual networks of `vqvae.networks.encoder` and `vqvae.networks.decoder`."""
 
 from typing import Any
 
 from vqvae.autoencoder import Autoencoder
-from vqvae.decoder import Decoder
-from vqvae.encoder import Encoder
+from vqvae.networks.decoder import Decoder
+from vqvae.networks.encoder import Encoder
 
 
 class ResidualAutoencoder(Autoencoder):

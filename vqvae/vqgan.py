@@ -1,6 +1,6 @@
 """VQGAN: a VQVAE with the networks of the public tokenizers (Esser et al. 2021, "Taming Transformers").
 
-`vqvae.vqgan_networks` has the networks. Those who made the public models trained them with perceptual and adversarial
+`vqvae.networks.vqgan` has the networks. Those who made the public models trained them with perceptual and adversarial
 losses; here one is a `VQVAE` like any other: its likelihood is a discretised normal around the picture that its decoder
 gives, so that it has a distortion in nats, and it can be trained on by that.
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from safefolder import ConfiguredOptions, Options
 from vqvae.likelihoods import Likelihood, Normal
 from vqvae.model import VQVAE
+from vqvae.networks.vqgan import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
 from vqvae.quantizers import EMAVectorQuantizer, Quantizer
-from vqvae.vqgan_networks import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

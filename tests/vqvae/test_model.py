@@ -9,8 +9,8 @@ import torch
 
 import safefolder
 from vqvae import VQVAE
-from vqvae.blocks import level_widths, num_levels
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
+from vqvae.networks.blocks import level_widths, num_levels
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 
 SMALL = VQVAE.Config(

@@ -2,14 +2,14 @@
 
     uint8 image  ->  2y/255 - 1  ->  patches of 2x2  ->  [residual blocks, halve]*  ->  attention?  ->  z_e
 
-Departures from the paper are those of `vqvae.blocks`.
+Departures from the paper are those of `vqvae.networks.blocks`.
 """
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vqvae.blocks import Attention, Downsample, ResidualBlock, level_widths
+from vqvae.networks.blocks import Attention, Downsample, ResidualBlock, level_widths
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqvae.blocks import Attention, ResidualBlock, Upsample, depth_to_space, level_widths
+from vqvae.networks.blocks import Attention, ResidualBlock, Upsample, depth_to_space, level_widths
 
 
 class Decoder(nn.Module):
