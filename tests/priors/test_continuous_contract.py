@@ -199,14 +199,14 @@ def test_saved_and_loaded_are_bit_equal(grid_density: ContinuousPrior, dtype: to
 def test_each_family_loads_its_own(tmp_path: Path) -> None:
     NormalPrior(dim=2, grid=(2, 2)).save_pretrained(tmp_path / "normal")
     UniformPrior(num_codes=3, grid=(2, 2)).save_pretrained(tmp_path / "uniform")
-    with pytest.raises(ValueError, match=r"got a saved NormalPrior, expected .*TransformerPrior or UniformPrior"):
+    with pytest.raises(ValueError, match=r"holds a NormalPrior, expected .*TransformerPrior or UniformPrior"):
         Prior.from_pretrained(tmp_path / "normal")
-    with pytest.raises(ValueError, match=r"got a saved UniformPrior, expected .*Mixture.* or NormalPrior"):
+    with pytest.raises(ValueError, match=r"holds a UniformPrior, expected .*Mixture.* or NormalPrior"):
         ContinuousPrior.from_pretrained(tmp_path / "uniform")
     assert isinstance(GridModel.from_pretrained(tmp_path / "normal"), NormalPrior)
     assert isinstance(GridModel.from_pretrained(tmp_path / "uniform"), UniformPrior)
     safefolder.save(tmp_path / "other", {"class": "VQVAE", "format": 1}, {})
-    with pytest.raises(ValueError, match="got a saved VQVAE") as error:
+    with pytest.raises(ValueError, match="holds a VQVAE") as error:
         GridModel.from_pretrained(tmp_path / "other")
     assert str(error.value).count(" TransformerPrior") == 1
 
