@@ -76,13 +76,7 @@ JOBS: dict[str, tuple[Callable[..., float], str]] = {
 
 
 def main(checkout: Positional[Path] = harness.ROOT, jobs: tuple[str, ...] = (), rounds: int = 5) -> None:
-    """Run the jobs in both checkouts.
-
-    Args:
-        checkout: the other one
-        jobs: names of those to run; all unless given
-        rounds: of each job
-    """
+    """Run the jobs in both checkouts."""
     places = {"there": checkout.resolve(), "here": harness.ROOT}
     with tempfile.TemporaryDirectory() as folder:
         loader.make_files(Path(folder))

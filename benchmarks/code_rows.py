@@ -99,14 +99,7 @@ def measure(folder: Path, place: str, order: str, checkout: Path) -> dict[str, f
 
 
 def main(num_rows: int = 2_000_000, rounds: int = 5, against: Path | None = None, folder: Path | None = None) -> None:
-    """Make the set and read it.
-
-    Args:
-        num_rows: of the set
-        rounds: of each way to read it
-        against: another checkout
-        folder: where to make the set; somewhere temporary unless given
-    """
+    """Make the set, in a folder that may be given, and read it."""
     checkouts = {"this": harness.ROOT} | ({} if against is None else {"the other": against.resolve()})
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         codes = Path(temporary) / "codes"

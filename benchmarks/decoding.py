@@ -22,12 +22,7 @@ QUICK = "--num-images 4 --rounds 1"
 
 
 def main(num_images: int = 64, rounds: int = 7) -> None:
-    """Print milliseconds an image and bytes of both ways.
-
-    Args:
-        num_images: in a stream
-        rounds: of both ways
-    """
+    """Print milliseconds an image and bytes of both ways."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     likelihood = LogisticMixtureConfig(zero_component=True).build(1).double()

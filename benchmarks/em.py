@@ -84,18 +84,7 @@ def main(
     families: tuple[str, ...] = (),
     threads: int = 1,
 ) -> None:
-    """Fit every family of pixels.
-
-    Args:
-        source: of the images, as load_images takes it
-        root: folder of its files
-        split: that the mixtures are fitted to
-        num_images: of each split
-        num_components: of the mixtures
-        num_steps: of EM
-        families: of pixels, by name; all unless given
-        threads: of arithmetic
-    """
+    """Fit every family of pixels, or those of --families, to images that `load_images` takes."""
     with tempfile.TemporaryDirectory() as folder:
         other = "train" if split == "test" else "test"
         for name, part in (("fit", split), ("test", other)):

@@ -57,12 +57,7 @@ def measure(name: str, work: str, memory: str) -> dict[str, float]:
 
 
 def main(rounds: int = 3, models: tuple[Literal["small", "large", "vqgan"], ...] = ("small", "large", "vqgan")) -> None:
-    """Measure both ways with each model.
-
-    Args:
-        rounds: of each
-        models: that encode and are trained
-    """
+    """Measure both ways with each model."""
     columns = ("images/s, given back", "kept", "ratio", "system, given back", "kept", "peak GiB, given back", "kept")
     table = harness.Table("model", "work", *columns)
     for name, work in product(models, ("encode", "train")):

@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,15 +95,14 @@ def timed(job: Callable[[], object], device: str = "cpu") -> Spent:
 
 
 def machine() -> str:
-    """The machine in a line that does not name it, with its noise: how the times of one small piece of work differ."""
-    square = torch.ones(256, 256)
-    times = sorted(timed(lambda: [square @ square for _ in range(8)]).wall for _ in range(100))
+    """The machine in a line that does not name it, with its noise: how the times of one short loop differ."""
+    times = sorted(timed(lambda: sum(range(50_000))).wall for _ in range(100))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     facts = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {memory:.0f} GiB, {gpu}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     middle, most = times[len(times) // 2] / times[0], times[-1] / times[0]
-    noise = f"load {os.getloadavg()[0]:.1f}, small products take {middle:.2f} (at most {most:.1f}) times their fastest"
+    noise = f"load {os.getloadavg()[0]:.1f}, a short loop takes {middle:.2f} (at most {most:.1f}) times its fastest"
     return f"{facts}; {versions}; {noise}"
 
 
@@ -252,14 +252,17 @@ class Kept:
 
     def __init__(self, path: Path):
         self.path = path
+        self._writing = threading.Lock()
         self._found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def fill(self, jobs: Mapping[str, Callable[[], Any]], beside: int = 1) -> dict[str, Any]:
         """The results of these jobs, run so many beside each other where missing, each written at once."""
 
         def one(name: str) -> None:
-            self._found[name] = jobs[name]()
-            safefolder.write_text(self.path, json.dumps(self._found, indent=1) + "\n")
+            result = jobs[name]()
+            with self._writing:
+                self._found[name] = result
+                safefolder.write_text(self.path, json.dumps(self._found, indent=1) + "\n")
 
         missing = [name for name in jobs if name not in self._found]
         with ThreadPoolExecutor(beside) as pool:

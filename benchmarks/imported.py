@@ -93,12 +93,7 @@ def compare(name: str, num_images: int) -> tuple[object, ...]:
 
 
 def main(num_images: int = 1000, names: tuple[str, ...] = ()) -> None:
-    """Compare each model with its original.
-
-    Args:
-        num_images: that go through both
-        names: of originals; all unless given
-    """
+    """Compare each model, or those of --names, with its original."""
     heads = ("original", "codes", "in use", "ties", "wrong", "largest difference", "levels that differ (by 1)")
     table = harness.Table(*heads)
     for name in harness.pick(dict.fromkeys([*references().RELEASED, *references().PUBLISHED]), names):

@@ -80,12 +80,7 @@ def images_per_second(name: str, folder: str, num_workers: int, seconds: float) 
 
 
 def main(num_workers: int = 2, seconds: float = 3) -> None:
-    """Measure each set once.
-
-    Args:
-        num_workers: that decode, in the second column
-        seconds: for each measurement
-    """
+    """Measure each set once."""
     with tempfile.TemporaryDirectory() as folder:
         make_files(Path(folder))
         table = harness.Table("set", "images/s, no workers", f"images/s, {num_workers} workers")

@@ -18,12 +18,7 @@ QUICK = "-- --codebook-fit.num-steps 4 --prior-fit.num-steps 2"
 
 
 def main(options: Positional[tuple[str, ...]] = (), /, run: Path | None = None) -> None:
-    """Run it once.
-
-    Args:
-        options: of train.py, after --
-        run: keep the run in this folder
-    """
+    """Run it once, in a temporary folder unless --run is given."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = run or Path(scratch) / "run"
         took = harness.train(folder, *options, threads=None, quiet=False)

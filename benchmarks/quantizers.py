@@ -78,15 +78,7 @@ def main(
     results: Path = harness.OUT / "quantizers.json",
     output: Path = harness.OUT / "quantizers.png",
 ) -> None:
-    """Train each kind with each number of codes.
-
-    Args:
-        kinds: by name; all unless given
-        num_codes: 1024, 16384 or both
-        steps: of training
-        results: kept here, and not measured again
-        output: the picture
-    """
+    """Train each kind with each number of codes, where --results has nothing of it yet."""
     chosen = harness.pick(KINDS, kinds)
     harness.pick({str(number): number for number in FSQ_LEVELS}, list(map(str, num_codes)))
     kept = harness.Kept(results)

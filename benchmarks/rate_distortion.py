@@ -78,16 +78,7 @@ def main(
     results: Path = harness.OUT / "rate_distortion.json",
     output: Path = harness.OUT / "rate_distortion.png",
 ) -> None:
-    """Make the runs that are not there; the table and the picture of all that were asked for.
-
-    Args:
-        betas: of priors in the loop
-        num_codes: of plain codebooks
-        steps: of the codebook; half as many of the prior
-        beside: so many runs beside each other, a thread each
-        results: kept here, and not measured again
-        output: the picture
-    """
+    """Make the runs that are not there, so many beside each other; then the table and the picture."""
     jobs = {f"beta {beta} | {steps}": partial(run, steps, "--model.beta", beta) for beta in betas}
     option = "--model.quantizer.num-codes"
     jobs |= {f"K {number} | {steps}": partial(run, steps, option, number) for number in num_codes}

@@ -8,6 +8,7 @@ threads, and again on a GPU where there is one. Extra memory is the growth of a 
 only) over what it held before the search, after a warm-up on a few vectors; on a GPU that of torch's allocator.
 """
 
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -114,18 +115,17 @@ def seconds(names: list[str], num_images: int, num_codes: int, device: str, roun
     return {name: statistics.median(found[name]) for name in names}
 
 
-def has_memory() -> bool:
+def available_gib() -> float:
+    """Memory that programs could still have; none where the system does not say."""
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return False
-    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) / 2**20 >= HUNGRY_GIB
+    found = re.search(r"MemAvailable: *(\d+)", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) / 2**20 if found else 0.0
 
 
 def compare(num_images: int, num_codes: int, device: str, threads: int, rounds: int) -> None:
     """A table."""
     names = [name for name in CONTESTANTS if device == "cpu" or name != FAISS]
-    if device == "cpu" and num_codes >= HUNGRY_CODES and not has_memory():
+    if device == "cpu" and num_codes >= HUNGRY_CODES and available_gib() < HUNGRY_GIB:
         names.remove(HUNGRY)
         print(f"\n{HUNGRY} left out: it wants {HUNGRY_GIB} GiB")
     sizes = (num_images, num_codes, device)
@@ -145,14 +145,7 @@ def main(
     rounds: int = 5,
     num_images: int = 64,
 ) -> None:
-    """Measure every contestant in every case.
-
-    Args:
-        threads: of a CPU
-        num_codes: of the codebook
-        rounds: of all contestants
-        num_images: of 1,024 vectors each
-    """
+    """Measure every contestant in every case."""
     cases = [("cpu", number) for number in threads] + [("cuda", 1)] * torch.cuda.is_available()
     for number, (device, num_threads) in product(num_codes, cases):
         compare(num_images, number, device, num_threads, rounds)

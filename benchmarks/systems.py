@@ -142,15 +142,7 @@ def main(
     results: Path = harness.OUT / "systems.json",
     output: Path = harness.OUT / "systems.png",
 ) -> None:
-    """Run the systems that have no result yet; the table and the picture of all that were asked for.
-
-    Args:
-        systems: by name; all unless given
-        seconds: CPU seconds of training for each
-        beside: so many systems beside each other, a thread each
-        results: kept here, and not measured again
-        output: the picture
-    """
+    """Run the systems that have no result yet, so many beside each other; then the table and the picture."""
     jobs = {
         f"{name} | {seconds:g} s": partial(run_system, options, seconds) if options else partial(run_mixture, seconds)
         for name, options in harness.pick(SYSTEMS, systems).items()

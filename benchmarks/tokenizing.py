@@ -142,14 +142,7 @@ def main(
     engines: tuple[Literal["one", "two", "ray"], ...] = ("one", "two", "ray"),
     models: tuple[Literal["small", "large", "vqgan"], ...] = ("small", "large", "vqgan"),
 ) -> None:
-    """Tokenize with every model and engine.
-
-    Args:
-        num_images: of the small model; the others get their shares of it
-        rounds: of each
-        engines: what encodes
-        models: that encode
-    """
+    """Tokenize with every model and engine; --num-images are those of the small model."""
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         for name in models:
