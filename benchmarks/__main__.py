@@ -43,13 +43,23 @@ def programs(folder: Path = Path(__file__).parent) -> list[Program]:
     return found
 
 
+def joined(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Options of which the second win, and then what both have after `--`."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for words in (first, second):
+        end = list(words).index("--") if "--" in words else len(words)
+        found[0].extend(words[:end])
+        found[1].extend(words[end + 1 :])
+    return [*found[0], *(["--", *found[1]] if found[1] else [])]
+
+
 def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
     """A program with its options, not yet run."""
     import tyro
 
     module = importlib.import_module(f"benchmarks.{name}")
     if "--quick" in words:
-        words = [*module.QUICK.split(), *(word for word in words if word != "--quick")]
+        words = joined(module.QUICK.split(), [word for word in words if word != "--quick"])
 
     @functools.wraps(module.main)
     def later(*args: Any, **options: Any) -> Callable[[], None]:

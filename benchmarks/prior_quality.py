@@ -227,5 +227,8 @@ def model_pixels(model: VQVAE, codes: Tensor) -> Tensor:
 def frechet(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of rows "n d"."""
     first, second = torch.cov(a.T), torch.cov(b.T)
-    root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
+    # C_a C_b has the eigenvalues of the symmetric h^T C_b h, where C_a = h h^T.
+    values, vectors = torch.linalg.eigh(first)
+    half = vectors * values.clamp(min=0).sqrt()
+    root = torch.linalg.eigvalsh(half.T @ second @ half).clamp(min=0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * root)

@@ -34,6 +34,13 @@ def test_a_program_understands_its_quick_settings(name):
     assert callable(command.parse(name, ["somewhere"] * len(needed) + ["--quick"]))
 
 
+def test_options_win_over_quick_settings():
+    quick = ["--rounds", "1", "--", "--steps", "2"]
+    assert command.joined(quick, ["--rounds", "3"]) == ["--rounds", "1", "--rounds", "3", "--", "--steps", "2"]
+    assert command.joined(quick, ["--", "--seed", "1"]) == ["--rounds", "1", "--", "--steps", "2", "--seed", "1"]
+    assert command.joined(["--rounds", "1"], []) == ["--rounds", "1"]
+
+
 def test_the_commands_of_the_readme_are_understood():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     found = re.findall(r"python -m benchmarks (\w+)([^#`\n]*)", text)
