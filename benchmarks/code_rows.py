@@ -1,38 +1,34 @@
-"""Rows a second out of a tokenized set, when its shards are first touched and after, as a small markdown table.
+"""Rows a second out of a tokenized set, when its shards are first touched and after.
 
-    python benchmarks/code_rows.py [--num-rows 2000000] [--rounds 5] [--against CHECKOUT] [--folder FOLDER]
+    python -m benchmarks code_rows [--num-rows 2000000] [--rounds 5] [--against CHECKOUT] [--folder FOLDER]
 
 A set of random codes (16x16, uint16, shards of 8,192 rows) is read in batches of 1,024, in order and shuffled, twice by
 each process: the first epoch touches every shard for the first time, which reads all of it and compares its checksums.
 `in memory`: the operating system has the files; `on the disk`: it was asked to let go of them before each process.
 `first batch` is how long that of the first epoch takes, `CPU` is by the process's own time, which others on the machine
-leave as it is. With --against the same is measured of another checkout of this
-repository (as of `git worktree add`), process by process in turns. One thread of arithmetic; medians of the rounds, in
-thousands of rows a second.
+leave as it is. With --against the same is measured of another checkout of this repository (as of `git worktree add`),
+process by process in turns. One thread of arithmetic; medians of the rounds, in thousands of rows a second.
 """
 
-import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks import harness
 from vqvae.tokens import CodeDataset, Encoded, Plan, finish, write_shard
 
 SHARD_SIZE = 8192
 BATCH_SIZE = 1024
-ORDERS = ("in order", "shuffled")
+QUICK = "--num-rows 20000 --rounds 1"
 
 
 def make_set(folder: Path, num_rows: int) -> None:
+    """Random codes with labels and keys."""
     generator = np.random.default_rng(0)
     todo = Plan(
         folder=folder,
@@ -62,11 +58,11 @@ def make_set(folder: Path, num_rows: int) -> None:
     assert finish(todo) is not None
 
 
-def measure(folder: Path, order: str) -> None:
-    """In a process of its own: two epochs, and what they took as JSON."""
-    torch.set_num_threads(1)
+def two_epochs(folder: str, order: str) -> dict[str, float]:
+    """Rows a second of each epoch, of wall and of CPU time, and the seconds of the first batch."""
     codes = CodeDataset(folder)
-    stream = codes.batches(BATCH_SIZE, seed=0, epochs=2) if order == "shuffled" else codes.batches(BATCH_SIZE, epochs=2)
+    seed = 0 if order == "shuffled" else None
+    stream = codes.batches(BATCH_SIZE, seed=seed, epochs=2)
     epochs, first, rows = [], 0.0, 0
     start = time.perf_counter(), time.process_time()
     for batch in stream:
@@ -79,12 +75,17 @@ def measure(folder: Path, order: str) -> None:
             if len(epochs) == 2:
                 break
     (wall, cpu), (wall_again, cpu_again) = epochs
-    print(json.dumps({"wall": wall, "again": wall_again, "cpu": cpu, "cpu again": cpu_again, "batch": first}))
+    return {"wall": wall, "again": wall_again, "cpu": cpu, "cpu again": cpu_again, "batch": first}
 
 
-def let_go(folder: Path) -> None:
-    """Ask the operating system to keep nothing of a folder's files in memory."""
+def prepare(folder: Path, place: str) -> None:
+    """Let the operating system have all of a folder's files in memory, or nothing of them."""
     for path in folder.iterdir():
+        if place == "in memory":
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+            continue
         handle = os.open(path, os.O_RDONLY)
         try:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -92,47 +93,26 @@ def let_go(folder: Path) -> None:
             os.close(handle)
 
 
-def read_all(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
+def measure(folder: Path, place: str, order: str, checkout: Path) -> dict[str, float]:
+    prepare(folder, place)
+    return harness.in_child(two_epochs, folder, order, checkout=checkout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-rows", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--against", type=Path, help="another checkout")
-    parser.add_argument("--folder", type=Path, help="where to make the set; somewhere temporary unless given")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        measure(Path(args.measure[0]), args.measure[1])
-        return
-    here = Path(__file__).parents[1]
-    checkouts = {"this": here} | ({} if args.against is None else {"the other": args.against})
-    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        folder = Path(temporary) / "codes"
-        make_set(folder, args.num_rows)
+def main(num_rows: int = 2_000_000, rounds: int = 5, against: Path | None = None, folder: Path | None = None) -> None:
+    """Make the set, in a folder that may be given, and read it."""
+    checkouts = {"this": harness.ROOT} | ({} if against is None else {"the other": against.resolve()})
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        codes = Path(temporary) / "codes"
+        make_set(codes, num_rows)
         os.sync()
-        for _, place, order, (name, checkout) in product(
-            range(args.rounds), ("in memory", "on the disk"), ORDERS, checkouts.items()
-        ):
-            (read_all if place == "in memory" else let_go)(folder)
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
-            command = [sys.executable, __file__, "--measure", str(folder), order]
-            written = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            found.setdefault((place, order, name), []).append(json.loads(written))
-    print(f"{args.num_rows:,} rows of 16x16 codes\n")
-    print("| files | order | checkout | first epoch | second | first, CPU | second, CPU | first batch |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (place, order, name), rounds in found.items():
-        median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-        speeds = " | ".join(f"{median[key] / 1000:,.0f}" for key in ("wall", "again", "cpu", "cpu again"))
-        print(f"| {place} | {order} | {name} | {speeds} | {median['batch']:.2f} s |")
-
-
-if __name__ == "__main__":
-    main()
+        ways = product(("in memory", "on the disk"), ("in order", "shuffled"), checkouts)
+        jobs = {way: partial(measure, codes, *way[:2], checkouts[way[2]]) for way in ways}
+        found = harness.interleaved(jobs, rounds)
+    print(f"{num_rows:,} rows of 16x16 codes\n")
+    table = harness.Table(
+        "files", "order", "checkout", "first epoch", "second", "first, CPU", "second, CPU", "first batch"
+    )
+    for way, each in found.items():
+        median = harness.medians(each)
+        speeds = (f"{median[key] / 1000:,.0f}" for key in ("wall", "again", "cpu", "cpu again"))
+        table.row(*way, *speeds, f"{median['batch']:.2f} s")

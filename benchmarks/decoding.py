@@ -1,31 +1,32 @@
 """How a level is found in a stream: by two tables of 16 entries, or by one of 256.
 
-    python benchmarks/decoding.py
+    python -m benchmarks decoding
 
-The pixels are drawn from random mixtures of five logistics with a point mass at 0, 64 images of 28x28, on one thread.
+The pixels are drawn from random mixtures of five logistics with a point mass at 0, images of 28x28, on one thread.
 CPU time, interleaved, medians.
 """
 
 import statistics
-import time
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks import harness
 from vqvae.codec import tables
 from vqvae.codec.coder import RangeReader, RangeWriter
 from vqvae.likelihoods import LogisticMixture
 
-NUM_IMAGES = 64
-ROUNDS = 7
+QUICK = "--num-images 4 --rounds 1"
 
 
-def main() -> None:
+def main(num_images: int = 64, rounds: int = 7) -> None:
     """Print milliseconds an image and bytes of both ways."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     likelihood = LogisticMixture(zero_component=True).double()
-    features = torch.randn(NUM_IMAGES, likelihood.num_features, 28, 28, dtype=torch.float64)
+    features = torch.randn(num_images, likelihood.num_features, 28, 28, dtype=torch.float64)
     images = likelihood.sample(features)
     parameters = likelihood.symbol_parameters(images, features).flatten(0, 3)
     offsets = torch.zeros(len(parameters), dtype=torch.int64)
@@ -44,26 +45,22 @@ def main() -> None:
     def one_step(stream: bytes) -> Tensor:
         return torch.from_numpy(RangeReader(stream).get(whole_widths())).long()
 
+    def written(symbols: Sequence[tables.Intervals]) -> bytes:
+        writer = RangeWriter()
+        for intervals in symbols:
+            writer.put(intervals)
+        return writer.finish()
+
     known = tables.level_intervals(likelihood.cdf, parameters, levels, offsets)
     widths = whole_widths()
     width = widths.gather(1, levels[:, None])[:, 0]
     whole = tables.Intervals(widths.cumsum(1).gather(1, levels[:, None])[:, 0] - width, width)
-    ways = {"two tables of 16": (two_steps, [known.high, known.low]), "one table of 256": (one_step, [whole])}
-    streams, seconds = {}, {name: [] for name in ways}
-    for name, (_, symbols) in ways.items():
-        writer = RangeWriter()
-        for intervals in symbols:
-            writer.put(intervals)
-        streams[name] = writer.finish()
-    for _ in range(ROUNDS):
-        for name, (decode, _) in ways.items():
-            start = time.process_time()
-            assert torch.equal(decode(streams[name]), levels)
-            seconds[name].append(time.process_time() - start)
-    print("| | ms an image | bytes |\n|---|---|---|")
-    for name in ways:
-        print(f"| {name} | {1000 * statistics.median(seconds[name]) / NUM_IMAGES:.2f} | {len(streams[name]):,} |")
-
-
-if __name__ == "__main__":
-    main()
+    streams = {"two tables of 16": written([known.high, known.low]), "one table of 256": written([whole])}
+    ways = {"two tables of 16": two_steps, "one table of 256": one_step}
+    for name, decode in ways.items():
+        assert torch.equal(decode(streams[name]), levels)
+    jobs = {name: partial(harness.timed, partial(decode, streams[name])) for name, decode in ways.items()}
+    table = harness.Table("", "ms an image", "bytes")
+    for name, spent in harness.interleaved(jobs, rounds).items():
+        seconds = statistics.median(each.counted for each in spent)
+        table.row(name, f"{1000 * seconds / num_images:.2f}", f"{len(streams[name]):,}")

@@ -1,7 +1,7 @@
-"""How long exact EM takes, in how much memory, and what bits it ends with, as a small markdown table.
+"""How long exact EM takes, in how much memory, and what bits it ends with.
 
-    python benchmarks/em.py [--num-components 100 1000] [--num-images 2000] [--num-steps 3] [--threads 1]
-    python benchmarks/em.py --source fashion-mnist --root FOLDER --split train --num-images 60000
+    python -m benchmarks em [--num-components 100 1000] [--num-images 2000] [--num-steps 3] [--threads 1]
+    python -m benchmarks em --source fashion-mnist --root FOLDER --split train --num-images 60000
 
 Each line is a fresh process: choose a start, fit `num_steps` EM steps to the first `num_images` images of the split,
 then evaluate on as many of the other split. An EM step is E and M; the E step is timed alone too. Peak is ru_maxrss
@@ -13,23 +13,18 @@ thresholded at 127, so they compare with no other line. A few steps from random 
 a mixture can do.
 """
 
-import argparse
-import itertools
-import json
 import resource
-import subprocess
 import sys
 import tempfile
-import time
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae import load_images
-from vqvae.data import batches
+from benchmarks import harness
 from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture
 
 FAMILIES = {
@@ -38,6 +33,7 @@ FAMILIES = {
     "Gaussian": GaussianPixels(),
     "Gaussian, shared variance": GaussianPixels(variance="shared"),
 }
+QUICK = "--num-components 10 --num-images 200 --num-steps 1"
 
 
 def peak_mib() -> float:
@@ -50,25 +46,22 @@ def read(path: Path, family: str) -> Tensor:
     return (images > 127).to(torch.uint8) if family == "Bernoulli" else images
 
 
-def measure(family: str, num_components: int, num_steps: int, folder: Path) -> dict[str, float]:
-    images = read(folder / "fit.npy", family)
+def measure(family: str, num_components: int, num_steps: int, folder: str) -> dict[str, float]:
+    """In a process of its own."""
+    images = read(Path(folder) / "fit.npy", family)
     before = peak_mib()
     shape = (images.shape[1], images.shape[2], images.shape[3])
     mixture = Mixture(num_components=num_components, shape=shape, pixels=FAMILIES[family])
     mixture.fit(images, num_steps=0)  # takes memory from the system, which takes seconds once
-    times = [time.perf_counter()]
-    mixture.fit(images, num_steps=0, generator=torch.Generator().manual_seed(0))
-    times.append(time.perf_counter())
+    none = harness.timed(lambda: mixture.fit(images, num_steps=0, generator=torch.Generator().manual_seed(0))).wall
+    start = harness.now().wall
     fit = mixture.fit(images, num_steps=num_steps, tolerance=0.0, generator=torch.Generator().manual_seed(0))
-    times.append(time.perf_counter())
-    mixture.log_prob(images)
-    times.append(time.perf_counter())
+    some = harness.now().wall - start
+    e_step = harness.timed(lambda: mixture.log_prob(images)).wall
     peak = peak_mib()
-    none, some, e_step = (after - earlier for earlier, after in itertools.pairwise(times))
     done = len(fit.objective) - 1
-    if isinstance(mixture.config.pixels, GaussianPixels):
-        mixture = mixture.discretised()
-    test = read(folder / "test.npy", family)
+    found = mixture.discretised() if isinstance(mixture.config.pixels, GaussianPixels) else mixture
+    test = read(Path(folder) / "test.npy", family)
     return {
         "start": none - e_step,  # a fit ends with an E step
         "e_step": e_step,
@@ -76,61 +69,32 @@ def measure(family: str, num_components: int, num_steps: int, folder: Path) -> d
         "peak": peak,
         "fit": peak - before,
         "steps": done,
-        "fitted": float(mixture.elbo(images).bits_per_dim(mixture.num_dims).mean()),
-        "test": float(mixture.elbo(test).bits_per_dim(mixture.num_dims).mean()),
+        "fitted": float(found.elbo(images).bits_per_dim(found.num_dims).mean()),
+        "test": float(found.elbo(test).bits_per_dim(found.num_dims).mean()),
     }
 
 
-def save(path: Path, options: argparse.Namespace, split: str) -> None:
-    images = load_images(options.source, split, root=options.root)
-    first: list[Tensor] = []
-    for batch in batches(images, 1000):
-        first.append(batch.images)
-        if sum(map(len, first)) >= options.num_images:
-            break
-    np.save(path, torch.cat(first)[: options.num_images].numpy())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure exact EM.")
-    parser.add_argument("--source", default="fashion-mini")
-    parser.add_argument("--root")
-    parser.add_argument("--split", default="test", choices=["train", "test"], help="that the mixtures are fitted to")
-    parser.add_argument("--num-images", type=int, default=2000)
-    parser.add_argument("--num-components", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--num-steps", type=int, default=3)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)  # the program gives this one to itself
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.folder:
-        answer = measure(options.families[0], options.num_components[0], options.num_steps, Path(options.folder))
-        print(json.dumps(answer))
-        return
+def main(
+    source: str = "fashion-mini",
+    root: Path | None = None,
+    split: Literal["train", "test"] = "test",
+    num_images: int = 2000,
+    num_components: tuple[int, ...] = (100, 1000),
+    num_steps: int = 3,
+    families: tuple[str, ...] = (),
+    threads: int = 1,
+) -> None:
+    """Fit every family of pixels, or those of --families, to images that `load_images` takes."""
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder) / "fit.npy", options, options.split)
-        save(Path(folder) / "test.npy", options, "train" if options.split == "test" else "test")
-        print(f"{options.num_images} images of {options.source}, {options.split}; {options.threads} threads\n")
-        print(
-            "| pixels | K | start, s | E step, s | EM step, s | peak, MiB | fit, MiB | steps | bits/dim | of others |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|")
-        for num_components in options.num_components:
-            for family in options.families:
-                command = [sys.executable, __file__, "--families", family, "--folder", folder]
-                for name in ("threads", "num_steps"):
-                    command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-                command += ["--num-components", str(num_components)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                row: dict[str, Any] = json.loads(done.stdout)
-                print(
-                    f"| {family} | {num_components} | {row['start']:.2f} | {row['e_step']:.2f} | {row['em_step']:.2f} "
-                    f"| {row['peak']:,.0f} | {row['fit']:,.0f} | {row['steps']} | {row['fitted']:.3f} "
-                    f"| {row['test']:.3f} |",
-                    flush=True,
-                )
-
-
-if __name__ == "__main__":
-    main()
+        other = "train" if split == "test" else "test"
+        for name, part in (("fit", split), ("test", other)):
+            np.save(Path(folder) / f"{name}.npy", harness.images(source, part, num_images, root=root).numpy())
+        print(f"{num_images} images of {source}, {split}; {threads} threads\n")
+        times = ("start, s", "E step, s", "EM step, s")
+        table = harness.Table("pixels", "K", *times, "peak, MiB", "fit, MiB", "steps", "bits/dim", "of others")
+        for number, family in product(num_components, harness.pick(FAMILIES, families)):
+            found = harness.in_child(measure, family, number, num_steps, folder, threads=threads)
+            seconds = (f"{found[part]:.2f}" for part in ("start", "e_step", "em_step"))
+            memory = (f"{found[part]:,.0f}" for part in ("peak", "fit"))
+            bits = (f"{found[part]:.3f}" for part in ("fitted", "test"))
+            table.row(family, number, *seconds, *memory, found["steps"], *bits)

@@ -1,6 +1,6 @@
 """Make the embedded images, vqvae/assets/fashion-mini, from the four idx.gz files of Fashion-MNIST.
 
-    python benchmarks/embed_fashion_mnist.py FOLDER_WITH_THE_IDX_FILES
+    python -m benchmarks embed_fashion_mnist FOLDER_WITH_THE_IDX_FILES
 
 How the mosaics are laid out stands in vqvae/data/builtin.py. Each split is put in order class by
 class, from an image to its nearest neighbour (in squared error) not yet taken. Why so: on 2,000
@@ -9,16 +9,17 @@ class by class, 3.76 with tiles transposed besides; with neighbours in the three
 20,000 take 3.62. PNG, compressed best, takes 3.96 class by class. About ten minutes on one core.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
+from tyro.conf import Positional
 
 from vqvae.data.builtin import COLUMNS, STRIP, fashion_mini, fashion_mnist
 
+QUICK = ""
 LENGTHS = {"train": 20_000, "test": 2_000}
 ASSETS = Path(__file__).parents[1] / "vqvae" / "assets" / "fashion-mini"
 
@@ -48,10 +49,12 @@ def mosaic(images: np.ndarray) -> np.ndarray:
     return rearrange(tiles, "(r s c) h w -> (r w) (s h) c", s=COLUMNS, c=3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Embed a part of Fashion-MNIST.")
-    parser.add_argument("folder", type=Path, help="holds the four idx.gz files")
-    folder = parser.parse_args().folder
+def main(folder: Positional[Path]) -> None:
+    """Embed a part of Fashion-MNIST.
+
+    Args:
+        folder: holds the four idx.gz files
+    """
     ASSETS.mkdir(parents=True, exist_ok=True)
     for old in [*ASSETS.glob("*.webp"), *ASSETS.glob("*.npy")]:
         old.unlink()
@@ -74,7 +77,3 @@ def main() -> None:
         assert embedded.labels.equal(first.labels)
     size = sum(path.stat().st_size for path in ASSETS.iterdir())
     print(f"{size:,} bytes in {ASSETS}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,32 +1,33 @@
-"""Encoding and training on the CPU where freed memory is kept and where it is not, as a small markdown table.
+"""Encoding and training on the CPU where freed memory is kept and where it is not.
 
-    python benchmarks/freed_memory.py [--rounds 3] [--models small large vqgan]
+    python -m benchmarks freed_memory [--rounds 3] [--models small large vqgan]
 
-Models are those of `tokenizing.py`, on random levels: `small` 64 images of 64x64 at once, `large` 16 of 256x256,
-`vqgan` 4 of 256x256. Encoding is in float32, training steps (backward and AdamW) in bfloat16 autocast, all on both
-cores. Each figure is of a process of its own, six batches, the last three of which count; rounds are interleaved, and
-medians are shown. `system` is the share of CPU time that was spent in the kernel; `peak` the largest resident memory.
+Models are those of `tokenizing`, on random levels: `small` 64 images of 64x64 at once, `large` 16 of 256x256, `vqgan` 4
+of 256x256. Encoding is in float32, training steps (backward and AdamW) in bfloat16 autocast, all on every core. Each
+figure is of a process of its own, six batches, the last three of which count; rounds are interleaved, and medians are
+shown. `system` is the share of CPU time that was spent in the kernel; `peak` the largest resident memory.
 """
 
-import argparse
-import json
 import resource
-import statistics
-import subprocess
-import sys
 import time
+from functools import partial
+from itertools import product
+from typing import Literal
 
 import torch
-from tokenizing import MODELS  # pyrefly: ignore [missing-import]
 
+from benchmarks import harness
+from benchmarks.tokenizing import MODELS
 from vqvae.allocator import keep_freed_memory
 
 NUM_IMAGES = {"small": 64, "large": 16, "vqgan": 4}
 NUM_BATCHES, COUNTED = 6, 3
+WAYS = ("given back", "kept")
+QUICK = "--rounds 1 --models small"
 
 
-def measure(name: str, work: str, memory: str) -> None:
-    """In a process of its own: print what it took as JSON."""
+def measure(name: str, work: str, memory: str) -> dict[str, float]:
+    """In a process of its own."""
     if memory == "kept":
         assert keep_freed_memory(), "this C library keeps nothing"
     torch.manual_seed(0)
@@ -48,41 +49,22 @@ def measure(name: str, work: str, memory: str) -> None:
             optimizer.zero_grad()
     seconds, end = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF)
     system = end.ru_stime - start.ru_stime
-    found = {
+    return {
         "speed": COUNTED * NUM_IMAGES[name] / seconds,
         "system": system / (system + end.ru_utime - start.ru_utime),
         "peak": end.ru_maxrss / 2**20,
     }
-    print(json.dumps(found))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        measure(*args.measure)
-        return
-    heads = ["images/s, given back", "kept", "ratio", "system, given back", "kept", "peak GiB, given back", "kept"]
-    print(f"| model | work | {' | '.join(heads)} |")
-    print(f"{'|---' * 9}|")
-    for name in args.models:
-        for work in ("encode", "train"):
-            found: dict[str, list[dict[str, float]]] = {"given back": [], "kept": []}
-            for _ in range(args.rounds):
-                for memory, rounds in found.items():
-                    command = [sys.executable, __file__, "--measure", name, work, memory]
-                    rounds.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
-            back, kept = (
-                {key: statistics.median(each[key] for each in rounds) for key in rounds[0]} for rounds in found.values()
-            )
-            cells = [f"{back['speed']:.1f}", f"{kept['speed']:.1f}", f"{kept['speed'] / back['speed']:.2f}"]
-            cells += [f"{each['system']:.0%}" for each in (back, kept)]
-            cells += [f"{each['peak']:.2f}" for each in (back, kept)]
-            print(f"| {name} | {work} | {' | '.join(cells)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def main(rounds: int = 3, models: tuple[Literal["small", "large", "vqgan"], ...] = ("small", "large", "vqgan")) -> None:
+    """Measure both ways with each model."""
+    columns = ("images/s, given back", "kept", "ratio", "system, given back", "kept", "peak GiB, given back", "kept")
+    table = harness.Table("model", "work", *columns)
+    for name, work in product(models, ("encode", "train")):
+        jobs = {memory: partial(harness.in_child, measure, name, work, memory, threads=None) for memory in WAYS}
+        found = harness.interleaved(jobs, rounds)
+        back, kept = (harness.medians(found[memory]) for memory in WAYS)
+        speeds = (f"{back['speed']:.1f}", f"{kept['speed']:.1f}", f"{kept['speed'] / back['speed']:.2f}")
+        shares = (f"{each['system']:.0%}" for each in (back, kept))
+        peaks = (f"{each['peak']:.2f}" for each in (back, kept))
+        table.row(name, work, *speeds, *shares, *peaks)

@@ -1,6 +1,6 @@
-"""Imported tokenizers beside the originals: codes and pixels of the same images, as a small markdown table.
+"""Imported tokenizers beside the originals: codes and pixels of the same images.
 
-    python benchmarks/imported.py [--num-images 1000] [--names amused taming-f16-1024 ...]
+    python -m benchmarks imported [--num-images 1000] [--names amused taming-f16-1024 ...]
 
 Networks have the full widths of released models and random weights, since hubs cannot be reached here; the codebook is
 put about where features are. Originals of diffusers are its own `VQModel`, written by `save_pretrained`; those of
@@ -10,33 +10,41 @@ levels, all 32x32. A tie is another code that is as near within rounding (`vqvae
 Pixels are compared on 24 images: the decoder's output, whose range is about -1 to 1, and levels of the picture.
 """
 
-import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import harness
 from vqvae import VQVAE
 from vqvae.interop import compare_codes, import_diffusers, import_llamagen, import_taming
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vqvae"))
-from vqgan_references import PUBLISHED, RELEASED, pictures, published, vq_model  # pyrefly: ignore [missing-import]
 
 SIZE = 32
 BATCH_SIZE = 50
 NUM_DECODED = 24
+QUICK = "--num-images 24 --names narrow-codes"
 
 Coder = Callable[[Tensor], Tensor]
 
 
+def references() -> Any:
+    """The reference functions of the tests."""
+    folder = str(harness.ROOT / "tests" / "vqvae")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("vqgan_references")
+
+
 def pair(name: str, folder: Path) -> tuple[VQVAE, Coder, Coder]:
     """Our model, and the original's images to codes, and codes to pictures."""
-    if name in RELEASED:
-        peer = vq_model(name)
+    if name in references().RELEASED:
+        peer = references().vq_model(name)
         peer.save_pretrained(folder)
 
         def encode(images: Tensor) -> Tensor:
@@ -49,7 +57,7 @@ def pair(name: str, folder: Path) -> tuple[VQVAE, Coder, Coder]:
             return peer.decoder(peer.post_quant_conv(vectors), guide)
 
         return import_diffusers(folder, image_size=SIZE), encode, decode
-    reference = published(name)
+    reference = references().published(name)
     of_llamagen = name.startswith("llamagen")
     torch.save({"model" if of_llamagen else "state_dict": dict(reference.weights)}, folder / "model.pt")
     read = import_llamagen if of_llamagen else import_taming
@@ -58,15 +66,16 @@ def pair(name: str, folder: Path) -> tuple[VQVAE, Coder, Coder]:
 
 
 @torch.no_grad()
-def compare(name: str, num_images: int) -> str:
+def compare(name: str, num_images: int) -> tuple[object, ...]:
     """A row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         model, encode, decode = pair(name, Path(folder))
     compared = ties = wrong = 0
     found = []
-    for images in tqdm(pictures(num_images, SIZE).split(BATCH_SIZE), desc=name, unit="batch", disable=None):
-        codes = encode(images)
-        agreement = compare_codes(model, images, codes)
+    images = references().pictures(num_images, SIZE).split(BATCH_SIZE)
+    for part in tqdm(images, desc=name, unit="batch", disable=None):
+        codes = encode(part)
+        agreement = compare_codes(model, part, codes)
         compared += agreement.num_codes_compared
         ties += agreement.num_ties
         wrong += agreement.num_wrong
@@ -80,20 +89,12 @@ def compare(name: str, num_images: int) -> str:
         num_levels += int((model.decode(part) != (127.5 * (1 + theirs)).round().clamp(0, 255)).sum())
     used = f"{len(codes.unique()):,} of {model.num_codes:,}"
     pixels = len(chosen) * 3 * SIZE**2
-    return f"| {name} | {compared:,} | {used} | {ties} | {wrong} | {largest:.1e} | {num_levels} of {pixels:,} |"
+    return name, f"{compared:,}", used, ties, wrong, f"{largest:.1e}", f"{num_levels} of {pixels:,}"
 
 
-def main() -> None:
-    names = [*RELEASED, *PUBLISHED]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-images", type=int, default=1000)
-    parser.add_argument("--names", nargs="+", choices=names, default=names)
-    args = parser.parse_args()
-    print("| original | codes | in use | ties | wrong | largest difference | levels that differ (by 1) |")
-    print("|---|---|---|---|---|---|---|")
-    for name in args.names:
-        print(compare(name, args.num_images), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def main(num_images: int = 1000, names: tuple[str, ...] = ()) -> None:
+    """Compare each model, or those of --names, with its original."""
+    heads = ("original", "codes", "in use", "ties", "wrong", "largest difference", "levels that differ (by 1)")
+    table = harness.Table(*heads)
+    for name in harness.pick(dict.fromkeys([*references().RELEASED, *references().PUBLISHED]), names):
+        table.row(*compare(name, num_images))

@@ -1,60 +1,74 @@
-"""How many images a second each kind of set gives, as a small markdown table.
+"""Images a second out of each kind of set, with workers that decode and without.
 
-    python benchmarks/loader.py [--num-workers 2] [--seconds 3]
+    python -m benchmarks loader [--num-workers 2] [--seconds 3]
 
-Sets in memory: the embedded images. Decoded on the way: folders of JPEG and PNG, 256 pixels scaled
-to 64, and a parquet file of 32-pixel JPEG (with the extra `parquet`), all made here of random
-blotches. A trainer starves where it takes more images a second than its line gives.
+The embedded images are in memory. Decoded on the way: folders of JPEG and PNG, 256 pixels scaled to 64, of PNG of 28
+pixels, and a parquet file of 32-pixel JPEG, all made here of random blotches. A trainer starves where it takes more
+images a second than its line gives. One thread of arithmetic.
 """
 
-import argparse
 import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from vqvae.data import Images, batches, load_images
+from benchmarks import harness
+from vqvae.data import batches, load_images
 
-NUM_FILES = 256
+MEMORY = "fashion-mini (memory)"
+# What is decoded: its folder here, and the options of `load_images`.
+FILES: dict[str, tuple[str, dict[str, Any]]] = {
+    "folder, JPEG 256 -> 64": ("jpeg", {"size": 64}),
+    "folder, PNG 256 -> 64": ("png", {"size": 64}),
+    "folder, PNG 28": ("small-png", {"size": 28, "channels": 1}),
+    "parquet, JPEG 32": ("parquet", {}),
+}
 BATCH_SIZE = 64
+QUICK = "--seconds 0.1 --num-workers 1"
 
 
-def blotches(size: int, generator: np.random.Generator) -> Image.Image:
+def blotches(generator: np.random.Generator, width: int, height: int) -> Image.Image:
     """A picture that compresses about as a photograph does: blurred noise with a little fine noise."""
-    dots = Image.fromarray(generator.integers(0, 256, (9, 9, 3), np.uint8))
-    coarse = dots.resize((size, size), Image.Resampling.BICUBIC)
-    fine = generator.normal(0, 4, (size, size, 3))
+    dots = Image.fromarray(generator.integers(0, 256, (9, 9 * width // height, 3), np.uint8))
+    coarse = dots.resize((width, height), Image.Resampling.BICUBIC)
+    fine = generator.normal(0, 4, (height, width, 3))
     return Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
 
 
-def make_folder(folder: Path, suffix: str) -> Path:
+def make_folder(folder: Path, suffix: str, num: int, width: int, height: int, mode: str = "RGB") -> None:
+    """A folder of pictures."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for number in range(NUM_FILES):
-        blotches(256, generator).save(folder / f"{number}{suffix}")
-    return folder
+    for number in range(num):
+        blotches(generator, width, height).convert(mode).save(folder / f"{number:06}{suffix}", quality=90)
 
 
-def make_parquet(path: Path) -> Path:
+def make_files(folder: Path) -> None:
+    """All of `FILES`."""
     import pyarrow
     import pyarrow.parquet
 
+    make_folder(folder / "jpeg", ".jpg", 256, 256, 256)
+    make_folder(folder / "png", ".png", 256, 256, 256)
+    make_folder(folder / "small-png", ".png", 1000, 28, 28, "L")
     generator = np.random.default_rng(0)
     rows = []
-    for number in range(8 * NUM_FILES):
+    for number in range(2048):
         encoded = BytesIO()
-        blotches(32, generator).save(encoded, "JPEG")
+        blotches(generator, 32, 32).save(encoded, "JPEG")
         rows.append({"bytes": encoded.getvalue(), "path": f"{number}.jpg"})
-    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), path)
-    return path
+    (folder / "parquet").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), folder / "parquet" / "train.parquet")
 
 
-def rate(images: Images, num_workers: int, seconds: float) -> float:
-    """Images a second, after a first batch that starts the workers."""
+def images_per_second(name: str, folder: str, num_workers: int, seconds: float) -> float:
+    """Of one set, after a first batch that starts the workers."""
+    where, options = FILES.get(name, ("", {}))
+    images = load_images(Path(folder) / where, **options) if where else load_images("fashion-mini")
     stream = batches(images, BATCH_SIZE, seed=0, num_workers=num_workers)
     next(stream)
     num, start = 0, time.perf_counter()
@@ -65,34 +79,13 @@ def rate(images: Images, num_workers: int, seconds: float) -> float:
     return num / passed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how fast images are loaded.")
-    parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3, help="for each measurement")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    embedded = load_images("fashion-mini")
-    print(f"fashion-mini, train: {len(embedded)} images decoded in {time.perf_counter() - start:.2f} s\n")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        sets = {
-            "fashion-mini (memory)": embedded,
-            "folder, JPEG 256 -> 64": load_images(make_folder(folder / "jpeg", ".jpg")),
-            "folder, PNG 256 -> 64": load_images(make_folder(folder / "png", ".png")),
-        }
-        try:
-            sets["parquet, JPEG 32"] = load_images(make_parquet(folder / "images.parquet"))
-        except ImportError as error:
-            print(f"no parquet: {error}\n")
-        print(f"| set | images/s, no workers | images/s, {arguments.num_workers} workers |")
-        print("|---|---|---|")
-        for name, images in sets.items():
-            here = f"{rate(images, 0, arguments.seconds):,.0f}"
+def main(num_workers: int = 2, seconds: float = 3) -> None:
+    """Measure each set once."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_files(Path(folder))
+        table = harness.Table("set", "images/s, no workers", f"images/s, {num_workers} workers")
+        for name in (MEMORY, *FILES):
             # A set in memory takes no workers.
-            ahead = "" if "memory" in name else f"{rate(images, arguments.num_workers, arguments.seconds):,.0f}"
-            print(f"| {name} | {here} | {ahead} |")
-
-
-if __name__ == "__main__":
-    main()
+            numbers = (0,) if name == MEMORY else (0, num_workers)
+            speeds = [harness.in_child(images_per_second, name, folder, number, seconds) for number in numbers]
+            table.row(name, *(f"{speed:,.0f}" for speed in speeds), *[""] * (2 - len(speeds)))

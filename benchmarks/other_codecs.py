@@ -1,4 +1,11 @@
-"""PNG, WebP, JPEG-XL and xz on pictures: what `codec.py` measures this project's codec beside.
+"""PNG, WebP, JPEG-XL and xz: bits of each image as a file of its own, on the test images of any set.
+
+    python -m benchmarks other_codecs SOURCE [--root FOLDER] [--codecs PNG WebP] [--size 32] [--channels 3]
+
+SOURCE is what `load_images` takes, the embedded set unless given. Whole files are counted, headers included, as
+somebody who stores one image would pay for them; `payload` is the bytes without a file's headers, where these can be
+told apart (IDAT of PNG, the LZMA2 stream of xz). All files are decoded and compared. PNG is written with Pillow's
+`optimize`, the others with the most effort, JPEG-XL as a bare codestream. `codec` measures our files beside these.
 
 A picture is uint8 "h w", or "h w 3". Many pictures as one are a mosaic, near to a square and filled up with black, for
 the formats of pictures, and one picture after the other for xz. xz gets a dictionary as large as its input where
@@ -10,9 +17,10 @@ import lzma
 import math
 import statistics
 import struct
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,16 +29,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import Positional
 
-try:
-    import imagecodecs
-except ImportError:
-    raise SystemExit("this benchmark needs the package imagecodecs, for JPEG-XL: pip install imagecodecs") from None
+from benchmarks import harness
 
 Picture = np.ndarray
-Setting = Callable[[Picture, float], bytes]
-# How lossy settings are searched: so many from end to end, then so many around the best of them.
-_COARSE, _FINE = 40, 20
+Jobs = dict[tuple[str, str], Callable[[], object]]
+QUICK = "--num 50"
 
 
 def pictures_of(images: UInt8[Tensor, "b c h w"]) -> np.ndarray:
@@ -53,11 +58,6 @@ def cut(picture: Picture, num: int, shape: Sequence[int]) -> np.ndarray:
     return rearrange(picture, "(r h) (q w) ... -> (r q) h w ...", h=shape[0], w=shape[1])[:num]
 
 
-def one_after_another(pictures: np.ndarray) -> np.ndarray:
-    """All pictures as one array for a codec of bytes."""
-    return pictures
-
-
 def _pillow(picture: Picture, **how: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, **how)
@@ -69,37 +69,24 @@ def _from_pillow(data: bytes, shape: Sequence[int]) -> Picture:
         return np.asarray(picture.convert("L" if len(shape) == 2 else "RGB"))
 
 
-def png(picture: Picture) -> bytes:
-    """As small as Pillow makes it."""
-    return _pillow(picture, format="png", optimize=True)
+def jpegxl(picture: Picture, **how: Any) -> bytes:
+    """A bare codestream, on one thread."""
+    import imagecodecs
 
-
-def webp(picture: Picture) -> bytes:
-    """Lossless, with the most effort."""
-    return _pillow(picture, format="webp", lossless=True, quality=100, method=6, exact=True)
-
-
-def jpegxl(effort: int) -> Callable[[Picture], bytes]:
-    """Lossless, as a bare codestream, on one thread."""
-
-    def encode(picture: Picture) -> bytes:
-        how = {"effort": effort, "lossless": True, "usecontainer": False, "numthreads": 1}
-        return bytes(imagecodecs.jpegxl_encode(picture, **how))
-
-    return encode
+    return bytes(imagecodecs.jpegxl_encode(picture, usecontainer=False, numthreads=1, **how))
 
 
 def _from_jpegxl(data: bytes, shape: Sequence[int]) -> Picture:
+    import imagecodecs
+
     return imagecodecs.jpegxl_decode(data, numthreads=1).reshape(shape)
 
 
-def _lzma2(size: int) -> list[dict[str, Any]]:
-    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(4096, size)}]
-
-
-def xz(picture: Picture) -> bytes:
-    """A whole file of xz."""
-    return lzma.compress(picture.tobytes(), filters=_lzma2(picture.size))
+def xz(picture: Picture, form: int = lzma.FORMAT_XZ) -> bytes:
+    """A whole file of xz, or the LZMA2 stream alone."""
+    size = max(4096, picture.size)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": size}]
+    return lzma.compress(picture.tobytes(), form, filters=filters)
 
 
 def _from_xz(data: bytes, shape: Sequence[int]) -> Picture:
@@ -116,7 +103,11 @@ def _png_payload(picture: Picture, data: bytes) -> int:
 
 
 def _xz_payload(picture: Picture, data: bytes) -> int:
-    return len(lzma.compress(picture.tobytes(), lzma.FORMAT_RAW, filters=_lzma2(picture.size)))
+    return len(xz(picture, lzma.FORMAT_RAW))
+
+
+def _webp(picture: Picture, **how: Any) -> bytes:
+    return _pillow(picture, format="webp", method=6, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,97 +119,74 @@ class OtherCodec:
     payload: Callable[[Picture, bytes], int] | None = None
     as_one: Callable[[np.ndarray], np.ndarray] = mosaic
 
+    def file(self, picture: Picture) -> bytes:
+        """Decoded and compared."""
+        data = self.encode(picture)
+        if not np.array_equal(self.decode(data, picture.shape), picture):
+            raise ValueError("other pixels came back than went in")
+        return data
+
 
 SLOW = "JPEG-XL e10"
-PER_IMAGE = "JPEG-XL e9"
 CODECS = {
-    "PNG": OtherCodec(encode=png, decode=_from_pillow, payload=_png_payload),
-    "WebP": OtherCodec(encode=webp, decode=_from_pillow),
-    PER_IMAGE: OtherCodec(encode=jpegxl(9), decode=_from_jpegxl),
-    SLOW: OtherCodec(encode=jpegxl(10), decode=_from_jpegxl),
-    "xz": OtherCodec(encode=xz, decode=_from_xz, payload=_xz_payload, as_one=one_after_another),
+    "PNG": OtherCodec(encode=partial(_pillow, format="png", optimize=True), decode=_from_pillow, payload=_png_payload),
+    "WebP": OtherCodec(encode=partial(_webp, lossless=True, quality=100, exact=True), decode=_from_pillow),
+    "JPEG-XL e9": OtherCodec(encode=partial(jpegxl, effort=9, lossless=True), decode=_from_jpegxl),
+    SLOW: OtherCodec(encode=partial(jpegxl, effort=10, lossless=True), decode=_from_jpegxl),
+    "xz": OtherCodec(encode=xz, decode=_from_xz, payload=_xz_payload, as_one=np.ascontiguousarray),
 }
 
 
-def _encoded(name: str, picture: Picture) -> bytes:
+def single(name: str, pictures: np.ndarray) -> dict[str, list[int]]:
+    """Bytes of each picture as a file of its own, and of its payload where it can be told apart."""
     codec = CODECS[name]
-    data = codec.encode(picture)
-    if not np.array_equal(codec.decode(data, picture.shape), picture):
-        raise ValueError(f"{name} gave other pixels back than it got")
-    return data
-
-
-def measure(pictures: np.ndarray, num_slow: int) -> dict[str, dict[str, Any]]:
-    """Bytes of every codec: `single` and `payload` of each image, `archive` of all as one; all decoded and compared.
-
-    Args:
-        num_slow: how many of the first images the slowest codec gets as files of their own.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, codec in CODECS.items():
-        some = pictures[:num_slow] if name == SLOW else pictures
-        single, payload = [], []
-        for picture in tqdm(some, desc=name, unit="img", disable=None):
-            data = _encoded(name, picture)
-            single.append(len(data))
-            if codec.payload is not None:
-                payload.append(codec.payload(picture, data))
-        found[name] = {"single": single, "archive": len(_encoded(name, codec.as_one(pictures)))}
-        if payload:
-            found[name]["payload"] = payload
+    found: dict[str, list[int]] = {"single": [], "payload": []}
+    for picture in tqdm(pictures, desc=name, unit="img", disable=None):
+        data = codec.file(picture)
+        found["single"].append(len(data))
+        if codec.payload is not None:
+            found["payload"].append(codec.payload(picture, data))
     return found
 
 
-Job = Callable[[], Any]
-
-
-def timing_jobs(pictures: np.ndarray) -> dict[tuple[str, str, str], tuple[Job, int]]:
-    """What is timed, by codec, `single` or `archive`, and `encode` or `decode`; with the number of images."""
-    jobs: dict[tuple[str, str, str], tuple[Job, int]] = {}
-    for name, codec in CODECS.items():
-        for kind, parts in (("single", pictures), ("archive", codec.as_one(pictures)[None])):
-            jobs |= {
-                (name, kind, what): (job, len(pictures)) for what, job in _both_ways(codec, np.asarray(parts)).items()
-            }
-    return jobs
-
-
-def _both_ways(codec: OtherCodec, parts: np.ndarray) -> dict[str, Job]:
-    files = [codec.encode(part) for part in parts]
+def measure(name: str, images: Tensor, timed: Tensor, num_slow: int, rounds: int) -> dict[str, Any]:
+    """One codec: bytes of each image and of all as one, and speeds; the slowest codes `num_slow` images alone."""
+    codec, pictures = CODECS[name], pictures_of(images)
+    found = single(name, pictures[:num_slow] if name == SLOW else pictures)
+    archive = len(codec.file(codec.as_one(pictures)))
+    jobs: Jobs = {}
+    pictures = pictures_of(timed)
+    for kind, parts in (("single", pictures), ("archive", codec.as_one(pictures)[None])):
+        files = [codec.encode(part) for part in parts]
+        jobs[kind, "encode"] = lambda parts=parts: [codec.encode(part) for part in parts]
+        jobs[kind, "decode"] = lambda files=files, parts=parts: [codec.decode(file, parts.shape[1:]) for file in files]
     return {
-        "encode": lambda: [codec.encode(part) for part in parts],
-        "decode": lambda: [codec.decode(file, parts.shape[1:]) for file in files],
+        **found,
+        "archive": archive,
+        "speed": speeds(jobs, dict.fromkeys(("single", "archive"), len(timed)), rounds),
     }
 
 
-def images_per_second(jobs: Mapping[Any, tuple[Job, int]], rounds: int) -> dict[Any, float]:
-    """Of each job, by the median of its CPU times in rounds over all jobs."""
-    seconds: dict[Any, list[float]] = {key: [] for key in jobs}
-    with tqdm(total=rounds * len(jobs), desc="timing", disable=None) as bar:
-        for _ in range(rounds):
-            for key, (job, _) in jobs.items():
-                began = time.process_time()
-                job()
-                seconds[key].append(time.process_time() - began)
-                bar.update()
-    return {key: num / statistics.median(seconds[key]) for key, (_, num) in jobs.items()}
+def speeds(jobs: Jobs, nums: Mapping[str, int], rounds: int) -> dict[str, dict[str, float]]:
+    """Images a second by `single` or `archive`, of so many images, and by what is done: medians of CPU time."""
+    found: dict[str, dict[str, float]] = {}
+    timed = {key: partial(harness.timed, job) for key, job in jobs.items()}
+    for (kind, what), spent in harness.interleaved(timed, rounds).items():
+        seconds = statistics.median(each.counted for each in spent)
+        found.setdefault(kind, {})[what] = nums[kind] / seconds
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- lossy
 
-
-def _lossy_webp(picture: Picture, quality: float) -> bytes:
-    return _pillow(picture, format="webp", quality=quality, method=6)
-
-
-def _lossy_jpegxl(picture: Picture, distance: float) -> bytes:
-    how = {"effort": 9, "distance": distance, "lossless": False, "usecontainer": False, "numthreads": 1}
-    return bytes(imagecodecs.jpegxl_encode(picture, **how))
-
-
-LOSSY: dict[str, tuple[Setting, Iterable[float], Callable[[bytes, Sequence[int]], Picture]]] = {
-    "WebP": (_lossy_webp, np.linspace(0, 100, _COARSE), _from_pillow),
-    "JPEG-XL": (_lossy_jpegxl, np.geomspace(25, 0.05, _COARSE), _from_jpegxl),
+# How a picture is written with a setting, the settings, and how it is read.
+LOSSY: dict[str, tuple[Callable[[Picture, float], bytes], np.ndarray, Callable[[bytes, Sequence[int]], Picture]]] = {
+    "WebP": (lambda picture, quality: _webp(picture, quality=quality), np.linspace(0, 100, 101), _from_pillow),
+    "JPEG-XL": (
+        lambda picture, distance: jpegxl(picture, effort=9, lossless=False, distance=distance),
+        np.geomspace(25, 0.05, 80),
+        _from_jpegxl,
+    ),
 }
 
 
@@ -231,35 +199,35 @@ class Lossy(NamedTuple):
 
 
 def nearest_above(picture: Picture, name: str, least: int) -> Lossy:
-    """The smallest lossy file of one picture of at least so many bytes, over the codec's quality.
-
-    Where even its largest is smaller, that one.
-    """
-    encode, grid, decode = LOSSY[name]
-    settings = [float(setting) for setting in grid]
-    files = {setting: encode(picture, setting) for setting in settings}
-
-    def best() -> float:
-        above = [setting for setting in files if len(files[setting]) >= least]
-        return min(above, key=lambda s: len(files[s])) if above else max(files, key=lambda s: len(files[s]))
-
-    if len(files[best()]) > least:
-        at = settings.index(best())
-        around = settings[max(0, at - 1) : at + 2]
-        files |= {float(s): encode(picture, float(s)) for s in np.linspace(around[0], around[-1], _FINE)}
-    data = files[best()]
-    smallest = least < len(data) == min(map(len, files.values()))
-    return Lossy(len(data), decode(data, picture.shape), int(smallest))
+    """The smallest lossy file of one picture of at least so many bytes; its largest where that is smaller."""
+    encode, settings, decode = LOSSY[name]
+    files = sorted((encode(picture, float(setting)) for setting in settings), key=len)
+    data = next((file for file in files if len(file) >= least), files[-1])
+    return Lossy(len(data), decode(data, picture.shape), int(least < len(data) == len(files[0])))
 
 
-def lossy(pictures: np.ndarray, name: str, least: int) -> Lossy:
-    """All pictures as one mosaic of at least so many bytes."""
-    found = nearest_above(mosaic(pictures), name, least)
-    return found._replace(pictures=cut(found.pictures, len(pictures), pictures.shape[1:]))
-
-
-def lossy_each(pictures: np.ndarray, name: str, least: Sequence[int]) -> Lossy:
-    """Each picture as a file of at least its number of bytes."""
-    found = [nearest_above(picture, name, size) for picture, size in zip(pictures, least, strict=True)]
-    num_bytes, back, num_smallest = zip(*found, strict=True)
+def at_least(pictures: np.ndarray, name: str, least: Sequence[int]) -> Lossy:
+    """Each picture as a file of at least its number of bytes; all as one mosaic where one number is given."""
+    if len(least) == 1:
+        found = nearest_above(mosaic(pictures), name, least[0])
+        return found._replace(pictures=cut(found.pictures, len(pictures), pictures.shape[1:]))
+    each = [nearest_above(picture, name, size) for picture, size in zip(pictures, least, strict=True)]
+    num_bytes, back, num_smallest = zip(*each, strict=True)
     return Lossy(sum(num_bytes), np.stack(back), sum(num_smallest))
+
+
+def main(
+    source: Positional[str] = "fashion-mini",
+    root: Path | None = None,
+    num: int = 10_000,
+    codecs: tuple[str, ...] = ("PNG", "WebP"),
+    size: int | None = None,
+    channels: int | None = None,
+) -> None:
+    """Code each of the first `num` test images by itself."""
+    images = harness.images(source, "test", num, root=root, size=size, channels=channels)
+    table = harness.Table("format, each image its own file", "bits/dim", "of which payload", "images")
+    for name in harness.pick(CODECS, codecs):
+        found = single(name, pictures_of(images))
+        bits = (f"{8 * sum(found[what]) / images.numel():.3f}" if found[what] else "" for what in ("single", "payload"))
+        table.row(name, *bits, f"{len(images):,}")

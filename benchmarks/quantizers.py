@@ -1,8 +1,8 @@
 """Every quantizer at equal steps on the embedded images: codebook usage, perplexity and distortion, with a picture.
 
-    python benchmarks/quantizers.py                                   # all kinds at 1,024 and 16,384 codes
-    python benchmarks/quantizers.py --kinds FSQ LFQ --num-codes 1024
-    python benchmarks/quantizers.py --num-codes 16384 --steps 500     # goes on from what quantizers.json holds
+    python -m benchmarks quantizers                                   # all kinds at 1,024 and 16,384 codes
+    python -m benchmarks quantizers --kinds FSQ LFQ --num-codes 1024
+    python -m benchmarks quantizers --num-codes 16384 --steps 500     # goes on from what --results holds
 
 Each kind has its defaults but for the number of codes. Encoder, decoder, likelihood, seed, batches and learning rate
 are the same for all. Usage and perplexity are those of the codes of the 2,000 test images (98,000 places), means over
@@ -10,18 +10,18 @@ codebooks where a kind has several, and the least used codebook beside it. Disto
 what the codes of an image cost at even odds, so that kinds with more codes a place are not taken for better ones.
 """
 
-import argparse
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from benchmarks import harness
 from vqvae import VQVAE, load_images
-from vqvae.data import Images, batches
+from vqvae.data import batches
 from vqvae.likelihoods import LogisticMixture
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import (
@@ -42,6 +42,7 @@ from vqvae.quantizers import (
     VectorQuantizer,
 )
 
+QUICK = "--steps 2 --num-codes 1024 --kinds FSQ EMA"
 FSQ_LEVELS = {1024: (8, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 KINDS: dict[str, Callable[[int], Quantizer.Config]] = {
     "VQ": lambda k: VectorQuantizer.Config(num_codes=k),
@@ -70,34 +71,33 @@ KINDS: dict[str, Callable[[int], Quantizer.Config]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--num-codes", nargs="+", type=int, choices=FSQ_LEVELS, default=list(FSQ_LEVELS))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--results", type=Path, default=Path("quantizers.json"), help="kept, and not measured again")
-    parser.add_argument("--output", type=Path, default=Path("quantizers.png"))
-    args = parser.parse_args()
+def main(
+    kinds: tuple[str, ...] = (),
+    num_codes: tuple[int, ...] = (1024, 16384),
+    steps: int = 2000,
+    results: Path = harness.OUT / "quantizers.json",
+    output: Path = harness.OUT / "quantizers.png",
+) -> None:
+    """Train each kind with each number of codes, where --results has nothing of it yet."""
+    chosen = harness.pick(KINDS, kinds)
+    harness.pick({str(number): number for number in FSQ_LEVELS}, list(map(str, num_codes)))
+    kept = harness.Kept(results)
+    found = {}
+    table = harness.Table("kind", "codes", "code bits", "usage", "least used", "perplexity", "bits/dim", "s")
+    for number in num_codes:
+        for kind, config in chosen.items():
+            key = f"{kind} | {number} | {steps}"
+            each = kept.fill({key: partial(measure, config(number), steps, key)})[key]
+            bits, usage, least, perplexity, distortion, seconds = each
+            shares = (f"{usage:.1%}", f"{least:.1%}", f"{perplexity:.0f}")
+            table.row(kind, number, f"{bits:.0f}", *shares, f"{distortion:.3f}", f"{seconds:.0f}")
+            found[kind, number] = each
+    draw(found, list(chosen), num_codes, output)
+
+
+def measure(config: Quantizer.Config, num_steps: int, name: str) -> list[float]:
+    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and seconds."""
     train, test = load_images("fashion-mini", "train"), load_images("fashion-mini", "test")
-    results: dict[str, list[float]] = json.loads(args.results.read_text()) if args.results.exists() else {}
-    print(f"| {'kind':20} | codes | code bits | usage | least used | perplexity | bits/dim | s |\n|{'---|' * 8}")
-    for num_codes in args.num_codes:
-        for kind in args.kinds:
-            key = f"{kind} | {num_codes} | {args.steps}"
-            if key not in results:
-                results[key] = measure(KINDS[kind](num_codes), train, test, args.steps, f"{kind} {num_codes}")
-                args.results.write_text(json.dumps(results, indent=1))
-            bits, usage, least, perplexity, distortion, seconds = results[key]
-            print(
-                f"| {kind:20} | {num_codes} | {bits:.0f} | {usage:.1%} | {least:.1%} | {perplexity:.0f} "
-                f"| {distortion:.3f} | {seconds:.0f} |",
-                flush=True,
-            )
-    draw(results, args)
-    print(args.output)
-
-
-def measure(config: Quantizer.Config, train: Images, test: Images, num_steps: int, name: str) -> list[float]:
     torch.manual_seed(0)
     likelihood = LogisticMixture.Config(num_components=5, zero_component=True)
     model = VQVAE(width=32, num_blocks=1, quantizer=config, likelihood=likelihood)
@@ -133,32 +133,25 @@ def measure(config: Quantizer.Config, train: Images, test: Images, num_steps: in
     ]
 
 
-def draw(results: dict[str, list[float]], args: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 0.32 * len(args.kinds) + 1.6), layout="constrained", sharey=True)
-    titles = ("usage of the codebook", "perplexity / codes", "distortion (bits/dim)")
-    height = 0.8 / len(args.num_codes)
-    for position, num_codes in enumerate(args.num_codes):
-        rows = [index + position * height for index in range(len(args.kinds))]
-        figures = [results[f"{kind} | {num_codes} | {args.steps}"] for kind in args.kinds]
-        columns = ([f[1] for f in figures], [f[3] / num_codes for f in figures], [f[4] for f in figures])
-        colour = ("#4477aa", "#ddaa33")[position % 2]
-        for axis, values in zip(axes, columns, strict=True):
-            axis.barh(rows, values, height=height, color=colour, label=f"{num_codes} codes")
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks([index + 0.4 - height / 2 for index in range(len(args.kinds))], args.kinds)
-    axes[0].invert_yaxis()
-    axes[0].axvline(0.9, color="#cc6677", linewidth=1)
-    axes[2].set_xlim(left=0.9 * min(f[4] for f in results.values()))
-    axes[2].legend(frameon=False)
-    figure.savefig(args.output, dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+def draw(
+    found: Mapping[tuple[str, int], list[float]], kinds: Sequence[str], num_codes: Sequence[int], path: Path
+) -> None:
+    size = (13, 0.32 * len(kinds) + 1.6)
+    with harness.picture(path, 1, 3, figsize=size, layout="constrained", sharey=True) as (_, axes):
+        titles = ("usage of the codebook", "perplexity / codes", "distortion (bits/dim)")
+        height = 0.8 / len(num_codes)
+        for position, number in enumerate(num_codes):
+            rows = [index + position * height for index in range(len(kinds))]
+            figures = [found[kind, number] for kind in kinds]
+            columns = ([f[1] for f in figures], [f[3] / number for f in figures], [f[4] for f in figures])
+            colour = ("#4477aa", "#ddaa33")[position % 2]
+            for axis, values in zip(axes, columns, strict=True):
+                axis.barh(rows, values, height=height, color=colour, label=f"{number} codes")
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_title(title)
+            axis.grid(axis="x", alpha=0.3)
+        axes[0].set_yticks([index + 0.4 - height / 2 for index in range(len(kinds))], kinds)
+        axes[0].invert_yaxis()
+        axes[0].axvline(0.9, color="#cc6677", linewidth=1)
+        axes[2].set_xlim(left=0.9 * min(f[4] for f in found.values()))
+        axes[2].legend(frameon=False)

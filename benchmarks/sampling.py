@@ -1,10 +1,10 @@
 """How many codes a second a prior draws, here, by Hugging Face and by x-transformers; how near that is to the floor.
 
     pip install transformers x-transformers
-    python benchmarks/sampling.py                                  # all cases, which takes long on one core
-    python benchmarks/sampling.py --sizes 5M --tokens 49 --batches 1 16 --rounds 3      # a minute
-    python benchmarks/sampling.py --precisions auto float32 bfloat16 int8 --json sampling.json
-    python benchmarks/sampling.py --device cuda --compiled         # steps as CUDA graphs, and operation by operation
+    python -m benchmarks sampling                                  # all cases, which takes long on one core
+    python -m benchmarks sampling --sizes 5M --tokens 49 --batches 1 16 --rounds 3      # a minute
+    python -m benchmarks sampling --precisions auto float32 bfloat16 int8 --compiled
+    python -m benchmarks sampling --device cuda
 
 Every side has random weights of the same sizes (width, blocks, heads, gated branch, codes) and draws N codes for each
 of B grids, with a cache, without top-k:
@@ -13,55 +13,44 @@ of B grids, with a cache, without top-k:
 - `generate`: `LlamaForCausalLM.generate`, a token for the start beside the codes;
 - `x-transformers`: `AutoregressiveWrapper.generate` (rotary positions, RMSNorm, SwiGLU).
 
-The others are timed in float32 and in bfloat16. In each they get the way that a short trial halfway through a grid,
-with at most 16 rows, shows to be the fastest: attention by hand or by scaled_dot_product_attention, for `generate` also
-a growing or a static cache (never compiled). `×` is against the faster dtype of `generate`.
+The others are timed in float32 and in bfloat16. In each they get the way that drawing the second half of grids, at most
+16 of them, shows to be the fastest: attention by hand or by scaled_dot_product_attention, for `generate` also a growing
+or a static cache (never compiled). `×` is against the faster dtype of `generate`.
 
-Sides take turns in one process; medians over rounds, of CPU time on one thread, of the clock otherwise. Rounds end
-early once a case has taken --budget seconds, but each side runs once.
+Sides take turns in one process; medians over rounds, of CPU time on one thread, of the clock otherwise. No round begins
+once a case has taken --budget seconds. 49 tokens are for the smaller models alone.
 
 The floor of a step is what this machine needs at least for it, in the numbers that the side computes with:
 
     max((bytes of weights + mean bytes of cache) / bandwidth, FLOPs / peak)
 
 Bandwidth is that of a sum over 1 GiB, peak that of a square matrix product, both measured when the program starts.
-Weights that stay in a processor's cache may beat that; `floor in cache` has the bandwidth of reading so few bytes
-again and again. The table of embeddings is no part of either, since a step reads few of its rows.
+Weights that stay in a processor's cache may beat that. The table of embeddings is no part of either, since a step reads
+few of its rows.
 """
 
-import argparse
-import json
 import math
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
-from itertools import pairwise, product
-from pathlib import Path
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from priors import TransformerPrior, stepper
-from priors.numerics import Numerics, Precision, choose
+from benchmarks import harness
+from priors import TransformerPrior
+from priors.numerics import Numerics, choose
 
-try:
-    import transformers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
-except ImportError as error:
-    sys.exit(f"{error}: the others are missing; pip install transformers x-transformers")
+TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
+GENERATE, X_TRANSFORMERS = "generate", "x-transformers"
+QUICK = "--sizes tiny --tokens 16 --batches 2 --rounds 1"
 
-TRIAL_ROWS, TRIAL_STEPS = 16, 8
-OURS, GENERATE, X_TRANSFORMERS = "ours", "generate", "x-transformers"
-DTYPES = ["float32", "bfloat16"]
-
-# Draws so many codes after those given, "b n", and calls the last argument, if there is one, at each step.
-Generate = Callable[[Tensor, int, Callable[[], None] | None], object]
+Device = Literal["cpu", "cuda"]
+# Draws so many codes after those given, "b n".
+Generate = Callable[[Tensor, int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +76,45 @@ class Shape:
         grid = (side, side) if side * side == num_tokens else (num_tokens,)
         return TransformerPrior(grid=grid, **asdict(self))
 
-    def llama(self, num_tokens: int) -> LlamaForCausalLM:
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=self.num_codes + 1, hidden_size=self.width, intermediate_size=self.hidden,
-                num_hidden_layers=self.depth, num_attention_heads=self.num_heads, tie_word_embeddings=False,
-                max_position_embeddings=num_tokens + 1, bos_token_id=self.num_codes, eos_token_id=None, pad_token_id=0,
-            )
-        )  # fmt: skip
+    def llama(self, num_tokens: int) -> Any:
+        import transformers
 
-    def x_transformer(self, num_tokens: int, flash: bool) -> AutoregressiveWrapper:
-        layers = Decoder(
-            dim=self.width, depth=self.depth, heads=self.num_heads, attn_dim_head=self.width // self.num_heads,
-            rotary_pos_emb=True, rotary_emb_dim=self.width // self.num_heads, use_rmsnorm=True, attn_flash=flash,
-            ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=(self.hidden + 0.5) / self.width,
-        )  # fmt: skip
-        net = TransformerWrapper(num_tokens=self.num_codes + 1, max_seq_len=num_tokens + 1, attn_layers=layers)
-        return AutoregressiveWrapper(net)
+        transformers.logging.set_verbosity_error()
+        config = transformers.LlamaConfig(
+            vocab_size=self.num_codes + 1,
+            hidden_size=self.width,
+            intermediate_size=self.hidden,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.num_heads,
+            tie_word_embeddings=False,
+            max_position_embeddings=num_tokens + 1,
+            bos_token_id=self.num_codes,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return transformers.LlamaForCausalLM(config)
+
+    def x_transformer(self, num_tokens: int, flash: bool) -> Any:
+        import x_transformers
+
+        layers = x_transformers.Decoder(
+            dim=self.width,
+            depth=self.depth,
+            heads=self.num_heads,
+            attn_dim_head=self.width // self.num_heads,
+            rotary_pos_emb=True,
+            rotary_emb_dim=self.width // self.num_heads,
+            use_rmsnorm=True,
+            attn_flash=flash,
+            ff_glu=True,
+            ff_swish=True,
+            ff_no_bias=True,
+            ff_mult=(self.hidden + 0.5) / self.width,
+        )
+        net = x_transformers.TransformerWrapper(
+            num_tokens=self.num_codes + 1, max_seq_len=num_tokens + 1, attn_layers=layers
+        )
+        return x_transformers.AutoregressiveWrapper(net)
 
 
 SHAPES = {
@@ -111,6 +122,7 @@ SHAPES = {
     "110M": Shape(width=768, depth=12, num_heads=12, num_codes=16384),
     "tiny": Shape(width=32, depth=2, num_heads=2, num_codes=16),
 }
+Size = Literal["5M", "110M", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -120,14 +132,15 @@ class Case:
     size: str
     num_tokens: int
     batch: int
+    device: str
 
     @property
     def shape(self) -> Shape:
         return SHAPES[self.size]
 
-    def start(self, rows: int, length: int, device: str) -> Tensor:
+    def start(self, rows: int, length: int) -> Tensor:
         """The start and random codes, "b n", for `generate` and x-transformers."""
-        codes = torch.randint(self.shape.num_codes, (rows, length), device=device)
+        codes = torch.randint(self.shape.num_codes, (rows, length), device=self.device)
         codes[:, 0] = self.shape.num_codes
         return codes
 
@@ -141,135 +154,90 @@ class Side:
     way: str = ""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and by which clock things are timed. On one thread of a CPU that is CPU time, else the clock's."""
-
-    device: str
-    num_threads: int
-
-    def now(self) -> tuple[float, float]:
-        """Seconds of this machine's clock, and of the one on the wall."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        wall = time.perf_counter()
-        return time.process_time() if self.device == "cpu" and self.num_threads == 1 else wall, wall
-
-    def seconds(self, run: Callable[[], object]) -> tuple[float, float]:
-        start, wall_start = self.now()
-        run()
-        end, wall_end = self.now()
-        return end - start, wall_end - wall_start
-
-    def bandwidth(self, num_bytes: int = 2**30) -> float:
-        """Bytes a second of reading so many bytes again and again."""
-        numbers = torch.ones(max(1, num_bytes // 4), device=self.device)
-        repeats = max(1, 2**28 // num_bytes)
-        times = [self.seconds(lambda: [numbers.sum() for _ in range(repeats)])[0] for _ in range(5)]
-        return repeats * 4 * len(numbers) / statistics.median(times)
-
-    def peak(self, kind: str) -> float:
-        """Operations a second of a product of square matrices, of two kinds of float or of int8."""
-        size = 2048 if self.device == "cpu" else 8192
-        square = (32 * torch.randn(size, size, device=self.device)).to(getattr(torch, kind))
-        multiply = torch._int_mm if kind == "int8" else torch.mm
-        times = [self.seconds(lambda: multiply(square, square))[0] for _ in range(5)]
-        return 2 * size**3 / statistics.median(times)
+def median_seconds(job: Callable[[], object], rounds: int, device: str) -> float:
+    return statistics.median(harness.timed(job, device).counted for _ in range(rounds))
 
 
-def generate_ways(shape: Shape, num_tokens: int, dtype: torch.dtype, device: str) -> dict[str, Generate]:
+def bandwidth(device: str) -> float:
+    """Bytes a second of reading 1 GiB."""
+    numbers = torch.ones(2**28, device=device)
+    return 2**30 / median_seconds(numbers.sum, 5, device)
+
+
+def peak(kind: str, device: str) -> float:
+    """Operations a second of a product of square matrices, of two kinds of float or of int8."""
+    size = 2048 if device == "cpu" else 8192
+    square = (32 * torch.randn(size, size, device=device)).to(getattr(torch, kind))
+    multiply = torch._int_mm if kind == "int8" else torch.mm
+    return 2 * size**3 / median_seconds(lambda: multiply(square, square), 5, device)
+
+
+def generate_ways(case: Case, dtype: torch.dtype) -> dict[str, Generate]:
     """Ways of Hugging Face, which share their weights."""
-    model: Any = shape.llama(num_tokens).eval()
-    model.to(device, dtype)
+    import transformers
 
-    def generate(attention: str, static: bool, before: Tensor, num: int, tick: Callable[[], None] | None) -> None:
-        def ticked(ids: Tensor, *_: object, **__: object) -> Tensor:
-            if tick is not None:
-                tick()
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    model = case.shape.llama(case.num_tokens).eval().to(case.device, dtype)
 
+    def generate(attention: str, cache: str, before: Tensor, num: int) -> None:
         model.set_attn_implementation(attention)
-        config = GenerationConfig(
-            do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=num, max_new_tokens=num, use_cache=True,
-            bos_token_id=shape.num_codes, eos_token_id=None, pad_token_id=0, disable_compile=True,
-            cache_implementation="static" if static else None,
-        )  # fmt: skip
-        options = {"generation_config": config, "stopping_criteria": [ticked] if tick else None}
-        out = model.generate(before, attention_mask=torch.ones_like(before), **options)
+        config = transformers.GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            min_new_tokens=num,
+            max_new_tokens=num,
+            use_cache=True,
+            bos_token_id=case.shape.num_codes,
+            eos_token_id=None,
+            pad_token_id=0,
+            disable_compile=True,
+            cache_implementation="static" if cache == "static" else None,
+        )
+        out = model.generate(before, attention_mask=torch.ones_like(before), generation_config=config)
         assert tuple(out.shape) == (len(before), before.shape[1] + num)
 
     ways = product(("sdpa", "eager"), ("growing", "static"))
-    return {f"{name}, {cache} cache": partial(generate, name, cache == "static") for name, cache in ways}
+    return {f"{attention}, {cache} cache": partial(generate, attention, cache) for attention, cache in ways}
 
 
-def x_transformers_ways(shape: Shape, num_tokens: int, dtype: torch.dtype, device: str) -> dict[str, Generate]:
+def x_transformers_ways(case: Case, dtype: torch.dtype) -> dict[str, Generate]:
     """Ways of x-transformers, each with weights of its own."""
 
-    def generate(model: AutoregressiveWrapper, before: Tensor, num: int, tick: Callable[[], None] | None) -> None:
-        def unfiltered(logits: Tensor) -> Tensor:
-            if tick is not None:
-                tick()
-            return logits
-
-        out = model.generate(before, num, filter_logits_fn=unfiltered, cache_kv=True)
+    def generate(model: Any, before: Tensor, num: int) -> None:
+        out = model.generate(before, num, filter_logits_fn=lambda logits: logits, cache_kv=True)
         assert tuple(out.shape) == (len(before), num)
 
-    models = {"sdpa": shape.x_transformer(num_tokens, True), "by hand": shape.x_transformer(num_tokens, False)}
-    return {name: partial(generate, model.to(device, dtype).eval()) for name, model in models.items()}
+    models = {name: case.shape.x_transformer(case.num_tokens, name == "sdpa") for name in ("sdpa", "by hand")}
+    return {name: partial(generate, model.to(case.device, dtype).eval()) for name, model in models.items()}
 
 
-def trial(generate: Generate, static: bool, case: Case, machine: Machine) -> float:
-    """Seconds of a step halfway through a grid; with a static cache, whose steps are all as long, at its end."""
-    steps = min(TRIAL_STEPS, case.num_tokens // 2)
-    length = case.num_tokens + 1 - steps if static else case.num_tokens // 2
-    before = case.start(min(case.batch, TRIAL_ROWS), length, machine.device)
-    ticks: list[float] = []
-    generate(before, steps, lambda: ticks.append(machine.now()[0]))
-    return statistics.median(later - earlier for earlier, later in pairwise(ticks))
+WAYS = {GENERATE: generate_ways, X_TRANSFORMERS: x_transformers_ways}
 
 
-def rivals(name: str, case: Case, machine: Machine, dtypes: list[str]) -> dict[str, Side]:
-    """A library's fastest way in each dtype."""
-    ways_of = generate_ways if name == GENERATE else x_transformers_ways
-    start = case.start(case.batch, 1, machine.device)
-    sides = {}
-    for dtype in dtypes:
-        ways = ways_of(case.shape, case.num_tokens, getattr(torch, dtype), machine.device)
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(2 if case.size == "110M" else 4):  # the first is warm-up
-            for way, generate in ways.items():
-                times[way].append(trial(generate, "static" in way, case, machine))
-        best = min(ways, key=lambda way: statistics.median(times[way][1:]))
-        run = partial(ways[best], start, case.num_tokens, None)
-        sides[f"{name}, {dtype}"] = Side(run, Numerics(getattr(torch, dtype)), best)
-    return sides
+def rival(name: str, case: Case, dtype: torch.dtype) -> Side:
+    """A library's fastest way."""
+    half = case.num_tokens // 2
+    before = case.start(min(case.batch, TRIAL_ROWS), half + 1)
+    ways = WAYS[name](case, dtype)
+    trials = {way: partial(generate, before, case.num_tokens - half) for way, generate in ways.items()}
+    for trial in trials.values():
+        trial()  # what a first call prepares
+    times = {way: median_seconds(trial, TRIAL_ROUNDS, case.device) for way, trial in trials.items()}
+    best = min(times, key=lambda way: times[way])
+    return Side(partial(ways[best], case.start(case.batch, 1), case.num_tokens), Numerics(dtype), best)
 
 
-def our_sides(case: Case, machine: Machine, precisions: list[Precision], compiled: bool) -> dict[str, Side]:
-    prior = case.shape.prior(case.num_tokens).to(machine.device).eval()
+def our_sides(case: Case, precisions: tuple[Any, ...], compiled: bool) -> dict[str, Side]:
+    prior = case.shape.prior(case.num_tokens).to(case.device).eval()
     sides = {}
     for precision, through in product(precisions, (False, True) if compiled else (False,)):
         numerics = choose(precision, case.batch, prior, through)
-        options: dict[str, Any] = {"precision": precision, "compiled": through, "batch_size": case.batch}
-        run = partial(prior.sample, case.batch, **options)
-        # The last two codes of each grid are enough to be warm, but for what compiles or captures.
-        whole = through or machine.device == "cuda"
-        run(prefix=None if whole else torch.zeros(case.batch, max(0, case.num_tokens - 2), dtype=torch.int64))
-        name = f"{OURS}, {precision}{', compiled' if through else ''}"
-        sides[name] = Side(run, numerics, named(numerics) if precision == "auto" else "")
-        if machine.device == "cuda":
-            sides[f"{name}, without graphs"] = Side(partial(without_graphs, run), numerics, "")
+        run = partial(prior.sample, case.batch, precision=precision, compiled=through, batch_size=case.batch)
+        run()  # what a first call prepares
+        way = named(numerics) if precision == "auto" else ""
+        sides[f"ours, {precision}{', compiled' if through else ''}"] = Side(run, numerics, way)
     return sides
-
-
-def without_graphs(run: Callable[[], object]) -> None:
-    """The same with every operation launched by itself."""
-    kept: Any = stepper.Graph
-    stepper.Graph = lambda step: step  # pyrefly: ignore
-    try:
-        run()
-    finally:
-        stepper.Graph = kept
 
 
 def named(numerics: Numerics) -> str:
@@ -277,85 +245,58 @@ def named(numerics: Numerics) -> str:
     return "int8" if numerics.int8 else str(numerics.dtype).removeprefix("torch.")
 
 
-def floors(case: Case, numerics: Numerics, machine: Machine, rates: dict[str, float]) -> tuple[float, float]:
-    """Least seconds for a mean step, with weights from memory and from a processor's cache."""
+def floor(case: Case, numerics: Numerics, rates: dict[str, float]) -> float:
+    """Least seconds for a mean step."""
     shape, rows, mean_length = case.shape, case.batch, (case.num_tokens + 1) / 2
     weights = shape.multiplied * (1 if numerics.int8 else numerics.dtype.itemsize)
     cached = 2 * rows * shape.depth * shape.width * mean_length
-    num_bytes = int(weights + cached * numerics.dtype.itemsize)
     flops = 2 * rows * shape.multiplied + 2 * cached
-    arithmetic = flops / rates[named(numerics)]
-    fast = max(rates["bandwidth"], machine.bandwidth(num_bytes))
-    return max(num_bytes / rates["bandwidth"], arithmetic), max(num_bytes / fast, arithmetic)
+    memory = (weights + cached * numerics.dtype.itemsize) / rates["bandwidth"]
+    return max(memory, flops / rates[named(numerics)])
 
 
-def measure(case: Case, machine: Machine, rates: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+def measure(case: Case, sides: dict[str, Side], rates: dict[str, float], rounds: int, budget: float) -> None:
     """Time one case and print its table."""
-    sides: dict[str, Side] = {}
-    if OURS in options.sides:
-        precisions = [name for name in options.precisions if machine.device == "cpu" or name != "int8"]
-        sides |= our_sides(case, machine, precisions, options.compiled)
-    for name in (GENERATE, X_TRANSFORMERS):
-        if name in options.sides:
-            sides |= rivals(name, case, machine, options.dtypes)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    began = time.perf_counter()
-    rounds = 0
-    while rounds < options.rounds and (rounds == 0 or time.perf_counter() - began < options.budget):
-        rounds += 1
-        for name, side in sides.items():
-            times[name].append(machine.seconds(side.run))
+    jobs = {name: partial(harness.timed, side.run, case.device) for name, side in sides.items()}
+    found = harness.interleaved(jobs, rounds, budget)
     num = case.batch * case.num_tokens
-    speeds, clock = ({name: num / statistics.median(both[i] for both in times[name]) for name in sides} for i in (0, 1))
-    generated = [speed for name, speed in speeds.items() if name.startswith(GENERATE)]
+    speeds = {name: num / statistics.median(spent.counted for spent in each) for name, each in found.items()}
+    walls = {name: num / statistics.median(spent.wall for spent in each) for name, each in found.items()}
+    generated = max((speed for name, speed in speeds.items() if name.startswith(GENERATE)), default=None)
     made = f"{case.shape.multiplied:,} weights without embeddings, {case.shape.num_codes:,} codes"
-    print(f"\n{case.size} ({made}), {case.num_tokens} tokens, batch {case.batch}; rounds: {rounds}\n")
-    print("| | way | tokens/s | by the clock | × | of the floor | of the floor in cache |\n" + 7 * "|---" + "|")
-    rows = []
+    print(f"\n{case.size} ({made}), {case.num_tokens} tokens, batch {case.batch}\n")
+    table = harness.Table("", "way", "tokens/s", "by the clock", "×", "of the floor", "rounds")
     for name, side in sides.items():
-        step = case.batch / speeds[name]
-        memory, cache = (least / step for least in floors(case, side.numerics, machine, rates))
-        ratio = speeds[name] / max(generated) if generated else None
-        speed = f"{speeds[name]:,.1f} | {clock[name]:,.1f} | {'' if ratio is None else f'{ratio:.2f}'}"
-        print(f"| {name} | {side.way} | {speed} | {memory:.0%} | {cache:.0%} |", flush=True)
-        row = {"side": name, "way": side.way, "tokens_per_second": speeds[name], "by_the_clock": clock[name]}
-        rows.append({**row, "ratio": ratio, "floor": memory, "floor_in_cache": cache, "seconds": times[name]})
-    return {**asdict(case), "rounds": rounds, "sides": rows}
+        ratio = f"{speeds[name] / generated:.2f}" if generated else ""
+        share = floor(case, side.numerics, rates) * speeds[name] / case.batch
+        cells = (f"{speeds[name]:,.1f}", f"{walls[name]:,.1f}", ratio, f"{share:.0%}", len(found[name]))
+        table.row(name, side.way, *cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how fast codes are drawn.")
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["5M", "110M"])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[49, 256], help="49 is for 5M alone")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
-    everyone = [OURS, GENERATE, X_TRANSFORMERS]
-    parser.add_argument("--sides", nargs="+", choices=everyone, default=everyone)
-    parser.add_argument("--precisions", nargs="+", choices=["auto", *DTYPES, "int8"], default=["auto", "float32"])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="of the others")
-    parser.add_argument("--compiled", action="store_true", help="ours through torch.compile too")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=120, help="seconds after which a case has no further round")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, help="file for all figures, written after each case")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def main(
+    sizes: tuple[Size, ...] = ("5M", "110M"),
+    tokens: tuple[int, ...] = (49, 256),
+    batches: tuple[int, ...] = (1, 16, 64),
+    precisions: tuple[Literal["auto", "float32", "bfloat16", "int8"], ...] = ("auto", "float32"),
+    beside: tuple[Literal["generate", "x-transformers"], ...] = ("generate", "x-transformers"),
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
+    compiled: bool = False,
+    rounds: int = 5,
+    budget: float = 120,
+    threads: int = 1,
+    device: Device = "cpu",
+) -> None:
+    """Time every case; `beside` are the others, in `dtypes`."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
-    machine = Machine(options.device, options.threads)
-    kinds = [*DTYPES, "int8"] if options.device == "cpu" else DTYPES
-    rates = {"bandwidth": machine.bandwidth(), **{kind: machine.peak(kind) for kind in kinds}}
+    kinds = ["float32", "bfloat16", *(["int8"] if device == "cpu" else [])]
+    rates = {"bandwidth": bandwidth(device), **{kind: peak(kind, device) for kind in kinds}}
     peaks = ", ".join(f"{kind} {rates[kind] / 1e9:,.0f} G" for kind in kinds)
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{options.device}, threads: {options.threads}, {versions}, x-transformers {version('x-transformers')}")
     print(f"reads {rates['bandwidth'] / 2**30:,.1f} GiB/s; operations a second: {peaks}", flush=True)
-    done = []
-    for size, num_tokens, batch in product(options.sizes, options.tokens, options.batches):
+    for size, num_tokens, batch in product(sizes, tokens, batches):
         if (size, num_tokens) != ("110M", 49):
-            done.append(measure(Case(size, num_tokens, batch), machine, rates, options))
-            if options.json is not None:
-                options.json.write_text(json.dumps({"machine": asdict(machine), **rates, "cases": done}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+            case = Case(size, num_tokens, batch, device)
+            sides = our_sides(case, precisions, compiled)
+            for name, dtype in product(beside, dtypes):
+                sides[f"{name}, {dtype}"] = rival(name, case, getattr(torch, dtype))
+            measure(case, sides, rates, rounds, budget)

@@ -1,40 +1,32 @@
-"""How long the search for the nearest code takes, here and elsewhere, as a small markdown table.
+"""How long the search for the nearest code takes, here and elsewhere.
 
     pip install vector-quantize-pytorch faiss-cpu
-    python benchmarks/search.py [--threads 1 2] [--num-codes 1024 16384] [--rounds 5]
+    python -m benchmarks search [--threads 1 2] [--num-codes 1024 16384] [--rounds 5]
 
 65,536 vectors of width 64 meet one random codebook. The contestants take turns in one process for each number of
 threads, and again on a GPU where there is one. Extra memory is the growth of a fresh process's peak (VmHWM, so Linux
 only) over what it held before the search, after a warm-up on a few vectors; on a GPU that of torch's allocator.
-
-faiss is a contestant and not the back end: it is slower, a GEMM of its own and a scan of the products, and its float32
-answers would have to be checked for near ties all the same.
 """
 
-import argparse
-import json
+import re
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import harness
 from vqvae.quantizers import EMAVectorQuantizer, nearest
 
-try:
-    import faiss
-    from vector_quantize_pytorch import VectorQuantize
-except ImportError as error:
-    sys.exit(f"{error}: the others are missing; pip install vector-quantize-pytorch faiss-cpu")
-
-SHAPE = (64, 1024, 64)  # images, places, width
-DIM = SHAPE[-1]
+DIM = 64
 # At 16384 codes it holds the distances of all pairs four times over: 16 GiB.
 HUNGRY, HUNGRY_CODES, HUNGRY_GIB = "vector-quantize-pytorch, forward", 16384, 18
+FAISS = "faiss IndexFlatL2"
+QUICK = "--threads 1 --num-codes 64 --rounds 1 --num-images 1"
 
 Search = Callable[[Tensor], object]
 
@@ -50,6 +42,8 @@ def bare(codebook: Tensor) -> Search:
 
 
 def theirs(codebook: Tensor) -> Search:
+    from vector_quantize_pytorch import VectorQuantize
+
     quantizer = VectorQuantize(dim=DIM, codebook_size=len(codebook)).to(codebook.device).eval()
     quantizer.get_buffer("_codebook.embed").copy_(codebook[None])
     return quantizer
@@ -60,6 +54,8 @@ def all_pairs(codebook: Tensor) -> Search:
 
 
 def flat_index(codebook: Tensor) -> Search:
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(DIM)
     index.add(codebook.numpy())
@@ -71,27 +67,17 @@ CONTESTANTS: dict[str, Callable[[Tensor], Search]] = {
     "nearest": bare,
     HUNGRY: theirs,
     "torch.cdist().argmin": all_pairs,
-    "faiss IndexFlatL2": flat_index,
+    FAISS: flat_index,
 }
 
 
-def make(name: str, num_codes: int, device: str) -> tuple[Search, Tensor]:
-    """A warm contestant and the features it is to quantise."""
+def make(name: str, num_images: int, num_codes: int, device: str) -> Callable[[], object]:
+    """A warm contestant, to be called on the features it is to quantise."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(SHAPE, generator=generator).to(device)
+    features = torch.randn(num_images, 1024, DIM, generator=generator).to(device)
     search = CONTESTANTS[name](torch.randn(num_codes, DIM, generator=generator).to(device))
     search(features[:1])
-    return search, features
-
-
-def seconds(search: Search, features: Tensor) -> float:
-    if features.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    search(features)
-    if features.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return partial(search, features)
 
 
 def status_mib(key: str) -> float:
@@ -99,88 +85,67 @@ def status_mib(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
-def extra_mib(name: str, num_codes: int, device: str) -> float:
-    search, features = make(name, num_codes, device)
+@torch.no_grad()
+def extra_mib(name: str, num_images: int, num_codes: int, device: str) -> float:
+    """In a process of its own."""
+    search = make(name, num_images, num_codes, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        search(features)
+        search()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status_mib("VmRSS")
-    search(features)
+    search()
     return status_mib("VmHWM") - before
 
 
-def child(*arguments: object) -> dict[str, float]:
-    """What this program, started again, prints as JSON."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+@torch.no_grad()
+def seconds(names: list[str], num_images: int, num_codes: int, device: str, rounds: int) -> dict[str, float]:
+    """In a process of its own: medians of all contestants, in turns."""
+
+    def timed(search: Callable[[], object]) -> float:
+        return harness.timed(search, device).wall
+
+    jobs = {name: partial(timed, make(name, num_images, num_codes, device)) for name in names}
+    # Half a minute a time on a CPU: once is enough to see it.
+    slow = [name for name in names if name == HUNGRY and device == "cpu" and num_codes >= HUNGRY_CODES]
+    found = harness.interleaved({name: job for name, job in jobs.items() if name not in slow}, rounds)
+    found |= {name: [jobs[name]()] for name in slow}
+    return {name: statistics.median(found[name]) for name in names}
 
 
-def medians(names: list[str], num_codes: int, device: str, rounds: int) -> dict[str, float]:
-    contestants = {name: make(name, num_codes, device) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name, contestant in contestants.items():
-            # Half a minute a time on a CPU: once is enough to see it.
-            if number == 0 or device == "cuda" or name != HUNGRY or num_codes < HUNGRY_CODES:
-                times[name].append(seconds(*contestant))
-    return {name: statistics.median(passed) for name, passed in times.items()}
-
-
-def has_memory() -> bool:
+def available_gib() -> float:
+    """Memory that programs could still have; none where the system does not say."""
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return False
-    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) / 2**20 >= HUNGRY_GIB
+    found = re.search(r"MemAvailable: *(\d+)", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) / 2**20 if found else 0.0
 
 
-def table(num_codes: int, device: str, num_threads: int, rounds: int) -> None:
-    names = [name for name in CONTESTANTS if device == "cpu" or name != "faiss IndexFlatL2"]
-    skipped = device == "cpu" and num_codes >= HUNGRY_CODES and not has_memory()
-    running = [name for name in names if not (skipped and name == HUNGRY)]
-    common = ["--device", device, "--threads", num_threads, "--num-codes", num_codes, "--rounds", rounds]
-    times = child("--time", *running, *common)
-    where = "GPU" if device == "cuda" else f"{num_threads} thread{'s' * (num_threads > 1)}"
-    print(f"\n{num_codes} codes, {where}\n\n| search | seconds | times as fast | extra MiB |\n|---|---|---|---|")
+def compare(num_images: int, num_codes: int, device: str, threads: int, rounds: int) -> None:
+    """A table."""
+    names = [name for name in CONTESTANTS if device == "cpu" or name != FAISS]
+    if device == "cpu" and num_codes >= HUNGRY_CODES and available_gib() < HUNGRY_GIB:
+        names.remove(HUNGRY)
+        print(f"\n{HUNGRY} left out: it wants {HUNGRY_GIB} GiB")
+    sizes = (num_images, num_codes, device)
+    times = harness.in_child(seconds, names, *sizes, rounds, threads=threads)
+    print(f"\n{num_codes} codes, {'GPU' if device == 'cuda' else f'{threads} threads'}\n")
+    table = harness.Table("search", "seconds", "times as fast", "extra MiB")
     for name in names:
-        if name not in running:
-            print(f"| {name} | skipped | | |", flush=True)
-            continue
         ratio = f"{times[HUNGRY] / times[name]:.1f}" if HUNGRY in times else ""
         linux = device == "cuda" or sys.platform == "linux"
-        memory = f"{child('--memory', name, *common)[name]:,.0f}" if linux else ""
-        print(f"| {name} | {times[name]:.4f} | {ratio} | {memory} |", flush=True)
+        memory = f"{harness.in_child(extra_mib, name, *sizes, threads=threads):,.0f}" if linux else ""
+        table.row(name, f"{times[name]:.4f}", ratio, memory)
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the search for the nearest code.")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--num-codes", type=int, nargs="+", default=[1024, 16384])
-    parser.add_argument("--rounds", type=int, default=5, help="of all contestants; the median counts")
-    # The program gives these to itself.
-    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
-    parser.add_argument("--time", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.time or arguments.memory:
-        num_codes = arguments.num_codes[0]
-        torch.set_num_threads(arguments.threads[0])
-        if arguments.memory:
-            answer = {arguments.memory: extra_mib(arguments.memory, num_codes, arguments.device)}
-        else:
-            answer = medians(arguments.time, num_codes, arguments.device, arguments.rounds)
-        print(json.dumps(answer))
-        return
-    for num_codes in arguments.num_codes:
-        for num_threads in arguments.threads:
-            table(num_codes, "cpu", num_threads, arguments.rounds)
-        if torch.cuda.is_available():
-            table(num_codes, "cuda", 1, arguments.rounds)
-
-
-if __name__ == "__main__":
-    main()
+def main(
+    threads: tuple[int, ...] = (1, 2),
+    num_codes: tuple[int, ...] = (1024, 16384),
+    rounds: int = 5,
+    num_images: int = 64,
+) -> None:
+    """Measure every contestant in every case."""
+    cases = [("cpu", number) for number in threads] + [("cuda", 1)] * torch.cuda.is_available()
+    for number, (device, num_threads) in product(num_codes, cases):
+        compare(num_images, number, device, num_threads, rounds)
