@@ -116,8 +116,12 @@ class Options(metaclass=_Checking):
         """The options that `to_plain` gave.
 
         Raises:
-            ValueError: an option or a class that this version does not know, or a value of another type.
+            ValueError: an option or a class that this version does not know, a value of another type, or one missing
+                that was decided by what stood around it.
         """
+        given = [each.name for each in option_fields(cls) if is_given(cls, each.name)]
+        if missing := [name for name in given if name not in plain]:
+            raise ValueError(f"{_label(cls)} needs {' and '.join(missing)}, got {few_shown(plain) or 'nothing'}")
         return cls(**plain)
 
 

@@ -242,10 +242,10 @@ def test_saved_and_loaded_are_bit_equal(prior: Prior, dtype: torch.dtype, tmp_pa
 
 def test_loading_insists_on_the_class_asked_for(tmp_path: Path) -> None:
     UniformPrior(num_codes=3, grid=(2, 2)).save_pretrained(tmp_path / "uniform")
-    with pytest.raises(ValueError, match="holds a UniformPrior, expected TransformerPrior"):
+    with pytest.raises(ValueError, match="holds a UniformPrior, expected a TransformerPrior"):
         TransformerPrior.from_pretrained(tmp_path / "uniform")
     safefolder.save(tmp_path / "other", {"class": "VQVAE", "format": 1}, {})
-    with pytest.raises(ValueError, match=r"saved VQVAE, expected .*TransformerPrior or Uni"):
+    with pytest.raises(ValueError, match=r"holds a VQVAE, expected .*TransformerPrior or Uni"):
         Prior.from_pretrained(tmp_path / "other")
 
 

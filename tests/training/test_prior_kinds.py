@@ -16,10 +16,20 @@ from lightning_fabric import Fabric
 from run_files import SMALL, gaussian, weights
 from safetensors.torch import load_file, save_file
 
-from priors import GridModel, NGramPrior, Prior, UnigramPrior, trunk
+from priors import (
+    AnyOrderPrior,
+    GridModel,
+    MixtureTransformerPrior,
+    NGramPrior,
+    PixelCNNPrior,
+    Prior,
+    TransformerPrior,
+    UnigramPrior,
+    trunk,
+)
 from vqvae import VQVAE, GaussianVAE
 from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
-from vqvae.training import latents
+from vqvae.training import command, latents
 from vqvae.training.options import load_run, parse
 from vqvae.training.prior_kinds import PRIOR_KINDS, make_prior, name_of
 from vqvae.training.records import Stop
@@ -48,8 +58,6 @@ KINDS = {
 @pytest.fixture(scope="session")
 def codebooks(photos, tmp_path_factory):
     """Runs with a codebook alone, by its kind; each is trained when it is first asked for, and copied."""
-    import train
-
     kept: dict[str, Path] = {}
 
     def copy(kind: str, folder: Path) -> Path:
@@ -61,7 +69,7 @@ def codebooks(photos, tmp_path_factory):
             else:
                 pairs = zip(small[::2], small[1::2], strict=True)
                 small = [word for pair in pairs if not pair[0].startswith("--model.quantizer.") for word in pair]
-            train.train(parse([*small, *QUANTIZERS[kind].split()]))
+            command.train(parse([*small, *QUANTIZERS[kind].split()]))
         shutil.copytree(kept[kind], folder)
         return folder
 
@@ -229,7 +237,7 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         (("--prior-kind", "PixelCNN", "--quantizer", "ResidualQuantizer"), "expected two axes, rows and columns"),
         (("--prior-kind", "AnyOrder", "--model.beta", "1"), "a prior in the loop (--model.beta) is a transformer"),
         (("--prior-kind", "AnyOrder", "--latents", "gaussian"), "take --prior-kind Transformer only, got AnyOrder"),
-        (("--prior.code-noise", "0.1", "--latents", "gaussian"), "leave --prior.code-noise 0.1 out"),
+        (("--prior.code-noise", "0.1", "--latents", "gaussian"), "code-noise"),
         (("--prior.code-noise", "1"), "got code_noise=1.0, expected a number in [0, 1)"),
         (("--prior-kind", "AnyOrder", "--prior.raster-share", "2"), "raster_share"),
         (("--prior.num-heads", "5"), "num_heads=5"),
@@ -270,19 +278,29 @@ def test_kinds_keep_what_they_share():
     assert parse([]).prior_kind == "Transformer"
 
 
-def test_runs_of_other_versions_are_refused_in_one_line(codebooks, tmp_path):
+def test_a_damaged_run_is_refused_in_one_line(codebooks, tmp_path):
     folder = codebooks("one", tmp_path / "run")
     path = folder / "state" / "run.json"
     plain = json.loads(path.read_text())
-    for name in ("prior_kind", "model"):
+    for name in ("prior_kind", "model", "prior"):
         path.write_text(json.dumps({key: value for key, value in plain.items() if key != name}))
         with pytest.raises(ValueError, match=f"is not a run of this version: '{name}'"):
             load_run(folder)
-    path.write_text(
-        json.dumps({**plain, "model": {key: plain["model"][key] for key in plain["model"] if key != "class"}})
-    )
-    with pytest.raises(ValueError, match="is not a run of this version: 'class'"):
-        load_run(folder)
+
+
+def test_a_run_of_before_options_came_from_classes_is_read(codebooks, tmp_path):
+    """As its run.json was until then: kinds beside the options, labels inside them, the class of a config."""
+    folder = codebooks("one", tmp_path / "run")
+    path = folder / "state" / "run.json"
+    known, plain = load_run(folder), json.loads(path.read_text())
+    old = {key: value for key, value in plain.items() if key != "labels"}
+    sizes = {key: value for key, value in plain["prior"].items() if key != "class"}
+    model = {**plain["model"], "class": "VQVAEConfig"}
+    parts = {
+        name: {k: v for k, v in plain[name].items() if k != "class"} for name in ("data", "prior_fit", "codebook_fit")
+    }
+    path.write_text(json.dumps({**old, **parts, "model": model, "prior": {**sizes, "labels": False}}))
+    assert load_run(folder) == dataclasses.replace(known, labels=False)
 
 
 # --- activation checkpointing -----------------------------------------------------------------------------------------
@@ -315,14 +333,15 @@ def small_model(kind: str) -> VQVAE | GaussianVAE:
 )
 def test_checkpointing_changes_no_gradient(monkeypatch, kind, latent, precision):
     model, calls = small_model(latent), []
-    noise = 0.0 if latent == "gaussian" else 0.2
-    size = PRIOR_KINDS[kind](width=32, depth=3, num_heads=2, dropout=0.2, label_dropout=0.3, code_noise=noise)
+    made = MixtureTransformerPrior if latent == "gaussian" else PRIOR_KINDS[kind]
+    noise = {} if latent == "gaussian" else {"code_noise": 0.2}
+    config = made.Config(width=32, depth=3, num_heads=2, dropout=0.2, label_dropout=0.3, **noise)
     forward = trunk.Block.forward
     monkeypatch.setattr(trunk.Block, "forward", lambda *args: calls.append(args) or forward(*args))
     found = {}
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        prior = make_prior(dataclasses.replace(size, checkpointing=checkpointing), model, 3).train()
+        prior = make_prior(dataclasses.replace(config, checkpointing=checkpointing), model, 3).train()
         assert isinstance(prior, GridModel)
         shape = (5, *prior.grid)
         values = torch.randn(*shape, 3) if latent == "gaussian" else torch.randint(0, 8, shape)

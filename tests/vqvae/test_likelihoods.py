@@ -338,22 +338,20 @@ def test_bad_images_and_features(likelihood, untyped):
 
 def test_bad_options():
     with pytest.raises(ValueError, match="got num_channels=2, expected 1 or 3"):
-        LogisticMixture.Config().build(2)
+        LogisticMixture(num_channels=2)
     with pytest.raises(ValueError, match="got num_components=0"):
         LogisticMixture(num_channels=1, num_components=0)
     for scale in (0.0, -1.0, 1e3, math.nan):
         with pytest.raises(ValueError, match="got scale="):
             Normal(scale=scale)
     with pytest.raises(ValueError, match="got num_channels=0"):
-        Categorical.Config().build(0)
+        Categorical(num_channels=0)
 
 
-def test_configs_build_their_classes():
+def test_options_of_the_families():
     mixture = LogisticMixture(num_channels=3, num_components=7, zero_component=True)
-    assert isinstance(mixture, LogisticMixture)
     assert (mixture.num_components, mixture.zero_component, mixture.num_channels) == (7, True, 3)
-    assert isinstance(Categorical.Config().build(2), Categorical)
-    assert isinstance(Normal.Config().build(2).log_scale, torch.nn.Parameter)
-    assert not list(Normal.Config(scale=3.0).build(2).parameters())
+    assert isinstance(Normal(num_channels=2).log_scale, torch.nn.Parameter)
+    assert not list(Normal(num_channels=2, scale=3.0).parameters())
     with pytest.raises(dataclasses.FrozenInstanceError):
         Normal.Config().scale = 3.0  # ty: ignore

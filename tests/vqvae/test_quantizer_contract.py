@@ -19,11 +19,8 @@ from quantizer_worlds import (
 )
 
 import safefolder
-from vqvae import quantizers
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import MASKED
-
-ALL_KINDS = [getattr(quantizers, n) for n in quantizers.__all__ if n.endswith("Config") and n != "Quantizer.Config"]
 
 
 @pytest.fixture(params=PARAMS)

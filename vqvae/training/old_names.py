@@ -11,16 +11,12 @@ def updated(plain: Mapping[str, Any]) -> dict[str, Any]:
     them, and a model's class was that of its config.
     """
     found = dict(plain)
-    model, prior = found.get("model"), found.get("prior")
-    if isinstance(model, Mapping) and isinstance(model.get("class"), str):
-        found["model"] = {**model, "class": model["class"].removesuffix("Config")}
-    if isinstance(prior, Mapping) and "class" not in prior:
-        options = dict(prior)
-        if "labels" in options:
-            found["labels"] = options.pop("labels")
-        kind = f"{found.get('prior_kind')}Prior"
-        if found.get("latents") == "gaussian":
+    found["model"] = {**plain["model"], "class": plain["model"]["class"].removesuffix("Config")}
+    if "class" not in plain["prior"]:
+        options = dict(plain["prior"])
+        kind = f"{plain['prior_kind']}Prior"
+        if plain["latents"] == "gaussian":
             kind = "MixtureTransformerPrior"
             options.pop("code_noise", None)
-        found["prior"] = {"class": kind, **options}
-    return found
+        found |= {"labels": options.pop("labels", True), "prior": {"class": kind, **options}}
+    return {**found, "prior_kind": plain["prior_kind"]}
