@@ -22,7 +22,6 @@ import vqvae.cli
 from priors import NGramPrior, Prior
 from safefolder.locks import one_writer
 from vqvae import VQVAE, fingerprint
-from vqvae.training import command
 from vqvae.training.options import FitConfig, Run, load_run, parse
 
 ROOT = Path(__file__).parents[2]
@@ -382,7 +381,7 @@ def test_case_33_the_words_after_an_interruption_are_the_whole_command(place, mo
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "evaluate_run", interrupted)
+    monkeypatch.setattr("vqvae.training.command.evaluate_run", interrupted)
     with pytest.raises(SystemExit) as stopped:
         train.main()
     assert stopped.value.code == 130
