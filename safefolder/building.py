@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 from safefolder.folder import check_weights, load_weights
 from safefolder.tensors import few
@@ -90,7 +91,7 @@ def build(
     if others := sorted({str(each.dtype) for each in tensors.values() if each.dtype.is_floating_point} - _FLOATING):
         raise ValueError(f"the weights in {source} are {few(others)}, expected {', '.join(sorted(_FLOATING))}")
     with neutral():
-        with _config_errors(source, kind), torch.device("meta"), _fitting(tensors):
+        with _config_errors(source, kind), shapes_alone(), _fitting(tensors):
             shapes = make().state_dict()
         check_weights(shapes, tensors, source)
         with _config_errors(source, kind):
@@ -109,6 +110,27 @@ def _config_errors(source: str | Path, kind: str) -> Iterator[None]:
     except Exception as error:  # constructors have no one type for values that nobody foresaw
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{source}: config.json does not fit {kind}: {text}") from error
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Tensors on the device "meta" inside, and nothing drawn for them."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Random numbers for tensors without memory are left out: torch would load its compiler to do nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
 
 
 class _NoWeightsError(Exception):

@@ -16,6 +16,8 @@ from vqvae.metrics import ACTIVE, ChannelUsage, CodeUsage
 
 # Small images are enlarged by whole factors to about this many pixels a side, so that each pixel can be seen.
 TILE = 64
+# White pixels between images, and around all of them.
+_GAP = 2
 
 
 def most(size: int) -> int:
@@ -26,13 +28,13 @@ def most(size: int) -> int:
 
 def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
     """Tile images row by row, enlarged by a whole factor, in colour."""
-    # Here and not above: it takes over a second to import, which every command would wait for.
-    from torchvision.utils import make_grid
-
     factor = max(1, TILE // images.shape[-1])
     enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")
-    tiled = make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
-    return rearrange(tiled, "c h w -> h w c").to(torch.uint8)
+    columns, gap = min(columns, len(images)), _GAP if len(images) > 1 else 0
+    # White above and to the left of each, and in place of those that the last row lacks.
+    cells = F.pad(enlarged, (gap, 0, gap, 0, 0, 0, 0, -len(images) % columns), value=255)
+    tiled = rearrange(cells, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
+    return F.pad(tiled, (0, 0, 0, gap, 0, gap), value=255).expand(-1, -1, 3)
 
 
 def save_grid(path: Path, images: UInt8[Tensor, "b c h w"], columns: int) -> None:

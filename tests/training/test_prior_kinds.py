@@ -295,7 +295,7 @@ def test_a_run_of_before_options_came_from_classes_is_read(codebooks, tmp_path):
     known, plain = load_run(folder), json.loads(path.read_text())
     old = {key: value for key, value in plain.items() if key != "labels"}
     sizes = {key: value for key, value in plain["prior"].items() if key != "class"}
-    model = {**plain["model"], "class": "VQVAEConfig"}
+    model = {**plain["model"], "class": "VQVAE.Config"}
     parts = {
         name: {k: v for k, v in plain[name].items() if k != "class"} for name in ("data", "prior_fit", "codebook_fit")
     }

@@ -14,6 +14,7 @@ from PIL import Image
 
 from safefolder.locks import one_writer
 from vqvae import cli
+from vqvae.cli import dreaming, figures, naming, packing, unpacking
 from vqvae.cli.common import load_codec
 from vqvae.codec import Archive, Mode, dream, recover, storage, write
 from vqvae.codec.coder import BadStream
@@ -65,8 +66,8 @@ def refused(monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["vqvae", *map(str, args)])
             if not loads:
-                for name in ("packing", "unpacking", "dreaming", "figures"):
-                    patch.setattr(getattr(cli, name), "load_codec", None)
+                for module in (packing, unpacking, dreaming, figures):
+                    patch.setattr(module, "load_codec", None)
             with pytest.raises(SystemExit) as stopped:
                 cli.main()
         assert stopped.value.code == 2
@@ -227,13 +228,13 @@ def test_case_06_a_second_compress_is_refused_before_it_works(place, run, refuse
 
 def test_case_06_a_file_that_comes_in_the_meantime_is_not_replaced(place, run, refused, monkeypatch):
     """Whether a file is there is asked for by the one who may write it."""
-    exists = cli.packing.destination
+    exists = packing.destination
 
     def late(path):
         Path(path).write_text("another's")
         return exists(path)
 
-    monkeypatch.setattr(cli.packing, "destination", late)
+    monkeypatch.setattr(packing, "destination", late)
     assert "is there already" in refused("compress", run, "a.png", "-o", "new.vq")
     assert Path("new.vq").read_text() == "another's"
     # And what came is added to, or refused as no archive; it is not replaced.
@@ -290,13 +291,13 @@ def test_case_16_many_blocks_that_claim_many_images_each(place, run, codec, refu
     monkeypatch.setattr(codec.coder.__class__, "decode_codes", _ends)
     Path("many.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=1000))
     planned = []
-    placed = cli.naming.Places.place
-    monkeypatch.setattr(cli.naming.Places, "place", lambda self, *args: (planned.append(1), placed(self, *args))[1])
+    placed = naming.Places.place
+    monkeypatch.setattr(naming.Places, "place", lambda self, *args: (planned.append(1), placed(self, *args))[1])
     assert f"{1000 * MAX_IMAGES:,} in 1,000 blocks, {1000 * MAX_IMAGES * SIZE**2:,} pixels" in call("info", "many.vq")
     assert "ended" in refused("decompress", run, "many.vq", "-o", "out", loads=True)
     assert not planned
     save(Path("full") / "a.png", noise(2, 2))
-    monkeypatch.setattr(cli.unpacking, "_MOST_AHEAD", 500)
+    monkeypatch.setattr(unpacking, "_MOST_AHEAD", 500)
     assert "ended" in refused("decompress", run, "many.vq", "-o", "full", loads=True)
     assert len(planned) == 500
     Path("some.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=20))
@@ -331,7 +332,7 @@ def test_case_22_numbers_beyond_the_most(place, run, codec, refused):
 
 
 def test_case_22_more_bytes_than_the_images_may_hold(place, run, refused, monkeypatch):
-    monkeypatch.setattr(cli.dreaming, "_MOST_USED", 2000)
+    monkeypatch.setattr(dreaming, "_MOST_USED", 2000)
     args = ("dream", run, "--num", "9", "--num-bytes", "3000")
     assert "9 images of this model may take 3,000 bytes, expected at most 2,000; give a smaller --num" in refused(
         *args, loads=True
@@ -341,13 +342,13 @@ def test_case_22_more_bytes_than_the_images_may_hold(place, run, refused, monkey
 def test_case_22_no_more_bytes_are_made_than_images_can_use(place, run, codec, call, monkeypatch):
     """Of ten thousand million: the picture is that of their end, as if all had been made."""
     made = []
-    tail = cli.dreaming._random
+    tail = dreaming._random
 
     def noted(seed, start, stop):
         made.append((start, stop))
         return tail(seed, start, stop)
 
-    monkeypatch.setattr(cli.dreaming, "_random", noted)
+    monkeypatch.setattr(dreaming, "_random", noted)
     out = call("dream", run, "--num", "2", "--num-bytes", "10000000000", "--output", "far.png")
     assert "of 10,000,000,000 bytes" in out
     assert "give the same bytes" in out
@@ -356,7 +357,7 @@ def test_case_22_no_more_bytes_are_made_than_images_can_use(place, run, codec, c
     assert stop - start <= most_bytes(codec, 2) + 8
     # The same where it can be seen: of so many that all can be made.
     whole = np.random.Generator(np.random.PCG64(3)).bytes(20_011)
-    assert cli.dreaming._random(3, 16_000, 20_011) == whole[16_000:]
+    assert dreaming._random(3, 16_000, 20_011) == whole[16_000:]
     call("dream", run, "--num", "2", "--num-bytes", "20011", "--seed", "3", "--output", "near.png")
     assert made[-1][0] > 0
     Path("bits").write_bytes(whole)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from priors import TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE, GaussianVAE, cli
+from vqvae.cli import packing
 from vqvae.cli.common import load_codec
 from vqvae.cli.naming import Places
 from vqvae.cli.reading import read_exactly
@@ -154,7 +155,7 @@ def test_single_files_keep_their_own_name_or_none(call, run, tmp_path):
 
 
 def test_large_images_make_blocks_of_fewer(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.packing, "BLOCK_BYTES", 130)
+    monkeypatch.setattr(packing, "BLOCK_BYTES", 130)
     for i, shape in enumerate([(8, 8), (8, 8), (2, 8), (20, 20), (1, 1)]):
         save(tmp_path / "photos" / f"{i}.png", noise(*shape))
     call("compress", run, "photos", "-o", "x.vq")
@@ -196,7 +197,7 @@ def test_a_folder_that_cannot_be_read_is_named(call, run, tmp_path, monkeypatch)
 
 
 def test_an_image_of_more_units_than_a_block_may_have_is_left_out(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.packing, "MAX_UNITS", 3)
+    monkeypatch.setattr(packing, "MAX_UNITS", 3)
     photos(tmp_path / "photos")
     out, err = call("compress", run, "photos", "-o", "x.vq", code=1)
     assert "3 images written" in out

@@ -1,5 +1,6 @@
-"""The `vqvae` command: look at what a run made, write images as bits and as codes, and exchange models with others.
+"""The `vqvae` command: train, look at what a run made, write images as bits and as codes, exchange models with others.
 
+    vqvae train --run runs/fashion-mini
     vqvae reconstruct runs/fashion-mini
     vqvae sample runs/fashion-mini --label 7
     vqvae evaluate runs/fashion-mini
@@ -26,62 +27,71 @@
     naming.py       names out of a file, which nobody vouches for, as places in a folder
     common.py       what commands share
 
+Here is what answers without torch, which takes seconds to load: the list of the commands, and what is wrong with the
+name of one. A command's module is loaded when it runs.
+
 Exit status: 0; 1 where some of what was asked for could not be had, which is named on stderr; 2 for a mistake, in one
 line; 130 after Ctrl-C. See `vqvae.exits`.
 """
 
+import ast
+import difflib
 import functools
+import importlib.util
+import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 from vqvae import exits
-from vqvae.allocator import keep_freed_memory
-from vqvae.cli.dreaming import dream
-from vqvae.cli.exporting import export, import_
-from vqvae.cli.figures import info
-from vqvae.cli.look import evaluate, reconstruct
-from vqvae.cli.packing import compress
-from vqvae.cli.pushing import push
-from vqvae.cli.sampling import sample
-from vqvae.cli.tokenizing import tokenize
-from vqvae.cli.unpacking import decompress
-from vqvae.codec import DamagedFile
-from vqvae.codec.container import RECOVER
+
+# Where each command is. The first sentence of its docstring is what the help says of it.
+COMMANDS = {
+    "train": "vqvae.training.command:run_command",
+    "reconstruct": "vqvae.cli.look:reconstruct",
+    "sample": "vqvae.cli.sampling:sample",
+    "evaluate": "vqvae.cli.look:evaluate",
+    "compress": "vqvae.cli.packing:compress",
+    "decompress": "vqvae.cli.unpacking:decompress",
+    "info": "vqvae.cli.figures:info",
+    "dream": "vqvae.cli.dreaming:dream",
+    "tokenize": "vqvae.cli.tokenizing:tokenize",
+    "import": "vqvae.cli.exporting:import_",
+    "export": "vqvae.cli.exporting:export",
+    "push": "vqvae.cli.pushing:push",
+}
 
 
 def main() -> None:
     """Entry point: whatever goes wrong is one line and exit status 2."""
-    keep_freed_memory()
     exits.run(_run, told=_told)
 
 
 def _run() -> int | None:
-    return exits.parsed(_parse)()
+    name, *words = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"vqvae {_version()}")
+    elif name in COMMANDS:
+        return _run_command(name, words)
+    else:
+        raise ValueError(_no_command(name))
+    return None
 
 
-def _parse() -> Callable[[], int | None]:
-    """The command that was asked for, with its options, not yet run."""
-    commands: dict[str, Callable[..., int | None]] = {
-        "reconstruct": reconstruct,
-        "sample": sample,
-        "evaluate": evaluate,
-        "compress": compress,
-        "decompress": decompress,
-        "info": info,
-        "dream": dream,
-        "tokenize": tokenize,
-        "import": import_,
-        "export": export,
-        "push": push,
-    }
-    return tyro.extras.subcommand_cli_from_dict(
-        {name: _deferred(command) for name, command in commands.items()},
-        prog="vqvae",
-        description="Look at what a run made, write images as bits or as codes with it, and exchange models with "
-        "other software. RUN_OR_MODEL is a run's folder, a saved model's folder, or a hub id.",
-    )
+def _run_command(name: str, words: list[str]) -> int | None:
+    import tyro
+
+    from vqvae.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    found = pkgutil.resolve_name(COMMANDS[name])
+    if name == "train":  # whose options depend on each other
+        found(words)
+        return None
+    command = _deferred(found)
+    return exits.parsed(lambda: tyro.cli(command, prog=f"vqvae {name}", args=words))()
 
 
 def _deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
@@ -92,7 +102,52 @@ def _deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], 
     return later
 
 
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: vqvae COMMAND ...",
+            "",
+            *(f"  {name:<{width}}  {_sentence(place)}" for name, place in COMMANDS.items()),
+            "",
+            "`vqvae COMMAND --help` says what each takes; `vqvae --version` which version this is.",
+        ]
+    )
+
+
+def _sentence(place: str) -> str:
+    """The first line of a command's docstring, read from its source: to import the module would load torch."""
+    module, _, function = place.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    (node,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def _no_command(name: str) -> str:
+    """What is wrong with a command line whose first word is no command."""
+    like = difflib.get_close_matches(name, COMMANDS, 1)
+    return (
+        f"got {f'{name!r} for a command' if name else 'no command'}"
+        f"{f'; perhaps you meant {like[0]}' if like else ''}; expected one of {', '.join(COMMANDS)}; see vqvae --help"
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vqvae-priors")
+    except PackageNotFoundError as error:
+        raise ValueError("this is a checkout that is not installed, which has no version") from error
+
+
 def _told(error: Exception) -> str:
-    if isinstance(error, DamagedFile) and error.args[1] == RECOVER:
+    # What has found a file damaged is loaded; a mistyped command is told without it.
+    codec = sys.modules.get("vqvae.codec")
+    if codec is not None and isinstance(error, codec.DamagedFile) and error.args[1] == codec.storage.RECOVER:
         return f"{error.args[0]}; `vqvae decompress --recover` gets what is whole"
     return str(error)

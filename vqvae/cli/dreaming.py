@@ -28,7 +28,7 @@ def dream(
     num: int = 64,
     output: Path = Path("dream.png"),
 ) -> int:
-    """Decompress what nobody compressed: make images out of arbitrary bits, and the bits out of the images again.
+    """Make images out of arbitrary bits, which nobody compressed.
 
     Evenly random bits give samples of the model; a text or a program gives something else. The images' symbols are then
     encoded again, which must give back the bytes to the last bit; the exit status is 1 if it does not.

@@ -22,7 +22,7 @@ Source = tyro.conf.Positional[str]
 
 
 def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "llama"], output: Output) -> None:
-    """Write a model for other software: the tokenizer, or with llama the prior.
+    """Write a tokenizer, or a Llama prior, for other software.
 
     onnx: encoder.onnx and decoder.onnx, images to codes and codes to images, in batches of any size (extra `onnx`).
     program: the same as encoder.pt2 and decoder.pt2 of torch.export, which need PyTorch alone.

@@ -57,7 +57,9 @@ def info(
     prior: str | None = None,
     csv: Path | None = None,
 ) -> None:
-    """State what a file holds; and, with the model that wrote it, what each image costs, beside PNG.
+    """State what a compressed file holds, and what its images cost.
+
+    The costs take the model that wrote it; those of PNG stand beside them.
 
     Example: vqvae info album.vq runs/fashion-mini --csv album.csv
 

@@ -27,9 +27,9 @@ def reconstruct(
     num: int = 32,
     output: Path = Path("reconstructions.png"),
 ) -> None:
-    """Encode and decode images, and write both as pairs of rows, images above.
+    """Encode and decode images, and write both as pairs of rows.
 
-    A run with a prior in its loop encodes through that prior, without labels.
+    The images are above. A run with a prior in its loop encodes through that prior, without labels.
 
     Example: vqvae reconstruct runs/fashion-mini --data photos --num 16 --output pairs.png
 
@@ -63,7 +63,7 @@ def evaluate(
     data: str | None = None,
     output: Path | None = None,
 ) -> None:
-    """State the negative ELBO of test images, in nats per image and bits/dim.
+    """State the negative ELBO of images, in nats each and bits/dim.
 
     Example: vqvae evaluate runs/fashion-mini --output elbo.json
 

@@ -98,12 +98,13 @@ def compress(
     append: bool = False,
     force: bool = False,
 ) -> int:
-    """Write images to a file, which `vqvae decompress` makes images of again, with the same model and prior.
+    """Write images to a file, which `vqvae decompress` reads.
 
-    Image files of any size are taken as they are: 8-bit grey or RGB, pixel for pixel. How a camera was held (EXIF) is
-    not applied, and is not kept, as nothing beside the pixels is. A file that cannot be read, or has more than 8-bit
-    grey or RGB can hold (16 bits, transparency, several pictures), is named on stderr and left out, and the exit
-    status is then 1. The file is written whole or not at all, by one process at a time.
+    That takes the same model and prior. Image files of any size are taken as they are: 8-bit grey or RGB, pixel for
+    pixel. How a camera was held (EXIF) is not applied, and is not kept, as nothing beside the pixels is. A file that
+    cannot be read, or has more than 8-bit grey or RGB can hold (16 bits, transparency, several pictures), is named on
+    stderr and left out, and the exit status is then 1. The file is written whole or not at all, by one process at a
+    time.
 
     Example: vqvae compress runs/fashion-mini photos more/photo.png -o album.vq
 

@@ -21,11 +21,11 @@ Repository = Annotated[str, tyro.conf.Positional]
 
 
 def push(run_or_model: Folder, repository: Repository, private: bool = False, revision: str | None = None) -> None:
-    """Upload a run, or a saved model, to the Hugging Face hub in one commit, with a model card.
+    """Upload a run, or a saved model, to the Hugging Face hub.
 
-    Of a run go: its tokenizer, its priors, elbo.json and the pictures, with the README.md of its folder, or else a
-    card that is made of these. After that `vqvae sample OWNER/NAME` works anywhere, and so does
-    `VQVAE.from_pretrained("OWNER/NAME", subfolder="codebook")`. Log in first, by `hf auth login`.
+    It is one commit, with a model card. Of a run go: its tokenizer, its priors, elbo.json and the pictures, with the
+    README.md of its folder, or else a card that is made of these. After that `vqvae sample OWNER/NAME` works anywhere,
+    and so does `VQVAE.from_pretrained("OWNER/NAME", subfolder="codebook")`. Log in first, by `hf auth login`.
 
     Example: vqvae push runs/fashion-mini owner/fashion-mini --private
 

@@ -51,7 +51,9 @@ def sample(
     columns: int | None = None,
     output: Output = Path("samples.png"),
 ) -> None:
-    """Draw latents from the prior, decode them, and write the images as a grid or as files in a folder.
+    """Draw images, and write them as a grid or as files in a folder.
+
+    Latents are drawn from the prior, and decoded.
 
     Example: vqvae sample runs/fashion-mini --label 7 --num 16 --temperature 0.9 --output sneakers.png
 

@@ -34,10 +34,11 @@ def decompress(
     recover: bool = False,
     force: bool = False,
 ) -> int:
-    """Write the images of a file as PNGs, under their names, or as 000000.png, 000001.png, ... where it has none.
+    """Write the images of a compressed file as PNGs.
 
-    Names are not trusted: whatever they are, nothing is written outside of the folder, through a link, or over another
-    image of the file, which gets a number at its name's end instead. Each PNG is written whole or not at all.
+    They come under their names, or as 000000.png, 000001.png, ... where it has none. Names are not trusted: whatever
+    they are, nothing is written outside of the folder, through a link, or over another image of the file, which gets a
+    number at its name's end instead. Each PNG is written whole or not at all.
 
     Example: vqvae decompress runs/fashion-mini album.vq -o again --images 0 5 7
 

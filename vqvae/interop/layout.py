@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import safefolder
+from safefolder.building import shapes_alone
 from safefolder.folder import check_weights
 from safefolder.tensors import few, in_short, shown
 from vqvae.vqgan import VQGAN
@@ -202,7 +203,7 @@ def assembled(make: Callable[[], VQGAN.Config], weights: Mapping[str, Tensor], s
             )
         if num_blocks > MOST_BLOCKS:
             raise ValueError(f"got {num_blocks:,} residual blocks, expected at most {MOST_BLOCKS:,}")
-        with torch.device("meta"):
+        with shapes_alone():
             shapes = config.build().state_dict()
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{source} does not fit a VQGAN: {in_short(error)}") from error

@@ -335,20 +335,24 @@ def require_finite(z_e: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     Raises:
         ValueError: one of them is NaN or infinite, which no code stands for.
     """
-    return _require_finite(z_e)
+    return torch.ops.vqvae.require_finite(z_e)
 
 
 # One operator, so that a check of values does not break a compiled graph; it returns a copy, so that it is not dropped.
-@torch.library.custom_op("vqvae::require_finite", mutates_args=())
+# Not by `torch.library.custom_op`: the first call of such an operator loads torch's compiler, a second of CPU time.
+torch.library.define("vqvae::require_finite", "(Tensor z_e) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+
+
+@torch.library.impl("vqvae::require_finite", "default")
 def _require_finite(z_e: Tensor) -> Tensor:
     if not torch.isfinite(z_e).all():  # waits for the device: an error must come before its consequences
         raise ValueError("the features to quantize hold NaN or infinity; look for a diverged or broken encoder")
     return z_e.clone()
 
 
-@_require_finite.register_fake
+@torch.library.register_fake("vqvae::require_finite")
 def _(z_e: Tensor) -> Tensor:
     return torch.empty_like(z_e)
 
 
-_require_finite.register_autograd(lambda ctx, grad: grad)
+torch.library.register_autograd("vqvae::require_finite", lambda ctx, grad: grad)

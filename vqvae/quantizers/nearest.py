@@ -63,12 +63,18 @@ def nearest(
         ValueError: a vector or a code is NaN or infinite, an offset is NaN or −inf, or all offsets are +inf.
     """
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    return _nearest(
+    return torch.ops.vqvae.nearest(
         vectors.detach().to(dtype), codebook.detach().to(dtype), None if offsets is None else offsets.detach().to(dtype)
     )
 
 
-@torch.library.custom_op("vqvae::nearest", mutates_args=())
+# Not by `torch.library.custom_op`: the first call of such an operator loads torch's compiler, a second of CPU time.
+torch.library.define(
+    "vqvae::nearest", "(Tensor vectors, Tensor codebook, Tensor? offsets) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+
+
+@torch.library.impl("vqvae::nearest", "default")
 def _nearest(vectors: Tensor, codebook: Tensor, offsets: Tensor | None) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False), _full_precision(vectors.device.type):
         norms = torch.linalg.vector_norm(vectors, dim=1)
@@ -78,7 +84,7 @@ def _nearest(vectors: Tensor, codebook: Tensor, offsets: Tensor | None) -> Tenso
         return _search(vectors, norms, _Table(codebook, offsets))
 
 
-@_nearest.register_fake
+@torch.library.register_fake("vqvae::nearest")
 def _(vectors: Tensor, codebook: Tensor, offsets: Tensor | None) -> Tensor:
     return vectors.new_empty(len(vectors), dtype=torch.int64)
 

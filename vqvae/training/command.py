@@ -37,7 +37,11 @@ def main() -> None:
 
 
 def run_command(args: Sequence[str]) -> None:
-    """Train as the words of a command line say, and end the processes that did."""
+    """Train a codebook, then a prior over its codes, and say what both are worth.
+
+    Args:
+        args: the words of a command line after the program's name.
+    """
     run = parse(list(args))
     try:
         train(run)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -64,7 +65,8 @@ class FitConfig(Options):
 class Run(Options):
     """Train a codebook, then a prior over its codes, and state what both are worth in bits.
 
-    Examples: python train.py; python train.py --preset cifar10 --run runs/mine; python train.py --resume
+    Examples: vqvae train; vqvae train --preset cifar10 --run runs/mine; vqvae train --resume. In a clone
+    `python train.py` is the same.
     """
 
     preset: Literal["fashion-mini", "fashion-mnist", "cifar10", "folder"] = "fashion-mini"
@@ -222,7 +224,14 @@ def parse(args: list[str]) -> Run:
     registry.struct_rule(_struct)
     with registry:
         # Flags in pairs, as a resumed run may have any on already.
-        return exits.parsed(lambda: tyro.cli(Run, default=default, args=args, config=(tyro.conf.AvoidSubcommands,)))
+        return exits.parsed(
+            lambda: tyro.cli(Run, prog=_program(), default=default, args=args, config=(tyro.conf.AvoidSubcommands,))
+        )
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return name if name == "train.py" else "vqvae train"
 
 
 def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:

@@ -124,4 +124,5 @@ def tell_of_stale_parts(run: Run, model: Autoencoder) -> None:
 
 def go_on(run: Run) -> str:
     """The command that goes on with the run."""
-    return f"python train.py --resume --run {shlex.quote(str(run.run))}"
+    program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "vqvae train"
+    return f"{program} --resume --run {shlex.quote(str(run.run))}"

@@ -1,0 +1,17 @@
+"""The names of `vqvae`, which come from here when the first of them is used."""
+
+from vqvae.autoencoder import Autoencoder
+from vqvae.data import load_images
+from vqvae.elbo import ELBO
+from vqvae.gaussian import GaussianVAE
+from vqvae.model import VQVAE
+from vqvae.vqgan import VQGAN
+
+__all__ = [
+    "ELBO",
+    "VQGAN",
+    "VQVAE",
+    "Autoencoder",
+    "GaussianVAE",
+    "load_images",
+]
