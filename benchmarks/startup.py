@@ -1,6 +1,6 @@
 """CPU time, user and system, until a command or an import has answered: medians over rounds, each of all in turn.
 
-    python benchmarks/startup.py --rounds 5 --beside OTHER_CHECKOUT
+    python -m benchmarks startup [--rounds 5] [--beside OTHER_CHECKOUT]
 
 Each is a fresh Python, in this checkout and in the other one. A round before the first fills the files' caches.
 """
@@ -15,12 +15,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-import tyro
 
 from vqvae import VQVAE
 
 ROOT = Path(__file__).parents[1]
 TORCH = "import torch"
+QUICK = "--rounds 1"
 ENCODE = "model.encode(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))"
 READ = f"import sys, torch, vqvae; model = vqvae.VQVAE.from_pretrained(sys.argv[1]); {ENCODE}"
 
@@ -63,7 +63,3 @@ def seconds(words: list[str], checkout: Path) -> float:
     subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

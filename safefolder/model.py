@@ -66,7 +66,7 @@ class SavedModel(nn.Module, Configured):
         kinds = {kind.__name__: kind for kind in concrete(cls)}
         kind = kinds.get(config["class"]) if isinstance(config["class"], str) else None
         if kind is None:
-            expected = " or ".join(sorted(kinds))
+            expected = " or ".join(sorted(kinds, key=lambda name: (name != cls.__name__, name)))
             raise ValueError(f"{source} holds a {str(config['class'])[:100]}, expected a {expected}")
         options = {name: config[name] for name in config if name not in ("format", "class", *kind._noted)}
         model = build(

@@ -323,4 +323,4 @@ def test_every_preset_parses_and_can_change_kinds():
         assert parse(["--preset", preset]).preset == preset
     run = parse(["--quantizer", "VectorQuantizer", "--model.quantizer.codebook-weight", "2", "--likelihood", "Normal"])
     assert run.model.quantizer.codebook_weight == 2
-    assert type(run.model.likelihood).__name__ == "Normal.Config"
+    assert run.model.likelihood.owner.__name__ == "Normal"

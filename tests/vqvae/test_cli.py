@@ -208,7 +208,7 @@ def test_mistakes_are_one_line(call, run, tmp_path):
         (("reconstruct", run, "--num", "0"), "--num must be at least 1"),
         (("reconstruct", run, "--data", tmp_path / "empty"), "empty"),
         (("reconstruct", run / "codebook"), "name some with --data"),
-        (("reconstruct", run / "prior"), "holds a TransformerPrior, expected a GaussianVAE or VQVAE"),
+        (("reconstruct", run / "prior"), "holds a TransformerPrior, expected a GaussianVAE or VQGAN or VQVAE"),
         (("sample", run / "codebook"), "has no prior"),
         (("sample", run, "--prior", run / "codebook"), "VQVAE"),
         (("sample", run, "--label", "2"), "--label must lie in [0, 2), got 2"),

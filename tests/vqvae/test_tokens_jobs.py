@@ -130,7 +130,7 @@ def test_a_whole_set_that_nobody_may_write_to_needs_no_lock(source, whole, tmp_p
     def refused(*args: object, **options: object) -> None:
         raise ValueError("could not write") from PermissionError()
 
-    monkeypatch.setattr(safefolder, "one_writer", refused)
+    monkeypatch.setattr("safefolder.locks.one_writer", refused)
     images = load_images(source, size=8)
     assert tokenize(tokenizer(), images, folder, **SIZES).num_images == 0
     (folder / "codes-00001.safetensors").unlink()
