@@ -34,7 +34,7 @@ from benchmarks import other_codecs as others
 from benchmarks.codec_report import Row, ours
 from priors import Prior
 from vqvae import VQVAE
-from vqvae.codec import Archive, Codec, Mode, container
+from vqvae.codec import Archive, Codec, Compression, Mode, container
 from vqvae.codec.body import STORED, Body
 from vqvae.elbo import elbo
 from vqvae.metrics import psnr, ssim
@@ -67,7 +67,7 @@ def bounds(codec: Codec, images: Tensor) -> dict[str, np.ndarray]:
 
 def written(codec: Codec, images: Tensor) -> bytes:
     """A file of images that was decoded and compared with what went in."""
-    data = codec.compress(images, verify=False)
+    data = codec.compress(images, options=Compression(verify=False))
     back = codec.decompress(data)
     if not torch.equal(back if isinstance(back, Tensor) else torch.stack(back), images):
         raise ValueError("other pixels came back than went in")
@@ -125,7 +125,7 @@ def speeds(codec: Codec, images: Tensor, rounds: int) -> dict[str, dict[str, flo
     """Images a second, as in `other_codecs.speeds`, and of encoding with a look at what comes back."""
 
     def compress(parts: Sequence[Tensor], verify: bool) -> list[bytes]:
-        return [codec.compress(part, verify=verify) for part in parts]
+        return [codec.compress(part, options=Compression(verify=verify)) for part in parts]
 
     def decompress(files: Sequence[bytes]) -> None:
         for file in files:
@@ -150,7 +150,7 @@ def lossy(run: Path, images: Tensor) -> list[Row]:
         rows.append(Row(name, back, num_bytes, num_smallest, **quality))
 
     for how, parts in (("one file", [images]), ("files of their own", images.split(1))):
-        files = [codec.compress(part, mode=Mode.LOSSY) for part in parts]
+        files = [codec.compress(part, options=Compression(mode=Mode.LOSSY)) for part in parts]
         back = torch.cat([torch.stack(list(codec.decompress(file))) for file in files])
         add(f"{ours(run.name)}, {how}", back, sum(map(len, files)))
         for name in tqdm(others.LOSSY, desc=f"{run.name}: lossy", disable=None):

@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from benchmarks import harness
 from benchmarks.codec import codec_of
-from vqvae.codec import Codec, tables
+from vqvae.codec import Codec, Compression, tables
 from vqvae.codec.coder import RangeReader
 
 # One image by itself takes so much longer that fewer are timed.
@@ -104,8 +104,8 @@ def main(
     codec = codec_of(harness.some_run(run, num_steps))
     images = harness.images(source, "test", num, root=root)
     alone = images[::ALONE_OF]
-    archive = [codec.compress(images, verify=False)]
-    single = [codec.compress(image[None], verify=False) for image in alone]
+    archive = [codec.compress(images, options=Compression(verify=False))]
+    single = [codec.compress(image[None], options=Compression(verify=False)) for image in alone]
     found = [(seconds_of(codec, files), num) for files, num in ((archive, len(images)), (single, len(alone)))]
     table = harness.Table("CPU time of decoding", f"an archive of {len(images):,}", f"{len(alone):,} one by one")
     for group in found[0][0]:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from benchmarks import harness
-from priors import AnyOrderPrior, NGramPrior, PixelCNNPrior, Prior, TransformerPrior, UniformPrior, UnigramPrior
+from priors import AnyOrderPrior, NGramPrior, PixelCNNPrior, Prior, Sampling, TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE, load_images, pictures
 from vqvae.data import batches
 
@@ -147,7 +147,7 @@ def draw_pictures(model: VQVAE, codes: dict[str, Tensor], num_drawn: int, out: P
     labels = torch.arange(100) % 10
     for name, prior in (("samples", raster), ("samples-any-order", any_order)):
         generator = torch.Generator().manual_seed(0)
-        drawn = prior.sample(100, labels, temperature=0.95, guidance=1.5, generator=generator)
+        drawn = prior.sample(100, labels, Sampling(temperature=0.95, guidance=1.5), generator)
         pictures.save_grid(out / f"{name}.png", model.decode(drawn), 10)
     inpainting(model, any_order, codes, out / "inpainting.png")
     against_steps(model, any_order, raster, codes, num_drawn, out)
@@ -163,7 +163,7 @@ def inpainting(model: VQVAE, prior: AnyOrderPrior, codes: dict[str, Tensor], pat
         mask = masks[i % len(masks)]
         known, labels = one.expand(5, -1, -1), codes["test_labels"][i].expand(5)
         generator = torch.Generator().manual_seed(i)
-        drawn = prior.sample(5, labels, known=known, mask=mask, generator=generator)
+        drawn = prior.sample(5, labels, generator=generator, given=known, mask=mask)
         whole = model.decode(one[None])
         side = whole.shape[-1] // width
         hidden = mask.repeat_interleave(side, 0).repeat_interleave(side, 1)
@@ -190,7 +190,7 @@ def against_steps(
     found = []
     for sampler, steps in [*((prior, steps) for steps in STEPS), (judge, None)]:
         begin = harness.now().counted
-        drawn = sampler.sample(num, labels, num_steps=steps, generator=torch.Generator().manual_seed(1))
+        drawn = sampler.sample(num, labels, Sampling(num_steps=steps), torch.Generator().manual_seed(1))
         spent = (harness.now().counted - begin) / num
         one = partial(sampler.sample, 1, torch.tensor([3]), num_steps=steps)
         alone = statistics.median(harness.timed(one).counted for _ in range(5))

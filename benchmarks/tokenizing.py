@@ -41,7 +41,7 @@ from vqvae.data import image_folder
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 from vqvae.quantizers.codebook import CodebookQuantizer
-from vqvae.tokens import Timings, tokenize, tokenize_on_ray
+from vqvae.tokens import Timings, Tokenizing, TokenizingOnRay, tokenize, tokenize_on_ray
 from vqvae.vqgan import VQGAN
 
 MODELS = {
@@ -98,18 +98,21 @@ def encode(engine: str, rank: int, model_folder: str, images: str, output: str) 
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shard_size": shard_size}
     model.encode(torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8))  # what a first call prepares, once
     came: list[tuple[float, int]] = []
-    options["progress"] = lambda done, total: came.append((time.monotonic(), done))
+
+    def progress(done: int, total: int) -> None:
+        came.append((time.monotonic(), done))
+
     timings = Timings()
     if engine == "ray":
         import ray
 
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**30, logging_level=logging.ERROR)
         start = time.monotonic()
-        tokenize_on_ray(model, source, output, **options)
+        tokenize_on_ray(model, source, output, TokenizingOnRay(**options), progress=progress)
     else:
         start = time.monotonic()
         options |= {"rank": rank, "world_size": 2} if engine == "two" else {"num_workers": 1}
-        tokenize(model, source, output, timings=timings, **options)
+        tokenize(model, source, output, Tokenizing(**options), progress=progress, timings=timings)
     first, early = came[0]
     ends = {"start": start, "first": first, "end": time.monotonic()}
     return {**vars(timings), **ends, "early": early, "images": len(source)}

@@ -1,10 +1,11 @@
 """Models of grids of codes or vectors: what is left to say about an image once it is latents.
 
-    from priors import TransformerPrior
+    from priors import Sampling, TransformerPrior
 
     prior = TransformerPrior(num_codes=512, grid=(7, 7))
     prior.log_prob(codes)      # nats, "b"; train on -prior(codes).mean()
     prior.sample(16)           # codes, int64 "16 7 7"
+    prior.sample(16, sampling=Sampling(temperature=0.9, top_p=0.95))
 
 In place of raster order: `AnyOrderPrior` draws under any mask and several codes a step, `DepthTransformerPrior` is for
 several codes a place, `NextScalePrior` for pictures of codes from coarse to fine. `LlamaPrior` is for software that
@@ -31,6 +32,7 @@ from priors.next_scale import NextScalePrior
 from priors.ngram import NGramPrior
 from priors.normal import NormalPrior
 from priors.pixelcnn import PixelCNNPrior
+from priors.sampling import Sampling
 from priors.transformer import TransformerPrior
 from priors.uniform import UniformPrior
 from priors.unigram import UnigramPrior
@@ -47,6 +49,7 @@ __all__ = [
     "NormalPrior",
     "PixelCNNPrior",
     "Prior",
+    "Sampling",
     "TransformerPrior",
     "UniformPrior",
     "UnigramPrior",

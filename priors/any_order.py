@@ -58,7 +58,8 @@ class AnyOrderPrior(TrunkPrior):
     """An autoregressive transformer over a code grid, in any order of its places.
 
     In training `log_prob` draws an order for each grid from torch's global generator; in evaluation it is raster order.
-    An order that is given counts in both. `sample` draws under any mask, and several codes a step with `num_steps`.
+    An order that is given counts in both. `sample` draws under any mask, and with `Sampling(num_steps=...)` several
+    codes a step.
 
     Beside these its options are those of `TrunkPrior` and `TrunkModel`.
 
@@ -71,7 +72,7 @@ class AnyOrderPrior(TrunkPrior):
     torch.Size([3])
     >>> mask = torch.zeros(7, 7, dtype=torch.bool)
     >>> mask[2:5, 2:5] = True  # draw these nine places, and keep the others
-    >>> prior.sample(3, known=codes, mask=mask, num_steps=4).shape
+    >>> prior.sample(3, given=codes, mask=mask).shape
     torch.Size([3, 7, 7])
     """
 

@@ -28,35 +28,23 @@ so guidance 1 is the plain conditional; theirs is 1 + w. It may differ from plac
 A prior knows nothing of images. Its outputs are at least float32; `prior.double()` gives float64.
 """
 
-import numbers
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from priors.draws import SEEDED_GRIDS, Blocks, Prefix, block_size, check_codes, check_given, seeds_for, strengths_of
 from priors.grid import GridModel, check_size
-from priors.numerics import Numerics, Precision, choose
-from priors.sampling import Chooser, Seeds, check_range, check_seeds, random_chooser
-from priors.walks import Route, Start, Step, filled, taken
+from priors.numerics import Numerics, choose
+from priors.sampling import Chooser, Sampling, Seeds, check_sampling
+from priors.walks import Route, Start, Step, taken
 from safefolder import ConfiguredOptions, Given, arrays
 from safefolder.arrays import Codes, Labels, Mask
-
-Prefix = Integer[Tensor, "b n"] | Integer[np.ndarray, "b n"] | Sequence[Any]
-
-# Bytes that caches and tables of one block of grids may take, and the most grids in it: more make nothing faster.
-CACHE_BYTES = 2**30
-MOST_GRIDS = 256
-# Grids with seeds of their own are always computed by so many, filled up if need be: matrix products of another shape
-# are rounded otherwise, and a grid must not depend on how many others were asked for.
-SEEDED_GRIDS = 16
-# More would be lost in the rounding of a table.
-_MOST_GUIDANCE = 1e6
 
 
 class Prior(GridModel):
@@ -152,25 +140,23 @@ class Prior(GridModel):
         num: int,
         chooser: Chooser,
         labels: Labels | None = None,
-        guidance: float | Sequence[float] | None = None,
-        prefix: Prefix | None = None,
-        known: Codes | None = None,
-        mask: Mask | None = None,
+        guidance: float | tuple[float, ...] | None = None,
         num_steps: int | None = None,
+        *,
+        given: Codes | None = None,
+        mask: Mask | None = None,
+        prefix: Prefix | None = None,
     ) -> Int[Tensor, "b *grid"]:
         """Step through `num` grids and let `chooser` fix each place, in the arithmetic of the prior's own weights.
 
         At each place the chooser gets normalised log-probabilities "b k" and returns codes "b". No autocast reaches the
-        tables, dropout is off, and no gradients are kept. The other arguments are those of `sample`; no table is
-        offered for places that are known in every grid before the first that is not.
+        tables, dropout is off, and no gradients are kept. The other arguments are those of `sample` and `Sampling`; no
+        table is offered for places that are given in every grid before the first that is not.
 
-        Raises ValueError for a bad count, labels, guidance, prefix, known codes or mask, and for a chooser's answer of
-        the wrong type or shape.
+        Raises ValueError as `sample`, and for a chooser's answer of the wrong type or shape.
         """
-        num = self._check_num(num)
-        classes = self._check_labels(labels, num)
-        strengths = self._check_guidance(guidance, classes)
-        route = self._route(*self._check_known(num, prefix, known, mask), num_steps)
+        options = Sampling(guidance=guidance, num_steps=num_steps)
+        num, classes, strengths, route = self._asked(num, labels, options, prefix, given, mask)
         rows = torch.arange(num, device=self.device)
         return self._walk(chooser, classes, strengths, taken(route, rows), Numerics(self.dtype), None)
 
@@ -178,137 +164,115 @@ class Prior(GridModel):
         self,
         num: int,
         labels: Labels | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance: float | Sequence[float] | None = None,
+        sampling: Sampling = Sampling(),
         generator: torch.Generator | None = None,
-        prefix: Prefix | None = None,
         *,
-        min_p: float | None = None,
-        seeds: Seeds | None = None,
-        known: Codes | None = None,
+        given: Codes | None = None,
         mask: Mask | None = None,
-        num_steps: int | None = None,
-        precision: Precision = "auto",
-        compiled: bool = False,
-        batch_size: int | None = None,
+        prefix: Prefix | None = None,
+        seeds: Seeds | None = None,
         progress: bool = False,
     ) -> Int[Tensor, "b *grid"]:
         """Draw `num` grids. The same seed of `generator` gives the same codes on the same machine.
 
         Args:
             labels: class of each grid "b", or one class for all of them; None draws under "no label".
-            temperature: 1 is the model itself, 0 takes the likeliest code at each place.
-            top_k, top_p, min_p: keep the likeliest codes only; see `priors.sampling`.
-            guidance: classifier-free guidance, 1 or None for none, or one number for each place in the order of the
-                walk (`priors.sampling.guidance_ramp`); needs labels.
-            prefix: known codes of the first n places in raster order, "b n".
+            sampling: how they are drawn.
+            generator: of the draws; torch's global one unless given.
+            given, mask: codes "b *grid" and, as booleans of the shape of a grid or of all grids, where to draw; the
+                rest is kept. A prior in raster order draws after what is given; `AnyOrderPrior` draws anywhere.
+            prefix: in their place, codes of the first n places in raster order, "b n".
             seeds: in place of a generator, a seed for each grid: the grid then is the same whatever others are drawn
-                with it.
-            known, mask: known grids and, as booleans of the shape of a grid or of all grids, where to draw; the rest is
-                kept. A prior in raster order draws after what is known; `AnyOrderPrior` draws anywhere.
-            num_steps: draw several codes at once, in so many steps, by a prior that can.
-            precision: of the arithmetic; "auto" takes what is fastest for the device and the number of grids.
-            compiled: use `torch.compile`, which takes a while the first time.
-            batch_size: grids that are drawn at once; by default as many as 1 GiB holds, at most 256, or sixteen with
-                seeds. Other sizes give other, equally good draws.
+                with it. They are drawn sixteen at a time.
             progress: show a progress bar, at a terminal.
-        Raises ValueError for a value outside its range.
+
+        Raises ValueError for what does not fit the prior, or each other.
         """
         drawn = self.samples(
-            num, labels, temperature, top_k, top_p, guidance, generator, prefix, min_p=min_p, seeds=seeds, known=known,
-            mask=mask, num_steps=num_steps, precision=precision, compiled=compiled, batch_size=batch_size,
-            progress=progress,
-        )  # fmt: skip
-        empty = torch.zeros(0, *self.grid, dtype=torch.int64, device=self.device)
-        return torch.cat([empty, *drawn])
+            num, labels, sampling, generator, given=given, mask=mask, prefix=prefix, seeds=seeds, progress=progress
+        )
+        return torch.cat([torch.zeros(0, *self.grid, dtype=torch.int64, device=self.device), *drawn])
 
     def samples(
         self,
         num: int,
         labels: Labels | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance: float | Sequence[float] | None = None,
+        sampling: Sampling = Sampling(),
         generator: torch.Generator | None = None,
-        prefix: Prefix | None = None,
         *,
-        min_p: float | None = None,
-        seeds: Seeds | None = None,
-        known: Codes | None = None,
+        given: Codes | None = None,
         mask: Mask | None = None,
-        num_steps: int | None = None,
-        precision: Precision = "auto",
-        compiled: bool = False,
-        batch_size: int | None = None,
+        prefix: Prefix | None = None,
+        seeds: Seeds | None = None,
         progress: bool = False,
     ) -> Iterator[Int[Tensor, "b *grid"]]:
         """The grids of `sample` block by block, each as soon as it is finished; memory is that of one block."""
-        num = self._check_num(num)
-        classes = self._check_labels(labels, num)
-        strengths = self._check_guidance(guidance, classes)
-        route = self._route(*self._check_known(num, prefix, known, mask), num_steps)
-        seeds = None if seeds is None else check_seeds(seeds)
-        if seeds is not None and len(seeds) != num:
-            raise ValueError(f"got {len(seeds)} seeds for {num} grids, expected one each")
-        if batch_size is not None:
-            batch_size = check_size(batch_size, "batch_size")
-        if (precision != "auto" or compiled) and not self.has_numerics:
-            raise ValueError(
-                f"got precision={precision!r} and compiled={compiled}, expected 'auto' and False: "
-                f"{type(self).__name__} draws with its weights as they are"
-            )
-        num_at_once = max(route.sizes or (self.num_at_once,))
-        if compiled and num_at_once > 1:
-            raise ValueError(f"got compiled=True for steps of up to {num_at_once} codes, expected False, or one a step")
-        if seeds is not None:
-            if batch_size is not None:
-                raise ValueError(f"got batch_size={batch_size} beside seeds, which are drawn {SEEDED_GRIDS} at a time")
-            # Known places one by one, as drawn ones: how many come at once must not depend on the other grids.
-            sizes = None if route.sizes is None else (1,) * route.num_before + route.sizes
-            route = replace(route, num_before=0, sizes=sizes)
+        num, classes, strengths, route = self._asked(num, labels, sampling, prefix, given, mask)
+        num_at_once = self._check_arithmetic(sampling, route)
+        listed = seeds_for(num, seeds, sampling)
+        wide = 1 if strengths is None else 2
 
-        def chooser(part: slice) -> Chooser:
-            filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-            own = None if seeds is None else [seeds[i] for i in filled(part, num, SEEDED_GRIDS)]
-            return random_chooser(**filters, generator=generator, seeds=own)
-
-        chooser(slice(0, 0))  # what is wrong is said now, not at the first grid
-        widest = 1 if strengths is None else 2
-        if seeds is not None:
-            size = SEEDED_GRIDS
-        elif batch_size is not None:
-            size = batch_size
-        else:
-            numerics = choose(precision, num * widest, self, compiled)
+        def row_bytes(numerics: Numerics) -> int:
             # A step reads what the last fixed, the first all that is known; tables stand there as logits, too.
             inputs = max(1 + route.num_before, 2 * num_at_once)
-            each = self.walk_bytes(numerics, inputs) + 16 * self.num_codes * num_at_once
-            size = max(1, min(MOST_GRIDS, CACHE_BYTES // (widest * each)))
-        rows = size if seeds is not None else min(num, size)
-        numerics = choose(precision, rows * widest, self, compiled)
+            return self.walk_bytes(numerics, inputs) + 16 * self.num_codes * num_at_once
 
-        def blocks() -> Iterator[Tensor]:
+        if listed is None:
+            size = block_size(sampling, num * wide, wide, self, row_bytes)
+            rows = min(num, size)
+        else:
+            size = rows = SEEDED_GRIDS
+            # Given places one by one, as drawn ones: how many come at once must not depend on the other grids.
+            sizes = None if route.sizes is None else (1,) * route.num_before + route.sizes
+            route = replace(route, num_before=0, sizes=sizes)
+        blocks = Blocks(num, size, sampling, generator, listed)
+        numerics = choose(sampling.precision, rows * wide, self, sampling.compiled)
+
+        def drawn() -> Iterator[Tensor]:
             total, off = num * self.num_places, None if progress else True
             with tqdm(total=total, desc="codes", unit="code", unit_scale=True, disable=off) as bar:
-                for begin in range(0, num, size):
-                    part = slice(begin, min(num, begin + size))
-                    wanted = filled(part, num, SEEDED_GRIDS) if seeds is not None else range(part.start, part.stop)
-                    rows = torch.tensor(wanted, dtype=torch.int64, device=self.device)
+                for grids, length, chooser in blocks:
+                    rows = torch.tensor(grids, dtype=torch.int64, device=self.device)
                     chosen = None if classes is None else classes[rows]
-                    length = part.stop - part.start
 
                     def tick(places: int, length: int = length) -> None:
                         bar.update(places * length)
 
                     with torch.inference_mode():
-                        drawn = self._walk(chooser(part), chosen, strengths, taken(route, rows), numerics, tick)
+                        codes = self._walk(chooser, chosen, strengths, taken(route, rows), numerics, tick)
                     # A copy, as a tensor of inference mode cannot be trained on.
-                    yield drawn[:length].clone()
+                    yield codes[:length].clone()
 
-        return blocks()
+        return drawn()
+
+    def _asked(
+        self,
+        num: int,
+        labels: Labels | None,
+        sampling: Sampling,
+        prefix: Prefix | None,
+        given: Codes | None,
+        mask: Mask | None,
+    ) -> tuple[int, Tensor | None, Tensor | None, Route]:
+        """What is asked of a walk, checked: how many grids, their labels, guidance at each place, and the route."""
+        check_sampling(sampling)
+        num = self._check_num(num)
+        classes = self._check_labels(labels, num)
+        strengths = strengths_of(self, sampling.guidance, classes)
+        codes, kept = check_given(self, self.num_codes, num, prefix, given, mask)
+        return num, classes, strengths, self._route(codes, kept, sampling.num_steps)
+
+    def _check_arithmetic(self, sampling: Sampling, route: Route) -> int:
+        """How many codes the largest step fixes. ValueError for arithmetic that the prior, or such steps, cannot do."""
+        if (sampling.precision != "auto" or sampling.compiled) and not self.has_numerics:
+            raise ValueError(
+                f"got precision={sampling.precision!r} and compiled={sampling.compiled}, expected 'auto' and False: "
+                f"{type(self).__name__} draws with its weights as they are"
+            )
+        num = max(route.sizes or (self.num_at_once,))
+        if sampling.compiled and num > 1:
+            raise ValueError(f"got compiled=True for steps of up to {num} codes, expected False, or one a step")
+        return num
 
     @torch.no_grad()
     def _walk(
@@ -386,68 +350,4 @@ class Prior(GridModel):
 
     def _check_codes(self, codes: Codes, name: str, shape: tuple[int, ...]) -> Tensor:
         """Codes of any integer type as int64, on this prior's device."""
-        codes = arrays.integers(codes, name, self.device)
-        if tuple(codes.shape[1:]) != shape or codes.ndim < 1:
-            expected = ", ".join(map(str, ("b", *shape)))
-            raise ValueError(f"got {name} of shape {tuple(codes.shape)}, expected ({expected})")
-        codes = codes.to(self.device)
-        check_range(codes, self.num_codes, name)
-        return codes
-
-    def _check_known(
-        self, num: int, prefix: Prefix | None, known: Codes | None, mask: Mask | None
-    ) -> tuple[Tensor, Tensor]:
-        """Known codes "b n" (zero where unknown), and where they are kept; one row for all if nothing is known."""
-        rows = 1 if prefix is None and known is None else num
-        codes = torch.zeros(rows, self.num_places, dtype=torch.int64, device=self.device)
-        kept = torch.zeros_like(codes, dtype=torch.bool)
-        if (known is None) != (mask is None) or (known is not None and prefix is not None):
-            raise ValueError("expected known codes and a mask together, or a prefix, or neither")
-        if prefix is not None:
-            prefix = arrays.integers(prefix, "prefix", self.device)
-            if prefix.ndim != 2 or prefix.shape[0] != num or prefix.shape[1] > self.num_places:
-                raise ValueError(
-                    f"got prefix of shape {tuple(prefix.shape)}, expected ({num}, n) with n from 0 to "
-                    f"{self.num_places}, the first places in raster order"
-                )
-            codes[:, : prefix.shape[1]] = self._check_codes(prefix, "prefix", (prefix.shape[1],))
-            kept[:, : prefix.shape[1]] = True
-        if known is not None and mask is not None:
-            known, mask = arrays.integers(known, "known", self.device), arrays.mask_of(mask, "a mask", self.device)
-            if mask.dtype != torch.bool or tuple(mask.shape) not in (self.grid, (num, *self.grid)):
-                expected = ", ".join(map(str, self.grid))
-                raise ValueError(
-                    f"got a mask of {mask.dtype} {tuple(mask.shape)}, expected booleans of shape ({expected}) or "
-                    f"({num}, {expected}), True where to draw"
-                )
-            if tuple(known.shape) != (num, *self.grid):
-                expected = ", ".join(map(str, (num, *self.grid)))
-                raise ValueError(f"got known codes of shape {tuple(known.shape)}, expected ({expected})")
-            kept = ~mask.to(self.device).expand(num, *self.grid).reshape(num, self.num_places)
-            # What stands where codes are to be drawn is nobody's business, such as a -1 for "unknown".
-            flat = self._check_codes(known.to(self.device).where(kept.reshape(known.shape), 0), "known", self.grid)
-            codes = flat.reshape(num, self.num_places)
-        return codes, kept
-
-    def _check_guidance(self, guidance: float | Sequence[float] | None, labels: Tensor | None) -> Tensor | None:
-        """Strength at each place of the walk; None where it is 1 everywhere."""
-        if guidance is None or (isinstance(guidance, numbers.Real) and guidance == 1):
-            return None
-        if self.num_classes is None:
-            raise ValueError(f"got guidance={guidance}, expected None: this prior was made without num_classes")
-        if labels is None or bool((labels == self.num_classes).any()):
-            raise ValueError(f"got guidance={guidance} without labels, expected labels to guide to")
-        if not isinstance(guidance, numbers.Real | Sequence) or isinstance(guidance, str):
-            raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each place")
-        several = isinstance(guidance, Sequence)
-        strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * self.num_places
-        if len(strengths) != self.num_places:
-            raise ValueError(
-                f"got guidance of {len(strengths)} numbers, expected one for each of {self.num_places} places"
-            )
-        if not all(0 <= strength <= _MOST_GUIDANCE for strength in strengths):
-            shown = "one of them in guidance" if several else f"guidance={guidance}"
-            raise ValueError(f"got {shown}, expected numbers from 0 to {_MOST_GUIDANCE:g} (1 is none)")
-        if all(strength == 1 for strength in strengths):
-            return None
-        return torch.tensor(strengths, dtype=self.dtype, device=self.device)
+        return check_codes(self, self.num_codes, codes, name, shape)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from priors.grid import GridModel, check_size
-from priors.sampling import check_temperature
+from priors.sampling import Sampling, check_sampling
 from safefolder import ConfiguredOptions, Given, arrays
 from safefolder.arrays import Labels, Vectors
 
@@ -70,23 +70,28 @@ class ContinuousPrior(GridModel):
         self,
         num: int,
         labels: Labels | None = None,
-        temperature: float = 1.0,
+        sampling: Sampling = Sampling(),
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b *grid d"]:
         """Draw `num` grids. The same seed of `generator` gives the same latents.
 
         Args:
             labels: class of each grid "b", or one class for all of them; None draws under "no label".
-            temperature: T multiplies every Gaussian's standard deviation, and weights w of a mixture
-                become w^(1/T), normalised. 1 is the model itself, 0 takes the mean of the heaviest
-                component at each place.
-        Raises ValueError for a bad count, labels or temperature.
+            sampling: of which there is only the temperature T. It multiplies every Gaussian's standard deviation, and
+                weights w of a mixture become w^(1/T), normalised. 1 is the model itself, 0 takes the mean of the
+                heaviest component at each place.
+            generator: of the draws; torch's global one unless given.
+
+        Raises ValueError for a bad count or labels, and for options that it does not have.
         """
+        check_sampling(sampling)
+        if others := [name for name in sampling.changed() if name != "temperature"]:
+            told = " and ".join(f"{name}={getattr(sampling, name)!r}" for name in others)
+            raise ValueError(f"got {told}, expected only a temperature: {type(self).__name__} draws vectors, not codes")
         num = self._check_num(num)
-        check_temperature(temperature)
         found = self._check_labels(labels, num)
         with self.evaluating():
-            latents = self._sample(num, found, temperature, generator)
+            latents = self._sample(num, found, sampling.temperature, generator)
         return latents.reshape(num, *self.grid, self.dim)
 
     def _check_latents(self, latents: Vectors) -> Tensor:

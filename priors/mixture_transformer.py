@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from priors.continuous import ContinuousPrior, draw_noise
 from priors.grid import check_size
 from priors.numerics import Numerics
-from priors.sampling import random_chooser
+from priors.sampling import Sampling, random_chooser
 from priors.stepper import raster_walk
 from priors.trunk import GridTrunk, StartToken, initialise, widen
 from priors.trunk_model import TrunkModel
@@ -145,7 +145,7 @@ class _Mixture(NamedTuple):
 
     def sample(self, temperature: float, generator: torch.Generator | None) -> Tensor:
         """Vectors "b d" of mixtures "b m": first the component, then the noise."""
-        component = random_chooser(temperature=temperature, generator=generator)(self.log_weights)
+        component = random_chooser(Sampling(temperature=temperature), generator=generator)(self.log_weights)
         picked = component[:, None, None].expand(-1, 1, self.means.shape[-1])
         mean, log_std = (each.gather(1, picked)[:, 0] for each in (self.means, self.log_stds))
         noise = draw_noise(tuple(mean.shape), mean.dtype, mean.device, generator)

@@ -1,4 +1,6 @@
-"""Choosers for the autoregressive walk, and the filters that shape a random draw.
+"""The options of drawing, choosers for the autoregressive walk, and the filters that shape a random draw.
+
+    prior.sample(16, labels, Sampling(temperature=0.9, top_p=0.95))
 
 A chooser is any callable from a table of log-probabilities, "b k", to the codes that it fixes, "b".
 `random_chooser` draws (generation); `known_chooser` answers with codes given beforehand and adds up
@@ -27,6 +29,8 @@ Yu et al. 2024, RAR).
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,16 +38,59 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from safefolder import arrays
+from safefolder import Options, arrays
 from safefolder.arrays import Codes
+from safefolder.options import shown
 
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Seeds = Sequence[int] | Integer[np.ndarray, " b"] | Integer[Tensor, " b"]
 Chooser = Callable[[Float[Tensor, "b k"]], Int[Tensor, " b"]]
+
+# More would be lost in the rounding of a table.
+_MOST_GUIDANCE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Options):
+    """How grids are drawn from a prior. The default is the model itself.
+
+    Guidance may also be a number for each place, in the order of the walk (`guidance_ramp`).
+    """
+
+    temperature: float = 1.0
+    """under 1 more typical, over 1 more varied; 0 is the likeliest code each time"""
+    top_k: int | None = None
+    """draw among the k likeliest codes only"""
+    top_p: float | None = None
+    """draw among the likeliest codes that hold this share of the probability"""
+    min_p: float | None = None
+    """draw among the codes at least this share as likely as the likeliest"""
+    guidance: float | tuple[float, ...] | None = None
+    """strength of the label, by classifier-free guidance; 1 is none"""
+    num_steps: int | None = None
+    """draw several codes at once, in so many steps, with a prior that can: faster, a little worse"""
+    precision: Precision = "auto"
+    """arithmetic of the draws; auto is what is fastest for the device and the number of grids"""
+    compiled: bool = False
+    """use torch.compile, which takes a while the first time and pays for many grids"""
+    batch_size: int | None = None
+    """grids drawn at once, by default as many as 1 GiB holds, at most 256; other sizes give other draws, as good"""
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The value, held against its range first: that says more than its type."""
+        if value is not None and name in _CHECKS:
+            _CHECKS[name](value)
+        return value
+
+    def changed(self) -> list[str]:
+        """The names of the options that are not as they are by default."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
 
 
 def apply_temperature(logits: Float[Tensor, "*b k"], temperature: float) -> Float[Tensor, "*b k"]:
     """Logits of p^(1/temperature). Temperature 0 keeps only the first of the likeliest codes."""
-    check_temperature(temperature)
+    _check_temperature(temperature)
     if temperature == 1:
         return logits
     if temperature < torch.finfo(logits.dtype).tiny:
@@ -97,41 +144,31 @@ def guidance_ramp(strength: float, num_places: int, power: float = 1.0) -> list[
 
 
 def random_chooser(
+    sampling: Sampling = Sampling(),
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
     generator: torch.Generator | None = None,
     seeds: Seeds | None = None,
 ) -> Chooser:
     """A chooser that draws at random: temperature, then top-k, top-p and min-p, then one draw a row.
 
     Args:
+        sampling: of which it takes those four.
         generator: of the draws; torch's global one unless given.
         seeds: in its place, a seed of its own for each row; row i then depends on seed i and its own tables alone.
-    Raises ValueError for temperature < 0, top_k < 1, top_p outside (0, 1], min_p outside [0, 1], seeds beside a
-    generator, and seeds outside 0 .. 2^32 - 1.
+    Raises ValueError for seeds beside a generator, and for seeds outside 0 .. 2^32 - 1.
     """
-    check_temperature(temperature)
-    if top_k is not None:
-        _check_top_k(top_k)
-    if top_p is not None:
-        _check_top_p(top_p)
-    if min_p is not None:
-        _check_min_p(min_p)
     if seeds is not None and generator is not None:
         raise ValueError("got seeds and a generator, expected one of the two")
     streams = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
 
     def choose(log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
-        logits = apply_temperature(_movable(log_probs), temperature)
-        if top_k is not None:
-            logits = keep_top_k(logits, top_k)
-        if top_p is not None:
-            logits = keep_top_p(logits, top_p)
-        if min_p is not None:
-            logits = keep_min_p(logits, min_p)
+        logits = apply_temperature(_movable(log_probs), sampling.temperature)
+        if sampling.top_k is not None:
+            logits = keep_top_k(logits, sampling.top_k)
+        if sampling.top_p is not None:
+            logits = keep_top_p(logits, sampling.top_p)
+        if sampling.min_p is not None:
+            logits = keep_min_p(logits, sampling.min_p)
         if streams is None:
             source = generator.device if generator is not None else logits.device
             uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=source, generator=generator)
@@ -183,6 +220,12 @@ def known_chooser(codes: Codes) -> KnownChooser:
     return KnownChooser(codes)
 
 
+def check_sampling(sampling: object) -> None:
+    """ValueError for anything else, such as a temperature by itself."""
+    if not isinstance(sampling, Sampling):
+        raise ValueError(f"got sampling={shown(sampling)}, expected Sampling(temperature=...), or none for the default")
+
+
 def check_range(values: Tensor, num_values: int, name: str) -> None:
     """ValueError unless every value is in 0..num_values-1. One host sync; none while compiling."""
     if values.numel() == 0 or torch.compiler.is_compiling():
@@ -201,12 +244,6 @@ def check_seeds(seeds: Seeds) -> list[int]:
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"got a seed of {seed!r}, expected an integer from 0 to 2^32 - 1")
     return [int(seed) for seed in listed]
-
-
-def check_temperature(temperature: float) -> None:
-    """ValueError unless it is finite and not negative."""
-    if not (isinstance(temperature, int | float | np.number) and temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"got temperature={temperature!r}, expected a number >= 0 (0 is greedy)")
 
 
 def _movable(log_probs: Tensor) -> Tensor:
@@ -237,16 +274,60 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (block * size + torch.searchsorted(inside, rest, right=True))[:, 0]
 
 
-def _check_top_k(num_kept: int) -> None:
-    if not isinstance(num_kept, numbers.Integral) or isinstance(num_kept, bool) or num_kept < 1:
+def _check_temperature(temperature: Any) -> None:
+    if not (isinstance(temperature, int | float | np.number) and temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"got temperature={temperature!r}, expected a number >= 0 (0 is greedy)")
+
+
+def _check_top_k(num_kept: Any) -> None:
+    if not _is_count(num_kept):
         raise ValueError(f"got top_k={num_kept}, expected an integer >= 1, or None to keep all codes")
 
 
-def _check_top_p(mass: float) -> None:
-    if not 0 < mass <= 1:
+def _check_top_p(mass: Any) -> None:
+    if not (_is_real(mass) and 0 < mass <= 1):
         raise ValueError(f"got top_p={mass}, expected 0 < top_p <= 1, or None to keep all codes")
 
 
-def _check_min_p(share: float) -> None:
-    if not 0 <= share <= 1:
+def _check_min_p(share: Any) -> None:
+    if not (_is_real(share) and 0 <= share <= 1):
         raise ValueError(f"got min_p={share}, expected 0 <= min_p <= 1, or None to keep all codes")
+
+
+def _check_guidance(guidance: Any) -> None:
+    if not isinstance(guidance, numbers.Real | Sequence) or isinstance(guidance, str):
+        raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each place")
+    strengths = guidance if isinstance(guidance, Sequence) else [guidance]
+    if not all(_is_real(each) and 0 <= each <= _MOST_GUIDANCE for each in strengths):
+        told = f"guidance={guidance}" if strengths is not guidance else "one of them in guidance"
+        raise ValueError(f"got {told}, expected numbers from 0 to {_MOST_GUIDANCE:g} (1 is none)")
+
+
+def _check_num_steps(num_steps: Any) -> None:
+    if not _is_count(num_steps):
+        raise ValueError(f"got num_steps={num_steps!r}, expected an integer >= 1, or None for a code a step")
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if not _is_count(batch_size):
+        raise ValueError(f"got batch_size={batch_size!r}, expected an integer >= 1")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+# By the name of the option.
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "temperature": _check_temperature,
+    "top_k": _check_top_k,
+    "top_p": _check_top_p,
+    "min_p": _check_min_p,
+    "guidance": _check_guidance,
+    "num_steps": _check_num_steps,
+    "batch_size": _check_batch_size,
+}

@@ -50,11 +50,6 @@ class Start:
     num_before: int = 0
 
 
-def filled(part: slice, num: int, size: int) -> list[int]:
-    """The grids of a block of seeded ones, with the last again until it is full."""
-    return [min(i, num - 1) for i in range(part.start, part.start + size)] if part.stop > part.start else []
-
-
 def taken(route: Route, rows: Tensor) -> Route:
     """The route of some of the grids; one that is the same for all is so for them."""
 

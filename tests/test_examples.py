@@ -14,7 +14,7 @@ import vqvae
 from vqvae import VQVAE, load_images
 from vqvae.data import ImageTensors
 from vqvae.quantizers import EMAVectorQuantizer
-from vqvae.tokens import CodeDataset, tokenize, write_parquet
+from vqvae.tokens import CodeDataset, Tokenizing, tokenize, write_parquet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -47,7 +47,7 @@ def codes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "test"):
         some = load_images("fashion-mini", split).__getitems__(range(200))
         images = ImageTensors(some.images, some.labels, name="some")
-        tokenize(tokenizer, images, folder / split, split=split, shard_size=64)
+        tokenize(tokenizer, images, folder / split, Tokenizing(split=split, shard_size=64))
     write_parquet(CodeDataset(folder / "train"), folder / "train.parquet")
     return folder
 

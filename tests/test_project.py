@@ -87,8 +87,8 @@ def test_public_names():
         *("upload", "write_text"),
     ]
     assert sorted(vqvae.codec.__all__) == [
-        *("Archive", "Codec", "CompressedImages", "Cost", "DamagedFile", "Decoded", "Dream", "Header", "Mode"),
-        *("Recovered", "append", "awake", "bytes_for_an_image", "dream", "recover", "write"),
+        *("Archive", "Codec", "CompressedImages", "Compression", "Cost", "DamagedFile", "Decoded", "Dream"),
+        *("Header", "Mode", "Recovered", "append", "awake", "bytes_for_an_image", "dream", "recover", "write"),
     ]
     assert sorted(vqvae.interop.__all__) == [
         *("Agreement", "CodesToImages", "ImagesToCodes", "compare_codes", "export_diffusers", "export_onnx"),
@@ -106,6 +106,8 @@ def test_public_names():
             "Timings",
             "Tokenized",
             "Tokenizer",
+            "Tokenizing",
+            "TokenizingOnRay",
         ),
         *("check_same_origin", "encode_batch", "finish", "is_done", "missing", "plan", "read_batch", "tokenize"),
         *("tokenize_on_ray", "write_parquet", "write_shard"),
@@ -121,13 +123,12 @@ def test_public_names():
 
 def test_signatures_at_the_seams():
     names = list(inspect.signature(priors.Prior.sample).parameters)
-    first = [*("self", "num", "labels", "temperature", "top_k", "top_p", "guidance", "generator", "prefix")]
-    controls = [*("min_p", "seeds", "known", "mask", "num_steps")]
-    assert names == [*first, *controls, *("precision", "compiled", "batch_size", "progress")]
+    assert names[:5] == ["self", "num", "labels", "sampling", "generator"]
+    assert names[5:] == ["given", "mask", "prefix", "seeds", "progress"]
     assert list(inspect.signature(priors.Prior.samples).parameters) == names
     assert list(inspect.signature(priors.Prior.log_prob).parameters) == ["self", "codes", "labels"]
     names = list(inspect.signature(priors.ContinuousPrior.sample).parameters)
-    assert names == ["self", "num", "labels", "temperature", "generator"]
+    assert names == ["self", "num", "labels", "sampling", "generator"]
     assert list(inspect.signature(priors.ContinuousPrior.log_prob).parameters) == ["self", "latents", "labels"]
     assert list(inspect.signature(vqvae.quantizers.Quantizer.forward).parameters) == ["self", "z_e", "mask"]
 

@@ -24,6 +24,8 @@ from pathlib import Path
 import atheris
 import torch
 
+from vqvae.codec import Compression
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 PARTS = ("block_decoder", "bits_back", "body", "codec", "coder", "container", "tables", "unit_coder", "units")
 # With only these instrumented, the rest may be imported here as well.
@@ -242,7 +244,7 @@ def seeds(folder: Path) -> None:
             for kind, (pixels, known, names) in enumerate(
                 [(images, None, None), (smooth, None, None), (smooth, labels, None), (smooth, None, ["n"] * len(some))]
             ):
-                [(_, body)] = codec.blocks(pixels, known, names=names, mode=mode)
+                [(_, body)] = codec.blocks(pixels, known, Compression(mode=mode), names=names)
                 valid.add(bytes([mode]) + body)
                 (folder / f"{number}-{mode.name}-{kind}").write_bytes(bytes([mode]) + body)
 

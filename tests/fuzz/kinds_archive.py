@@ -20,7 +20,7 @@ from fuzz_files import Kind
 from priors import TransformerPrior
 from vqvae import VQVAE
 from vqvae.cli import figures, unpacking
-from vqvae.codec import Codec, CompressedImages, Mode, container
+from vqvae.codec import Codec, CompressedImages, Compression, Mode, container
 from vqvae.quantizers import StochasticVectorQuantizer
 
 _SIZE = 8
@@ -46,7 +46,9 @@ def _good(folder: Path) -> Sequence[bytes]:
         for images in (smooth, noise, black, [*smooth, *noise]):
             num = len(images)
             for labels, names in ((None, None), (torch.arange(num) % 3, [f"in/{i}.png" for i in range(num)])):
-                blocks = _codec().blocks(images, labels, names=names, mode=mode, images_per_block=4, verify=False)
+                blocks = _codec().blocks(
+                    images, labels, Compression(mode=mode, images_per_block=4, verify=False), names=names
+                )
                 files.append(container.pack(_codec().header(mode), blocks))
     return files
 

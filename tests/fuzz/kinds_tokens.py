@@ -5,6 +5,7 @@ Of what is read all rows and keys must be those that were written; anything else
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import Tensor
 from vqvae import VQVAE
 from vqvae.data import ImageTensors
 from vqvae.quantizers import VectorQuantizer
-from vqvae.tokens import CodeDataset, Plan, is_done, plan, tokenize
+from vqvae.tokens import CodeDataset, Plan, Tokenizing, is_done, plan, tokenize
 from vqvae.tokens.index import checksum
 
 SHARD = "codes-00001.safetensors"
-SIZES = {"batch_size": 4, "shard_size": 9}
+OPTIONS = Tokenizing(tokenizer_source="runs/x", batch_size=4, shard_size=9)
 NUM = 24
 
 
@@ -32,7 +33,7 @@ class _World:
         self.model = VQVAE(image_size=8, num_channels=1, width=8, num_blocks=1, quantizer=quantizer).eval()
         self.images = _images(0)
         self.folder = place / "codes"
-        tokenize(self.model, self.images, self.folder, tokenizer_source="runs/x", **SIZES)
+        tokenize(self.model, self.images, self.folder, OPTIONS)
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         codes = CodeDataset(self.folder)
         self.rows, self.keys = codes[:], [codes.key(row) for row in range(NUM)]
@@ -41,7 +42,7 @@ class _World:
         pixels, labels = _images(1).images, _images(1).labels
         self.others = []
         for name, images in (("other", ImageTensors(pixels, labels)), ("bare", ImageTensors(self.images.images))):
-            tokenize(self.model, images, place / name, **SIZES)
+            tokenize(self.model, images, place / name, replace(OPTIONS, tokenizer_source=None))
             self.others.append((place / name / SHARD).read_bytes())
 
     def put(self, path: Path) -> Path:
@@ -52,7 +53,7 @@ class _World:
         return path.parent
 
     def plan(self, folder: Path) -> Plan:
-        return plan(self.model, self.images, folder, tokenizer_source="runs/x", **SIZES)
+        return plan(self.model, self.images, folder, OPTIONS)
 
     def check(self, folder: Path, rows: Sequence[int]) -> None:
         """RuntimeError where rows are read that are others than what was written."""

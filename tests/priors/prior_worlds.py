@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,10 +20,24 @@ from priors import (
     NormalPrior,
     PixelCNNPrior,
     Prior,
+    Sampling,
     TransformerPrior,
     UniformPrior,
     UnigramPrior,
 )
+
+
+def sampled(prior: Prior, num: Any, labels: Any = None, **options: Any) -> Tensor:
+    """`Prior.sample`, by options of `Sampling` among its other arguments."""
+    return torch.cat([torch.zeros(0, *prior.grid, dtype=torch.int64), *blocks_of(prior, num, labels, **options)])
+
+
+def blocks_of(prior: Prior, num: Any, labels: Any = None, **options: Any) -> Iterator[Tensor]:
+    """`Prior.samples`, likewise."""
+    names = {each.name for each in fields(Sampling)}
+    sampling = Sampling(**{name: value for name, value in options.items() if name in names})
+    others = {name: value for name, value in options.items() if name not in names}
+    return prior.samples(num, labels, sampling, **others)
 
 
 def make_transformer(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from prior_worlds import every_grid, make_any_order, some_labels
+from prior_worlds import every_grid, make_any_order, sampled, some_labels
 from test_prior_contract import chi_square
 from torch import Tensor
 
-from priors import AnyOrderPrior
+from priors import AnyOrderPrior, Sampling
 from priors.any_order import cosine_sizes, spread_ranks
 from priors.sampling import known_chooser
 
@@ -81,7 +81,7 @@ def follow_and_compare(
 
     # What stands at places to draw is not looked at.
     known = codes.masked_fill(masks, -1)
-    assert torch.equal(prior.walk(len(codes), follow, labels, known=known, mask=masks, num_steps=num_steps), codes)
+    assert torch.equal(prior.walk(len(codes), follow, labels, given=known, mask=masks, num_steps=num_steps), codes)
     assert len(offered) == most
     for mask in masks.unique(dim=0):
         rows = (masks == mask).flatten(1).all(1)
@@ -190,12 +190,12 @@ def test_steps_of_several_codes_take_masks_of_one_size() -> None:
     for num_steps in (1, 2, 3):
         message = f"num_steps={num_steps} and masks of different sizes, expected one size"
         with pytest.raises(ValueError, match=message):
-            prior.walk(4, known_chooser(codes), known=codes, mask=MASKS, num_steps=num_steps)
+            prior.walk(4, known_chooser(codes), given=codes, mask=MASKS, num_steps=num_steps)
         for options in ({}, {"seeds": range(4)}, {"batch_size": 1}):
             with pytest.raises(ValueError, match=message):
-                prior.sample(4, known=codes, mask=MASKS, num_steps=num_steps, **options)
+                sampled(prior, 4, given=codes, mask=MASKS, num_steps=num_steps, **options)
     for masks, num_steps in ((MASKS, 4), (THREE, 2), (THREE[:1].expand(4, 2, 2), 2), (MASKS, None)):
-        drawn = prior.sample(4, known=codes, mask=masks, num_steps=num_steps)
+        drawn = prior.sample(4, sampling=Sampling(num_steps=num_steps), given=codes, mask=masks)
         assert torch.equal(drawn[~masks], codes[~masks])
 
 
@@ -207,10 +207,10 @@ def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | N
     known = torch.tensor([[[2, 0], [1, 2]], [[1, 1], [0, 2]]])
     masks = MASKS[[0, 1]] if num_steps is None else THREE[[1, 2]]
     labels = torch.ones(2 * num, dtype=torch.int64)
-    samples = prior.sample(
-        2 * num, labels, generator=torch.Generator().manual_seed(3), known=known.repeat_interleave(num, 0),
-        mask=masks.repeat_interleave(num, 0), num_steps=num_steps,
-    ).view(2, num, 2, 2)  # fmt: skip
+    given, mask = known.repeat_interleave(num, 0), masks.repeat_interleave(num, 0)
+    generator = torch.Generator().manual_seed(3)
+    samples = prior.sample(2 * num, labels, Sampling(num_steps=num_steps), generator, given=given, mask=mask)
+    samples = samples.view(2, num, 2, 2)
     for mask, kept, drawn in zip(masks, known, samples, strict=True):
         assert (drawn[:, ~mask] == kept[~mask]).all()
         fits = ((world == kept) | mask).flatten(1).all(1)
@@ -229,7 +229,7 @@ def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | N
 
 def test_one_step_draws_each_place_from_its_own_table() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
-    samples = prior.sample(8_000, generator=torch.Generator().manual_seed(3), num_steps=1)
+    samples = prior.sample(8_000, sampling=Sampling(num_steps=1), generator=torch.Generator().manual_seed(3))
     world = every_grid(prior)
     with torch.no_grad():
         firsts = [
@@ -246,12 +246,14 @@ def test_prefixes_masks_and_whole_grids() -> None:
     codes = torch.randint(3, (5, 2, 2), generator=torch.Generator().manual_seed(0))
     # A mask that leaves the first places known is a prefix.
     mask = torch.tensor([[False, False], [True, True]])
-    one = prior.sample(5, known=codes, mask=mask, generator=torch.Generator().manual_seed(1))
+    one = prior.sample(5, given=codes, mask=mask, generator=torch.Generator().manual_seed(1))
     other = prior.sample(5, prefix=codes.flatten(1)[:, :2], generator=torch.Generator().manual_seed(1))
     assert torch.equal(one, other)
     # With nothing to draw nothing is drawn, in a step or without.
     for num_steps in (None, 1):
-        assert torch.equal(prior.sample(5, known=codes, mask=torch.zeros_like(mask), num_steps=num_steps), codes)
+        assert torch.equal(
+            prior.sample(5, sampling=Sampling(num_steps=num_steps), given=codes, mask=torch.zeros_like(mask)), codes
+        )
     for num_steps in (None, 3):
         assert prior.walk(0, known_chooser(codes[:0]), num_steps=num_steps).shape == (0, 2, 2)
 
@@ -263,7 +265,7 @@ def test_guidance_and_blocks_in_steps() -> None:
 
     def draw(**options: float) -> Tensor:
         generator = torch.Generator().manual_seed(2)
-        return prior.sample(40, labels, known=codes, mask=masks, num_steps=2, generator=generator, **options)
+        return sampled(prior, 40, labels, given=codes, mask=masks, num_steps=2, generator=generator, **options)
 
     assert torch.equal(draw(), draw(guidance=1.0))
     assert not torch.equal(draw(), draw(guidance=4.0))
@@ -276,7 +278,7 @@ def test_guidance_and_blocks_in_steps() -> None:
         tables.append(table)
         return codes.flatten(1)[:, places_of(mask, True)[1][len(tables) - 1]]
 
-    prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), known=codes, mask=mask, num_steps=2)
+    prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), given=codes, mask=mask, num_steps=2)
     given, free = (tables_under(prior, codes, told, mask, (1, 2), True) for told in (labels, None))
     strength = torch.tensor([2.0, 0.0, 3.0]).double()[:, None]  # the first place is known
     expected = (free + strength * (given - free)).log_softmax(-1)
@@ -289,8 +291,9 @@ def test_a_seeded_grid_is_the_same_alone() -> None:
     masks = (torch.rand(20, 15, generator=torch.Generator().manual_seed(1)).argsort(1) < 9).view(20, 3, 5)
     for mask in (masks, masks[0].expand(20, 3, 5)):
         for num_steps in (None, 3):
-            drawn = prior.sample(20, seeds=range(20), known=codes, mask=mask, num_steps=num_steps)
-            alone = prior.sample(1, seeds=[17], known=codes[17:18], mask=mask[17], num_steps=num_steps)
+            sampling = Sampling(num_steps=num_steps)
+            drawn = prior.sample(20, None, sampling, seeds=range(20), given=codes, mask=mask)
+            alone = prior.sample(1, None, sampling, seeds=[17], given=codes[17:18], mask=mask[17])
             assert torch.equal(drawn[17:18], alone)
             assert not torch.equal(drawn[16], drawn[17])
 
@@ -366,10 +369,12 @@ def test_it_learns_to_inpaint() -> None:
         here = mask.clone()
         here[:, half] = True
         for num_steps in (None, 1, 3):
-            filled = prior.sample(200, known=codes.masked_fill(here, 0), mask=here, num_steps=num_steps)
+            filled = prior.sample(
+                200, sampling=Sampling(num_steps=num_steps), given=codes.masked_fill(here, 0), mask=here
+            )
             assert (filled == codes).double().mean() > 0.98
     # Drawn all at once, what depends on each other is drawn apart.
-    apart = prior.sample(200, num_steps=1)
+    apart = prior.sample(200, sampling=Sampling(num_steps=1))
     assert (apart[..., :2] == apart[..., 2:]).double().mean() < 0.5
 
 
@@ -425,20 +430,19 @@ def test_bad_orders(order: Tensor, message: str) -> None:
 def test_bad_steps_and_masks() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
     codes = torch.zeros(2, 2, 2, dtype=torch.int64)
-    for num_steps in (0, -1, 5, 1.5, True):
-        with pytest.raises(ValueError, match=f"num_steps={num_steps}, expected an integer from 1 to 4, with 4 places"):
-            prior.sample(2, num_steps=num_steps)
+    with pytest.raises(ValueError, match="num_steps=5, expected an integer from 1 to 4, with 4 places"):
+        prior.sample(2, sampling=Sampling(num_steps=5))
     with pytest.raises(ValueError, match="num_steps=4, expected an integer from 1 to 3, with 3 places"):
-        prior.sample(2, known=codes, mask=MASKS[:2], num_steps=4)
+        prior.sample(2, sampling=Sampling(num_steps=4), given=codes, mask=MASKS[:2])
     with pytest.raises(ValueError, match="num_steps=2, expected an integer from 1 to 1, with 0 places"):
-        prior.sample(2, known=codes, mask=MASKS[3], num_steps=2)
+        prior.sample(2, sampling=Sampling(num_steps=2), given=codes, mask=MASKS[3])
     for mask, message in (
         (torch.ones(2, 2), r"mask of torch.float32 \(2, 2\)"),
         (torch.ones(3, 2, 2, dtype=torch.bool), r"mask of torch.bool \(3, 2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            prior.sample(2, known=codes, mask=mask)
-    with pytest.raises(ValueError, match="known codes and a mask together"):
+            prior.sample(2, given=codes, mask=mask)
+    with pytest.raises(ValueError, match="given codes and a mask together"):
         prior.sample(2, mask=MASKS[:2])
 
 

@@ -10,7 +10,7 @@ from prior_worlds import CONTINUOUS, make_mixture, some_labels
 from torch import Tensor
 
 import safefolder
-from priors import ContinuousPrior, MixtureTransformerPrior, NormalPrior, Prior, UniformPrior
+from priors import ContinuousPrior, MixtureTransformerPrior, NormalPrior, Prior, Sampling, UniformPrior
 from priors.grid import GridModel
 
 
@@ -97,7 +97,7 @@ def test_samples_have_the_grid_and_the_type(grid_density: ContinuousPrior) -> No
 def test_a_lower_temperature_draws_closer(grid_density: ContinuousPrior) -> None:
     def draw(temperature: float) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        return grid_density.sample(256, temperature=temperature, generator=generator)
+        return grid_density.sample(256, sampling=Sampling(temperature=temperature), generator=generator)
 
     still = draw(0.0)
     assert torch.equal(still, still[:1].expand_as(still))
@@ -242,8 +242,12 @@ def test_bad_latents(kind: str, latents: Tensor, message: str) -> None:
     [
         ({"num": -1}, "num=-1"),
         ({"num": 2.0}, r"num=2\.0"),
-        ({"temperature": -0.1}, r"temperature=-0\.1"),
-        ({"temperature": math.nan}, "temperature=nan"),
+        ({"sampling": Sampling(top_k=3)}, "got top_k=3, expected only a temperature"),
+        (
+            {"sampling": Sampling(temperature=0.5, min_p=0.1, compiled=True)},
+            "got min_p=0.1 and compiled=True, expected",
+        ),
+        ({"sampling": 0.5}, r"got sampling=0\.5, expected Sampling\("),
         ({"labels": torch.zeros(2, dtype=torch.int64)}, "got labels, expected none"),
     ],
 )

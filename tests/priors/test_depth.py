@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from trunk_reference import log_softmax, reference_trunk
 
-from priors import DepthTransformerPrior, Prior
+from priors import DepthTransformerPrior, Prior, Sampling
 from priors.numerics import Numerics
 from priors.sampling import known_chooser
 from priors.stepper import Stepper
@@ -115,7 +115,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_place() -> None:
         torch.testing.assert_close(chooser.log_prob, expected, atol=1e-11, rtol=0)
     # Grids whose known parts end at different codes.
     mask = torch.arange(6) >= torch.tensor([[1], [2], [5]])
-    drawn = prior.sample(3, labels, known=codes, mask=mask.view(3, 2, 1, 3))
+    drawn = prior.sample(3, labels, given=codes, mask=mask.view(3, 2, 1, 3))
     assert torch.equal(drawn.flatten(1)[~mask], codes.flatten(1)[~mask])
 
 
@@ -183,7 +183,7 @@ def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> No
     tables = prior.tables(codes[:4]).gather(-1, codes[:4, ..., None])[..., 0].flatten(1)
     assert (tables[:, 0] - F.log_softmax(torch.zeros(4), 0)).abs().max() < 0.1
     assert tables[:, 1:].min() > -0.1
-    drawn = prior.sample(8, prefix=codes[:8].flatten(1)[:, :1], temperature=0.0)
+    drawn = prior.sample(8, sampling=Sampling(temperature=0.0), prefix=codes[:8].flatten(1)[:, :1])
     assert torch.equal(drawn, codes[:8])
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from prior_worlds import KINDS, make_any_order, make_next_scale, make_transformer
+from prior_worlds import KINDS, blocks_of, make_any_order, make_next_scale, make_transformer, sampled
 from test_prior_controls import recorded
 from torch import Tensor
 
 import priors.base
 import priors.numerics
-from priors import Prior
+from priors import Prior, Sampling
 from priors.numerics import Numerics, choose
 from priors.static_step import Compiled, static_step
 from priors.stepper import Stepper, cache_bytes
@@ -153,12 +153,12 @@ def test_large_walks_see_and_keep_what_they_are_told(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["transformer", "any-order", "next-scale"])
 def test_large_walks_draw_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"temperature": 0.0, "precision": "bfloat16", "num_steps": 2 if kind == "any-order" else None}
+    sampling = Sampling(temperature=0.0, precision="bfloat16", num_steps=2 if kind == "any-order" else None)
     prefix = torch.arange(3).repeat_interleave(3)[:, None]
     prior = KINDS[kind]()
-    small = prior.sample(9, prefix=prefix, **options)
+    small = prior.sample(9, sampling=sampling, prefix=prefix)
     monkeypatch.setattr("priors.stepper._LARGE", 1)
-    assert (prior.sample(9, prefix=prefix, **options) == small).float().mean() > 0.9
+    assert (prior.sample(9, sampling=sampling, prefix=prefix) == small).float().mean() > 0.9
 
 
 def test_a_walk_is_large_by_its_rows_places_and_width() -> None:
@@ -247,31 +247,31 @@ def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pyt
 
     monkeypatch.setattr(Prior, "_walk", spy)
     labels = torch.arange(40) % 2
-    options = {"guidance": 2.0 if guided else None, "precision": "float32"}
-    prior.sample(40, labels, **options)
+    sampling = Sampling(guidance=2.0 if guided else None, precision="float32")
+    prior.sample(40, labels, sampling)
     assert seen == [40]
     limit = 12 * (prior.walk_bytes(numerics, 2) + 16 * prior.num_codes)
-    monkeypatch.setattr(priors.base, "CACHE_BYTES", limit)
+    monkeypatch.setattr(priors.draws, "CACHE_BYTES", limit)
     seen.clear()
-    prior.sample(40, labels, **options)
+    prior.sample(40, labels, sampling)
     assert sum(seen) == 40
     widest = 2 if guided else 1
     assert 12 // widest - 1 <= max(seen) <= 12 // widest
     assert max(seen) * widest * prior.walk_bytes(numerics, 2) <= limit
-    monkeypatch.setattr(priors.base, "CACHE_BYTES", 1)
+    monkeypatch.setattr(priors.draws, "CACHE_BYTES", 1)
     seen.clear()
-    prior.sample(3, labels[:3], **options)
+    prior.sample(3, labels[:3], sampling)
     assert seen == [1, 1, 1]  # a block is never empty
 
 
 def first_block(prior: Prior, **options: object) -> int:
-    return len(next(iter(prior.samples(200, precision="float32", **options))))
+    return len(next(iter(blocks_of(prior, 200, precision="float32", **options))))
 
 
 def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step over many places has many inputs, scores and tables, beside the caches."""
     numerics = Numerics(torch.float32)
-    monkeypatch.setattr(priors.base, "CACHE_BYTES", 2**20)
+    monkeypatch.setattr(priors.draws, "CACHE_BYTES", 2**20)
     sizes = []
     for last in (2, 4, 8):
         prior = make_next_scale(num_codes=50, scales=(1, last), width=8, depth=1, num_heads=1)
@@ -332,7 +332,7 @@ def test_a_static_walk_draws_the_same_codes(
     options = {"precision": precision, "guidance": 2.0, "prefix": torch.ones(6, 2, dtype=torch.int64)}
     calls = counting(monkeypatch)
     drawn = [
-        prior.sample(6, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
+        sampled(prior, 6, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
         for compiled in (False, True)
     ]
     assert len(calls) == PLACES - 3
@@ -362,9 +362,9 @@ def test_a_static_walk_under_masks_draws_the_same_codes(
     codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
     masks = (torch.rand(num, PLACES, generator=torch.Generator().manual_seed(1)).argsort(1) < 5).view(num, *GRID)
     masks[0] = torch.tensor([False] * 4 + [True] * 4).view(GRID)  # one is known in more places
-    options = {"precision": precision, "guidance": 2.0, "known": codes, "mask": masks, "num_steps": num_steps}
+    options = {"precision": precision, "guidance": 2.0, "given": codes, "mask": masks, "num_steps": num_steps}
     drawn = [
-        prior.sample(num, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
+        sampled(prior, num, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
         for compiled in (False, True)
     ]
     # The first step reads three known codes and the start; each of the others reads one.
@@ -383,11 +383,11 @@ def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeyp
     masks[0] = True
     masks[1] = (torch.arange(PLACES) > 2).view(GRID)
     options = {"precision": precision, "compiled": True}
-    drawn, tables = recorded(prior, monkeypatch, num=num, seeds=range(num), known=codes, mask=masks, **options)
+    drawn, tables = recorded(prior, monkeypatch, num=num, seeds=range(num), given=codes, mask=masks, **options)
     assert rows == [16] * PLACES
     for i in range(num):
         alone, own_tables = recorded(
-            prior, monkeypatch, num=1, seeds=[i], known=codes[i : i + 1], mask=masks[i], **options
+            prior, monkeypatch, num=1, seeds=[i], given=codes[i : i + 1], mask=masks[i], **options
         )
         assert torch.equal(alone[0], drawn[i]), i
         assert torch.equal(own_tables[0], tables[i]), i
@@ -405,7 +405,9 @@ def test_compiled_steps_are_eager_ones() -> None:
     torch.testing.assert_close(got, trunk.trunk(x, turns).detach(), atol=1e-4, rtol=0)
     prior = make_transformer(num_codes=7, grid=GRID)
     eager, compiled = (
-        prior.sample(16, compiled=compiled, precision="float32", generator=torch.Generator().manual_seed(0))
+        prior.sample(
+            16, sampling=Sampling(compiled=compiled, precision="float32"), generator=torch.Generator().manual_seed(0)
+        )
         for compiled in (False, True)
     )
     assert (eager == compiled).float().mean() > 0.95
@@ -461,6 +463,7 @@ def test_the_same_generator_draws_the_same_codes(precision: str) -> None:
     prior = make_transformer(num_codes=7, grid=GRID)
     twin = copy.deepcopy(prior)
     first, second = (
-        each.sample(20, generator=torch.Generator().manual_seed(0), precision=precision) for each in (prior, twin)
+        each.sample(20, sampling=Sampling(precision=precision), generator=torch.Generator().manual_seed(0))
+        for each in (prior, twin)
     )
     assert torch.equal(first, second)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from prior_worlds import make_transformer
 from torch import Tensor, nn
 
-from priors import linear_maps
+from priors import Sampling, linear_maps
 from priors.linear_maps import multiply, plain, prepare
 from priors.numerics import Numerics
 
@@ -174,17 +174,17 @@ def test_a_transposed_square_is_another_weight(dtype: torch.dtype) -> None:
 
 def test_samples_follow_training_and_another_type() -> None:
     prior = make_transformer(num_codes=7, grid=(2, 2))
-    options = {"temperature": 0.0, "precision": "float32"}
-    first = prior.sample(1, **options)
+    greedy = Sampling(temperature=0.0, precision="float32")
+    first = prior.sample(1, None, greedy)
     optimiser = torch.optim.AdamW(prior.parameters(), lr=1e-2, fused=True)
     wanted = (first + 1) % 7
     for _ in range(60):
         optimiser.zero_grad()
         (-prior(wanted).mean()).backward()
         optimiser.step()
-    assert torch.equal(prior.sample(1, **options), wanted)
-    assert torch.equal(prior.double().sample(1, temperature=0.0), wanted)
-    assert torch.equal(prior.float().sample(1, **options), wanted)
+    assert torch.equal(prior.sample(1, None, greedy), wanted)
+    assert torch.equal(prior.double().sample(1, sampling=Sampling(temperature=0.0)), wanted)
+    assert torch.equal(prior.float().sample(1, None, greedy), wanted)
 
 
 def test_an_unchanged_weight_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_maps_die_with_their_model() -> None:
     before = len(linear_maps._prepared)
     prior = make_transformer(num_codes=3, grid=(2, 2))
     for precision in ("float32", "bfloat16", "int8"):
-        prior.sample(1, precision=precision)
+        prior.sample(1, sampling=Sampling(precision=precision))
     assert len(linear_maps._prepared) > before
     kept = [weakref.ref(weight) for weight in prior.parameters()]
     del prior
@@ -252,21 +252,21 @@ def test_maps_die_with_their_model() -> None:
 
 def test_a_copy_has_maps_of_its_own() -> None:
     prior = make_transformer(num_codes=7, grid=(2, 2))
-    options = {"temperature": 0.0, "precision": "float32"}
-    first = prior.sample(1, **options)
+    greedy = Sampling(temperature=0.0, precision="float32")
+    first = prior.sample(1, None, greedy)
     twin = copy.deepcopy(prior)
     with torch.no_grad():
         twin.logits.weight.neg_()
-    assert not torch.equal(twin.sample(1, **options), first)
-    assert torch.equal(prior.sample(1, **options), first)
+    assert not torch.equal(twin.sample(1, None, greedy), first)
+    assert torch.equal(prior.sample(1, None, greedy), first)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_without_onednn_the_walk_is_the_same(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = make_transformer(num_codes=7, grid=(2, 2))
     twin = copy.deepcopy(prior)
-    drawn = prior.sample(64, generator=torch.Generator().manual_seed(0), precision=precision)
+    drawn = prior.sample(64, sampling=Sampling(precision=precision), generator=torch.Generator().manual_seed(0))
     unpacked(monkeypatch)
-    again = twin.sample(64, generator=torch.Generator().manual_seed(0), precision=precision)
+    again = twin.sample(64, sampling=Sampling(precision=precision), generator=torch.Generator().manual_seed(0))
     # Sums in another order may fall on the other side of a border, of float32 hardly ever.
     assert (drawn == again).float().mean() > (0.99 if precision == "float32" else 0.9)

@@ -15,7 +15,7 @@ from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from priors import LlamaPrior
+from priors import LlamaPrior, Sampling
 from priors.llama_folder import load_llama, save_llama
 
 NUM_CODES, GRID, PLACES, CLASSES = 11, (3, 4), 12, 3
@@ -104,10 +104,10 @@ def test_greedy_grids_are_theirs(tmp_path: Path) -> None:
     save_llama(prior, tmp_path / "llama")
     model = theirs(tmp_path / "llama")
     labels = torch.tensor([0, 1, 2, 1])
-    greedy = {"temperature": 0.0, "precision": "float32"}
+    greedy = Sampling(temperature=0.0, precision="float32")
     for start, own in (
-        (NUM_CODES + 1 + labels, prior.sample(4, labels, **greedy)),
-        (torch.full((2,), NUM_CODES), prior.sample(2, **greedy)),
+        (NUM_CODES + 1 + labels, prior.sample(4, labels, greedy)),
+        (torch.full((2,), NUM_CODES), prior.sample(2, None, greedy)),
     ):
         start = start[:, None]
         drawn = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False)

@@ -10,7 +10,7 @@ from test_engine import steps
 from test_llama import CLASSES, GRID, NUM_CODES, PLACES, prior_of, some_codes
 from torch import Tensor
 
-from priors import LlamaPrior, Prior
+from priors import LlamaPrior, Prior, Sampling
 from priors.numerics import Numerics
 from priors.sampling import known_chooser
 from priors.static_step import static_step
@@ -25,9 +25,9 @@ def test_greedy_walks_are_those_of_exact_arithmetic(compiled: bool, monkeypatch:
     monkeypatch.setattr("priors.stepper.Compiled", lambda: static_step)
     labels = torch.arange(12) % CLASSES
     prefix = some_codes(12).flatten(1)[:, :3]
-    options = {"temperature": 0.0, "prefix": prefix}
-    expected = copy.deepcopy(prior).double().sample(12, labels, **options)
-    assert torch.equal(prior.sample(12, labels, precision="float32", compiled=compiled, **options), expected)
+    expected = copy.deepcopy(prior).double().sample(12, labels, Sampling(temperature=0.0), prefix=prefix)
+    greedy = Sampling(temperature=0.0, precision="float32", compiled=compiled)
+    assert torch.equal(prior.sample(12, labels, greedy, prefix=prefix), expected)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,7 @@ def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
         monkeypatch.setattr("priors.stepper._LARGE", 1)
     prior, codes = prior_of(width=32), some_codes(16)
     exact = copy.deepcopy(prior).double().tables(codes).flatten(1, -2).detach()
-    route = prior._route(*prior._check_known(16, None, None, None), None)
-    labels = torch.full((16,), CLASSES)
+    _, labels, _, route = prior._asked(16, None, Sampling(), None, None, None)
     numerics = dataclasses.replace(numerics, compiled=compiled)
     chooser, seen = known_chooser(codes), []
 
@@ -95,7 +94,9 @@ def test_wide_branches_count_in_the_bytes_of_a_walk() -> None:
 def test_compiled_walks_are_eager_ones() -> None:
     prior = prior_of()
     eager, compiled = (
-        prior.sample(8, compiled=compiled, precision="float32", generator=torch.Generator().manual_seed(0))
+        prior.sample(
+            8, sampling=Sampling(compiled=compiled, precision="float32"), generator=torch.Generator().manual_seed(0)
+        )
         for compiled in (False, True)
     )
     assert (eager == compiled).float().mean() > 0.95

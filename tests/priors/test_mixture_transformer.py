@@ -8,7 +8,7 @@ from prior_worlds import make_mixture
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from priors import MixtureTransformerPrior, NormalPrior
+from priors import MixtureTransformerPrior, NormalPrior, Sampling
 
 
 def some_latents(prior: MixtureTransformerPrior, num: int = 6) -> Tensor:
@@ -89,7 +89,7 @@ def test_both_ends_are_in_float32_under_autocast() -> None:
 def test_greedy_latents_are_the_heaviest_means_after_those_drawn() -> None:
     prior = make_mixture(dim=2, grid=(2, 3), num_classes=2, shift=0.7, scale=1.6).double()
     seen, labels = head_and_inputs(prior), torch.tensor([0, 1, 1])
-    drawn = prior.sample(3, labels, temperature=0.0)
+    drawn = prior.sample(3, labels, Sampling(temperature=0.0))
     prior(drawn, labels)
     heaviest = seen["out"][..., :3].argmax(-1)
     means = seen["out"][..., 3:9].reshape(3, 6, 3, 2)
@@ -160,14 +160,16 @@ def test_temperature_is_what_it_says() -> None:
     weights = (mixture.log_weights[0] / temperature).softmax(0).detach()
     means, variances = mixture.means[0].detach(), (2 * mixture.log_stds[0]).exp().detach() * temperature**2
     num = 40_000
-    drawn = prior.sample(num, temperature=temperature, generator=torch.Generator().manual_seed(0))[:, 0]
+    drawn = prior.sample(num, sampling=Sampling(temperature=temperature), generator=torch.Generator().manual_seed(0))[
+        :, 0
+    ]
     mean = weights @ means
     variance = weights @ (variances + means.square()) - mean.square()
     assert ((drawn.mean(0) - mean) / (variance / num).sqrt()).abs().max() < 4
     squares = (drawn - mean).square()
     assert ((squares.mean(0) - variance) / (squares.var(0) / num).sqrt()).abs().max() < 4
     heaviest = means[mixture.log_weights[0].argmax()]
-    torch.testing.assert_close(prior.sample(1, temperature=0.0)[0, 0], heaviest)
+    torch.testing.assert_close(prior.sample(1, sampling=Sampling(temperature=0.0))[0, 0], heaviest)
 
 
 def test_labels_and_dropout_are_dropped_in_training_only() -> None:

@@ -156,7 +156,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_scale() -> None:
         torch.testing.assert_close(chooser.log_prob, expected, atol=1e-11, rtol=0)
     # Rows whose known parts end at different places.
     mask = torch.arange(14) >= torch.tensor([[1], [3], [8]])
-    drawn = prior.sample(3, labels, known=codes, mask=mask)
+    drawn = prior.sample(3, labels, given=codes, mask=mask)
     assert torch.equal(drawn[~mask], codes[~mask])
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from default_worlds import check_same_under_any_default
-from prior_worlds import CONTINUOUS, KINDS, every_grid, some_labels
+from prior_worlds import CONTINUOUS, KINDS, every_grid, sampled, some_labels
 from torch import Tensor
 
 from priors import AnyOrderPrior, NextScalePrior, NGramPrior
@@ -34,10 +34,10 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
             {"generator": torch.Generator().manual_seed(0), "guidance": guidance},
             {"seeds": range(6)},
             {"prefix": codes.flatten(1)[:, :1], "temperature": 0.0},
-            {"known": codes, "mask": mask, "top_k": 2, "generator": torch.Generator().manual_seed(0)},
+            {"given": codes, "mask": mask, "top_k": 2, "generator": torch.Generator().manual_seed(0)},
             *([{"num_steps": 2, "seeds": range(6)}] if isinstance(prior, AnyOrderPrior) else []),
         ):
-            found.append(prior.sample(6, labels, **options))
+            found.append(sampled(prior, 6, labels, **options))
         found.append(prior.walk(6, lambda table: table.argmax(-1), labels))
         if not isinstance(prior, NGramPrior):
             weights = torch.nn.functional.one_hot(codes, prior.num_codes).float()

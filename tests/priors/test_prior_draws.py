@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from priors import Sampling
 from priors.sampling import _draw, guidance_ramp, keep_min_p, random_chooser
 
 SIZES = [1, 2, 3, 17, 512, 1000]
@@ -147,7 +148,9 @@ def test_min_p_of_ties_of_nothing_and_of_impossible_codes() -> None:
 def test_min_p_comes_after_the_temperature() -> None:
     table = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(2000, -1)
     for temperature, expected in ((1.0, {0, 1}), (0.5, {0}), (2.0, {0, 1, 2})):
-        chooser = random_chooser(temperature=temperature, min_p=0.55, generator=torch.Generator().manual_seed(0))
+        chooser = random_chooser(
+            Sampling(temperature=temperature, min_p=0.55), generator=torch.Generator().manual_seed(0)
+        )
         assert set(chooser(table).tolist()) == expected
 
 

@@ -1,11 +1,14 @@
 """Filters and choosers, against definitions written out in plain Python."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from priors import Sampling
 from priors.sampling import (
     apply_temperature,
     keep_top_k,
@@ -67,7 +70,7 @@ def test_top_p_of_next_to_nothing_keeps_the_likeliest(mass: float, dtype: torch.
     """Also where the mass is 0 in the type of the logits."""
     logits = random_logits(1).to(dtype)
     assert kept(keep_top_p(logits, mass)) == [[code] for code in logits.argmax(-1).tolist()]
-    assert torch.equal(random_chooser(top_p=mass)(logits), logits.argmax(-1))
+    assert torch.equal(random_chooser(Sampling(top_p=mass))(logits), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -76,8 +79,58 @@ def test_tables_that_are_not_finite_draw_nothing(bad: float) -> None:
     logits[3, 2] = bad
     table = logits.log_softmax(-1)
     for options in ({}, {"seeds": range(5)}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 0.0}):
+        sampling, seeds = Sampling(**{name: options[name] for name in options if name != "seeds"}), options.get("seeds")
         with pytest.raises(ValueError, match="probabilities that are not finite: see whether the prior's training"):
-            random_chooser(**options)(table)
+            random_chooser(sampling, seeds=seeds)(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("temperature", (-0.1, math.nan, math.inf, "1"), r"expected a number >= 0 \(0 is greedy\)"),
+        ("temperature", (None, True), "for Sampling, expected a finite number"),
+        ("top_k", (0, -3, 1.5, True, "2"), "expected an integer >= 1, or None to keep all codes"),
+        ("top_p", (0.0, 1.1, math.nan, "all"), "expected 0 < top_p <= 1, or None to keep all codes"),
+        ("min_p", (-0.1, 1.1, math.nan, "all"), "expected 0 <= min_p <= 1, or None to keep all codes"),
+        ("guidance", (-1.0, 1e39, math.nan, math.inf), r"expected numbers from 0 to 1e\+06 \(1 is none\)"),
+        ("num_steps", (0, -1, 1.5, True), "expected an integer >= 1"),
+        ("precision", (None, torch.bfloat16), "expected one of 'auto', 'float32', 'bfloat16', 'int8'"),
+        ("compiled", (None, "yes", 1), "expected True or False"),
+        ("batch_size", (0, -1, 2.0, True), "expected an integer >= 1"),
+    ],
+)
+def test_sampling_refuses_what_is_out_of_range(name: str, values: tuple, message: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"got {name}=.*{message}"):
+            Sampling(**{name: value})
+
+
+def test_sampling_refuses_other_names_and_kinds() -> None:
+    for options, message in (
+        ({"topk": 3}, "Sampling has no topk; did you mean top_k?"),
+        ({"seed": 1}, "Sampling has no seed"),
+        ({"precision": "float16"}, "unknown precision 'float16', expected one of auto, float32, bfloat16, int8"),
+        ({"guidance": "2"}, "got guidance of str, expected a number, or one for each place"),
+        ({"guidance": torch.full((4,), 2.0)}, "got guidance of Tensor"),
+        *[
+            ({"guidance": [2.0, bad]}, r"one of them in guidance, expected numbers from 0 to 1e\+06")
+            for bad in (-1.0, 1e6 + 1, 1e39, math.nan, math.inf, "2")
+        ],
+    ):
+        with pytest.raises(ValueError, match=message):
+            Sampling(**options)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_sampling_knows_what_was_changed_and_is_frozen() -> None:
+    sampling = Sampling(top_k=np.int32(3), temperature=1, guidance=[1, np.float32(2.5)], batch_size=None)
+    assert sampling == Sampling(top_k=3, guidance=(1.0, 2.5))
+    assert sampling.changed() == ["top_k", "guidance"]
+    assert Sampling().changed() == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampling.top_k = 4
+    with pytest.raises(ValueError, match="top_k=0"):
+        dataclasses.replace(sampling, top_k=0)
 
 
 def test_temperature_is_a_power_of_the_probabilities() -> None:
@@ -99,7 +152,7 @@ def test_temperatures_near_zero_are_greedy_and_finite(temperature: float, dtype:
 
 def test_draws_follow_the_filtered_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5]).log_softmax(-1)
-    chooser = random_chooser(temperature=1.5, top_k=4, top_p=0.8, generator=torch.Generator().manual_seed(0))
+    chooser = random_chooser(Sampling(temperature=1.5, top_k=4, top_p=0.8), generator=torch.Generator().manual_seed(0))
     draws = chooser(logits.expand(40_000, -1))
     # By hand: temper, keep codes 0, 4, 1, 2, then of those the first whose mass reaches 0.8.
     tempered = [math.exp(x / 1.5) for x in logits.tolist()]

@@ -8,7 +8,7 @@ import torch
 from prior_worlds import every_grid, make_transformer
 from torch import Tensor
 
-from priors import TransformerPrior
+from priors import Sampling, TransformerPrior
 
 SHAPES = [((3, 4), None), ((2, 3), 3), ((6,), None), ((2, 2, 3), 2), ((1, 1), None)]
 
@@ -250,8 +250,8 @@ def test_dropout_is_for_training_only() -> None:
     torch.manual_seed(0)
     prior.train()
     assert (prior(codes) - prior(codes)).abs().max() > 0.01
-    greedy = prior.sample(2, temperature=0.0)
-    assert torch.equal(greedy, plain.sample(2, temperature=0.0))
+    greedy = prior.sample(2, sampling=Sampling(temperature=0.0))
+    assert torch.equal(greedy, plain.sample(2, sampling=Sampling(temperature=0.0)))
     assert prior.training
 
 
@@ -287,7 +287,7 @@ def test_it_learns_what_labels_and_places_determine() -> None:
     # The class is worth ln 2 nats, and without a label nothing more is left to say.
     assert prior(codes, labels).min() > -0.2
     assert (prior(codes) + math.log(2)).abs().max() < 0.4
-    assert torch.equal(prior.sample(64, labels, temperature=0.0), codes)
+    assert torch.equal(prior.sample(64, labels, Sampling(temperature=0.0)), codes)
 
 
 @pytest.mark.parametrize(

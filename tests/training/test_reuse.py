@@ -18,7 +18,7 @@ from run_files import SMALL, weights
 from priors import Prior
 from vqvae import VQGAN, VQVAE, load_images
 from vqvae.quantizers import VectorQuantizer
-from vqvae.tokens import CodeDataset, tokenize
+from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 from vqvae.training.records import Stop
 
 PROJECT = Path(__file__).parents[2]
@@ -132,7 +132,12 @@ def tokenized(made, photos, tmp_path) -> Path:
     model = VQVAE.from_pretrained(made)
     for split in ("train", "test"):
         images = load_images(photos, split, size=8, channels=1)
-        tokenize(model, images, tmp_path / "codes" / split, split=split, tokenizer_source=str(made), shard_size=64)
+        tokenize(
+            model,
+            images,
+            tmp_path / "codes" / split,
+            Tokenizing(split=split, tokenizer_source=str(made), shard_size=64),
+        )
     return tmp_path / "codes"
 
 
@@ -170,7 +175,9 @@ def test_case_31_a_prior_does_not_go_on_with_other_codes(run, made, tokenized, p
     others = tmp_path / "others"
     for split in ("train", "test"):
         images = load_images(tmp_path / "fewer", split, size=8, channels=1)
-        tokenize(VQVAE.from_pretrained(made), images, others / split, split=split, tokenizer_source=str(made))
+        tokenize(
+            VQVAE.from_pretrained(made), images, others / split, Tokenizing(split=split, tokenizer_source=str(made))
+        )
     more = ["--resume", *place, "--prior-fit.num-steps", "9"]
     assert "was begun with other codes" in fails(*more, "--codes", str(others))
     run(*more, "--codes", str(tokenized))
@@ -180,7 +187,7 @@ def test_case_31_codes_of_two_sources_are_refused(made, tokenized, photos, fails
     shutil.copytree(photos, tmp_path / "others")
     shutil.rmtree(tokenized / "test")
     images = load_images(tmp_path / "others", "test", size=8, channels=1)
-    tokenize(VQVAE.from_pretrained(made), images, tokenized / "test", split="test", shard_size=64)
+    tokenize(VQVAE.from_pretrained(made), images, tokenized / "test", Tokenizing(split="test", shard_size=64))
     line = fails(*FIT, "--stage", "prior", "--codes", str(tokenized), "--run", str(tmp_path / "new"))
     assert f"are of different sources ({photos} and {tmp_path / 'others'})" in line
     assert not (tmp_path / "new").exists()
@@ -278,7 +285,7 @@ def test_codes_of_a_posterior_are_not_what_its_prior_is_for(run, photos, fails, 
     model = VQVAE.from_pretrained(tmp_path / "drawn" / "codebook")
     for split in ("train", "test"):
         images = load_images(photos, split, size=8, channels=1)
-        tokenize(model, images, tmp_path / "codes" / split, split=split)
+        tokenize(model, images, tmp_path / "codes" / split, Tokenizing(split=split))
     line = fails(
         *FIT, "--stage", "prior", "--codes", str(tmp_path / "codes"), "--tokenizer", str(tmp_path / "drawn"),
         "--run", str(tmp_path / "new"),

@@ -16,7 +16,7 @@ from safefolder.locks import one_writer
 from vqvae import cli
 from vqvae.cli import dreaming, figures, naming, packing, unpacking
 from vqvae.cli.common import load_codec
-from vqvae.codec import Archive, Mode, dream, recover, storage, write
+from vqvae.codec import Archive, Compression, Mode, dream, recover, storage, write
 from vqvae.codec.coder import BadStream
 from vqvae.codec.container import MAX_IMAGES
 from vqvae.codec.dream import most_bytes
@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch, codec):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png", noise(SIZE, SIZE))
     images = images_of(model_of(), 2)
-    write("x.vq", codec.header(Mode.LOSSLESS), codec.blocks(images, verify=False))
+    write("x.vq", codec.header(Mode.LOSSLESS), codec.blocks(images, options=Compression(verify=False)))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "kept").touch()
     os.mkfifo("pipe")
@@ -319,7 +319,7 @@ def test_case_22_numbers_beyond_the_most(place, run, codec, refused):
     for args, message in (
         (
             ("compress", run, "a.png", "-o", "y.vq", "--images-per-block", huge),
-            "--images-per-block must be 1 to 65,535",
+            f"got images_per_block={huge}, expected 1 to 65535",
         ),
         (("dream", run, "--num", huge), "--num must be at most 16,384"),
         (("dream", run, "--num-bytes", huge), "--num-bytes must be at most 1,099,511,627,776"),

@@ -20,7 +20,7 @@ from vqvae.cli import packing
 from vqvae.cli.common import load_codec
 from vqvae.cli.naming import Places
 from vqvae.cli.reading import read_exactly
-from vqvae.codec import Archive, Codec, Mode, write
+from vqvae.codec import Archive, Codec, Compression, Mode, write
 from vqvae.quantizers import StochasticVectorQuantizer, VectorQuantizer
 
 SIZE = 8
@@ -417,7 +417,7 @@ def blocks_of_two(codec, tmp_path):
     """A file of four blocks of two images, each image of one level."""
     images = [torch.full((1, SIZE, SIZE), i, dtype=torch.uint8) for i in range(8)]
     path = tmp_path / "x.vq"
-    write(path, codec.header(Mode.LOSSLESS), codec.blocks(images, images_per_block=2))
+    write(path, codec.header(Mode.LOSSLESS), codec.blocks(images, options=Compression(images_per_block=2)))
     return path
 
 
@@ -483,7 +483,7 @@ def test_a_stream_that_decodes_to_other_pixels_is_lost(call, run, tmp_path, code
     images = [torch.full((1, SIZE, SIZE), i, dtype=torch.uint8) for i in range(2)]
     with monkeypatch.context() as patch:
         patch.setattr("vqvae.codec.codec.check_of", lambda *_: 12345)
-        wrong = list(codec.blocks(images[:1], verify=False))
+        wrong = list(codec.blocks(images[:1], options=Compression(verify=False)))
     write(Path("x.vq"), codec.header(Mode.LOSSLESS), [*wrong, *codec.blocks(images[1:])])
     assert "other pixels come out" in call("decompress", run, "x.vq", "-o", "x", code=2)[1]
     assert "other pixels come out" in call("decompress", run, "x.vq", "-o", "y", "--recover", code=1)[1]
@@ -614,7 +614,10 @@ def test_mistakes_are_one_line(call, run, colour, tmp_path):
         (("compress", run, "photos", "--num", "3", "-o", "y.vq"), "belong to --data"),
         (("compress", run, "--data", "photos", "--num", "0", "-o", "y.vq"), "--num must be at least 1"),
         (("compress", run, "--data", "nothing-known", "-o", "y.vq"), "nothing-known"),
-        (("compress", run, "photos", "--images-per-block", "0", "-o", "y.vq"), "--images-per-block must be"),
+        (
+            ("compress", run, "photos", "--images-per-block", "0", "-o", "y.vq"),
+            "got images_per_block=0, expected 1",
+        ),
         (("compress", run, "photos", "--append", "--force", "-o", "y.vq"), "give one of them"),
         (("compress", run, "photos", "-o", "photos", "--force"), "no plain file"),
         (("compress", run / "codebook", "photos", "-o", "y.vq"), "has no prior"),

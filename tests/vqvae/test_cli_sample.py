@@ -3,8 +3,11 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
+from contextlib import nullcontext
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ import torch
 from image_files import save
 from PIL import Image
 
-from priors import AnyOrderPrior, MixtureTransformerPrior, Prior, TransformerPrior, UnigramPrior
+from priors import AnyOrderPrior, MixtureTransformerPrior, Prior, Sampling, TransformerPrior, UnigramPrior
 from priors.sampling import guidance_ramp
 from vqvae import VQVAE, GaussianVAE, cli
+from vqvae.cli.sampling import SamplingFlags
 from vqvae.data.decode import decode
 from vqvae.quantizers import FSQ, EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer
 
@@ -68,7 +72,8 @@ def call(monkeypatch, capsys, tmp_path):
     def run_command(*args, code=0):
         monkeypatch.setattr(sys, "argv", ["vqvae", "sample", *map(str, args)])
         if not code:
-            cli.main()
+            with nullcontext() if code == 0 else pytest.raises(SystemExit):
+                cli.main()
             return capsys.readouterr().out
         with pytest.raises(SystemExit) as stopped:
             cli.main()
@@ -85,9 +90,10 @@ def seen(monkeypatch):
     """What `Prior.samples` was asked for."""
     asked, real = [], Prior.samples
 
-    def samples(self, num, labels=None, **options):
-        asked.append({"num": num, "labels": None if labels is None else labels.tolist(), **options})
-        return real(self, num, labels, **options)
+    def samples(self, num, labels, sampling, generator, **options):
+        labelled = {"labels": None if labels is None else labels.tolist()}
+        asked.append({"num": num, **labelled, "sampling": sampling, "generator": generator, **options})
+        return real(self, num, labels, sampling, generator, **options)
 
     monkeypatch.setattr(Prior, "samples", samples)
     return asked
@@ -167,16 +173,32 @@ def test_options_reach_the_prior(call, run, seen):
     call(run, "--num", 3, *options, "--guidance-power", 2, "--precision", "float32", "--batch-size", 2)
     asked = seen[0]
     assert asked["generator"].initial_seed() == 0
-    wanted = {"temperature": 0.9, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "precision": "float32", "batch_size": 2}
-    wanted |= {"guidance": guidance_ramp(2.0, 16, 2.0), "progress": True, "compiled": False, "seeds": None}
-    assert {name: asked[name] for name in wanted} == wanted
+    filters = {"temperature": 0.9, "top_k": 5, "top_p": 0.8, "min_p": 0.1}
+    guidance = tuple(guidance_ramp(2.0, 16, 2.0))
+    assert asked["sampling"] == Sampling(**filters, guidance=guidance, precision="float32", batch_size=2)
+    assert (asked["seeds"], asked["progress"]) == (None, True)
+
+
+def test_every_option_of_sampling_is_a_flag(call, run, seen):
+    """What `Sampling` says of a field is the help of its flag, and what it holds by default is the default."""
+    call(run, "--num", 1)
+    assert seen[0]["sampling"] == Sampling()
+    assert {each.name for each in fields(SamplingFlags)} == {each.name for each in fields(Sampling)} | {
+        "guidance_power"
+    }
+    text = " ".join(call("--help", code=None).replace("│", " ").split())
+    for name, said in (
+        ("top-k", "draw among the k likeliest codes only"),
+        ("guidance", "strength of the label"),
+    ):
+        assert re.search(rf"--{name} \S+ {said}", text)
 
 
 def test_compiled_reaches_the_prior(call, run, monkeypatch):
     asked = {}
 
-    def samples(self, num, labels, **options):
-        asked.update(options)
+    def samples(self, num, labels, sampling, *_, **__):
+        asked["compiled"] = sampling.compiled
         yield torch.zeros(num, *self.grid, dtype=torch.int64)
 
     monkeypatch.setattr(Prior, "samples", samples)
@@ -185,7 +207,7 @@ def test_compiled_reaches_the_prior(call, run, monkeypatch):
 
 
 def test_what_cannot_be_compiled_is_one_line(call, run, monkeypatch):
-    def samples(self, num, labels, **options):
+    def samples(self, *_, **__):
         raise RuntimeError("InvalidCxxCompiler: no compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
         yield
 
@@ -206,7 +228,7 @@ def test_each_filter_changes_the_draws(call, run, tmp_path):
 
 def test_several_codes_a_step(call, anywhere, seen, tmp_path):
     call(anywhere, "--num", 2, "--num-steps", 3)
-    assert seen[0]["num_steps"] == 3
+    assert seen[0]["sampling"] == Sampling(num_steps=3)
     assert (tmp_path / "samples.png").exists()
 
 
@@ -425,7 +447,7 @@ def test_mistakes_are_one_line(call, run, anywhere, gaussian, picture, tmp_path)
         ((run, "--seeds", 1, 1), "each once"),
         ((run, "--seeds", 1, "--seed", 1), "so --seed has no say"),
         ((run, "--seeds", 1, "--batch-size", 1), "so --batch-size has no say"),
-        ((run, "--batch-size", 0), "--batch-size must be at least 1"),
+        ((run, "--batch-size", 0), "got batch_size=0, expected an integer >= 1"),
         ((run, "--columns", 0), "--columns must be at least 1"),
         ((run, "--columns", 3, "--output", "folder"), "--columns is for a grid"),
         ((run, "--num-steps", 3), "prior-kind AnyOrder"),

@@ -20,7 +20,7 @@ from lanes import some
 
 from priors import TransformerPrior
 from vqvae import VQVAE, GaussianVAE
-from vqvae.codec import Archive, Codec, DamagedFile, Mode, tables
+from vqvae.codec import Archive, Codec, Compression, DamagedFile, Mode, tables
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
 from vqvae.codec.container import pack
@@ -56,7 +56,7 @@ def flipped(data, offset):
 def test_pixels_come_back(likelihood, prior):
     model = model_of(likelihood)
     codec, y = Codec(model, PRIORS[prior](model)), images_of(model, 3)
-    data = codec.compress(y, verify=False)
+    data = codec.compress(y, options=Compression(verify=False))
     assert torch.equal(codec.decompress(data), y)
     assert STORED not in bodies_of(codec, data)[0].kinds  # they were coded, not kept
 
@@ -65,7 +65,7 @@ def test_pixels_come_back(likelihood, prior):
 def test_every_kind_of_codes(quantizer):
     model = model_of(quantizer=QUANTIZERS[quantizer])
     codec, y = Codec(model, transformer_of(model)), images_of(model, 3)
-    data = codec.compress(y, verify=False)
+    data = codec.compress(y, options=Compression(verify=False))
     assert torch.equal(codec.decompress(data), y)
     assert STORED not in bodies_of(codec, data)[0].kinds
 
@@ -131,7 +131,7 @@ def test_a_machine_that_computes_slightly_differently_decodes(likelihood, monkey
         with monkeypatch.context() as patch:
             for name, value in guards.items():
                 patch.setattr(tables, name, value)
-            return codec.compress(y, images_per_block=200, verify=False)
+            return codec.compress(y, options=Compression(images_per_block=200, verify=False))
 
     guarded, unguarded = compress_with(wide), compress_with(dict.fromkeys(wide, 0.0))
     [body] = bodies_of(codec, guarded)
@@ -170,7 +170,7 @@ def test_any_batch_and_any_number_of_threads(plain):
             assert torch.equal(codec.decompress(file)[0], image)
     finally:
         torch.set_num_threads(threads)
-    single = codec.compress(y, images_per_block=1)
+    single = codec.compress(y, options=Compression(images_per_block=1))
     assert [body.stream for body in bodies_of(codec, single)] == [bodies_of(codec, file)[0].stream for file in alone]
     with Archive.from_bytes(single) as archive:
         [third] = codec.decode(archive, [2])
@@ -214,7 +214,7 @@ def test_the_models_given_are_left_as_they_were():
 
 def test_lossy_gives_the_decoders_mean(plain):
     codec, y = plain
-    data = codec.compress(y, mode=Mode.LOSSY)
+    data = codec.compress(y, options=Compression(mode=Mode.LOSSY))
     back, model = codec.decompress(data), codec.coder.model
     assert torch.equal(back, model.decode(model.encode(y)))
     [body] = bodies_of(codec, data)
@@ -230,7 +230,7 @@ def test_bits_back(kind):
         model.quantizer.error.fill_(1.0)
     prior, y = transformer_of(model), images_of(model, 120)
     codec = Codec(model, prior)
-    data = codec.compress(y, mode=Mode.BITS_BACK)
+    data = codec.compress(y, options=Compression(mode=Mode.BITS_BACK))
     assert torch.equal(codec.decompress(data), y)
     [body] = bodies_of(codec, data)
     assert STORED not in body.kinds
@@ -250,7 +250,7 @@ def test_bits_that_do_not_come_back_are_found_out():
     model = model_of(quantizer=quantizer)
     codec = Codec(model, transformer_of(model))
     y = images_of(model, 3)
-    [body] = bodies_of(codec, codec.compress(y, mode=Mode.BITS_BACK))
+    [body] = bodies_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK)))
     back = BitsBack(codec.coder)
     for at in range(2, len(body.stream), 7):
         with pytest.raises(ValueError, match=r"did not come back|stream|word"):
@@ -260,7 +260,7 @@ def test_bits_that_do_not_come_back_are_found_out():
 def test_bits_back_needs_a_posterior(plain):
     codec, y = plain
     with pytest.raises(ValueError, match="no posterior"):
-        codec.compress(y, mode=Mode.BITS_BACK)
+        codec.compress(y, options=Compression(mode=Mode.BITS_BACK))
 
 
 @pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY, Mode.BITS_BACK])
@@ -271,7 +271,7 @@ def test_labels(mode):
     labels = torch.tensor([2, 0, 1, 1, 2, 0, 0, 2, 1])
     noise = torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = [noise, *y[1:]]  # a stored image keeps its label
-    data = codec.compress(images, labels, mode=mode, images_per_block=4)
+    data = codec.compress(images, labels, Compression(mode=mode, images_per_block=4))
     with Archive.from_bytes(data) as archive:
         decoded = list(codec.decode(archive))
     assert torch.equal(torch.cat([block.labels for block in decoded]), labels)
@@ -316,7 +316,7 @@ def test_noise_is_stored(mode, shape):
     model = model_of(quantizer=quantizer)
     codec = Codec(model, uniform_of(model))
     noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    data = codec.compress([noise], mode=mode)
+    data = codec.compress([noise], options=Compression(mode=mode))
     assert torch.equal(codec.decompress(data)[0], noise)
     assert len(data) <= 1.002 * noise.numel() + 64
 
@@ -337,7 +337,7 @@ def test_no_file_of_one_image_is_much_longer_than_its_pixels():
     images += [torch.zeros(1, 1, 1, dtype=torch.uint8), nearly_hopeless(model, 2)]
     for image in images:
         for mode in (Mode.LOSSLESS, Mode.BITS_BACK):
-            data = codec.compress([image], mode=mode)
+            data = codec.compress([image], options=Compression(mode=mode))
             assert len(data) <= 1.002 * image.numel() + 64
             assert torch.equal(codec.decompress(data)[0], image)
 
@@ -398,7 +398,7 @@ def test_a_block_that_does_not_verify_is_stored(plain, monkeypatch):
     assert bodies_of(codec, data)[0].kinds == [STORED] * 6
     assert torch.equal(codec.decompress(data), y)
     calls.clear()
-    codec.compress(y, verify=False)
+    codec.compress(y, options=Compression(verify=False))
     assert not calls
 
 
@@ -417,7 +417,7 @@ def test_another_model_or_prior_is_named(plain):
 
 def test_one_bad_block_does_not_blame_its_neighbours(plain):
     codec, y = plain
-    with Archive.from_bytes(codec.compress(y, images_per_block=1)) as archive:
+    with Archive.from_bytes(codec.compress(y, options=Compression(images_per_block=1))) as archive:
         bodies = [archive.body(i) for i in range(6)]
     bodies[3] = flipped(bodies[3], 30)
     decoded = codec.decoder.decode(enumerate(bodies), Mode.LOSSLESS)
@@ -443,7 +443,7 @@ def test_the_check_covers_shapes_labels_and_modes(plain):
 
 def test_a_flipped_byte_is_found_and_the_rest_is_rescued(plain):
     codec, y = plain
-    data = codec.compress(y, images_per_block=2)
+    data = codec.compress(y, options=Compression(images_per_block=2))
     with Archive.from_bytes(data) as archive:
         second = archive.blocks[1]
     broken = flipped(data, second.offset + second.length // 2)
@@ -510,14 +510,14 @@ def test_without_the_coder_nothing_begins(monkeypatch):
 
 def test_images_per_block_out_of_range(plain):
     with pytest.raises(ValueError, match="images_per_block=0"):
-        plain[0].compress(plain[1], images_per_block=0)
+        plain[0].compress(plain[1], options=Compression(images_per_block=0))
 
 
 def test_as_many_labels_and_names_as_images(plain):
     codec, y = plain
     for given in ({"labels": torch.zeros(7).long()}, {"labels": torch.zeros(5).long()}, {"names": ["a"] * 7}):
         with pytest.raises(ValueError, match=r"for 6 images"):
-            list(codec.blocks(y, **given, images_per_block=2))
+            list(codec.blocks(y, options=Compression(images_per_block=2), **given))
 
 
 def test_a_block_that_no_reader_would_take(plain):
@@ -532,7 +532,7 @@ def test_a_mode_that_is_lost_is_found(mode):
     model = model_of(quantizer=quantizer)
     codec = Codec(model, uniform_of(model))
     y = images_of(model, 4)
-    data = codec.compress(y, mode=mode)
+    data = codec.compress(y, options=Compression(mode=mode))
     [block], damage = codec.rescue(b"?" * 16 + data[16:])
     assert torch.equal(torch.stack(block.images), codec.decompress(data))
     assert damage

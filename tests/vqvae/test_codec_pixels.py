@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from vqvae.codec import Archive, Codec, Mode
+from vqvae.codec import Archive, Codec, Compression, Mode
 from vqvae.codec.container import pack
 from vqvae.codec.pixels import as_image, as_images
 
@@ -57,9 +57,9 @@ FORMS = {
 def test_case_33_images_in_any_form(request, kind, form):
     codec, y = request.getfixturevalue(kind)
     given = FORMS[form](y)
-    expected = codec.compress(y, verify=False)
-    assert codec.compress(given, verify=False) == expected
-    assert pack(codec.header(Mode.LOSSLESS), codec.blocks(iter(given), verify=False)) == expected
+    expected = codec.compress(y, options=Compression(verify=False))
+    assert codec.compress(given, options=Compression(verify=False)) == expected
+    assert pack(codec.header(Mode.LOSSLESS), codec.blocks(iter(given), options=Compression(verify=False))) == expected
     assert torch.equal(codec.measure(given).total, codec.measure(y).total)
 
 
@@ -74,7 +74,7 @@ def test_case_33_labels_in_any_form(grey, labels):
     assert block.labels.tolist() == list(labels)
     if isinstance(labels, np.ndarray):
         for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.uint64):
-            assert codec.compress(y, labels.astype(dtype), verify=False) == data
+            assert codec.compress(y, labels.astype(dtype), Compression(verify=False)) == data
 
 
 @pytest.mark.usefixtures("untyped")

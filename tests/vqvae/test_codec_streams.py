@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from priors import UnigramPrior
-from vqvae.codec import Archive, Codec, CompressedImages, DamagedFile, Mode
+from vqvae.codec import Archive, Codec, CompressedImages, Compression, DamagedFile, Mode
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
 from vqvae.codec.coder import SLACK, BadStream, RangeReader, RangeWriter, Stack
@@ -129,7 +129,7 @@ def test_stored_pixels_take_no_more_than_their_own_memory(codec, coded, monkeypa
     noise = torch.randint(0, 256, (1, 1, 60), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = [noise[..., i : i + 1] for i in range(60)] + [noise, noise.view(1, 60, 1)]
     labels = torch.arange(62) % 3
-    data = codec.compress(images, labels, images_per_block=400, verify=False)
+    data = codec.compress(images, labels, Compression(images_per_block=400, verify=False))
     [body] = bodies_of(codec, data)
     assert set(body.kinds) == {STORED}
     coded.update(codes=0)
@@ -160,7 +160,7 @@ def test_units_stored_and_coded_in_one_image(channels):
         part = parts[i].expand(3, -1, -1)[:, : image[place].shape[1], : image[place].shape[2]]
         image[place] = noise[place] if i % 3 == 1 else part
     images = [image, image[:1], noise[:, :9, :9]]
-    data = codec.compress(images, verify=False)
+    data = codec.compress(images, options=Compression(verify=False))
     kinds = bodies_of(codec, data)[0].kinds
     assert STORED in kinds
     assert 0 in kinds
@@ -200,7 +200,7 @@ def test_case_16_thousands_of_black_images(mode, num):
     cost = codec.measure(black[:1])
     bits = float(cost.rate[0] if mode == Mode.LOSSY else cost.total[0])
     assert bits > 10
-    data = codec.compress(black, mode=mode, images_per_block=num, verify=False)
+    data = codec.compress(black, options=Compression(mode=mode, images_per_block=num, verify=False))
     [body] = bodies_of(codec, data)
     assert STORED not in body.kinds
     assert body.stream == bytes(len(body.stream))
@@ -220,7 +220,7 @@ def test_case_16_thousands_of_images_that_are_certain(mode, num):
     """They cost nothing, so that no zeros are kept and none is missed."""
     codec = black_codec(certain=True)
     black = torch.zeros(num, 1, 8, 8, dtype=torch.uint8)
-    data = codec.compress(black, mode=mode, images_per_block=num, verify=False)
+    data = codec.compress(black, options=Compression(mode=mode, images_per_block=num, verify=False))
     assert len(data) < 70
     [decoded] = codec.decode(Archive.from_bytes(data))
     assert len(decoded.images) == num
@@ -232,12 +232,12 @@ def test_case_16_what_the_version_before_wrote_is_read(codec, monkeypatch):
     y = images_of(model_of(quantizer=POSTERIORS["stochastic"][0]), 40)
     labels = torch.arange(40) % 3
     black, dark = torch.zeros(128, 1, 8, 8, dtype=torch.uint8), black_codec(certain=False)
-    assert len(dark.compress(black, images_per_block=128)) < 70
-    assert not torch.equal(dark.decompress(dark.compress(black, images_per_block=128)), black + 1)
+    assert len(dark.compress(black, options=Compression(images_per_block=128))) < 70
+    assert not torch.equal(dark.decompress(dark.compress(black, options=Compression(images_per_block=128))), black + 1)
     monkeypatch.setattr(codec.coder, "group_size", 8)
     noise = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     for images, known in ((y, None), (y, labels), (y * 0, labels * 0), (noise, torch.zeros(60).long())):
-        data = codec.compress(images, known, verify=False)
+        data = codec.compress(images, known, Compression(verify=False))
         assert torch.equal(codec.decompress(data), images)
 
 
@@ -245,9 +245,9 @@ def test_case_16_ordinary_files_are_what_they_were(codec, monkeypatch):
     """No zero is added to a message that does not end in thousands of bits of first symbols."""
     y, finish = images_of(model_of(quantizer=POSTERIORS["stochastic"][0]), 40), RangeWriter.finish
     monkeypatch.setattr(codec.coder, "group_size", 8)
-    new = [codec.compress(y, mode=mode) for mode in (Mode.LOSSLESS, Mode.LOSSY)]
+    new = [codec.compress(y, options=Compression(mode=mode)) for mode in (Mode.LOSSLESS, Mode.LOSSY)]
     monkeypatch.setattr(RangeWriter, "finish", lambda self: finish(self).rstrip(b"\0"))
-    assert [codec.compress(y, mode=mode) for mode in (Mode.LOSSLESS, Mode.LOSSY)] == new
+    assert [codec.compress(y, options=Compression(mode=mode)) for mode in (Mode.LOSSLESS, Mode.LOSSY)] == new
 
 
 def fixed_message():
@@ -331,7 +331,7 @@ def test_case_16_the_bottom_of_a_stack_is_exact(kind, num):
         model.quantizer.error.fill_(1.0)
     codec = Codec(model, transformer_of(model, num_classes=3))
     y, labels = images_of(model, num), torch.arange(num) % 3
-    [body] = bodies_of(codec, codec.compress(y, labels, mode=Mode.BITS_BACK))
+    [body] = bodies_of(codec, codec.compress(y, labels, Compression(mode=Mode.BITS_BACK)))
     assert STORED not in body.kinds
     back = BitsBack(codec.coder)
 
@@ -374,7 +374,7 @@ def test_case_16_a_stream_that_feeds_itself(codec, coded, monkeypatch):
         return Intervals(torch.zeros_like(found.left), torch.full_like(found.width, 2)), clear
 
     y = images_of(model_of(quantizer=POSTERIORS["stochastic"][0]), 60)
-    [body] = bodies_of(codec, codec.compress(y, mode=Mode.BITS_BACK, images_per_block=60))
+    [body] = bodies_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK, images_per_block=60)))
     data = with_stream(codec, Mode.BITS_BACK, body, body.stream)
     monkeypatch.setattr(BitsBack, "_posterior", unlikely)
     black = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)

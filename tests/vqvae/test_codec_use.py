@@ -10,7 +10,7 @@ import torch
 from codec_worlds import images_of, model_of, transformer_of, uniform_of
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from vqvae.codec import Codec, CompressedImages, DamagedFile, awake, dream, write
+from vqvae.codec import Codec, CompressedImages, Compression, DamagedFile, awake, dream, write
 from vqvae.codec.container import Mode
 
 
@@ -26,7 +26,7 @@ def images(codec):
 
 
 def file_of(codec, path, images, labels=None, **options):
-    write(path, codec.header(Mode.LOSSLESS), codec.blocks(images, labels, verify=False, **options))
+    write(path, codec.header(Mode.LOSSLESS), codec.blocks(images, labels, Compression(verify=False, **options)))
     return path
 
 
@@ -219,15 +219,15 @@ def test_case_11_bytes_are_the_same_under_any_default_type_and_device(images, mo
     model = model_of()
     prior = transformer_of(model, num_classes=3)
     codec, labels = Codec(model, prior), [index % 3 for index in range(len(images))]
-    want, cost = codec.compress(images, labels, mode=mode), codec.measure(images).total
+    want, cost = codec.compress(images, labels, Compression(mode=mode)), codec.measure(images).total
     back, bits = codec.decompress(want), random.Random(0).randbytes(4000)
     dreamt = dream(codec, bits, most=1)
     for dtype, device in (("bfloat16", "cpu"), ("float16", "cpu"), ("float64", "cpu"), ("float32", "meta")):
         try:
             torch.set_default_dtype(getattr(torch, dtype))
             torch.set_default_device(device)
-            assert codec.compress(images, labels, mode=mode) == want
-            assert Codec(model, prior).compress(images, labels, mode=mode) == want
+            assert codec.compress(images, labels, Compression(mode=mode)) == want
+            assert Codec(model, prior).compress(images, labels, Compression(mode=mode)) == want
             assert codec.decompress(want).equal(back)
             assert codec.measure(images).total.equal(cost)
             assert dream(codec, bits, most=1).images.equal(dreamt.images)
@@ -245,9 +245,9 @@ def test_what_a_caller_draws_between_blocks_is_his_own(codec):
             yield torch.randint(0, 255, (codec.coder.num_channels, 8, 8), dtype=torch.uint8)
 
     torch.manual_seed(3)
-    blocks = list(codec.blocks(drawn(), images_per_block=1, verify=False))
+    blocks = list(codec.blocks(drawn(), options=Compression(images_per_block=1, verify=False)))
     torch.manual_seed(3)
     assert [body for _, body in blocks] == [
-        body for _, body in codec.blocks(list(drawn()), images_per_block=1, verify=False)
+        body for _, body in codec.blocks(list(drawn()), options=Compression(images_per_block=1, verify=False))
     ]
     assert len({body for _, body in blocks}) == 4

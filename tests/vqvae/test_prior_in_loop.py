@@ -23,7 +23,7 @@ from loop_worlds import (
 from quantizer_worlds import generator
 from torch import Tensor
 
-from priors import Prior, UniformPrior
+from priors import Prior, Sampling, UniformPrior
 from vqvae import VQVAE
 from vqvae.data import Batch
 from vqvae.elbo import elbo, sampled_elbo
@@ -148,7 +148,9 @@ def test_limits(prior):
     uniform = UniformPrior(num_codes=NUM_CODES, grid=GRID)
     for beta in (0.1, 1.0, 100.0):
         assert torch.equal(step_by_step(costs, make_loop(uniform, 40, beta)).codes, nearest)
-    assert torch.equal(step_by_step(costs, make_loop(prior, 40, 1e9)).codes, prior.sample(40, temperature=0.0))
+    assert torch.equal(
+        step_by_step(costs, make_loop(prior, 40, 1e9)).codes, prior.sample(40, sampling=Sampling(temperature=0.0))
+    )
 
 
 def test_rate_of_codes_is_their_cost_and_teaches_the_prior(prior):

@@ -16,22 +16,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from token_worlds import contents, photos, tokenizer
+from token_worlds import contents, photos, plan, tokenize, tokenizer
 
 from vqvae import GaussianVAE
 from vqvae.data import ImageTensors, load_images
-from vqvae.tokens import (
-    CodeDataset,
-    Timings,
-    encode_batch,
-    finish,
-    is_done,
-    missing,
-    plan,
-    read_batch,
-    tokenize,
-    write_shard,
-)
+from vqvae.tokens import CodeDataset, Timings, encode_batch, finish, is_done, missing, read_batch, write_shard
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
@@ -290,9 +279,8 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(source, whole, tmp_path, m
 
 KILLED = """
 import sys
-from token_worlds import tokenizer
+from token_worlds import tokenize, tokenizer
 from vqvae.data import load_images
-from vqvae.tokens import tokenize
 images = load_images(sys.argv[1], size=8)
 tokenize(tokenizer(), images, sys.argv[2], batch_size=4, shard_size=9, num_workers=int(sys.argv[3]),
          progress=lambda done, total: print(done, flush=True))

@@ -1,5 +1,6 @@
 """What `vqvae tokenize` is told that nobody can mean is one line, before anything is read or written."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from token_worlds import contents, photos, tokenizer
+from token_worlds import contents, photos, plan, tokenize, tokenizer
 
 import safefolder
+from vqvae import exits
 from vqvae.cli.common import device_of
 from vqvae.cli.tokenizing import tokenize as command
 from vqvae.data import ImageTensors
-from vqvae.tokens import CodeDataset, plan, tokenize, write_parquet
+from vqvae.tokens import CodeDataset, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,8 @@ def model(tmp_path_factory) -> Path:
 
 
 def call(*args: object) -> int:
-    return tyro.cli(command, args=[str(each) for each in args])
+    later = functools.wraps(command)(lambda *told, **options: functools.partial(command, *told, **options))
+    return exits.parsed(lambda: tyro.cli(later, args=[str(each) for each in args]))()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_worlds import contents, copied, equal, photos, tokenizer
+from token_worlds import contents, copied, equal, photos, tokenize, tokenizer
 
 from vqvae.data import load_images
-from vqvae.tokens import CodeDataset, headers, tokenize, write_parquet
+from vqvae.tokens import CodeDataset, headers, write_parquet
 from vqvae.tokens.index import checksum
 
 SIZES = {"batch_size": 4, "shard_size": 9}

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from token_worlds import contents, copied, photos, tokenizer
+from token_worlds import contents, copied, photos, plan, tokenize, tokenize_on_ray, tokenizer
 
 import safefolder
 from vqvae import cli
 from vqvae.data import load_images
-from vqvae.tokens import CodeDataset, plan, ray_session, tokenize, tokenize_on_ray
+from vqvae.tokens import CodeDataset, ray_session
 from vqvae.tokens.jobs import one_job
 
 SIZES = {"batch_size": 4, "shard_size": 9}

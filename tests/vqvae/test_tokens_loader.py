@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from token_worlds import QUANTIZERS, equal, joined, photos, tokenizer
+from token_worlds import QUANTIZERS, equal, joined, photos, tokenize, tokenizer
 from torch.utils.data import DataLoader, Subset
 
 from vqvae.data import ImageTensors, load_images
-from vqvae.tokens import CodeBatch, CodeDataset, tokenize
+from vqvae.tokens import CodeBatch, CodeDataset
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import noise
 from PIL import Image
-from token_worlds import contents, photos, tokenizer
+from token_worlds import contents, photos, tokenize, tokenizer
 
 from vqvae import Autoencoder
 from vqvae.cli.tokenizing import tokenize as command
 from vqvae.data import ImageTensors, load_images
-from vqvae.tokens import CodeDataset, check_same_origin, origins, tokenize
+from vqvae.tokens import CodeDataset, check_same_origin, origins
 from vqvae.tokens.origins import Origin, key_without_places, note, origin, same, without_places
 
 SIZES = {"batch_size": 4, "shard_size": 9}

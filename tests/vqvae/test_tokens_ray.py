@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 from ray_worlds import BROKEN, NUM_IMAGES, WatchedFiles, WatchedTokenizer, photos, tokenizer, watched_by
+from token_worlds import plan, tokenize, tokenize_on_ray
 
+from vqvae.cli.tokenizing import Engine, TokenizingFlags
 from vqvae.cli.tokenizing import tokenize as tokenize_command
 from vqvae.data import ImageFiles, ImageTensors, image_folder
-from vqvae.tokens import Tokenized, missing, plan, ray_engine, ray_session, tokenize
-from vqvae.tokens.ray_engine import tokenize_on_ray
+from vqvae.tokens import Tokenized, missing, ray_engine, ray_session
 from vqvae.tokens.ray_session import RaySession
 
 STORE = 100_000_000
@@ -89,6 +90,7 @@ def test_missing_extra_is_named(images: ImageFiles, tmp_path: Path, monkeypatch:
         ({"num_encoders": 0}, "got num_encoders=0; expected at least 1"),
         ({"device": "tpu"}, "got device='tpu'"),
         ({"batch_size": 0}, "got batch_size=0"),
+        ({"num_workers": 2}, "got num_workers=2, .* as the cluster shares out the work"),
         ({"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1: .*refused.*HOST:PORT"),
         ({"address": "127.0.0.1:99999"}, "no Ray at 127.0.0.1:99999: .*HOST:PORT"),
     ],
@@ -322,8 +324,10 @@ def test_the_command_gives_the_same_folder_and_starts_ray_once(
 
     monkeypatch.setattr(ray, "init", counted)
     for engine in ("local", "ray", "ray"):
-        options = {"batch_size": 8, "shard_size": 32, "engine": engine, "device": "cpu"}
-        assert tokenize_command(str(tmp_path / "run"), str(source), output=tmp_path / engine, **options) == 1
+        where = Engine(engine=engine, device="cpu")
+        sizes = TokenizingFlags(batch_size=8, shard_size=32)
+        run, output = str(tmp_path / "run"), tmp_path / engine
+        assert tokenize_command(run, str(source), output=output, tokenizing=sizes, engine=where) == 1
     for split in ("train", "test"):
         assert files(tmp_path / "ray" / split) == files(tmp_path / "local" / split)
     out, errors = capfd.readouterr()

@@ -12,10 +12,10 @@ import pytest
 import torch
 from image_files import noise, save
 from PIL import Image
-from token_worlds import contents, photos, tokenizer
+from token_worlds import contents, photos, tokenize, tokenizer
 
 from vqvae.data import Images, ImageTensors, load_images
-from vqvae.tokens import CodeDataset, Tokenized, tokenize
+from vqvae.tokens import CodeDataset, Tokenized
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 SIZES = {"batch_size": 4, "shard_size": 9}

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from token_worlds import contents, equal, joined, photos, tokenizer
+from token_worlds import contents, equal, joined, photos, tokenize, tokenizer
 from torch.utils.data import DataLoader
 
 from vqvae.cli.tokenizing import tokenize as command
 from vqvae.data import batches, load_images
-from vqvae.tokens import CodeBatch, CodeDataset, tokenize, write_parquet
+from vqvae.tokens import CodeBatch, CodeDataset, write_parquet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),

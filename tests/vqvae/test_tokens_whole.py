@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import tyro
-from token_worlds import contents, photos, tokenizer
+from token_worlds import contents, photos, plan, tokenize, tokenizer
 
 from priors import UniformPrior
 from vqvae import fingerprint
@@ -23,18 +23,7 @@ from vqvae.cli.tokenizing import tokenize as command
 from vqvae.codec.fingerprint import fingerprint as of_codec
 from vqvae.data import load_images
 from vqvae.likelihoods import Categorical
-from vqvae.tokens import (
-    CodeDataset,
-    encode_batch,
-    finish,
-    is_done,
-    missing,
-    plan,
-    read_batch,
-    tokenize,
-    write_parquet,
-    write_shard,
-)
+from vqvae.tokens import CodeDataset, encode_batch, finish, is_done, missing, read_batch, write_parquet, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 SIZES = {"batch_size": 4, "shard_size": 9}

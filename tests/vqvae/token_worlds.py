@@ -1,13 +1,14 @@
 """Small tokenizers and images on the disk, for tests of tokenized sets."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from image_files import save
 
-from vqvae import VQVAE
+from vqvae import VQVAE, tokens
 from vqvae.quantizers import FSQ, ResidualQuantizer, VectorQuantizer
-from vqvae.tokens import CodeBatch
+from vqvae.tokens import CodeBatch, Plan, Tokenized, Tokenizing, TokenizingOnRay
 
 QUANTIZERS = {
     "plain": VectorQuantizer.Config(num_codes=16, dim=4),
@@ -20,6 +21,24 @@ def tokenizer(kind: str = "plain", seed: int = 0) -> VQVAE:
     torch.manual_seed(seed)
     quantizer = QUANTIZERS[kind]
     return VQVAE(image_size=8, num_channels=3, width=8, num_blocks=1, quantizer=quantizer).eval()
+
+
+def tokenize(
+    model: Any, images: Any, folder: Any, *, progress: Any = None, timings: Any = None, **options: Any
+) -> Tokenized:
+    """`vqvae.tokens.tokenize`, by options of `Tokenizing` among its other arguments."""
+    return tokens.tokenize(model, images, folder, Tokenizing(**options), progress=progress, timings=timings)
+
+
+def tokenize_on_ray(model: Any, images: Any, folder: Any, **options: Any) -> Tokenized:
+    """`vqvae.tokens.tokenize_on_ray`, likewise."""
+    others = {name: options.pop(name) for name in ("session", "open_images", "progress") if name in options}
+    return tokens.tokenize_on_ray(model, images, folder, TokenizingOnRay(**options), **others)
+
+
+def plan(model: Any, images: Any, folder: Any, **options: Any) -> Plan:
+    """`vqvae.tokens.plan`, likewise."""
+    return tokens.plan(model, images, folder, Tokenizing(**options))
 
 
 def photos(folder: Path, num: int = 50, broken: tuple[int, ...] = ()) -> Path:

@@ -8,10 +8,9 @@ It answers each line by `done`, with how many images it encoded, or by what it w
 import sys
 import time
 
-from token_worlds import tokenizer
+from token_worlds import tokenize, tokenizer
 
 from vqvae.data import load_images
-from vqvae.tokens import tokenize
 
 if __name__ == "__main__":
     model, images = tokenizer(), load_images(sys.argv[1], size=8)

@@ -45,9 +45,9 @@ class Inpainting:
         """The image, grey where it is to be drawn anew."""
         return self.image.masked_fill(self.mask, _GREY)[None]
 
-    def known(self, num: int) -> dict[str, Tensor]:
-        """The options `known` and `mask` of `Prior.sample`, for `num` grids."""
-        return {"known": self.codes.expand(num, *self.codes.shape), "mask": self.places}
+    def given(self, num: int) -> dict[str, Tensor]:
+        """The arguments `given` and `mask` of `Prior.sample`, for `num` grids."""
+        return {"given": self.codes.expand(num, *self.codes.shape), "mask": self.places}
 
     def put_back(self, drawn: UInt8[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
         """Images with the pixels outside the mask as they are in the image."""

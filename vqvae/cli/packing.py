@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from safefolder import Options
 from vqvae.cli.common import (
     MODES,
     Model,
@@ -22,10 +24,10 @@ from vqvae.cli.common import (
     tell,
 )
 from vqvae.cli.reading import image_files, read_exactly
-from vqvae.codec import Codec, Mode
+from vqvae.codec import Codec, Compression
 from vqvae.codec.body import MAX_PIXELS, MAX_UNITS
-from vqvae.codec.codec import IMAGES_PER_BLOCK
-from vqvae.codec.container import MAX_IMAGES, destination
+from vqvae.codec.codec import BlockOptions
+from vqvae.codec.container import destination
 from vqvae.codec.units import Cut
 from vqvae.data import Images, batches
 
@@ -82,21 +84,49 @@ class _Incoming:
         tell(f"skipped {printable(name)}: {' '.join(reason.split())}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source(Options):
+    """What is compressed."""
+
+    images: Paths = ()
+    """image files, and folders, of which all image files are taken at any depth, in the order of their names"""
+    data: str | None = None
+    """instead of files, a set's images at the model's size: a folder, a parquet file, or the name of a set"""
+    split: Literal["train", "test"] | None = None
+    """of --data, which part; test unless given"""
+    num: int | None = None
+    """of --data, how many images; all unless given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionFlags(BlockOptions):
+    """How images become bytes. Large images make blocks of fewer."""
+
+    mode: Literal["lossless", "lossy", "bits-back"] = "lossless"
+    """lossless; or lossy, the codes alone, of which the decoder's mean comes back; or bits-back, lossless, for a model
+    that draws its codes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Options):
+    """What the file holds beside them, and what was there."""
+
+    names: bool = True
+    """keep the files' names: paths from the folder that was given, or the file's own name"""
+    append: bool = False
+    """add to the file that is there, of the same model and mode; write it where there is none"""
+    force: bool = False
+    """replace the file that is there"""
+
+
 def compress(
     run_or_model: Model,
-    images: Paths = (),
+    source: Annotated[Source, tyro.conf.OmitArgPrefixes] = Source(),
     *,
     output: Output,
-    data: str | None = None,
-    split: Literal["train", "test"] | None = None,
-    num: int | None = None,
     prior: str | None = None,
-    mode: Literal["lossless", "lossy", "bits-back"] = "lossless",
-    images_per_block: int = IMAGES_PER_BLOCK,
-    verify: bool = True,
-    names: bool = True,
-    append: bool = False,
-    force: bool = False,
+    compression: Annotated[CompressionFlags, tyro.conf.OmitArgPrefixes] = CompressionFlags(),
+    target: Annotated[Target, tyro.conf.OmitArgPrefixes] = Target(),
 ) -> int:
     """Write images to a file, which `vqvae decompress` reads.
 
@@ -110,23 +140,11 @@ def compress(
 
     Args:
         run_or_model: a run's folder; or a tokenizer's folder or hub id, together with --prior.
-        images: image files, and folders, of which all image files are taken at any depth, in the order of their names.
         output: the file to write.
-        data: instead of files, a set's images at the model's size: a folder, a parquet file, or the name of a set.
-        split: of --data, which part; test unless given.
-        num: of --data, how many images; all unless given.
         prior: folder or hub id of the prior; the run's own unless given.
-        mode: lossless; or lossy, the codes alone, of which the decoder's mean comes back; or bits-back, lossless, for a
-            model that draws its codes.
-        images_per_block: more make a smaller file, fewer are faster to get at one by one. Large images make blocks of
-            fewer.
-        verify: decode every block after it was coded; what does not come back is stored as it is.
-        names: keep the files' names: paths from the folder that was given, or the file's own name.
-        append: add to the file that is there, of the same model and mode; write it where there is none.
-        force: replace the file that is there.
     """
-    if not 1 <= images_per_block <= MAX_IMAGES:
-        raise ValueError(f"--images-per-block must be 1 to {MAX_IMAGES:,}, got {images_per_block:,}")
+    images, data, split, num = source.images, source.data, source.split, source.num
+    append, force = target.append, target.force
     if bool(images) == (data is not None):
         raise ValueError("name image files or folders, or a set with --data: one of the two")
     if data is None and (split is not None or num is not None):
@@ -149,18 +167,20 @@ def compress(
         else:
             found = load_test_images(run_or_model, data, codec.coder.model, split or "test")
             stream = incoming.set(found, num)
-        keep_names = names and data is None
+        keep_names = target.names and data is None
         before = output.stat().st_size if append else 0
-        header = codec.header(MODES[mode])
+        mode, per_block = MODES[compression.mode], compression.images_per_block
+        options = Compression(mode=mode, images_per_block=per_block, verify=compression.verify)
         with tqdm(desc="compress", unit="img", disable=None) as bar, warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _note
-            blocks = _blocks(codec, stream, keep_names, header.mode, images_per_block, verify)
-            (place.append if append else place.write)(header, _watched(blocks, incoming, bar))
+            blocks = _blocks(codec, stream, keep_names, options)
+            (place.append if append else place.write)(codec.header(mode), _watched(blocks, incoming, bar))
         seconds = time.perf_counter() - start
         size = output.stat().st_size - before
+    done = "added" if append else "written"
     print(
-        f"{output}: {incoming.num_read:,} images {'added' if append else 'written'}, {mode}, in {size:,} bytes, "
+        f"{output}: {incoming.num_read:,} images {done}, {compression.mode}, in {size:,} bytes, "
         f"{8 * size / incoming.num_bytes:.4f} bits/dim of {incoming.num_bytes:,}; {speed(incoming.num_read, seconds)}"
     )
     return 1 if incoming.num_skipped else 0
@@ -174,17 +194,13 @@ def _blocks(
     codec: Codec,
     stream: Iterable[tuple[Tensor, str | None]],
     keep_names: bool,
-    mode: Mode,
-    images_per_block: int,
-    verify: bool,
+    options: Compression,
 ) -> Iterator[tuple[int, bytes]]:
-    for part in _parts(stream, images_per_block):
+    for part in _parts(stream, options.images_per_block):
         yield from codec.blocks(
             [image for image, _ in part],
+            options=options,
             names=[name or "" for _, name in part] if keep_names else None,
-            mode=mode,
-            images_per_block=len(part),
-            verify=verify,
         )
 
 

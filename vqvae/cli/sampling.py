@@ -1,20 +1,23 @@
 """Images out of a prior: sample, and inpaint."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from priors import ContinuousPrior, Prior
-from priors.numerics import Precision
+from priors import ContinuousPrior, Prior, Sampling
 from priors.sampling import guidance_ramp
+from safefolder import Options
 from vqvae import Autoencoder, pictures
 from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_pair, load_prior
-from vqvae.cli.inpainting import read_inpainting
+from vqvae.cli.inpainting import Inpainting, read_inpainting
 from vqvae.data.folder import SUFFIXES
 from vqvae.elbo import check_fit
 
@@ -27,29 +30,66 @@ _COLUMNS = 8
 _FOR_PIXELS = 0x5BD1E995
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws(Options):
+    """What is drawn."""
+
+    num: int | None = None
+    """how many images; 64 unless given, or one for each of --seeds"""
+    label: tuple[int, ...] | None = None
+    """class to draw, or several in turn. Unless given, a prior that knows classes draws all in turn, and with --inpaint
+    none"""
+    seed: int | None = None
+    """the same seed gives the same images; 0 unless given"""
+    seeds: tuple[int, ...] | None = None
+    """a seed for each image, which is then the same whatever others are drawn with it. Where classes are drawn in turn,
+    seed s has the turn of the image number s, counted from 0"""
+    pixels: bool = False
+    """draw each pixel from the likelihood too, instead of its mean"""
+    columns: int | None = None
+    """images in a row of the grid; 8 unless given, or a multiple of the classes, which then are the columns"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingFiles(Options):
+    """An image of which a part is drawn anew."""
+
+    inpaint: Path | None = None
+    """an image file, a part of which to draw anew. It is scaled and cropped to the model's size"""
+    mask: Path | None = None
+    """an image file of that part: white where to draw, black where to keep. It is scaled and cropped as the image is;
+    where a code's place has any white, the code is drawn anew"""
+    keep_pixels: bool = True
+    """with --inpaint, put the pixels outside the mask back from the image, with a hard edge. Otherwise they are decoded
+    too, as all of the picture is"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(Sampling):
+    """How it is drawn, by a prior of codes; one of vectors has the temperature alone."""
+
+    guidance: float | None = None
+    guidance_power: float | None = None
+    """let guidance rise from 1 at the first place to its strength at the last, by this power of the way; 1 is a
+    straight line"""
+
+    def for_places(self, num_places: int) -> Sampling:
+        """The options of the prior, of a grid of so many places."""
+        options = dataclasses.asdict(self)
+        power = options.pop("guidance_power")
+        if self.guidance is not None and power is not None:
+            options["guidance"] = guidance_ramp(self.guidance, num_places, power)
+        return Sampling(**options)
+
+
 def sample(
     run_or_model: Model,
+    *,
     prior: str | None = None,
-    num: int | None = None,
-    label: tuple[int, ...] | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    guidance: float | None = None,
-    guidance_power: float | None = None,
-    seed: int | None = None,
-    seeds: tuple[int, ...] | None = None,
-    num_steps: int | None = None,
-    inpaint: Path | None = None,
-    mask: Path | None = None,
-    keep_pixels: bool = True,
-    pixels: bool = False,
-    precision: Precision = "auto",
-    compiled: bool = False,
-    batch_size: int | None = None,
-    columns: int | None = None,
     output: Output = Path("samples.png"),
+    draws: Annotated[Draws, tyro.conf.OmitArgPrefixes] = Draws(),
+    inpainting: Annotated[InpaintingFiles, tyro.conf.OmitArgPrefixes] = InpaintingFiles(),
+    sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),
 ) -> None:
     """Draw images, and write them as a grid or as files in a folder.
 
@@ -67,83 +107,46 @@ def sample(
     Args:
         run_or_model: a run's folder; or a tokenizer's folder or hub id, together with --prior.
         prior: folder or hub id of the prior; the run's own unless given.
-        num: how many images; 64 unless given, or one for each of --seeds.
-        label: class to draw, or several in turn. Unless given, a prior that knows classes draws all in turn, and
-            with --inpaint none.
-        temperature: under 1 more typical, over 1 more varied; 0 is the likeliest code each time.
-        top_k: draw among the k likeliest codes only.
-        top_p: draw among the likeliest codes that hold this share of the probability.
-        min_p: draw among the codes at least this share as likely as the likeliest.
-        guidance: strength of the class; 1 is none.
-        guidance_power: let guidance rise from 1 at the first place to its strength at the last, by this power of the
-            way; 1 is a straight line.
-        seed: the same seed gives the same images; 0 unless given.
-        seeds: a seed for each image, which is then the same whatever others are drawn with it. Where classes are drawn
-            in turn, seed s has the turn of the image number s, counted from 0.
-        num_steps: draw several codes at once, in so many steps, with a prior that can: faster, a little worse.
-        inpaint: an image file, a part of which to draw anew. It is scaled and cropped to the model's size.
-        mask: an image file of that part: white where to draw, black where to keep. It is scaled and cropped as the
-            image is; where a code's place has any white, the code is drawn anew.
-        keep_pixels: with --inpaint, put the pixels outside the mask back from the image, with a hard edge. Otherwise
-            they are decoded too, as all of the picture is.
-        pixels: draw each pixel from the likelihood too, instead of its mean.
-        precision: arithmetic of the draws; auto takes what is fastest here.
-        compiled: use torch.compile, which pays for many images.
-        batch_size: how many images are drawn at once; other sizes give other images.
-        columns: images in a row of the grid; 8 unless given, or a multiple of the classes, which then are the columns.
         output: a .png file to write a grid to; or a folder, for a PNG of each image, written as soon as it is drawn:
             000000.png, 000001.png, ... or, with --seeds, seed-3.png, ...
     """
-    num = _check_num(num, seed, seeds, batch_size)
-    if (inpaint is None) != (mask is None):
+    num = _check_num(draws, sampling.batch_size)
+    if (inpainting.inpaint is None) != (inpainting.mask is None):
         raise ValueError("--inpaint names an image and --mask what to draw anew in it; give both or neither")
-    if inpaint is None and not keep_pixels:
+    if inpainting.inpaint is None and not inpainting.keep_pixels:
         raise ValueError("--no-keep-pixels belongs to --inpaint; leave it out, or name an image with --inpaint")
-    if guidance_power is not None and guidance is None:
+    if sampling.guidance_power is not None and sampling.guidance is None:
         raise ValueError("--guidance-power is how --guidance rises; give its strength with --guidance")
-    names = None if output.suffix.lower() == ".png" and not output.is_dir() else _names(num, seeds)
+    names = None if output.suffix.lower() == ".png" and not output.is_dir() else _names(num, draws.seeds)
     if names is not None:
-        _check_folder(output, names, columns)
+        _check_folder(output, names, draws.columns)
 
     model, known = load_pair(run_or_model, prior)
     check_fit(model, known, "prior")
     if names is None:
-        _check_grid(num + (inpaint is not None), model.config.image_size, columns)
-    choices = _classes(known, label, everything=inpaint is None)
-    if guidance is not None and known.num_classes is not None and not choices:
+        _check_grid(num + (inpainting.inpaint is not None), model.config.image_size, draws.columns)
+    choices = _classes(known, draws.label, everything=inpainting.inpaint is None)
+    if sampling.guidance is not None and known.num_classes is not None and not choices:
         raise ValueError("--guidance leads to a class, and with --inpaint none is drawn unless named; add --label")
-    turns = torch.tensor(seeds or range(num))
+    turns = torch.tensor(draws.seeds or range(num))
     labels = torch.tensor(choices)[turns % len(choices)] if choices else None
-    generator = None if seeds else torch.Generator().manual_seed(seed or 0)
+    generator = None if draws.seeds else torch.Generator().manual_seed(draws.seed or 0)
 
-    filters: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "num_steps": num_steps}
-    filters["guidance"] = guidance
     hole = None
     if isinstance(known, ContinuousPrior):
-        others = {"seeds": seeds, "inpaint": inpaint, "precision": precision != "auto" or None}
-        _refuse({**filters, **others, "compiled": compiled or None})
-        latents = _vectors(known, num, labels, temperature, generator, batch_size or BATCH_SIZE)
+        _refuse(sampling, seeds=draws.seeds, inpaint=inpainting.inpaint)
+        latents = _vectors(known, num, labels, sampling, generator)
     else:
-        if inpaint is not None and mask is not None:
-            hole = read_inpainting(inpaint, mask, model, _encoder(run_or_model, model, known).encode)
-        if guidance is not None and guidance_power is not None:
-            filters["guidance"] = guidance_ramp(guidance, known.num_places, guidance_power)
-        options = {
-            **filters,
-            "temperature": temperature,
-            "generator": generator,
-            "seeds": seeds,
-            "precision": precision,
-            "compiled": compiled,
-            "batch_size": batch_size,
-            **({} if hole is None else hole.known(num)),
-        }
-        latents = _codes(known, num, labels, options)
-    images = _decoded(model, latents, generator, seeds, pixels)
-    if hole is not None and keep_pixels:
+        if inpainting.inpaint is not None and inpainting.mask is not None:
+            hole = read_inpainting(
+                inpainting.inpaint, inpainting.mask, model, _encoder(run_or_model, model, known).encode
+            )
+        latents = _codes(known, num, labels, sampling, generator, draws.seeds, hole)
+    images = _decoded(model, latents, generator, draws.seeds, draws.pixels)
+    if hole is not None and inpainting.keep_pixels:
         images = map(hole.put_back, images)
     if names is None:
-        width = columns or _columns(1 if hole is not None or seeds else len(choices))
+        width = draws.columns or _columns(1 if hole is not None or draws.seeds else len(choices))
         pictures.save_grid(output, torch.cat([*([] if hole is None else [hole.shown()]), *images]), width)
     else:
         for name, image in zip(names, (image for block in images for image in block), strict=True):
@@ -151,16 +154,15 @@ def sample(
     print(f"{output}: {num} images")
 
 
-def _check_num(num: int | None, seed: int | None, seeds: Sequence[int] | None, batch_size: int | None) -> int:
+def _check_num(draws: Draws, batch_size: int | None) -> int:
     """How many images."""
+    num, seed, seeds = draws.num, draws.seed, draws.seeds
     if num is not None:
         at_least_one(num, "--num")
         if num > _MOST_FILES:
             raise ValueError(f"got --num {num:,}, expected at most {_MOST_FILES:,}; draw more with other seeds")
-    if batch_size is not None:
-        at_least_one(batch_size, "--batch-size")
-        if batch_size > _MOST_AT_ONCE:
-            raise ValueError(f"got --batch-size {batch_size:,}, expected at most {_MOST_AT_ONCE:,}")
+    if batch_size is not None and batch_size > _MOST_AT_ONCE:
+        raise ValueError(f"got --batch-size {batch_size:,}, expected at most {_MOST_AT_ONCE:,}")
     if seed is not None and not 0 <= seed < 2**32:
         raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
     if seeds is None:
@@ -221,8 +223,11 @@ def _columns(num_classes: int) -> int:
     return max(1, 10 // num_classes) * num_classes if 1 < num_classes <= 16 else _COLUMNS
 
 
-def _refuse(options: dict[str, Any]) -> None:
-    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+def _refuse(flags: SamplingFlags, **others: Any) -> None:
+    """ValueError for options that a prior over real vectors has not."""
+    names = [name for name in flags.changed() if name not in ("temperature", "batch_size", "guidance_power")]
+    names += [name for name, value in others.items() if value is not None]
+    if given := [f"--{name.replace('_', '-')}" for name in names]:
         raise ValueError(f"{' and '.join(given)} cannot be had of a prior over real vectors; leave it out")
 
 
@@ -233,15 +238,25 @@ def _encoder(source: str, model: Any, prior: Prior) -> Any:
     return model.through(load_prior(source, None) if has_prior(source) else prior)
 
 
-def _codes(prior: Prior, num: int, labels: Tensor | None, options: dict[str, Any]) -> Iterator[Tensor]:
+def _codes(
+    prior: Prior,
+    num: int,
+    labels: Tensor | None,
+    flags: SamplingFlags,
+    generator: torch.Generator | None,
+    seeds: Sequence[int] | None,
+    hole: Inpainting | None,
+) -> Iterator[Tensor]:
     """What is wrong with the options is said before the first block."""
+    sampling = flags.for_places(prior.num_places)
+    around = {} if hole is None else hole.given(num)
     try:
-        blocks = prior.samples(num, labels, **options, progress=True)
+        blocks = prior.samples(num, labels, sampling, generator, **around, seeds=seeds, progress=True)
     except ValueError as error:
         if "AnyOrderPrior" not in str(error):
             raise
         raise ValueError(f"{error}, which `train.py --stage prior --prior-kind AnyOrder` trains") from error
-    return _compiled(blocks) if options["compiled"] else blocks
+    return _compiled(blocks) if sampling.compiled else blocks
 
 
 def _compiled(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -252,18 +267,14 @@ def _compiled(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def _vectors(
-    prior: ContinuousPrior,
-    num: int,
-    labels: Tensor | None,
-    temperature: float,
-    generator: torch.Generator | None,
-    batch_size: int,
+    prior: ContinuousPrior, num: int, labels: Tensor | None, flags: SamplingFlags, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
+    size, sampling = flags.batch_size or BATCH_SIZE, Sampling(temperature=flags.temperature)
     with tqdm(total=num, desc="sample", unit="img", disable=None) as bar:
-        for start in range(0, num, batch_size):
-            part = slice(start, min(num, start + batch_size))
+        for start in range(0, num, size):
+            part = slice(start, min(num, start + size))
             chosen = None if labels is None else labels[part]
-            yield prior.sample(part.stop - start, labels=chosen, temperature=temperature, generator=generator)
+            yield prior.sample(part.stop - start, chosen, sampling, generator)
             bar.update(part.stop - start)
 
 

@@ -11,12 +11,21 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from safefolder import Options
 from vqvae import Autoencoder
 from vqvae.cli.common import Model, Output, device_of, printable, speed, tell
 from vqvae.data import Images, load_images
-from vqvae.tokens import CodeDataset, RaySession, Tokenized, tokenize_on_ray, write_parquet
+from vqvae.tokens import (
+    CodeDataset,
+    RaySession,
+    Tokenized,
+    Tokenizing,
+    TokenizingOnRay,
+    tokenize_on_ray,
+    write_parquet,
+)
 from vqvae.tokens import tokenize as tokenize_images
-from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE
+from vqvae.tokens.layout import ShardSizes
 from vqvae.tokens.pipeline import check_workers
 from vqvae.tokens.table import one_parquet
 
@@ -25,19 +34,37 @@ _NAMED = 10
 _MAX_WORKERS = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizingFlags(ShardSizes):
+    """How images become shards of codes."""
+
+    split: Literal["train", "test"] | None = None
+    """which part of the source; both unless given"""
+    num_workers: int | None = None
+    """processes that decode ahead; all cores but one, at most 8, unless given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Options):
+    """Where it is done."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local is this machine; ray is a cluster, by Ray Data (extra ray): every node decodes and encodes, and needs to
+    see the images at the same path, and this process writes"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one"""
+    address: str | None = None
+    """of a running Ray cluster (HOST:PORT of its head node); none starts Ray here, or joins RAY_ADDRESS"""
+
+
 def tokenize(
     run_or_model: Model,
     source: Annotated[str, tyro.conf.Positional],
     *,
     output: Output,
-    split: Literal["train", "test"] | None = None,
-    batch_size: int = BATCH_SIZE,
-    shard_size: int = SHARD_SIZE,
-    num_workers: int | None = None,
-    device: str = "auto",
     parquet: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
+    tokenizing: Annotated[TokenizingFlags, tyro.conf.OmitArgPrefixes] = TokenizingFlags(),
+    engine: Annotated[Engine, tyro.conf.OmitArgPrefixes] = Engine(),
 ) -> int:
     """Encode images of any number to shards of codes.
 
@@ -54,21 +81,14 @@ def tokenize(
         source: images: a folder, a parquet file, WebDataset archives (a .tar file, a folder of them, or
             'NAME-{0000..0012}.tar' in quotes), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
         output: the folder to write; the codes are in its folders train and test.
-        split: which part of the source; both unless given.
-        batch_size: images that are encoded at once; at most 1 GB of them, as the model takes them.
-        shard_size: images to a file, and what a run that is stopped may have to do again.
-        num_workers: processes that decode ahead; all cores but one, at most 8, unless given.
-        device: auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
-        engine: local is this machine; ray is a cluster, by Ray Data (extra ray): every node decodes and encodes, and
-            needs to see the images at the same path, and this process writes.
-        address: of a running Ray cluster (HOST:PORT of its head node); none starts Ray here, or joins RAY_ADDRESS.
         parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts. A
             file that is there is replaced if it is one of codes.
     """
     place = _Place.of_environment()
     if parquet is not None and place.world_size > 1:
         raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
-    _check_engine(engine, address, num_workers, place)
+    _check_engine(engine, tokenizing.num_workers, place)
+    split, on_ray = tokenizing.split, engine.engine == "ray"
     parts = (split,) if split else ("train", "test")
     if Path(source).is_dir() and output.is_dir() and os.path.samefile(source, output):
         raise ValueError(f"got {output} for the images and for the codes; name another folder with -o")
@@ -78,13 +98,13 @@ def tokenize(
         files = {} if parquet is None else {part: _parquet(parquet, part, split, output) for part in parts}
         for path in files.values():
             stack.enter_context(one_parquet(path))
-        on = place.device(device) if engine == "local" else None
+        on = None if on_ray else place.device(engine.device)
         model: Any = Autoencoder.from_pretrained(run_or_model)
         if on is not None:
             model = model.to(on)
         sets = {part: _load(source, part, model, split) for part in parts}
         # One Ray for both parts, which starts if there is work for it.
-        session = stack.enter_context(RaySession(address)) if engine == "ray" else None
+        session = stack.enter_context(RaySession(engine.address)) if on_ray else None
         for part, images in sets.items():
             with tqdm(desc=f"tokenize {part}", unit="img", disable=None, dynamic_ncols=True) as bar:
 
@@ -95,17 +115,17 @@ def tokenize(
                 common: dict[str, Any] = {
                     "split": part,
                     "tokenizer_source": run_or_model,
-                    "batch_size": batch_size,
-                    "shard_size": shard_size,
-                    "progress": progress,
+                    "batch_size": tokenizing.batch_size,
+                    "shard_size": tokenizing.shard_size,
                 }
-                if engine == "ray":
-                    kind = None if device == "auto" else device
-                    made = tokenize_on_ray(model, images, output / part, session=session, device=kind, **common)
+                if on_ray:
+                    kind = None if engine.device == "auto" else engine.device
+                    options = TokenizingOnRay(**common, device=kind)
+                    made = tokenize_on_ray(model, images, output / part, options, session=session, progress=progress)
                 else:
-                    common["num_workers"] = place.num_workers if num_workers is None else num_workers
-                    common |= {"rank": place.rank, "world_size": place.world_size}
-                    made = tokenize_images(model, images, output / part, **common)
+                    workers = place.num_workers if tokenizing.num_workers is None else tokenizing.num_workers
+                    local = Tokenizing(**common, num_workers=workers, rank=place.rank, world_size=place.world_size)
+                    made = tokenize_images(model, images, output / part, local, progress=progress)
             _tell_unreadable(made, output / part)
             _say(f"{output / part}: {_told(made, images, place)}")
             status = 1 if made.unreadable else status
@@ -125,12 +145,13 @@ def _parquet(path: Path, part: str, split: str | None, output: Path) -> Path:
     return path
 
 
-def _check_engine(engine: str, address: str | None, num_workers: int | None, place: "_Place") -> None:
+def _check_engine(where: Engine, num_workers: int | None, place: "_Place") -> None:
     """ValueError for options that the engine has no use for."""
     if num_workers is not None:
         check_workers(num_workers)
-    if engine == "local" and address is not None:
-        raise ValueError(f"got --address {address} without --engine ray, which it is for")
+    engine = where.engine
+    if engine == "local" and where.address is not None:
+        raise ValueError(f"got --address {where.address} without --engine ray, which it is for")
     if engine == "ray" and num_workers is not None:
         raise ValueError(f"got --num-workers {num_workers} with --engine ray, which decodes wherever a CPU is free")
     if engine == "ray" and place.world_size > 1:

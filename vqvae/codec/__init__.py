@@ -1,6 +1,6 @@
 """Images as files of bits, and files of bits as images: the ELBO as bytes."""
 
-from vqvae.codec.codec import Codec, Cost, Decoded
+from vqvae.codec.codec import Codec, Compression, Cost, Decoded
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode, append, write
 from vqvae.codec.dataset import CompressedImages
 from vqvae.codec.dream import Dream, awake, bytes_for_an_image, dream
@@ -10,6 +10,7 @@ __all__ = [
     "Archive",
     "Codec",
     "CompressedImages",
+    "Compression",
     "Cost",
     "DamagedFile",
     "Decoded",

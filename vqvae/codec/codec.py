@@ -24,12 +24,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
+from safefolder import Options
 from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
@@ -49,6 +51,36 @@ IMAGES_PER_BLOCK = 128
 
 ImagesLike = UInt8[Tensor, "b c h w"] | UInt8[np.ndarray, "b c h w"] | Sequence[AnyImage]
 LabelsLike = Integer[Tensor, " b"] | Integer[np.ndarray, " b"] | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions(Options):
+    """How a block is made."""
+
+    images_per_block: int = IMAGES_PER_BLOCK
+    """more make a smaller file, fewer are faster to get at one by one"""
+    verify: bool = True
+    """decode every block after it was coded, and store its images as they are should other pixels come back"""
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The value, held against its range first."""
+        if name == "images_per_block" and isinstance(value, int) and not 1 <= value <= container.MAX_IMAGES:
+            raise ValueError(f"got images_per_block={value}, expected 1 to {container.MAX_IMAGES}")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression(BlockOptions):
+    """How images become the bytes of a file."""
+
+    mode: Mode = Mode.LOSSLESS
+    """what is written of an image: codes and pixels, codes alone, or both with bits back"""
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """As `BlockOptions`; a mode may be given by its number."""
+        return Mode(value) if name == "mode" else super().meant(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +123,7 @@ class Codec:
         self,
         images: ImagesLike,
         labels: LabelsLike | None = None,
-        *,
-        mode: Mode = Mode.LOSSLESS,
-        images_per_block: int = IMAGES_PER_BLOCK,
-        verify: bool = True,
+        options: Compression = Compression(),
     ) -> bytes:
         """Images as the bytes of a file.
 
@@ -103,15 +132,12 @@ class Codec:
                 too, in mode L or RGB.
             labels: classes, "b" or a sequence of ints, for a prior that takes them: they are stored, at
                 log2(num_classes) bits an image.
-            images_per_block: more make a smaller file, fewer are faster to get at.
-            verify: decode every block, and store its images as they are should other pixels come back.
 
         Raises:
             ValueError: images of another type (floats, channels last), or with channels that the model cannot take;
                 labels that the prior cannot take; bits-back for a model without a posterior.
         """
-        blocks = self.blocks(images, labels, mode=mode, images_per_block=images_per_block, verify=verify)
-        return container.pack(self.header(mode), blocks)
+        return container.pack(self.header(options.mode), self.blocks(images, labels, options))
 
     def decompress(self, data: bytes) -> Tensor | list[Tensor]:
         """All images of a file: uint8 "b c h w" where they are of one shape, else a list of "c h w".
@@ -134,23 +160,18 @@ class Codec:
         self,
         images: Iterable[AnyImage],
         labels: LabelsLike | None = None,
+        options: Compression = Compression(),
         *,
         names: Sequence[str] | None = None,
-        mode: Mode = Mode.LOSSLESS,
-        images_per_block: int = IMAGES_PER_BLOCK,
-        verify: bool = True,
     ) -> Iterator[tuple[int, bytes]]:
         """The blocks of a file, one after the other: for `container.write` and `container.append`.
 
         Images may come from any iterable of "c h w"; memory holds one block of them. Otherwise as `compress`.
         """
-        if not 1 <= images_per_block <= container.MAX_IMAGES:
-            raise ValueError(f"got images_per_block={images_per_block}, expected 1 to {container.MAX_IMAGES}")
         known = None if labels is None else self.coder.checked_labels(labels)
-        mode = Mode(mode)
         start, incoming = 0, as_images(images)
         given = {"labels": known, "names": names}
-        while part := list(islice(incoming, images_per_block)):
+        while part := list(islice(incoming, options.images_per_block)):
             here = slice(start, start + len(part))
             start = here.stop
             for what, values in given.items():
@@ -160,8 +181,8 @@ class Codec:
                 part,
                 None if known is None else known[here],
                 None if names is None else names[here],
-                mode,
-                verify,
+                options.mode,
+                options.verify,
             )
             yield len(part), body.pack()
         for what, values in given.items():

@@ -1,6 +1,7 @@
 """Tokenized sets of images: shards of codes that any program can read, made once and of any size.
 
     made = tokenize(model, images, "codes/train")               # goes on where a run before was stopped
+    made = tokenize(model, images, "codes/train", Tokenizing(batch_size=32, num_workers=4))
     codes = CodeDataset("codes/train")                          # memory-mapped
     for batch in codes.batches(1024, seed=0):                   # without end; a `CodeBatch` each
         batch.codes                                             # int64 "b *grid"
@@ -24,9 +25,9 @@ It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights,
 
 from vqvae.tokens.batch import CodeBatch
 from vqvae.tokens.dataset import CodeDataset, check_same_origin
-from vqvae.tokens.layout import Plan, Tokenizer, plan
+from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, plan
 from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
-from vqvae.tokens.ray_engine import tokenize_on_ray
+from vqvae.tokens.ray_engine import TokenizingOnRay, tokenize_on_ray
 from vqvae.tokens.ray_session import RaySession
 from vqvae.tokens.shards import Encoded, Summary, finish, is_done, missing, write_shard
 from vqvae.tokens.table import write_parquet
@@ -42,6 +43,8 @@ __all__ = [
     "Timings",
     "Tokenized",
     "Tokenizer",
+    "Tokenizing",
+    "TokenizingOnRay",
     "check_same_origin",
     "encode_batch",
     "finish",

@@ -33,6 +33,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from safefolder import Options
+from safefolder.options import shown
 from vqvae import fingerprint
 from vqvae.data import Images, ImageTensors
 from vqvae.tokens import origins
@@ -48,6 +50,39 @@ MAX_BATCH_BYTES = 1 << 30
 MAX_SHARD_BYTES = 1 << 32
 # Of any number in an index: floats, which some readers of JSON use, are exact up to there.
 MAX_NUMBER = 1 << 53
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSizes(Options):
+    """How many images go together."""
+
+    batch_size: int = BATCH_SIZE
+    """images that are encoded at once; at most 1 GB of them, as the model takes them"""
+    shard_size: int = SHARD_SIZE
+    """images to a file, and what a run that is stopped may have to do again"""
+
+    @classmethod
+    def meant(cls, name: str, value: Any) -> Any:
+        """The value, held against its range first."""
+        if name in ("batch_size", "shard_size") and (type(value) is not int or not 1 <= value <= MAX_NUMBER):
+            raise ValueError(f"got {name}={shown(value)}; expected a whole number from 1 to {MAX_NUMBER:,}")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizing(ShardSizes):
+    """How images become shards of codes, and which of the shards."""
+
+    split: str = "train"
+    """which part of the source the images are, train or test; it is noted, and nothing else"""
+    tokenizer_source: str | None = None
+    """where the model was loaded from, for people to find it again; its fingerprint is what counts"""
+    num_workers: int = 0
+    """processes that read and decode ahead; 0 does it here. A set in memory uses none"""
+    rank: int = 0
+    """of several processes, which need not know each other, this one; from 0"""
+    world_size: int = 1
+    """how many processes there are, of which each takes every such shard"""
 
 
 @runtime_checkable
@@ -178,29 +213,14 @@ class Plan(Layout):
         }
 
 
-def plan(
-    model: Tokenizer,
-    images: Images,
-    folder: str | Path,
-    *,
-    split: str = "train",
-    tokenizer_source: str | None = None,
-    batch_size: int = BATCH_SIZE,
-    shard_size: int = SHARD_SIZE,
-) -> Plan:
+def plan(model: Tokenizer, images: Images, folder: str | Path, options: Tokenizing = Tokenizing()) -> Plan:
     """What `folder` will hold of these images.
 
-    Args:
-        split: which part of the source `images` is; it is noted, and nothing else.
-        tokenizer_source: where the model was loaded from, for people to find it again; its fingerprint is what counts.
-
     Raises:
-        ValueError: a model without codes, or for other images; numbers out of range; an image that is not there, as a
-            file that was removed since, or a link to nothing.
+        ValueError: a model without codes, or for other images; more than memory has to hold; an image that is not
+            there, as a file that was removed since, or a link to nothing.
     """
-    for what, got in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if type(got) is not int or not 1 <= got <= MAX_NUMBER:
-            raise ValueError(f"got {what}={got}; expected a whole number from 1 to {MAX_NUMBER:,}")
+    batch_size, shard_size, tokenizer_source = options.batch_size, options.shard_size, options.tokenizer_source
     if not hasattr(model, "num_codes"):
         raise ValueError(
             f"{type(model).__name__} has no codes, its latents are real vectors; expected a tokenizer such as VQVAE"
@@ -228,7 +248,7 @@ def plan(
         num_images=len(images),
         image_shape=images.shape,
         source=images.name,
-        split=split,
+        split=options.split,
         num_classes=images.num_classes,
         class_names=images.class_names,
         tokenizer={

@@ -28,7 +28,7 @@ from vqvae.data import Images, ImageTensors, read_ahead
 from vqvae.data.batches import check_workers
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
-from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, not_there, plan
+from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, not_there, plan
 from vqvae.tokens.shards import Encoded, Summary, finish, write_shard
 
 # Shards that may wait for the disk; more would only fill memory when it is slower than the encoder.
@@ -95,14 +95,8 @@ def tokenize(
     model: Tokenizer,
     images: Images,
     folder: str | Path,
+    options: Tokenizing = Tokenizing(),
     *,
-    split: str = "train",
-    tokenizer_source: str | None = None,
-    batch_size: int = BATCH_SIZE,
-    shard_size: int = SHARD_SIZE,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     timings: Timings | None = None,
 ) -> Tokenized:
@@ -114,9 +108,6 @@ def tokenize(
     prior was in its loop.
 
     Args:
-        split, tokenizer_source, batch_size, shard_size: as `plan`.
-        num_workers: processes that read and decode ahead; 0 does it here. A set in memory uses none.
-        rank, world_size: of several processes, each takes every `world_size`-th shard; they need not know each other.
         progress: called with the images that are done, and those that this call has to do, after each slice.
         timings: filled with where the time goes.
 
@@ -126,24 +117,16 @@ def tokenize(
             writes there, with nothing changed.
     """
     start = time.perf_counter()
-    check_workers(num_workers)
-    todo = plan(
-        model,
-        images,
-        folder,
-        split=split,
-        tokenizer_source=tokenizer_source,
-        batch_size=batch_size,
-        shard_size=shard_size,
-    )
+    check_workers(options.num_workers)
+    todo = plan(model, images, folder, options)
     spent = Timings() if timings is None else timings
     num_rows = num_images = 0
     unreadable: list[tuple[str, str]] = []
-    with one_job(todo, rank, world_size) as shards:
+    with one_job(todo, options.rank, options.world_size) as shards:
         total = sum(len(todo.images(shard)) for shard in shards)
         with (
             _Writer(todo, spent) as writer,
-            closing(_decoded(todo, images, shards, num_workers)) as decoded,
+            closing(_decoded(todo, images, shards, options.num_workers)) as decoded,
             closing(_encoded(model, decoded, spent, timings is not None)) as encoded,
         ):
             for shard in shards:

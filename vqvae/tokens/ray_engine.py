@@ -30,7 +30,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from vqvae.data import EncodedImages, Images, ImageTensors
 from vqvae.tokens.jobs import one_job
-from vqvae.tokens.layout import BATCH_SIZE, SHARD_SIZE, Plan, Tokenizer, plan
+from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, plan
 from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch
 from vqvae.tokens.ray_session import RaySession, import_ray, quiet
 from vqvae.tokens.shards import Encoded, finish, write_shard
@@ -60,38 +60,51 @@ _ENCODER_CPUS = 0.01
 _READ_ONLY = "The given NumPy array is not writable"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizingOnRay(Tokenizing):
+    """How images become shards of codes on a cluster, which decodes wherever a CPU is free, in one job."""
+
+    address: str | None = None
+    """of a running Ray cluster (HOST:PORT of its head node); none starts Ray here, or joins RAY_ADDRESS"""
+    device: str | None = None
+    """of the encoders, cuda or cpu; None is cuda where the cluster has GPUs"""
+    num_encoders: int | None = None
+    """None is one to a GPU; on CPUs, as many as the threads that `torch.get_num_threads()` says go into the cluster's
+    CPUs"""
+
+    def __post_init__(self) -> None:
+        if self.num_workers or self.rank or self.world_size != 1:
+            raise ValueError(
+                f"got num_workers={self.num_workers}, rank={self.rank} and world_size={self.world_size}; expected "
+                "none of them, as the cluster shares out the work"
+            )
+        if self.device not in (None, "cuda", "cpu"):
+            raise ValueError(f"got device={self.device!r}; expected 'cuda', 'cpu', or None for what the cluster has")
+        if self.num_encoders is not None and self.num_encoders < 1:
+            raise ValueError(f"got num_encoders={self.num_encoders}; expected at least 1")
+
+
 def tokenize_on_ray(
     model: Tokenizer,
     images: Images,
     folder: str | Path,
+    options: TokenizingOnRay = TokenizingOnRay(),
     *,
-    address: str | None = None,
-    session: "RaySession | None" = None,
-    split: str = "train",
-    tokenizer_source: str | None = None,
-    batch_size: int = BATCH_SIZE,
-    shard_size: int = SHARD_SIZE,
-    device: str | None = None,
-    num_encoders: int | None = None,
+    session: RaySession | None = None,
     open_images: Callable[[], Images] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tokenized:
     """Encode images to shards of codes in `folder`, as `tokenize` does, on a cluster.
 
-        tokenize_on_ray(model, load_images("photos", size=256), "codes/train")                          # this machine
-        tokenize_on_ray(model, load_images("photos", size=256), "codes/train", address="10.0.0.1:6379")
+        tokenize_on_ray(model, load_images("photos", size=256), "codes/train")      # this machine
+        tokenize_on_ray(model, load_images("photos", size=256), "codes/train", TokenizingOnRay(address="10.0.0.1:6379"))
 
     A Ray that runs in this process already is used and left running; else one is joined or started, and ended after.
     To start takes Ray some ten seconds: for several sets, give them one `RaySession`.
 
     Args:
         model: on any device; encoders load a copy of it.
-        address: as of a `RaySession`.
-        session: that Ray runs in; None is one of this call's own, at `address`.
-        split, tokenizer_source, batch_size, shard_size: as `tokenize`.
-        device: of the encoders, "cuda" or "cpu"; None is "cuda" where the cluster has GPUs.
-        num_encoders: None is one to a GPU; on CPUs, as many as the threads that `torch.get_num_threads()` says go into
-            the cluster's CPUs.
+        session: that Ray runs in; None is one of this call's own, at the address of the options.
         open_images: how a process opens the same set itself, for nodes that have it elsewhere, or in a cache of their
             own: `partial(load_images, source, split=split, size=..., channels=...)`. None sends `images`.
         progress: called with the images that are done, and those that this call has to do, as codes come back.
@@ -102,22 +115,10 @@ def tokenize_on_ray(
     """
     start = time.perf_counter()
     ray = import_ray()
-    todo = plan(
-        model,
-        images,
-        folder,
-        split=split,
-        tokenizer_source=tokenizer_source,
-        batch_size=batch_size,
-        shard_size=shard_size,
-    )
-    if device not in (None, "cuda", "cpu"):
-        raise ValueError(f"got device={device!r}; expected 'cuda', 'cpu', or None for what the cluster has")
-    if num_encoders is not None and num_encoders < 1:
-        raise ValueError(f"got num_encoders={num_encoders}; expected at least 1")
-    if session is not None and address is not None:
+    todo = plan(model, images, folder, options)
+    if session is not None and options.address is not None:
         raise ValueError(
-            f"got address={address!r} and a session, which has an address of its own; expected one of them"
+            f"got address={options.address!r} and a session, which has an address of its own; expected one of them"
         )
     num_images = 0
     with one_job(todo) as shards:
@@ -125,10 +126,10 @@ def tokenize_on_ray(
         if shards:
             arrived: dict[int, dict[int, Encoded]] = defaultdict(dict)
             with ExitStack() as stack:
-                running = stack.enter_context(RaySession(address)) if session is None else session
+                running = stack.enter_context(RaySession(options.address)) if session is None else session
                 running.start()
                 stack.enter_context(quiet(ray))
-                stream = _encoded(ray, model, images, open_images, todo, shards, device, num_encoders)
+                stream = _encoded(ray, model, images, open_images, todo, shards, options)
                 stack.enter_context(closing(stream))
                 for shard, part in stream:
                     # By its first image: a slice that was made twice counts once.
@@ -163,13 +164,12 @@ def _encoded(
     open_images: Callable[[], Images] | None,
     todo: Plan,
     shards: list[int],
-    device: str | None,
-    num_encoders: int | None,
+    options: TokenizingOnRay,
 ) -> Generator[tuple[int, Encoded], None, None]:
     """Shard and codes of each slice, in the order in which they come back."""
     has = ray.cluster_resources()
     num_cpus, num_gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
-    device = device or ("cuda" if num_gpus else "cpu")
+    device, num_encoders = options.device or ("cuda" if num_gpus else "cpu"), options.num_encoders
     if num_encoders is None:
         num_encoders = max(1, num_gpus if device == "cuda" else num_cpus // torch.get_num_threads())
     if num_cpus < 1 or (device == "cuda" and num_gpus < num_encoders):

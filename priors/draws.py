@@ -1,0 +1,150 @@
+"""Many grids to be drawn: what is asked for, checked, and how many grids are drawn at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from priors.grid import GridModel
+from priors.numerics import Numerics, choose
+from priors.sampling import Chooser, Sampling, Seeds, check_range, check_seeds, random_chooser
+from safefolder import arrays
+from safefolder.arrays import Codes, Mask
+
+Prefix = Integer[Tensor, "b n"] | Integer[np.ndarray, "b n"] | Sequence[Any]
+
+# Bytes that caches and tables of one block of grids may take, and the most grids in it: more make nothing faster.
+CACHE_BYTES = 2**30
+MOST_GRIDS = 256
+# Grids with seeds of their own are always computed by so many, filled up if need be: matrix products of another shape
+# are rounded otherwise, and a grid must not depend on how many others were asked for.
+SEEDED_GRIDS = 16
+
+
+class Blocks:
+    """The grids of a draw, so many at a time.
+
+    Args:
+        num: grids.
+        size: grids at once; `SEEDED_GRIDS` with seeds.
+        sampling, generator, seeds: as of `Prior.sample`.
+    """
+
+    def __init__(
+        self, num: int, size: int, sampling: Sampling, generator: torch.Generator | None, seeds: Sequence[int] | None
+    ):
+        self.num, self.size = num, size
+        self._sampling, self._generator, self._seeds = sampling, generator, seeds
+        self._chooser([])  # what is wrong is said now, not at the first grid
+
+    def __iter__(self) -> Iterator[tuple[list[int], int, Chooser]]:
+        """Of each block: its grids, the last again until it is full; how many were asked for; and what draws them."""
+        for begin in range(0, self.num, self.size):
+            stop = min(self.num, begin + self.size)
+            end = stop if self._seeds is None else begin + self.size
+            grids = [min(i, self.num - 1) for i in range(begin, end)]
+            yield grids, stop - begin, self._chooser(grids)
+
+    def _chooser(self, grids: Sequence[int]) -> Chooser:
+        own = None if self._seeds is None else [self._seeds[i] for i in grids]
+        return random_chooser(self._sampling, generator=self._generator, seeds=own)
+
+
+def block_size(sampling: Sampling, rows: int, wide: int, model: GridModel, bytes_of: Callable[[Numerics], int]) -> int:
+    """Grids at once, where they have no seeds.
+
+    Args:
+        rows: of all grids together.
+        wide: rows for each grid.
+        bytes_of: of one row of a walk.
+    """
+    if sampling.batch_size is not None:
+        return sampling.batch_size
+    numerics = choose(sampling.precision, rows, model, sampling.compiled)
+    return max(1, min(MOST_GRIDS, CACHE_BYTES // (wide * bytes_of(numerics))))
+
+
+def seeds_for(num: int, seeds: Seeds | None, sampling: Sampling) -> list[int] | None:
+    """A seed for each grid; None where there are none. ValueError for others, or a batch size beside them."""
+    if seeds is None:
+        return None
+    listed = check_seeds(seeds)
+    if len(listed) != num:
+        raise ValueError(f"got {len(listed)} seeds for {num} grids, expected one each")
+    if sampling.batch_size is not None:
+        raise ValueError(f"got batch_size={sampling.batch_size} beside seeds, which are drawn {SEEDED_GRIDS} at a time")
+    return listed
+
+
+def check_codes(model: GridModel, num_codes: int, codes: Codes, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Codes "b *shape" of any integer type as int64, on the model's device. ValueError for others."""
+    codes = arrays.integers(codes, name, model.device)
+    if tuple(codes.shape[1:]) != shape or codes.ndim < 1:
+        expected = ", ".join(map(str, ("b", *shape)))
+        raise ValueError(f"got {name} of shape {tuple(codes.shape)}, expected ({expected})")
+    codes = codes.to(model.device)
+    check_range(codes, num_codes, name)
+    return codes
+
+
+def check_given(
+    model: GridModel, num_codes: int, num: int, prefix: Prefix | None, given: Codes | None, mask: Mask | None
+) -> tuple[Tensor, Tensor]:
+    """Given codes "b n" (zero where to draw), and where they are kept; one row for all if nothing is given.
+
+    Raises ValueError for what is none of a prefix, or codes with a mask, of `num` grids.
+    """
+    rows = 1 if prefix is None and given is None else num
+    codes = torch.zeros(rows, model.num_places, dtype=torch.int64, device=model.device)
+    kept = torch.zeros_like(codes, dtype=torch.bool)
+    if (given is None) != (mask is None) or (given is not None and prefix is not None):
+        raise ValueError("expected given codes and a mask together, or a prefix, or neither")
+    if prefix is not None:
+        prefix = arrays.integers(prefix, "prefix", model.device)
+        if prefix.ndim != 2 or prefix.shape[0] != num or prefix.shape[1] > model.num_places:
+            raise ValueError(
+                f"got prefix of shape {tuple(prefix.shape)}, expected ({num}, n) with n from 0 to "
+                f"{model.num_places}, the first places in raster order"
+            )
+        codes[:, : prefix.shape[1]] = check_codes(model, num_codes, prefix, "prefix", (prefix.shape[1],))
+        kept[:, : prefix.shape[1]] = True
+    if given is not None and mask is not None:
+        given, mask = arrays.integers(given, "given codes", model.device), arrays.mask_of(mask, "a mask", model.device)
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (model.grid, (num, *model.grid)):
+            expected = ", ".join(map(str, model.grid))
+            raise ValueError(
+                f"got a mask of {mask.dtype} {tuple(mask.shape)}, expected booleans of shape ({expected}) or "
+                f"({num}, {expected}), True where to draw"
+            )
+        if tuple(given.shape) != (num, *model.grid):
+            expected = ", ".join(map(str, (num, *model.grid)))
+            raise ValueError(f"got given codes of shape {tuple(given.shape)}, expected ({expected})")
+        kept = ~mask.to(model.device).expand(num, *model.grid).reshape(num, model.num_places)
+        # What stands where codes are to be drawn is nobody's business, such as a -1 for "unknown".
+        given = given.to(model.device).where(kept.reshape(given.shape), 0)
+        codes = check_codes(model, num_codes, given, "given codes", model.grid).reshape(num, model.num_places)
+    return codes, kept
+
+
+def strengths_of(model: GridModel, guidance: float | Sequence[float] | None, labels: Tensor | None) -> Tensor | None:
+    """Guidance "n" at each place of the walk; None where it is 1 everywhere.
+
+    Raises ValueError for another number of places, and where there is nothing to guide to.
+    """
+    if guidance is None or guidance == 1:
+        return None
+    if model.num_classes is None:
+        raise ValueError(f"got guidance={guidance}, expected None: this prior was made without num_classes")
+    if labels is None or bool((labels == model.num_classes).any()):
+        raise ValueError(f"got guidance={guidance} without labels, expected labels to guide to")
+    strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * model.num_places
+    if len(strengths) != model.num_places:
+        raise ValueError(
+            f"got guidance of {len(strengths)} numbers, expected one for each of {model.num_places} places"
+        )
+    if all(strength == 1 for strength in strengths):
+        return None
+    return torch.tensor(strengths, dtype=model.dtype, device=model.device)
