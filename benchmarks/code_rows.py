@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
-from vqvae.tokens import CodeDataset, Encoded, Plan, finish, write_shard
+from vqvae.tokens import CodeDataset
+from vqvae.tokens.layout import Plan
+from vqvae.tokens.shards import Encoded, finish, write_shard
 
 SHARD_SIZE = 8192
 BATCH_SIZE = 1024

@@ -28,7 +28,16 @@ from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from benchmarks import harness
-from priors import AnyOrderPrior, NGramPrior, PixelCNNPrior, Prior, Sampling, TransformerPrior, UniformPrior, UnigramPrior
+from priors import (
+    AnyOrderPrior,
+    NGramPrior,
+    PixelCNNPrior,
+    Prior,
+    Sampling,
+    TransformerPrior,
+    UniformPrior,
+    UnigramPrior,
+)
 from vqvae import VQVAE, load_images, pictures
 from vqvae.data import batches
 

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from priors import TransformerPrior
+from priors import Sampling, TransformerPrior
 from priors.numerics import Numerics, choose
 
 TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
@@ -233,7 +233,8 @@ def our_sides(case: Case, precisions: tuple[Any, ...], compiled: bool) -> dict[s
     sides = {}
     for precision, through in product(precisions, (False, True) if compiled else (False,)):
         numerics = choose(precision, case.batch, prior, through)
-        run = partial(prior.sample, case.batch, precision=precision, compiled=through, batch_size=case.batch)
+        sampling = Sampling(precision=precision, compiled=through, batch_size=case.batch)
+        run = partial(prior.sample, case.batch, sampling=sampling)
         run()  # what a first call prepares
         way = named(numerics) if precision == "auto" else ""
         sides[f"ours, {precision}{', compiled' if through else ''}"] = Side(run, numerics, way)

@@ -37,11 +37,12 @@ from benchmarks import harness
 from benchmarks.loader import make_folder
 from vqvae import VQVAE
 from vqvae.allocator import keep_freed_memory
-from vqvae.data import image_folder
+from vqvae.data.folder import image_folder
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 from vqvae.quantizers.codebook import CodebookQuantizer
-from vqvae.tokens import Timings, Tokenizing, TokenizingOnRay, tokenize, tokenize_on_ray
+from vqvae.tokens import Tokenizing, TokenizingOnRay, tokenize, tokenize_on_ray
+from vqvae.tokens.pipeline import Timings
 from vqvae.vqgan import VQGAN
 
 MODELS = {

@@ -25,7 +25,6 @@ from priors.any_order import AnyOrderPrior
 from priors.base import Prior
 from priors.continuous import ContinuousPrior
 from priors.depth import DepthTransformerPrior
-from priors.grid import GridModel
 from priors.llama import LlamaPrior
 from priors.mixture_transformer import MixtureTransformerPrior
 from priors.next_scale import NextScalePrior
@@ -41,7 +40,6 @@ __all__ = [
     "AnyOrderPrior",
     "ContinuousPrior",
     "DepthTransformerPrior",
-    "GridModel",
     "LlamaPrior",
     "MixtureTransformerPrior",
     "NGramPrior",

@@ -48,8 +48,9 @@ from priors.stepper import Stepper, cache_bytes, raster_walk
 from priors.trunk import GridTrunk, check_share, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Route, Start, Step
-from safefolder import ConfiguredOptions, arrays
+from safefolder import arrays
 from safefolder.arrays import Codes, Labels
+from safefolder.configured import ConfiguredOptions
 
 Order = Integer[Tensor, "*some_b n"] | Integer[np.ndarray, "*some_b n"] | Sequence[int]
 

@@ -29,9 +29,9 @@ A prior knows nothing of images. Its outputs are at least float32; `prior.double
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -43,8 +43,10 @@ from priors.grid import GridModel, check_size
 from priors.numerics import Numerics, choose
 from priors.sampling import Chooser, Sampling, Seeds, check_sampling
 from priors.walks import Route, Start, Step, taken
-from safefolder import ConfiguredOptions, Given, arrays
+from safefolder import arrays
 from safefolder.arrays import Codes, Labels, Mask
+from safefolder.configured import ConfiguredOptions
+from safefolder.options import Given
 
 
 class Prior(GridModel):

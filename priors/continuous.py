@@ -20,8 +20,10 @@ from torch import Tensor
 
 from priors.grid import GridModel, check_size
 from priors.sampling import Sampling, check_sampling
-from safefolder import ConfiguredOptions, Given, arrays
+from safefolder import arrays
 from safefolder.arrays import Labels, Vectors
+from safefolder.configured import ConfiguredOptions
+from safefolder.options import Given
 
 
 class ContinuousPrior(GridModel):

@@ -33,7 +33,7 @@ from priors.stepper import Stepper, cache_bytes, raster_walk
 from priors.trunk import GridTrunk, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
-from safefolder import ConfiguredOptions
+from safefolder.configured import ConfiguredOptions
 
 
 class DepthTransformerPrior(TrunkPrior):

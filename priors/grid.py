@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from priors.sampling import check_range
-from safefolder import ConfiguredOptions, Given, SavedModel, arrays
+from safefolder import SavedModel, arrays
 from safefolder.arrays import Labels
+from safefolder.configured import ConfiguredOptions
+from safefolder.options import Given
 
 # That of images of 16,384 x 16,384 pixels at 8 to a code. Some models hold numbers of each position.
 MAX_POSITIONS = 1 << 22

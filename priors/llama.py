@@ -28,7 +28,7 @@ from typing import Any
 from priors.grid import check_size
 from priors.raster import RasterPrior
 from priors.trunk import SequenceTrunk
-from safefolder import ConfiguredOptions
+from safefolder.configured import ConfiguredOptions
 
 
 class LlamaPrior(RasterPrior):

@@ -38,8 +38,8 @@ from priors.sampling import Sampling, random_chooser
 from priors.stepper import raster_walk
 from priors.trunk import GridTrunk, StartToken, initialise, widen
 from priors.trunk_model import TrunkModel
-from safefolder import ConfiguredOptions
 from safefolder.arrays import Vectors
+from safefolder.configured import ConfiguredOptions
 
 _LOWEST_LOG_STD = -7.0
 

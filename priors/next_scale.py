@@ -41,7 +41,8 @@ from priors.trunk import (
 )
 from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
-from safefolder import ConfiguredOptions, Given
+from safefolder.configured import ConfiguredOptions
+from safefolder.options import Given
 
 
 class NextScalePrior(TrunkPrior):

@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from priors.base import Prior
 from priors.grid import check_size
 from priors.walks import Start, Step
-from safefolder import ConfiguredOptions, Given
 from safefolder.arrays import Codes
+from safefolder.configured import ConfiguredOptions
+from safefolder.options import Given
 
 # Codes drawn from the broader distribution, beside those that a context has seen.
 _CONCENTRATION = 20.0

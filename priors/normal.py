@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from priors.continuous import ContinuousPrior, draw_noise
-from safefolder import Given
+from safefolder.options import Given
 
 
 class NormalPrior(ContinuousPrior):

@@ -39,7 +39,7 @@ from priors.grid import check_size
 from priors.numerics import Numerics
 from priors.trunk import StartToken, check_share, widen
 from priors.walks import Start, Step
-from safefolder import ConfiguredOptions
+from safefolder.configured import ConfiguredOptions
 
 
 class PixelCNNPrior(Prior):

@@ -5,7 +5,7 @@ from typing import Any
 from priors.base import Prior
 from priors.grid import GridModel
 from priors.trunk import StartToken, check_share, check_trunk
-from safefolder import ConfiguredOptions
+from safefolder.configured import ConfiguredOptions
 
 
 class TrunkModel(GridModel):

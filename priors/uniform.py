@@ -13,7 +13,7 @@ from torch import Tensor
 
 from priors.base import Prior
 from priors.walks import Start, Step
-from safefolder import Given
+from safefolder.options import Given
 
 
 class UniformPrior(Prior):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from priors.base import Prior
 from priors.walks import Start, Step
-from safefolder import Given
 from safefolder.arrays import Codes
+from safefolder.options import Given
 
 
 class UnigramPrior(Prior):

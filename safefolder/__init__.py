@@ -20,16 +20,12 @@ a folder, or has such folders inside it.
 This package is the one thing that `vqvae` and `priors` share; it imports neither.
 """
 
-from safefolder.configured import Configured, ConfiguredOptions
 from safefolder.folder import load, push, save
 from safefolder.hub import HubOptions
 from safefolder.model import SavedModel
-from safefolder.options import Given, Options
+from safefolder.options import Options
 
 __all__ = [
-    "Configured",
-    "ConfiguredOptions",
-    "Given",
     "HubOptions",
     "Options",
     "SavedModel",

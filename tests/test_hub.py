@@ -16,7 +16,8 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 
 import safefolder
-from priors import GridModel, TransformerPrior, UniformPrior, UnigramPrior
+from priors import TransformerPrior, UniformPrior, UnigramPrior
+from priors.grid import GridModel
 from vqvae import VQVAE, Autoencoder, cli
 from vqvae.cli import pushing
 from vqvae.codec.fingerprint import fingerprint

@@ -139,7 +139,7 @@ TRY = """
 import json, resource, sys, time
 from pathlib import Path
 import torch
-from priors import GridModel
+from priors.grid import GridModel
 from vqvae import Autoencoder
 
 root = Path(sys.argv[1])

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from safefolder import ConfiguredOptions, SavedModel
+from safefolder import SavedModel
 from safefolder.arrays import Labels, Latents
+from safefolder.configured import ConfiguredOptions
 from safefolder.options import shown
 from vqvae import levels
 from vqvae.levels import Images

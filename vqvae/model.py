@@ -22,8 +22,9 @@ from vqvae.autoencoder import Autoencoder, Output
 from vqvae.elbo import PriorLike, check_fit
 from vqvae.levels import Images
 from vqvae.metrics import CodeUsage
-from vqvae.quantizers import EMAVectorQuantizer, PriorInTheLoop, Quantized, Quantizer
+from vqvae.quantizers import EMAVectorQuantizer, Quantized, Quantizer
 from vqvae.quantizers.base import own_generator
+from vqvae.quantizers.prior_in_loop import PriorInTheLoop
 from vqvae.residual import ResidualAutoencoder
 
 

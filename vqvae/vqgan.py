@@ -9,7 +9,8 @@ gives, so that it has a distortion in nats, and it can be trained on by that.
 
 from dataclasses import dataclass
 
-from safefolder import ConfiguredOptions, Options
+from safefolder import Options
+from safefolder.configured import ConfiguredOptions
 from vqvae.likelihoods import Likelihood, Normal
 from vqvae.model import VQVAE
 from vqvae.networks.vqgan import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder

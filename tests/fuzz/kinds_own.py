@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from fuzz_files import Kind
 
-from priors import GridModel, NextScalePrior, NGramPrior, TransformerPrior
+from priors import NextScalePrior, NGramPrior, TransformerPrior
+from priors.grid import GridModel
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import FSQ, ProjectedQuantizer, ResidualQuantizer, VectorQuantizer

@@ -16,8 +16,10 @@ from torch import Tensor
 from vqvae import VQVAE
 from vqvae.data import ImageTensors
 from vqvae.quantizers import VectorQuantizer
-from vqvae.tokens import CodeDataset, Plan, Tokenizing, is_done, plan, tokenize
+from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 from vqvae.tokens.index import checksum
+from vqvae.tokens.layout import Plan, plan
+from vqvae.tokens.shards import is_done
 
 SHARD = "codes-00001.safetensors"
 OPTIONS = Tokenizing(tokenizer_source="runs/x", batch_size=4, shard_size=9)

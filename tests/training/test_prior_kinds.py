@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from priors import (
     AnyOrderPrior,
-    GridModel,
     MixtureTransformerPrior,
     NGramPrior,
     PixelCNNPrior,
@@ -27,6 +26,7 @@ from priors import (
     UnigramPrior,
     trunk,
 )
+from priors.grid import GridModel
 from vqvae import VQVAE, GaussianVAE
 from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
 from vqvae.training import command, latents

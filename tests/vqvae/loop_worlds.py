@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from priors import Prior, TransformerPrior
-from vqvae.quantizers import PriorInTheLoop
 from vqvae.quantizers.codebook import CodebookQuantizer
-from vqvae.quantizers.prior_in_loop import Chosen, step_by_step
+from vqvae.quantizers.prior_in_loop import Chosen, PriorInTheLoop, step_by_step
 
 NUM_CODES, GRID, PLACES = 3, (2, 2), 4
 # Every grid of codes, "81 2 2".

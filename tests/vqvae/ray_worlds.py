@@ -14,7 +14,8 @@ import torch
 from image_files import noise, save
 
 from vqvae import VQVAE
-from vqvae.data import Batch, ImageFiles, image_folder
+from vqvae.data import Batch
+from vqvae.data.folder import ImageFiles, image_folder
 from vqvae.quantizers import VectorQuantizer
 
 NUM_IMAGES = 203

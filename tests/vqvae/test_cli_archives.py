@@ -19,7 +19,7 @@ from vqvae.cli.common import load_codec
 from vqvae.codec import Archive, Compression, Mode, dream, recover, storage, write
 from vqvae.codec.coder import BadStream
 from vqvae.codec.container import MAX_IMAGES
-from vqvae.codec.dream import most_bytes
+from vqvae.codec.dreaming import most_bytes
 
 SIZE = 8
 

@@ -9,7 +9,8 @@ import torch
 from vqgan_references import Reference
 
 import vqvae.cli
-from priors import GridModel, LlamaPrior, TransformerPrior
+from priors import LlamaPrior, TransformerPrior
+from priors.grid import GridModel
 from vqvae import VQGAN, VQVAE, GaussianVAE, load_images
 from vqvae.interop import export_diffusers
 from vqvae.quantizers import VectorQuantizer

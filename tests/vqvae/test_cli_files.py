@@ -593,7 +593,7 @@ def test_too_few_bits_for_a_dream(call, run, tmp_path):
 
 
 def test_a_dream_that_does_not_come_back_is_said(call, run, monkeypatch):
-    monkeypatch.setattr("vqvae.codec.awake", lambda codec, dreamt: b"other")
+    monkeypatch.setattr("vqvae.codec.dreaming.awake", lambda codec, dreamt: b"other")
     out, err = call("dream", run, "--num", "1", code=1)
     assert "other bytes" in out
     assert "did not come back" in err

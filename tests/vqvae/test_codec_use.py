@@ -10,8 +10,9 @@ import torch
 from codec_worlds import images_of, model_of, transformer_of, uniform_of
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from vqvae.codec import Codec, CompressedImages, Compression, DamagedFile, awake, dream, write
+from vqvae.codec import Codec, CompressedImages, Compression, DamagedFile, dream, write
 from vqvae.codec.container import Mode
+from vqvae.codec.dreaming import awake
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 import priors
 import vqvae
 import vqvae.em
-from safefolder import Configured, Options
-from safefolder.configured import concrete, option_sentences
+from safefolder import Options
+from safefolder.configured import Configured, concrete, option_sentences
 from safefolder.options import kind_name
 from vqvae import VQGAN, VQVAE, GaussianVAE
 from vqvae.likelihoods import LogisticMixture, Normal

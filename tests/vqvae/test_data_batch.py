@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from image_files import noise, save
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from vqvae.data import Batch, Images, ImageTensors, image_folder, load_images
+from vqvae.data import Batch, Images, ImageTensors, load_images
+from vqvae.data.folder import image_folder
 
 # Workers are forked from a process with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -14,7 +14,8 @@ import pytest
 import torch
 from image_files import noise, save
 
-from vqvae.data import Batch, Images, ImageTensors, batches, index_batches, load_images, num_batches
+from vqvae.data import Batch, Images, ImageTensors, batches, load_images
+from vqvae.data.batches import index_batches, num_batches
 
 # Workers are forked from a process with threads.
 pytestmark = [

@@ -16,7 +16,8 @@ import torch
 from image_files import chw, noise, save
 from PIL import Image
 
-from vqvae.data import ImageTensors, image_folder, load_images
+from vqvae.data import ImageTensors, load_images
+from vqvae.data.folder import image_folder
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -16,9 +16,10 @@ from image_files import chw, noise, save
 from PIL import Image
 
 from vqvae.cli.reading import image_files, read_exactly
-from vqvae.data import Images, image_folder, load_images
+from vqvae.data import Images, load_images
 from vqvae.data.decode import read
 from vqvae.data.files import names_of
+from vqvae.data.folder import image_folder
 
 posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 

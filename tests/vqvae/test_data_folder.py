@@ -10,9 +10,9 @@ import pytest
 from image_files import chw, noise, save
 from PIL import Image
 
-from vqvae.data import image_folder, load_images
+from vqvae.data import load_images
 from vqvae.data.decode import read
-from vqvae.data.folder import held_out
+from vqvae.data.folder import held_out, image_folder
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

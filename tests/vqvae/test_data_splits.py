@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from image_files import noise
 from PIL import Image
 
-from vqvae.data import image_archives, image_folder, load_images
+from vqvae.data import load_images
+from vqvae.data.folder import image_folder
 from vqvae.data.splits import TEST, TRAIN, VALIDATION, layout
+from vqvae.data.tars import image_archives
 
 pyarrow = pytest.importorskip("pyarrow")
 ENDINGS = {"images": "png", "parquet files": "parquet", "archives": "tar"}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from image_files import chw, noise, save
 from PIL import Image
 
-from vqvae.data import ImageArchives, batches, image_archives, load_images
+from vqvae.data import batches, load_images
+from vqvae.data.tars import ImageArchives, image_archives
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

@@ -15,17 +15,8 @@ from test_interop_places import names_no_place
 from torch import Tensor, nn
 
 from vqvae.gaussian import GaussianVAE
-from vqvae.interop import (
-    CodesToImages,
-    ImagesToCodes,
-    code_graphs,
-    compare_codes,
-    export_onnx,
-    export_program,
-    exported,
-    onnx,
-    traced,
-)
+from vqvae.interop import code_graphs, compare_codes, export_onnx, export_program, exported, onnx, traced
+from vqvae.interop.traced import CodesToImages, ImagesToCodes
 from vqvae.quantizers import MASKED, VectorQuantizer
 from vqvae.vqgan import VQGAN
 

@@ -9,9 +9,9 @@ from quantizer_worlds import KINDS
 from torch import Tensor, nn
 
 from vqvae import VQVAE
-from vqvae.interop import Agreement, code_graphs, compare_codes, ties
+from vqvae.interop import code_graphs, compare_codes, ties
 from vqvae.interop.precision import in_full_float32
-from vqvae.interop.ties import count_wrong_pixels
+from vqvae.interop.ties import Agreement, count_wrong_pixels
 from vqvae.quantizers import ResidualQuantizer, VectorQuantizer
 from vqvae.vqgan import VQGAN
 

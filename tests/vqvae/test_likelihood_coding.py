@@ -6,7 +6,8 @@ from likelihood_worlds import MEMBERS, cdf_table, known_levels, pmf_table, some_
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae.likelihoods import LocalContext, LogisticMixture, Symbols
+from vqvae.likelihoods import LocalContext, LogisticMixture
+from vqvae.likelihoods.base import Symbols
 
 
 @pytest.fixture(params=MEMBERS)

@@ -7,7 +7,8 @@ import torch
 from likelihood_worlds import local_context, some_features, some_images
 
 from vqvae import VQVAE, GaussianVAE
-from vqvae.likelihoods import LocalContext, LogisticMixture, Symbols
+from vqvae.likelihoods import LocalContext, LogisticMixture
+from vqvae.likelihoods.base import Symbols
 
 
 @pytest.fixture(params=[1, 3])

@@ -13,13 +13,12 @@ from priors import Prior
 from vqvae.quantizers import (
     EMAVectorQuantizer,
     GumbelQuantizer,
-    PriorInTheLoop,
     Quantizer,
     StochasticVectorQuantizer,
     VectorQuantizer,
     categorical,
 )
-from vqvae.quantizers.prior_in_loop import Chosen, gumbel_noise, in_sweeps, posterior_at, step_by_step
+from vqvae.quantizers.prior_in_loop import Chosen, PriorInTheLoop, gumbel_noise, in_sweeps, posterior_at, step_by_step
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ from token_worlds import contents, photos, plan, tokenize, tokenizer
 
 from vqvae import GaussianVAE
 from vqvae.data import ImageTensors, load_images
-from vqvae.tokens import CodeDataset, Timings, encode_batch, finish, is_done, missing, read_batch, write_shard
+from vqvae.tokens import CodeDataset
+from vqvae.tokens.pipeline import Timings, encode_batch, read_batch
+from vqvae.tokens.shards import finish, is_done, missing, write_shard
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),

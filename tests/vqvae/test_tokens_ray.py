@@ -23,9 +23,11 @@ from token_worlds import plan, tokenize, tokenize_on_ray
 
 from vqvae.cli.tokenizing import Engine, TokenizingFlags
 from vqvae.cli.tokenizing import tokenize as tokenize_command
-from vqvae.data import ImageFiles, ImageTensors, image_folder
-from vqvae.tokens import Tokenized, missing, ray_engine, ray_session
+from vqvae.data import ImageTensors
+from vqvae.data.folder import ImageFiles, image_folder
+from vqvae.tokens import Tokenized, ray_engine, ray_session
 from vqvae.tokens.ray_session import RaySession
+from vqvae.tokens.shards import missing
 
 STORE = 100_000_000
 SIZES: dict[str, Any] = {"batch_size": 8, "shard_size": 30}

@@ -23,7 +23,9 @@ from vqvae.cli.tokenizing import tokenize as command
 from vqvae.codec.fingerprint import fingerprint as of_codec
 from vqvae.data import load_images
 from vqvae.likelihoods import Categorical
-from vqvae.tokens import CodeDataset, encode_batch, finish, is_done, missing, read_batch, write_parquet, write_shard
+from vqvae.tokens import CodeDataset, write_parquet
+from vqvae.tokens.pipeline import encode_batch, read_batch
+from vqvae.tokens.shards import finish, is_done, missing, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 SIZES = {"batch_size": 4, "shard_size": 9}

@@ -8,7 +8,8 @@ from image_files import save
 
 from vqvae import VQVAE, tokens
 from vqvae.quantizers import FSQ, ResidualQuantizer, VectorQuantizer
-from vqvae.tokens import CodeBatch, Plan, Tokenized, Tokenizing, TokenizingOnRay
+from vqvae.tokens import CodeBatch, Tokenized, Tokenizing, TokenizingOnRay
+from vqvae.tokens.layout import Plan
 
 QUANTIZERS = {
     "plain": VectorQuantizer.Config(num_codes=16, dim=4),
@@ -37,7 +38,7 @@ def tokenize_on_ray(model: Any, images: Any, folder: Any, **options: Any) -> Tok
 
 
 def plan(model: Any, images: Any, folder: Any, **options: Any) -> Plan:
-    """`vqvae.tokens.plan`, likewise."""
+    """`vqvae.tokens.layout.plan`, likewise."""
     return tokens.plan(model, images, folder, Tokenizing(**options))
 
 

@@ -10,7 +10,8 @@ import tyro
 from tqdm import tqdm
 
 import safefolder
-from priors import ContinuousPrior, GridModel, Prior
+from priors import ContinuousPrior, Prior
+from priors.grid import GridModel
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
 from vqvae.data import Images, load_images

@@ -9,7 +9,7 @@ from tqdm import tqdm
 import vqvae.codec
 from vqvae import pictures
 from vqvae.cli.common import Model, at_least_one, load_codec, speed, tell
-from vqvae.codec.dream import most_bytes
+from vqvae.codec.dreaming import most_bytes
 from vqvae.codec.storage import FileOnDisk, check_readable, file_to_write
 
 _NUM_BYTES = 4096
@@ -74,12 +74,12 @@ def dream(
         dreamt = vqvae.codec.dream(codec, data, num, watch=bar.update)
     seconds = time.perf_counter() - start
     if not len(dreamt.images):
-        needed = vqvae.codec.bytes_for_an_image(codec)
+        needed = vqvae.codec.dreaming.bytes_for_an_image(codec)
         raise ValueError(
             f"{size:,} bytes are too few for an image, which may need up to {needed:,}; give at least {needed + 8:,}"
         )
     pictures.save_grid(output, dreamt.images, 8)
-    same = vqvae.codec.awake(codec, dreamt) == data
+    same = vqvae.codec.dreaming.awake(codec, dreamt) == data
     num_images, used = len(dreamt.images), max(0, len(data) - len(dreamt.left))
     print(
         f"{output}: {num_images} images out of {used:,} of {size:,} bytes, "

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 import safefolder
 from vqvae.cli.common import MODES, File, load_codec, printable
-from vqvae.codec import Archive, Codec, Decoded, Mode
+from vqvae.codec import Archive, Codec, Mode
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.body import STORED, Body
+from vqvae.codec.codec import Decoded
 from vqvae.codec.coder import RangeReader
 from vqvae.codec.container import BLOCK, HEADER, TRAILER, VERSION, read_varint
 from vqvae.codec.storage import file_to_write

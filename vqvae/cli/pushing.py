@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 import safefolder
-from priors import GridModel, NormalPrior, UniformPrior
+from priors import NormalPrior, UniformPrior
+from priors.grid import GridModel
 from vqvae import Autoencoder, GaussianVAE
 from vqvae.cli.common import check_pair, tell
 from vqvae.codec.fingerprint import fingerprint

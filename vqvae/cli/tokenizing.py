@@ -15,18 +15,11 @@ from safefolder import Options
 from vqvae import Autoencoder
 from vqvae.cli.common import Model, Output, device_of, printable, speed, tell
 from vqvae.data import Images, load_images
-from vqvae.tokens import (
-    CodeDataset,
-    RaySession,
-    Tokenized,
-    Tokenizing,
-    TokenizingOnRay,
-    tokenize_on_ray,
-    write_parquet,
-)
+from vqvae.tokens import CodeDataset, Tokenized, Tokenizing, TokenizingOnRay, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
 from vqvae.tokens.layout import ShardSizes
 from vqvae.tokens.pipeline import check_workers
+from vqvae.tokens.ray_session import RaySession
 from vqvae.tokens.table import one_parquet
 
 # Unreadable images that are named on stderr; all are in the index.

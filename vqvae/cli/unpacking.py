@@ -16,8 +16,9 @@ import vqvae.codec
 from safefolder.files import replacing
 from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
 from vqvae.cli.naming import Places, check_place
-from vqvae.codec import Archive, Codec, DamagedFile, Decoded
+from vqvae.codec import Archive, Codec, DamagedFile
 from vqvae.codec.body import Body
+from vqvae.codec.codec import Decoded
 from vqvae.codec.storage import check_folder_to_write, check_readable
 
 # Images whose places are looked at before the first is decoded.

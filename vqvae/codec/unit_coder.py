@@ -33,7 +33,7 @@ from vqvae.codec import tables
 from vqvae.codec.coder import BadStream, require_constriction
 from vqvae.codec.tables import Intervals
 from vqvae.elbo import PriorLike, check_fit, is_continuous
-from vqvae.likelihoods import Symbols
+from vqvae.likelihoods.base import Symbols
 
 # Numbers in the largest tensor of one chunk of work.
 _CHUNK = 1 << 22

@@ -26,28 +26,14 @@ Stands alone: it knows nothing of models.
 """
 
 from vqvae.data.batch import Batch
-from vqvae.data.batches import batches, index_batches, num_batches, read_ahead
-from vqvae.data.builtin import cifar10, fashion_mini, fashion_mnist
-from vqvae.data.folder import ImageFiles, image_folder
-from vqvae.data.images import EncodedImages, Images, ImageTensors
+from vqvae.data.batches import batches
+from vqvae.data.images import Images, ImageTensors
 from vqvae.data.load import load_images
-from vqvae.data.tars import ImageArchives, image_archives
 
 __all__ = [
     "Batch",
-    "EncodedImages",
-    "ImageArchives",
-    "ImageFiles",
     "ImageTensors",
     "Images",
     "batches",
-    "cifar10",
-    "fashion_mini",
-    "fashion_mnist",
-    "image_archives",
-    "image_folder",
-    "index_batches",
     "load_images",
-    "num_batches",
-    "read_ahead",
 ]

@@ -42,7 +42,7 @@ at a time. Sorted by level, pixels say which images to add up for each row: the 
 over the posterior. Images pass in chunks, so beside the images a fit holds two such tables and no N x K matrix.
 """
 
-from vqvae.em.mixture import Fit, Mixture
+from vqvae.em.mixture import Mixture
 from vqvae.em.pixels import BernoulliPixels, CategoricalPixels, GaussianPixels
 
-__all__ = ["BernoulliPixels", "CategoricalPixels", "Fit", "GaussianPixels", "Mixture"]
+__all__ = ["BernoulliPixels", "CategoricalPixels", "GaussianPixels", "Mixture"]

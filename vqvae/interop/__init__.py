@@ -28,13 +28,9 @@ from vqvae.interop.onnx import export_onnx
 from vqvae.interop.program import export_program
 from vqvae.interop.scale import fit_scale
 from vqvae.interop.taming import import_taming
-from vqvae.interop.ties import Agreement, compare_codes
-from vqvae.interop.traced import CodesToImages, ImagesToCodes
+from vqvae.interop.ties import compare_codes
 
 __all__ = [
-    "Agreement",
-    "CodesToImages",
-    "ImagesToCodes",
     "compare_codes",
     "export_diffusers",
     "export_onnx",

@@ -1,6 +1,6 @@
 """Likelihoods over 8-bit images: distributions that sum to one over the 256 levels of a pixel."""
 
-from vqvae.likelihoods.base import Chooser, Likelihood, SymbolChooser, Symbols
+from vqvae.likelihoods.base import Likelihood
 from vqvae.likelihoods.categorical import Categorical
 from vqvae.likelihoods.local_context import LocalContext
 from vqvae.likelihoods.logistic_mixture import LogisticMixture
@@ -8,11 +8,8 @@ from vqvae.likelihoods.normal import Normal
 
 __all__ = [
     "Categorical",
-    "Chooser",
     "Likelihood",
     "LocalContext",
     "LogisticMixture",
     "Normal",
-    "SymbolChooser",
-    "Symbols",
 ]

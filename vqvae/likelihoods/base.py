@@ -30,7 +30,8 @@ from einops import rearrange
 from jaxtyping import Float, Float64, Int, Integer, UInt8
 from torch import Tensor, nn
 
-from safefolder import Configured, ConfiguredOptions, arrays
+from safefolder import arrays
+from safefolder.configured import Configured, ConfiguredOptions
 
 NUM_LEVELS = 256
 

@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from safefolder import Given
+from safefolder.options import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, score_in_chunks
 
 

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safefolder import Given
+from safefolder.options import Given
 from vqvae.likelihoods.base import Likelihood, computing_dtype
 from vqvae.likelihoods.logistic_mixture import LogisticMixture
 

@@ -45,7 +45,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from safefolder import Given
+from safefolder.options import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, images_per_group, score_in_chunks
 
 _MIN_LOG_SCALE = -7.0

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from safefolder import Given
+from safefolder.options import Given
 from vqvae.likelihoods.base import NUM_LEVELS, Likelihood
 
 # Within these bounds float32 keeps ln P to 1e-4: below, M(-h) would overflow before long; above,

@@ -28,7 +28,6 @@ from vqvae.quantizers.ibq import IBQ
 from vqvae.quantizers.lfq import LFQ
 from vqvae.quantizers.multiscale import MultiScaleQuantizer
 from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.prior_in_loop import PriorInTheLoop
 from vqvae.quantizers.projected import ProjectedQuantizer
 from vqvae.quantizers.residual import ResidualQuantizer
 from vqvae.quantizers.simvq import SimVQ
@@ -46,7 +45,6 @@ __all__ = [
     "GroupedQuantizer",
     "GumbelQuantizer",
     "MultiScaleQuantizer",
-    "PriorInTheLoop",
     "ProjectedQuantizer",
     "Quantized",
     "Quantizer",

@@ -25,35 +25,21 @@ It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights,
 
 from vqvae.tokens.batch import CodeBatch
 from vqvae.tokens.dataset import CodeDataset, check_same_origin
-from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, plan
-from vqvae.tokens.pipeline import Decoded, Timings, Tokenized, encode_batch, read_batch, tokenize
+from vqvae.tokens.layout import Tokenizing
+from vqvae.tokens.pipeline import Tokenized, tokenize
 from vqvae.tokens.ray_engine import TokenizingOnRay, tokenize_on_ray
-from vqvae.tokens.ray_session import RaySession
-from vqvae.tokens.shards import Encoded, Summary, finish, is_done, missing, write_shard
+from vqvae.tokens.shards import Summary
 from vqvae.tokens.table import write_parquet
 
 __all__ = [
     "CodeBatch",
     "CodeDataset",
-    "Decoded",
-    "Encoded",
-    "Plan",
-    "RaySession",
     "Summary",
-    "Timings",
     "Tokenized",
-    "Tokenizer",
     "Tokenizing",
     "TokenizingOnRay",
     "check_same_origin",
-    "encode_batch",
-    "finish",
-    "is_done",
-    "missing",
-    "plan",
-    "read_batch",
     "tokenize",
     "tokenize_on_ray",
     "write_parquet",
-    "write_shard",
 ]

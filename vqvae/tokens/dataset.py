@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae import fingerprint
-from vqvae.data import index_batches
+from vqvae.data.batches import index_batches
 from vqvae.tokens import headers, origins
 from vqvae.tokens.batch import CodeBatch, Row, as_indices, is_one
 from vqvae.tokens.index import read_index

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae.data import Images, ImageTensors, read_ahead
-from vqvae.data.batches import check_workers
+from vqvae.data import Images, ImageTensors
+from vqvae.data.batches import check_workers, read_ahead
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, not_there, plan

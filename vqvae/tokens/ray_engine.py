@@ -39,7 +39,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqvae.data import EncodedImages, Images, ImageTensors
+from vqvae.data import Images, ImageTensors
+from vqvae.data.images import EncodedImages
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, plan
 from vqvae.tokens.pipeline import Decoded, Tokenized, encode_batch, read_batch

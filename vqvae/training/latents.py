@@ -24,7 +24,8 @@ from tqdm import tqdm
 import safefolder
 from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
 from vqvae import VQVAE, Autoencoder, GaussianVAE
-from vqvae.data import Batch, Images, batches, index_batches
+from vqvae.data import Batch, Images, batches
+from vqvae.data.batches import index_batches
 from vqvae.model import ThroughPrior
 from vqvae.training.records import Metrics
 

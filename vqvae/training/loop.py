@@ -35,7 +35,7 @@ def fit(
     A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
 
     Args:
-        stream: batches without end; takes what `vqvae.data.index_batches` does.
+        stream: batches without end; takes what `vqvae.data.batches.index_batches` does.
         validate: figures of the objective with the weights that are kept.
         began: when the stage began, of `time.monotonic`.
         unit: what an input is called beside the bar.

@@ -13,9 +13,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 import safefolder
-from priors import GridModel, TransformerPrior
-from safefolder import ConfiguredOptions
-from safefolder.configured import concrete, option_sentences
+from priors import TransformerPrior
+from priors.grid import GridModel
+from safefolder.configured import ConfiguredOptions, concrete, option_sentences
 from safefolder.options import Options, is_given, option_fields
 from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
 from vqvae.likelihoods import Categorical, Likelihood, LocalContext, LogisticMixture, Normal

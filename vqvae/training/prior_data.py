@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from vqvae import VQVAE, Autoencoder
-from vqvae.data import Images, index_batches
+from vqvae.data import Images
+from vqvae.data.batches import index_batches
 from vqvae.tokens import CodeDataset, check_same_origin
 from vqvae.training.latents import ENCODE_BATCH, Inputs, encode_or_load, encoded, live_batches, live_sample
 from vqvae.training.options import Run
@@ -34,7 +35,7 @@ class PriorData:
     """What a prior is trained on.
 
     Attributes:
-        batches: shuffled batches without end; takes what `vqvae.data.index_batches` does.
+        batches: shuffled batches without end; takes what `vqvae.data.batches.index_batches` does.
         parts: all of it once, in parts.
         sample: some of it, or all where it is in memory.
         watched: of the test images, to look at during training.

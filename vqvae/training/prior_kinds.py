@@ -9,7 +9,6 @@ from priors import (
     AnyOrderPrior,
     ContinuousPrior,
     DepthTransformerPrior,
-    GridModel,
     LlamaPrior,
     MixtureTransformerPrior,
     NextScalePrior,
@@ -17,6 +16,7 @@ from priors import (
     Prior,
     TransformerPrior,
 )
+from priors.grid import GridModel
 from priors.trunk_model import TrunkModel
 from safefolder.options import is_given, option_fields
 from vqvae import VQVAE, Autoencoder, GaussianVAE

@@ -22,8 +22,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 import safefolder
-from priors import GridModel
-from priors.grid import TrainedOn
+from priors.grid import GridModel, TrainedOn
 from vqvae import Autoencoder, fingerprint
 from vqvae.interop.pickles import read_pickle
 from vqvae.tokens import CodeDataset
