@@ -142,7 +142,7 @@ class Prior(GridModel):
         num: int,
         chooser: Chooser,
         labels: Labels | None = None,
-        guidance: float | tuple[float, ...] | None = None,
+        guidance: float | Sequence[float] | None = None,
         num_steps: int | None = None,
         *,
         given: Codes | None = None,

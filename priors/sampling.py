@@ -54,7 +54,7 @@ _MOST_GUIDANCE = 1e6
 class Sampling(Options):
     """How grids are drawn from a prior. The default is the model itself.
 
-    Guidance may also be a number for each place, in the order of the walk (`guidance_ramp`).
+    Guidance may also be a number for each place, in the order of the walk (`guidance_ramp`); a tuple then.
     """
 
     temperature: float = 1.0
@@ -65,7 +65,7 @@ class Sampling(Options):
     """draw among the likeliest codes that hold this share of the probability"""
     min_p: float | None = None
     """draw among the codes at least this share as likely as the likeliest"""
-    guidance: float | tuple[float, ...] | None = None
+    guidance: float | Sequence[float] | None = None
     """strength of the label, by classifier-free guidance; 1 is none"""
     num_steps: int | None = None
     """draw several codes at once, in so many steps, with a prior that can: faster, a little worse"""
