@@ -293,7 +293,7 @@ class Prior(GridModel):
         expected = f"integers of shape ({num},)"
         some_kept = kept[:, route.num_before :].any(0).tolist()
         codes = known.clone()
-        start = Start(num, labels, numerics, order, route.sizes, route.num_before)
+        start = Start(num, labels, numerics, order, route.sizes)
         with self.evaluating(), torch.autocast(self.device.type, enabled=False):
             step = self._start_walk(start) if strengths is None else self._guided(start, strengths)
             place, fixed = route.num_before, codes[:, : route.num_before]
@@ -323,7 +323,7 @@ class Prior(GridModel):
         free_labels = torch.full_like(start.labels, self.num_classes)
         order = None if start.order is None else start.order.repeat(2, 1)
         labels = torch.cat((start.labels, free_labels))
-        both = Start(2 * start.num, labels, start.numerics, order, start.sizes, start.num_before)
+        both = Start(2 * start.num, labels, start.numerics, order, start.sizes)
         step, place = self._start_walk(both), 0
 
         def guided(fixed: Tensor) -> Tensor:

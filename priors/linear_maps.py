@@ -4,8 +4,8 @@ A walk multiplies few rows by every weight, again and again, so that on a CPU th
 memory count for more than the arithmetic. What is made of a weight for a walk is kept until the weight changes, goes,
 or is wanted in another precision: a model that has been sampled from holds its weights twice.
 
-- float32 and bfloat16 on a CPU: oneDNN's own blocked layout, as torch.compile's frozen graphs have it. Where float32
-  products go to a library for another vendor's processor it is 2 to 3 times as fast.
+- float32 and bfloat16 on a CPU: oneDNN's own blocked layout, as torch.compile's frozen graphs have it, which is faster
+  where float32 products go to a library for another vendor's processor.
 - 8 bits: W_oi ~ scale_o * q_oi with scale_o = max_i |W_oi| / 127, q_oi rounded to the nearest of -127 .. 127
   ("absmax"), activations in bfloat16.
 """

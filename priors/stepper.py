@@ -2,8 +2,8 @@
 
 The result is that of `Trunk.forward` over all places at once, to rounding. Linear maps are in the type of the walk
 (`priors.numerics`); what is added up over the depth and the norms are in float32 or better, and so is attention unless
-many rows are drawn in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand, 3 to
-5 times as fast on a CPU as scaled_dot_product_attention; keys are kept transposed for it.
+many rows are drawn in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand,
+which on a CPU is faster than scaled_dot_product_attention; keys are kept transposed for it.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ class Stepper:
         return torch.cat((centred, split[2:])).flatten(0, 2)
 
     def _normed(self, s: "_Scratch") -> Tensor:
-        """RMSNorm in few calls: on a CPU torch's own takes three times as long."""
+        """RMSNorm in few calls: on a CPU torch's own takes longer."""
         norm = torch.linalg.vector_norm(s.x, dim=-1, keepdim=True, out=s.norm)
         torch.addcmul(self.eps, norm, norm, value=1 / self.width, out=norm).rsqrt_()
         return torch.mul(s.x, norm, out=s.normed)

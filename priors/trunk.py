@@ -10,12 +10,10 @@ keys as the linear map gives them.
 
 - Causal self-attention: Vaswani et al. 2017, "Attention is all you need".
 - RMSNorm before each branch, x / sqrt(mean(x^2) + 1e-6): Zhang & Sennrich 2019. Without their
-  learned scale, which the linear map behind every norm here can hold, and which takes a tenth of a
-  training step.
+  learned scale, which the linear map behind every norm here can hold, and which takes time.
 - Each head's queries and keys go through a LayerNorm without parameters, (x - mean) / sqrt(var + 1e-6),
   before they are turned: Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters".
-  On 7 x 7 grids it saves 2 % of the rate after 300 steps; an RMSNorm there saves as much and takes
-  five times as long on a CPU.
+  It saves some of the rate; an RMSNorm there saves as much and is slower on a CPU.
 - SwiGLU, W_3 (silu(W_1 x) * W_2 x), 8/3 width rounded to 32: Shazeer 2020.
 - Rotary positions, pairs (a, b) of a head turned by an angle: Su et al. 2021, "RoFormer". The
   pairs are dealt out to the grid's axes (half to rows, half to columns in two dimensions), and
@@ -43,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 
 from priors.grid import check_size
 
-# Up to this length bf16 attention on a CPU trains 2 to 8 times faster by hand than through
+# Up to this length bf16 attention on a CPU trains faster by hand than through
 # scaled_dot_product_attention, whose backward pass is slow there. In float32 there is no such gap.
 _LONGEST_BY_HAND = 256
 
@@ -315,8 +313,7 @@ def normalise_and_turn(x: Tensor, turns: Tensor) -> Tensor:
 def turned(x: Tensor, turns: Tensor) -> Tensor:
     """The pairs (x_2j, x_2j+1) of each head of "b n s h d", rotated by `turns`.
 
-    In float32 or better. As one complex product the rotation takes a third of the time that sums and
-    products of halves take.
+    In float32 or better. As one complex product the rotation is faster than as sums and products of halves.
     """
     pairs = torch.view_as_complex(widen(x).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

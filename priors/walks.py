@@ -39,7 +39,7 @@ class Start:
     Attributes:
         num: rows b; with guidance two for each grid.
         labels: int64 "b", `num_classes` for "no label"; None for a prior without classes.
-        order, sizes, num_before: as in `Route`, for these rows.
+        order, sizes: as in `Route`, for these rows.
     """
 
     num: int
@@ -47,7 +47,6 @@ class Start:
     numerics: Numerics
     order: Tensor | None = None
     sizes: tuple[int, ...] | None = None
-    num_before: int = 0
 
 
 def taken(route: Route, rows: Tensor) -> Route:

@@ -1,9 +1,10 @@
 """To and from the Hugging Face hub, by huggingface_hub: files of a repository as a folder, and files as one commit.
 
-What goes wrong there has many unrelated types and tells of many lines; here each is a ValueError of one line.
+Sent is by `HfApi.create_commit` and not by `upload_folder`, which may make several commits of a folder, and whoever
+reads between two of them gets a new config with old weights. What goes wrong there has many unrelated types and tells
+of many lines; here each is a ValueError of one line.
 """
 
-import fnmatch
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,7 @@ def upload(
         ValueError: it could not be written to; or it is public already and was to be private.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import filter_repo_objects
 
     check_token(token)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
@@ -127,9 +129,7 @@ def upload(
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision) if replaces else []
-        stale = [
-            path for path in there if path not in files and any(fnmatch.fnmatchcase(path, each) for each in replaces)
-        ]
+        stale = [path for path in filter_repo_objects(there, allow_patterns=[*replaces]) if path not in files]
         operations: list[Any] = [CommitOperationDelete(path_in_repo=path) for path in stale]
         operations += [
             CommitOperationAdd(

@@ -61,7 +61,6 @@ def _read(path: Path) -> None:
         path.write_bytes(data)
     ways: list[Callable[[], object]] = [
         functools.partial(_codec().decompress, data),
-        functools.partial(_rescue, path),
         functools.partial(_first, path),
         functools.partial(_info, path, None),
         functools.partial(_info, path, "model"),
@@ -76,12 +75,6 @@ def _read(path: Path) -> None:
             refused.append(error)
     if refused:
         raise refused[0]
-
-
-def _rescue(path: Path) -> None:
-    blocks, damage = _codec().rescue(path)
-    assert all(len(block.images) for block in blocks)
-    assert all(damage)
 
 
 def _first(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from run_files import SMALL, weights
 
 from priors import Prior
 from vqvae import VQGAN, VQVAE, load_images
-from vqvae.quantizers import VectorQuantizer
+from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 from vqvae.training.records import Stop
 
@@ -103,6 +104,31 @@ def test_torchrun_is_as_good_as_our_own_launch(options, run, tmp_path, extra):
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr[-2000:]
     assert weights(own) == weights(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [VectorQuantizer.Config, GumbelQuantizer.Config])
+def test_processes_together_encode_what_one_does(photos, tmp_path, kind):
+    """To the bit, in order and each all of it, also where an image or a whole batch cannot be read."""
+    source = tmp_path / "photos"
+    shutil.copytree(photos, source)
+    for path in sorted(source.glob("left/*.png"))[3:13]:
+        path.write_bytes(b"broken")
+    torch.manual_seed(0)
+    config = VQVAE.Config(image_size=8, width=8, num_blocks=0, quantizer=kind(num_codes=8, dim=4))
+    config.build().save_pretrained(tmp_path / "model")
+    script = Path(__file__).with_name("encoding_together.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    said = []
+    for devices in ("1", "2"):
+        command = [sys.executable, script, tmp_path / "model", source, tmp_path, devices]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        said.append(set(re.findall(r"skipped (\S+):", ended.stderr)))
+    one, *others = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("1-0", "2-0", "2-1"))
+    assert others == [one, one]
+    assert said[0] == said[1]
+    assert said[0]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import torch
 
 from priors import TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE
-from vqvae.codec import Mode
+from vqvae.codec import DamagedFile, Mode, recover
 from vqvae.codec.body import Body
 from vqvae.codec.container import pack
 from vqvae.codec.units import Cut
@@ -90,6 +90,19 @@ def images_of(model, num, seed=3):
     torch.manual_seed(seed)
     codes = torch.randint(0, model.num_codes, (num, *model.grid))
     return model.decode(codes, sample=True, generator=torch.Generator().manual_seed(seed))
+
+
+def rescued(codec, data):
+    """The blocks of a damaged file that are whole and decode to what went in, and what is damaged."""
+    found = recover(data)
+    mode = None if found.header is None else found.header.mode
+    blocks, damage = [], list(found.damage)
+    for number, (_, body) in enumerate(found.blocks):
+        try:
+            blocks.append(codec.decoder.decode_alone(number, body, mode))
+        except DamagedFile as error:
+            damage.append(error.args[0])
+    return blocks, damage
 
 
 def claiming(codec, num, *, shape=(1, 8, 8), stream=b"", mode=Mode.LOSSLESS, has_labels=False, num_blocks=1):

@@ -12,6 +12,7 @@ from codec_worlds import (
     QUANTIZERS,
     images_of,
     model_of,
+    rescued,
     transformer_of,
     uniform_of,
     unigram_of,
@@ -381,7 +382,6 @@ def test_a_unit_that_is_clear_on_no_grid_is_stored(plain, monkeypatch):
 
 def test_a_block_that_does_not_verify_is_stored(plain, monkeypatch):
     codec, y = plain
-    monkeypatch.setattr(codec.coder, "means", None)
     original = codec.coder.decode_units
     calls = []
 
@@ -449,12 +449,12 @@ def test_a_flipped_byte_is_found_and_the_rest_is_rescued(plain):
     broken = flipped(data, second.offset + second.length // 2)
     with pytest.raises(DamagedFile, match="block 1"):
         codec.decompress(broken)
-    blocks, damage = codec.rescue(broken)
+    blocks, damage = rescued(codec, broken)
     images = [image for block in blocks for image in block.images]
     assert torch.equal(torch.stack(images), torch.cat([y[:2], y[4:]]))
     assert len(damage) == 1
     headless = b"\0" * 16 + data[16:]
-    blocks, damage = codec.rescue(headless)
+    blocks, damage = rescued(codec, headless)
     assert torch.equal(torch.stack([image for block in blocks for image in block.images]), y)
     assert damage
 
@@ -468,7 +468,7 @@ def test_a_stream_that_was_changed_with_its_check_is_found_out(plain):
         data = pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, at))])
         with pytest.raises(DamagedFile, match="block 0"):
             codec.decompress(data)
-    blocks, damage = codec.rescue(pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, 40)), (6, body)]))
+    blocks, damage = rescued(codec, pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, 40)), (6, body)]))
     assert len(blocks) == 1
     assert len(damage) == 1
 
@@ -533,7 +533,7 @@ def test_a_mode_that_is_lost_is_found(mode):
     codec = Codec(model, uniform_of(model))
     y = images_of(model, 4)
     data = codec.compress(y, options=Compression(mode=mode))
-    [block], damage = codec.rescue(b"?" * 16 + data[16:])
+    [block], damage = rescued(codec, b"?" * 16 + data[16:])
     assert torch.equal(torch.stack(block.images), codec.decompress(data))
     assert damage
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from codec_worlds import POSTERIORS, claiming, images_of, model_of, transformer_of, uniform_of
+from codec_worlds import POSTERIORS, claiming, images_of, model_of, rescued, transformer_of, uniform_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def test_case_16_few_bytes_that_claim_many_images(codec, coded, mode, has_labels
         codec.decompress(data)
     # One group, and what 256 bytes and the stream pay for: not 65,535.
     assert coded["codes"] <= 5 * codec.coder.group_size
-    blocks, damage = codec.rescue(data)
+    blocks, damage = rescued(codec, data)
     assert (blocks, len(damage)) == ([], 1)
 
 
@@ -98,7 +98,7 @@ def test_case_16_a_dataset_of_claims(codec, coded, tmp_path):
 
 def test_case_16_a_lost_mode_is_looked_for_no_longer(codec, coded):
     data = claiming(codec, MAX_IMAGES)
-    blocks, damage = codec.rescue(b"?" * 16 + data[16:])
+    blocks, damage = rescued(codec, b"?" * 16 + data[16:])
     assert blocks == []
     assert len(damage) == 2
     assert coded["codes"] <= 10 * codec.coder.group_size

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from quantizer_worlds import features, trained
+from quantizer_worlds import MEMBERS, features, trained
 from torch.nn import functional as F
 
 from vqvae.quantizers import (
@@ -269,6 +269,28 @@ def test_clustered_revival_is_the_papers_formula(name):
     assert weights.min() < 0.01
     torch.testing.assert_close(quantizer.traffic, share)
     torch.testing.assert_close(quantizer.codebook.detach(), (1 - weights) * before + weights * anchors)
+
+
+@pytest.mark.parametrize("name", ["learned, no revival", "simvq", "sqvae"])
+def test_what_only_the_start_needs_is_gathered_until_then(name):
+    torch.manual_seed(0)
+    quantizer = MEMBERS[name].config.build()
+    fresh = copy.deepcopy(quantizer.state_dict())
+
+    def gathers(seed: int) -> bool:
+        quantizer(features(quantizer.dim, 20, seed=seed))
+        found = quantizer.sums_of_step["count"].item() if name == "simvq" else len(quantizer.pool.joint())
+        quantizer.update()
+        return found > 0
+
+    def start() -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        assert [gathers(seed) for seed in range(3)] == [True, False, False]
+        return copy.deepcopy(quantizer.state_dict())
+
+    started = start()
+    quantizer.load_state_dict(fresh)
+    assert all(torch.equal(value, started[key]) for key, value in start().items())
 
 
 def test_a_bfloat16_quantizer_trains():

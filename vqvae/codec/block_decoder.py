@@ -115,7 +115,7 @@ class BlockDecoder:
             offsets = kinds.to(self.coder.device)
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
-            units = self.coder.means(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
+            units = self.coder.model.decode(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
             begin = 0
             for mine, rows in zip(found, here, strict=True):
                 mine.append((units[begin : begin + len(rows)], codes[begin : begin + len(rows)]))

@@ -31,8 +31,6 @@ MAX_PIXELS = 1 << 28
 _MAX_NAME = 4096
 _MAX_NAMES = 1 << 22
 
-Shape = tuple[int, int, int]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Body:

@@ -42,7 +42,6 @@ from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
 from vqvae.codec.fingerprint import fingerprint
 from vqvae.codec.pixels import AnyImage, as_images
-from vqvae.codec.recovery import recover
 from vqvae.codec.tables import Intervals
 from vqvae.codec.unit_coder import Plan, UnitCoder, WalkingPrior
 from vqvae.codec.units import Cut
@@ -194,24 +193,6 @@ class Codec:
         self.check_header(archive.header)
         wanted = range(len(archive.blocks)) if blocks is None else blocks
         yield from self.decoder.decode(((i, archive.body(i)) for i in wanted), archive.header.mode)
-
-    def rescue(self, source: bytes | str | Path) -> tuple[list[Decoded], list[str]]:
-        """What can be had of a damaged file: the blocks that are whole and decode to what went in, and what is damaged.
-
-        Raises:
-            ValueError: no such file, or one of another model.
-        """
-        found = recover(source)
-        if found.header is not None:
-            self.check_header(found.header)
-        mode = None if found.header is None else found.header.mode
-        blocks, damage = [], list(found.damage)
-        for number, (_, body) in enumerate(found.blocks):
-            try:
-                blocks.append(self.decoder.decode_alone(number, body, mode))
-            except DamagedFile as error:
-                damage.append(error.args[0])
-        return blocks, damage
 
     def check_header(self, header: Header) -> None:
         """ValueError unless a file is of this model and prior."""

@@ -14,8 +14,7 @@ symbol for ever. So each has a rule by which a stream that is exhausted is told 
 A queue: what it holds is read in parts (labels; a group of units), and no part but the first begins once the symbols
 before it hold more than 8 (n + SLACK) bits, for a stream of n bytes. The last part may hold any number: a message that
 ends in first symbols (code 0, a black pixel) lies at the lower end of its interval and takes no byte for them, since
-zeros at the end are left out. Whoever writes adds zeros where the rule asks for more bytes than the message. Streams
-from before the rule fulfil it too, unless all of the last part is such symbols and parts before it as well.
+zeros at the end are left out. Whoever writes adds zeros where the rule asks for more bytes than the message.
 
 A stack: what lies below `bottom` words is never popped, and the coder's own state stays full (at least 2^32), as it is
 wherever something is left. This is exact: a decoder goes through the encoder's states, and is nowhere lower than that.

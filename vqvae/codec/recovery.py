@@ -1,4 +1,4 @@
-"""What is left of a damaged file of the image codec.
+"""What is left of a damaged file of the image codec: blocks that are whole, for `BlockDecoder.decode_alone`.
 
 Where the index cannot be trusted it looks for markers, and any bytes
 may claim to be a block: taking the CRC of each claim costs the square of the file's size where many long claims

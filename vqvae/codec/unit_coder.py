@@ -370,10 +370,6 @@ class UnitCoder:
         self.likelihood.visit(self.model.decoder(self.model.vectors(codes)), choose_level)
         return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
 
-    def means(self, codes: Int[Tensor, "u *grid"]) -> UInt8[Tensor, "u c s s"]:
-        """What the decoder expects, rounded: what codes alone give back."""
-        return torch.cat([self.model.decode(part) for part in codes.split(max(1, _CHUNK // self.model.num_dims))])
-
     def _ask(
         self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str
     ) -> Tensor:

@@ -61,11 +61,6 @@ class Cut:
         return self.planes * math.prod(self.tiles)
 
     @property
-    def num_bytes(self) -> int:
-        """Of the pixels."""
-        return math.prod(self.shape)
-
-    @property
     def num_padded(self) -> int:
         """Of the pixels of all units, which are padded."""
         return self.num_units * self.num_channels * self.size**2

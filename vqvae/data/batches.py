@@ -8,7 +8,8 @@ Step s lies in epoch e = floor(s / S). With p_e the permutation that (seed, e) g
 which takes no memory to speak of, however large the set), the step takes the slice
 p_e[(s mod S) B W : (s mod S + 1) B W], and rank r every W-th image of it from the r-th. Nothing is
 carried from one step to the next, so a run that stopped after k steps goes on with `start=k` as if
-it had not stopped.
+it had not stopped. torch's DataLoader does the reading ahead; its own samplers would lose that, since
+they know an epoch only from its beginning, and hold it.
 """
 
 import multiprocessing

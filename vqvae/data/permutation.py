@@ -1,5 +1,8 @@
 """A shuffle of n things that takes memory only for the places that are asked for.
 
+numpy's own permutation would hold all n, on every rank and for every epoch, which sets of over 10^8 items are too large
+for.
+
 A Feistel network (Luby and Rackoff, "How to Construct Pseudorandom Permutations from Pseudorandom Functions", 1988) on
 the pairs (x, y) of Z_a × Z_b, where a = ⌈√n⌉ and b = ⌈n / a⌉, with additions in place of XOR so that a and b may be any
 numbers:

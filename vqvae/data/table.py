@@ -1,5 +1,8 @@
 """Encoded images in Arrow tables: parquet files, and Hugging Face data sets.
 
+Parquet files are read in place, by pyarrow: `datasets` would first write all of them again as Arrow
+files into its cache.
+
 The layout is Hugging Face's image feature: a column of structs {bytes, path}, one encoded image
 each; a plain binary column will do. A row without bytes may name a file: of parquet files one that
 lies, after links, in the folder of the file that the row is in, or below; of Hugging Face sets one

@@ -1,5 +1,8 @@
 """WebDataset archives: plain tar files whose members, grouped by name, are samples; with random access.
 
+WebDataset's own reader streams: it knows no image by its number, as resuming exactly and shuffling the whole set need,
+and not how many there should be.
+
 A member's name up to the first dot of its last part says which sample it belongs to, what follows says what it is:
 
     n01440764/0007.jpg    the image of sample n01440764/0007, by the ending of an image file

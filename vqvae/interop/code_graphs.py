@@ -1,6 +1,9 @@
 """Quantizers in evaluation as graphs: codes of features and vectors of codes, without branches on values.
 
-Each kind of `vqvae.quantizers` has one here, without its checks, terms and statistics. What differs from the library:
+Each kind of `vqvae.quantizers` has one here, without its checks, terms and statistics. Translations of our operators
+for `torch.export` and ONNX do not replace them: the quantizers' own passes count and check in ways that fix the batch,
+onnxruntime has no float64 for what a multi-scale quantizer enlarges by, and `vqvae.interop.ties` judges codes by these
+graphs. What differs from the library:
 
 - The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest` finds the answer of a
   float64 brute force. Codes and features are taken relative to the codes' mean, so that features far from zero do not

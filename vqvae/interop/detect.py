@@ -16,16 +16,6 @@ Format = Literal["diffusers", "taming", "llamagen"]
 KIND = "a .ckpt of taming-transformers (encoder.down...) or a .pt of LlamaGen (encoder.conv_blocks...)"
 
 
-def format_of(source: str | Path) -> Format:
-    """What `import_tokenizer` takes a source for: a folder or hub id is diffusers', a file is told by its weights.
-
-    Raises:
-        ValueError: a file that cannot be read, or that is neither taming's nor LlamaGen's.
-    """
-    path = Path(source)
-    return _format_of(find_weights(read_checkpoint(path), path, KIND), path) if _is_one_file(path) else "diffusers"
-
-
 def import_tokenizer(
     source: str | Path,
     *,
@@ -52,7 +42,8 @@ def import_tokenizer(
     path = Path(source)
     weights: dict[str, Tensor] = {}
     kind: Format = "diffusers"
-    if _is_one_file(path):
+    # What is there and no regular file is refused where it is read.
+    if path.exists() and not path.is_dir():
         weights = find_weights(read_checkpoint(path), path, KIND, tell)
         kind = _format_of(weights, path)
     given = {"config": config, "revision": revision, "subfolder": subfolder}
@@ -64,11 +55,6 @@ def import_tokenizer(
     if kind == "taming":
         return taming_model(weights, path, config, image_size)
     return llamagen_model(weights, path, 256 if image_size is None else image_size)
-
-
-def _is_one_file(path: Path) -> bool:
-    """Whether it is there and no folder; what is no regular file is refused where it is read."""
-    return path.exists() and not path.is_dir()
 
 
 def _format_of(weights: Mapping[str, Tensor], path: Path) -> Format:

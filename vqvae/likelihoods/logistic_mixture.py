@@ -127,8 +127,8 @@ class LogisticMixture(Likelihood):
         """Log-probabilities "n", and their gradient where asked: the hot path.
 
         Operations are in place and chosen by their time on a CPU, where an expm1, a comparison or a
-        `where` was measured at five to a hundred products: hence masks as factors of 0 and 1, and
-        everything about a component's shape from one exp2 and one sigmoid.
+        `where` costs many products: hence masks as factors of 0 and 1, and everything about a
+        component's shape from one exp2 and one sigmoid.
         """
         k = self.num_components
         parameters = self._split(features)
@@ -341,7 +341,7 @@ def _edges(dtype: torch.dtype, device: torch.device | str) -> Float[Tensor, " 25
 def _sinh(x: Tensor) -> Tensor:
     """sinh of 0 < x < 2.2, to float32's precision relative to its value, however small.
 
-    A series on the CPU, where torch.sinh takes as long as a hundred products.
+    A series on the CPU, where torch.sinh is slow.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return x.sinh()

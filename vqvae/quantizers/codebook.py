@@ -221,7 +221,8 @@ class CodebookQuantizer(PlacewiseQuantizer):
         for codes in found.unbind(1):  # whole counts, which are exact; `update` divides them
             counts.scatter_add_(0, codes, weights.to(counts.dtype))
             sums.index_add_(0, codes, weighted)
-        self.pool.add(vectors, kept, self.num_updates)
+        if self.revival != "off" or not self.has_started:  # else nobody draws from the pool
+            self.pool.add(vectors, kept, self.num_updates)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -240,6 +241,7 @@ class CodebookQuantizer(PlacewiseQuantizer):
             elif self.revival == "clustered":
                 self._revive_clustered(counts, total)
         self.num_updates += 1
+        self.has_started = True
         self.sums_of_step.clear()
         self.pool.clear()
         super().update()

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Scores held at once: 4 MiB of float32. Fewer and the calls of a chunk show beside its product; more leave the cache,
-# and from 32 MiB on malloc takes new pages for every chunk, which tripled the time.
+# and from 32 MiB on malloc takes new pages for every chunk.
 CHUNK_ELEMENTS = 2**20
 # Codes searched at once: their part of the codebook stays in cache too, with rows enough for an efficient product.
 SECTION = 4096
@@ -38,7 +38,7 @@ SECTION = 4096
 SLOW_ELEMENTS = 2**19
 # With fewer codes a row is searched whole; from here on by columns, see `_scan_chunk`.
 MIN_BLOCKED = 64
-# Over the middle axis of narrower blocks `amin` leaves its vectorised loop (measured: 30 times slower).
+# Over the middle axis of narrower blocks `amin` leaves its vectorised loop.
 MIN_COLUMNS = 32
 
 _PRECISION = threading.RLock()
@@ -203,7 +203,7 @@ def _scan_section(vectors: Tensor, weight: Tensor, bias: Tensor, num_columns: in
 def _scan_chunk(scores: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Code k stands in column k mod `num_columns`, so that the minima of all columns are one vectorised pass.
 
-    `min(1)`, with its indices, takes six times as long as that pass; here it sees √K columns and √K codes of one
+    `min(1)`, with its indices, takes longer than that pass; here it sees √K columns and √K codes of one
     column. The second best score is the best other one of that column, or the best of the other columns.
     """
     blocks = scores.unflatten(1, (-1, num_columns))

@@ -3,7 +3,7 @@
 import abc
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import pack
@@ -45,6 +45,13 @@ class PlacewiseQuantizer(Quantizer):
         self.register_buffer("recent_usage", torch.ones(()), persistent=False)
         self.num_checked = 0
         self.warned = False
+        # Whether an `update` found the codes started, so that forwards need not gather for their start. Not asked of a
+        # buffer, which would wait for the device.
+        self.has_started = False
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self.has_started = False  # what was loaded may be from before the start
 
     @abc.abstractmethod
     def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:

@@ -21,8 +21,7 @@ gradient reaches the prior by the cross entropy, and the encoder by c, beside wh
 decoder.
 
 Why four times: what a code's distance does to the distortion is not known before it is decoded, and mean squared
-distances overstate it. Draws of a model that was trained with draws at four times (1,200 steps, 500 embedded images)
-had the least negative ELBO there: 1,798, 1,791, 1,785, 1,787 and 1,806 nats for 1, 2, 4, 8 and 16 times.
+distances overstate it; the negative ELBO is least there.
 
 A quantizer that has a posterior of its own takes the prior's gradient through its relaxed sample w instead:
 

@@ -10,8 +10,7 @@ of one chosen code moves the map, and with it every code, so none is left behind
 Departures: at the first `update` the map is set so that the codes have the mean and the covariance of that step's
 features, as k-means places a codebook that is not frozen; the gradient to the encoder is the rotation trick's unless
 told otherwise; and features go to the codes (weight 1) rather than codes to the features (0.25), since frozen codes
-cannot part to follow them. The paper's start and weights left a third of 1,024 codes unused after 2,000 steps on the
-embedded images.
+cannot part to follow them; the paper's start and weights leave codes unused.
 """
 
 from collections.abc import Callable
@@ -65,7 +64,7 @@ class SimVQ(PlacewiseQuantizer):
         table = self.table
         codes = nearest(vectors, table)
         chosen = table[codes]
-        if self.training:
+        if self.training and not self.has_started:
             self._gather(vectors.detach(), kept)
         terms = {
             "codebook": self.codebook_weight * masked_mean((vectors.detach() - chosen).square(), kept),
@@ -86,7 +85,7 @@ class SimVQ(PlacewiseQuantizer):
 
     @torch.no_grad()
     def update(self) -> None:
-        if not self.started:
+        if not self.has_started and not self.started:
             self.sums_of_step.reduce()
             count = self.sums_of_step["count"]
             if count == 0:  # nothing was quantised in training mode yet, by any process
@@ -97,6 +96,7 @@ class SimVQ(PlacewiseQuantizer):
             self.map.copy_(axes * (self.dim * variances.clamp_min(0)).sqrt() @ axes.T)
             self.offset.copy_(mean)
             self.started.fill_(True)
+        self.has_started = True
         self.sums_of_step.clear()
         super().update()
 

@@ -12,11 +12,10 @@ quantisation; no straight-through gradient, commitment or moving average is need
 bound under an even prior.
 
 Departures. `weight` = places / dimensions (1/16 for a code per 4x4 grey pixels) would make the objective that bound in
-nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves. With that weight
-and a narrow first σ² all but 0.5 % of 1,024 codes went unused on the embedded images after 2,000 steps; with a smaller
-weight, the last term, which LFQ and IBQ have too, and a wide first σ², 99 % were used. At the first `update` the codes
-are the k-means centres of that step's features, and σ² is a quarter of their variance per dimension. τ follows the half
-cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t).
+nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves, and leaves most
+codes unused: hence a smaller weight, the last term, which LFQ and IBQ have too, and a wide first σ². At the first
+`update` the codes are the k-means centres of that step's features, and σ² is a quarter of their variance per dimension.
+τ follows the half cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t).
 """
 
 import math
@@ -73,7 +72,8 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
         return nearest(vectors, self.table)
 
     def watch(self, vectors: Tensor, kept: Tensor | None) -> None:
-        self.pool.add(vectors.detach(), kept, self.num_updates)
+        if not self.has_started:
+            self.pool.add(vectors.detach(), kept, self.num_updates)
 
     def terms(
         self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
@@ -88,7 +88,7 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
 
     @torch.no_grad()
     def update(self) -> None:
-        if not self.started:
+        if not self.has_started and not self.started:
             vectors = self.pool.joint()
             if not len(vectors):  # nothing was quantised in training mode yet, by any process
                 return
@@ -98,6 +98,7 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
             self.codebook.copy_(centres)
             self.log_variance.copy_(variance.clamp_min(1e-12).log())
             self.started.fill_(True)
+        self.has_started = True
         self.pool.clear()
         super().update()
 

@@ -1,7 +1,9 @@
 """The latents that a prior is trained on: how they come from images, and how they are kept.
 
 They are encoded once and kept in memory, and in the run's folder for a run that is resumed or another prior; or, live,
-each batch anew.
+each batch anew. Of several processes each encodes its share of the training images, and all get all: an epoch's order
+goes through the whole set. Where latents are drawn, one generator goes through all images, so that any number of
+processes draws what one does; there each process encodes all of them.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 import safefolder
@@ -30,7 +33,7 @@ from vqvae.model import ThroughPrior
 from vqvae.training.records import Metrics
 
 ENCODE_BATCH = 100
-# Sweeps of a prior in the loop that draw the codes to train on, a tenth of the walk's time. An evaluation walks.
+# Sweeps of a prior in the loop that draw the codes to train on, in far less time than a walk. An evaluation walks.
 NUM_SWEEPS = 2
 
 
@@ -113,9 +116,50 @@ def encoded(
                 return
 
 
-def encode_all(*args: Any, **limit: int | None) -> Latents:
-    """What `encoded` gives, in memory."""
-    parts = list(encoded(*args, **limit))
+def encoded_together(
+    fabric: Fabric, metrics: Metrics, model: Autoencoder, in_loop: Any, images: Images, name: str
+) -> Iterator[LatentBatch]:
+    """What `encoded` gives of all images where nothing is drawn; each process encodes every `world_size`-th batch.
+
+    All processes take part. The batches are those of one process, so the latents are too, to the bit.
+    """
+    order, undrawn = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
+    num_read = 0
+    with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
+        while indices := list(islice(order, fabric.world_size)):
+            mine = None
+            if fabric.global_rank < len(indices):
+                batch = images.__getitems__(indices[fabric.global_rank])
+                latents = encode(fabric, model, in_loop, batch, undrawn).cpu() if len(batch.images) else None
+                mine = latents, batch.labels, batch.skipped
+            found: list[Any] = [None] * fabric.world_size
+            distributed.all_gather_object(found, mine)
+            for latents, labels, skipped in found[: len(indices)]:
+                metrics.skip(skipped)
+                if latents is not None:
+                    yield LatentBatch(latents, labels)
+                    num_read += len(latents)
+            bar.update(sum(map(len, indices)))
+    if not num_read:
+        next(batches(images, ENCODE_BATCH))  # which says so
+
+
+def encode_all(
+    fabric: Fabric,
+    metrics: Metrics,
+    seed: int,
+    model: Autoencoder,
+    in_loop: Any,
+    images: Images,
+    name: str,
+    limit: int | None = None,
+) -> Latents:
+    """What `encoded` gives, in memory; all processes take part."""
+    draws = isinstance(model, VQVAE) and (model.stochastic or model.config.beta is not None)
+    if fabric.world_size > 1 and limit is None and not draws:
+        parts = list(encoded_together(fabric, metrics, model, in_loop, images, name))
+    else:
+        parts = list(encoded(fabric, metrics, seed, model, in_loop, images, name, limit))
     known = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.inputs for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
@@ -152,8 +196,8 @@ def encode_or_load(
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     found = _load_latents(path, digest.hexdigest())
-    fabric.barrier()  # no process writes before all have looked
-    if found is None:
+    # No process writes before all have looked, and all encode where one has to.
+    if fabric.all_reduce(torch.tensor(int(found is None), device=fabric.device), reduce_op="max") or found is None:
         found = encode_all(fabric, metrics, seed, model, in_loop, images, name, limit=limit)
         later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
     return found

@@ -1,0 +1,27 @@
+"""A program for a test: latents of a folder of images by one process or several, each of which saves what it has.
+
+python encoding_together.py MODEL IMAGES OUT DEVICES
+"""
+
+import sys
+from pathlib import Path
+
+import safetensors.torch
+from lightning_fabric import Fabric
+from vqvae.training import latents
+from vqvae.training.records import Metrics
+
+from vqvae import Autoencoder
+from vqvae.data import load_images
+
+if __name__ == "__main__":
+    model, source, out, devices = sys.argv[1:]
+    fabric = Fabric(accelerator="cpu", devices=int(devices), strategy="ddp" if devices != "1" else "auto")
+    fabric.launch()
+    latents.ENCODE_BATCH = 4
+    images = load_images(source, "train", size=8, channels=1)
+    parts = (Metrics(Path(out), fabric), 3, Autoencoder.from_pretrained(model), None, images, "encode")
+    found = latents.encode_all(fabric, *parts)
+    assert found.labels is not None
+    tensors = {"values": found.values, "labels": found.labels}
+    safetensors.torch.save_file(tensors, Path(out) / f"{devices}-{fabric.global_rank}.safetensors")
