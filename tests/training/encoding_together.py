@@ -8,11 +8,11 @@ from pathlib import Path
 
 import safetensors.torch
 from lightning_fabric import Fabric
-from vqvae.training import latents
-from vqvae.training.records import Metrics
 
 from vqvae import Autoencoder
 from vqvae.data import load_images
+from vqvae.training import latents
+from vqvae.training.records import Metrics
 
 if __name__ == "__main__":
     model, source, out, devices = sys.argv[1:]

@@ -118,7 +118,7 @@ def encoded(
 
 def encoded_together(
     fabric: Fabric, metrics: Metrics, model: Autoencoder, in_loop: Any, images: Images, name: str
-) -> Iterator[LatentBatch]:
+) -> Iterator[Inputs]:
     """What `encoded` gives of all images where nothing is drawn; each process encodes every `world_size`-th batch.
 
     All processes take part. The batches are those of one process, so the latents are too, to the bit.
@@ -137,7 +137,7 @@ def encoded_together(
             for latents, labels, skipped in found[: len(indices)]:
                 metrics.skip(skipped)
                 if latents is not None:
-                    yield LatentBatch(latents, labels)
+                    yield Inputs(latents, labels)
                     num_read += len(latents)
             bar.update(sum(map(len, indices)))
     if not num_read:
