@@ -29,7 +29,7 @@ A prior knows nothing of images. Its outputs are at least float32; `prior.double
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
