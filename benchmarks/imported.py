@@ -6,8 +6,9 @@ Networks have the full widths of released models and random weights, since hubs 
 put about where features are. Originals of diffusers are its own `VQModel`, written by `save_pretrained`; those of
 taming-transformers and LlamaGen are the reference functions of the tests (`tests/vqvae/vqgan_references.py`), written
 from their published layouts in their own names of weights. Half the images are photographs of clothes, half random
-levels, all 32x32. A tie is another code that is as near within rounding (`vqvae.interop.ties`); `wrong` is all else.
-Pixels are compared on 24 images: the decoder's output, whose range is about -1 to 1, and levels of the picture.
+levels, all 32x32. A tie is another code that is as near within rounding (`vqvae.interop.code_agreement`); `wrong` is
+all else. Pixels are compared on 24 images: the decoder's output, whose range is about -1 to 1, and levels of the
+picture.
 """
 
 import importlib

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from priors import Sampling, TransformerPrior
-from priors.numerics import Numerics, choose
+from priors.precision import Arithmetic, choose
 
 TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
 GENERATE, X_TRANSFORMERS = "generate", "x-transformers"
@@ -150,7 +150,7 @@ class Side:
     """A contestant: what draws all codes, what it computes with (for the floor), and which of its ways it takes."""
 
     run: Callable[[], object]
-    numerics: Numerics
+    arithmetic: Arithmetic
     way: str = ""
 
 
@@ -225,35 +225,35 @@ def rival(name: str, case: Case, dtype: torch.dtype) -> Side:
         trial()  # what a first call prepares
     times = {way: median_seconds(trial, TRIAL_ROUNDS, case.device) for way, trial in trials.items()}
     best = min(times, key=lambda way: times[way])
-    return Side(partial(ways[best], case.start(case.batch, 1), case.num_tokens), Numerics(dtype), best)
+    return Side(partial(ways[best], case.start(case.batch, 1), case.num_tokens), Arithmetic(dtype), best)
 
 
 def our_sides(case: Case, precisions: tuple[Any, ...], compiled: bool) -> dict[str, Side]:
     prior = case.shape.prior(case.num_tokens).to(case.device).eval()
     sides = {}
     for precision, through in product(precisions, (False, True) if compiled else (False,)):
-        numerics = choose(precision, case.batch, prior, through)
+        arithmetic = choose(precision, case.batch, prior, through)
         sampling = Sampling(precision=precision, compiled=through, batch_size=case.batch)
         run = partial(prior.sample, case.batch, sampling=sampling)
         run()  # what a first call prepares
-        way = named(numerics) if precision == "auto" else ""
-        sides[f"ours, {precision}{', compiled' if through else ''}"] = Side(run, numerics, way)
+        way = named(arithmetic) if precision == "auto" else ""
+        sides[f"ours, {precision}{', compiled' if through else ''}"] = Side(run, arithmetic, way)
     return sides
 
 
-def named(numerics: Numerics) -> str:
+def named(arithmetic: Arithmetic) -> str:
     """The key of its peak."""
-    return "int8" if numerics.int8 else str(numerics.dtype).removeprefix("torch.")
+    return "int8" if arithmetic.int8 else str(arithmetic.dtype).removeprefix("torch.")
 
 
-def floor(case: Case, numerics: Numerics, rates: dict[str, float]) -> float:
+def floor(case: Case, arithmetic: Arithmetic, rates: dict[str, float]) -> float:
     """Least seconds for a mean step."""
     shape, rows, mean_length = case.shape, case.batch, (case.num_tokens + 1) / 2
-    weights = shape.multiplied * (1 if numerics.int8 else numerics.dtype.itemsize)
+    weights = shape.multiplied * (1 if arithmetic.int8 else arithmetic.dtype.itemsize)
     cached = 2 * rows * shape.depth * shape.width * mean_length
     flops = 2 * rows * shape.multiplied + 2 * cached
-    memory = (weights + cached * numerics.dtype.itemsize) / rates["bandwidth"]
-    return max(memory, flops / rates[named(numerics)])
+    memory = (weights + cached * arithmetic.dtype.itemsize) / rates["bandwidth"]
+    return max(memory, flops / rates[named(arithmetic)])
 
 
 def measure(case: Case, sides: dict[str, Side], rates: dict[str, float], rounds: int, budget: float) -> None:
@@ -269,7 +269,7 @@ def measure(case: Case, sides: dict[str, Side], rates: dict[str, float], rounds:
     table = harness.Table("", "way", "tokens/s", "by the clock", "×", "of the floor", "rounds")
     for name, side in sides.items():
         ratio = f"{speeds[name] / generated:.2f}" if generated else ""
-        share = floor(case, side.numerics, rates) * speeds[name] / case.batch
+        share = floor(case, side.arithmetic, rates) * speeds[name] / case.batch
         cells = (f"{speeds[name]:,.1f}", f"{walls[name]:,.1f}", ratio, f"{share:.0%}", len(found[name]))
         table.row(name, side.way, *cells)
 

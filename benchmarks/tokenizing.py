@@ -85,7 +85,7 @@ def make_model(name: str, images: Path) -> VQVAE:
     codes = chosen + 0.1 * features.std(0) * torch.randn_like(chosen)
     quantizer = model.quantizer
     assert isinstance(quantizer, CodebookQuantizer)
-    quantizer.overwrite(torch.ones(model.num_codes), codes, torch.tensor(1.0))
+    quantizer.reset_codes(torch.ones(model.num_codes), codes, torch.tensor(1.0))
     return model
 
 

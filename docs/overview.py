@@ -41,7 +41,7 @@ def overview() -> Figure:
     model, prior = VQVAE.from_pretrained(RUN).eval(), Prior.from_pretrained(RUN).eval()
     images = load_images("fashion-mini", "test")[SHOWN].images
     codes = model.encode(images)
-    code_bits = -prior.tables(codes).gather(-1, codes[..., None])[..., 0] / math.log(2)
+    code_bits = -prior.log_conditionals(codes).gather(-1, codes[..., None])[..., 0] / math.log(2)
     bits = pixel_bits(model, images, codes)
     samples = model.decode(prior.sample(10, labels=torch.arange(10), generator=torch.Generator().manual_seed(1)))
     # Neighbouring numbers of codes mean nothing to each other, so colours are by chance.

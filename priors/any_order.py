@@ -8,7 +8,7 @@ For an order s_1 .. s_N of the places
 
 - Training draws an order for each grid: Pannatier et al. 2024, "sigma-GPTs: a new approach to autoregressive models",
   and Pang et al. 2024, "RandAR". `target` (in the trunk) is what RandAR gives in a token of its own before each code;
-  added, it doubles no lengths. A key is turned by the place that its code came from and a query by the place that it
+  added, it doubles no lengths. A key is rotated by the place that its code came from and a query by the place that it
   predicts (`priors.trunk`), and `origin` is a learned vector of the former.
 - A share `raster_share` of the grids is trained in raster order. Yu et al. 2024, "Randomized autoregressive visual
   generation" (RAR), mix the two so, but move from random to raster orders; here the share is constant.
@@ -41,10 +41,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from priors.code_maps import CodeEmbedding, code_nats
-from priors.linear_maps import prepare
-from priors.numerics import Numerics
-from priors.stepper import Stepper, cache_bytes, raster_walk
+from priors.code_embedding import CodeEmbedding, code_nats
+from priors.kv_cache import CachedTrunk, cache_bytes, raster_walk
+from priors.packed_linear import prepare
+from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, check_share, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Route, Start, Step
@@ -117,7 +117,7 @@ class AnyOrderPrior(TrunkPrior):
         """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
         return self.log_prob(codes, labels, order)
 
-    def tables(
+    def log_conditionals(
         self,
         codes: Codes,
         labels: Labels | None = None,
@@ -128,7 +128,7 @@ class AnyOrderPrior(TrunkPrior):
         Without an order this is raster order, in training too. Raises ValueError as `log_prob` does.
         """
         if order is None:
-            return super().tables(codes, labels)
+            return super().log_conditionals(codes, labels)
         flat = self._check_codes(codes, "codes", self.grid).flatten(1)
         order = self._check_order(order, len(flat))
         tables = self._all_logits(flat, self._check_labels(labels, len(flat)), order).log_softmax(-1)
@@ -137,10 +137,10 @@ class AnyOrderPrior(TrunkPrior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._score(codes, labels, self._draw_orders(codes) if self.training else None)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(codes, labels, None).log_softmax(-1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
         features = self.trunk(self.start(len(weights), labels), mixtures + self.origin[:-1])
         return widen(self.logits(features)).log_softmax(-1)
@@ -195,11 +195,11 @@ class AnyOrderPrior(TrunkPrior):
 
     def _start_walk(self, start: Start) -> Step:
         token = self.start(start.num, start.labels)
-        to_logits = prepare(self.logits.weight, start.numerics, start.num)
+        to_logits = prepare(self.logits.weight, start.arithmetic, start.num)
         if start.order is not None:
             advance = self._walk_in_order(token, start)
             return lambda fixed: widen(to_logits(advance(fixed))).log_softmax(-1)
-        next_features, place = raster_walk(self.trunk, token, start.numerics), 0
+        next_features, place = raster_walk(self.trunk, token, start.arithmetic), 0
 
         def step(fixed: Tensor) -> Tensor:
             nonlocal place
@@ -219,8 +219,8 @@ class AnyOrderPrior(TrunkPrior):
         order, sizes = start.order, start.sizes
         assert order is not None
         assert sizes is not None
-        stepper = Stepper(self.trunk.trunk, start.num, self.num_places, start.numerics)
-        turns, remaining, kept, done = self.trunk.turns(token, order), iter(sizes), 0, 0  # inputs kept, codes fixed
+        cached = CachedTrunk(self.trunk.trunk, start.num, self.num_places, start.arithmetic)
+        rotary, remaining, kept, done = self.trunk.rotary(token, order), iter(sizes), 0, 0  # inputs kept, codes fixed
 
         def advance(fixed: Tensor) -> Tensor:
             nonlocal kept, done
@@ -232,17 +232,17 @@ class AnyOrderPrior(TrunkPrior):
             probes = vectors[:, -1:].expand(-1, num_probes, -1)
             x = torch.cat((vectors[:, :-1], probes), 1) + self.trunk.target[order[:, here]]
             if num_probes == 1:
-                return stepper(x, turns[:, here])[:, chain:]
-            turned = turns[:, here].clone()
-            turned[:, chain:, 1] = turns[:, done : done + 1, 1]  # every probe holds the same code
+                return cached(x, rotary[:, here])[:, chain:]
+            rotated = rotary[:, here].clone()
+            rotated[:, chain:, 1] = rotary[:, done : done + 1, 1]  # every probe holds the same code
             visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
             visible[chain:, chain:] = torch.eye(num_probes, dtype=torch.bool, device=x.device)
-            return stepper(x, turned, visible, chain + 1)[:, chain:]
+            return cached(x, rotated, visible, chain + 1)[:, chain:]
 
         return advance
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, arithmetic, num_inputs)
 
 
 def cosine_sizes(num_places: int, num_steps: int) -> tuple[int, ...]:

@@ -5,19 +5,19 @@ of its places, raster order (row-major over `grid`, the last axis fastest) unles
 
     ln P(z | label) = sum_i ln P(z_i | z_1 .. z_{i-1}, label)
 
-It offers the two ways through that sum. `log_prob` scores known grids at once, and `tables` gives each
+It offers the two ways through that sum. `log_prob` scores known grids at once, and `log_conditionals` gives each
 ln P(z_i = . | before) that it is read from. `walk` steps from place to place, shows a chooser that table and goes on
 with the chooser's answer; sampling, scoring and coding are the same walk with different choosers. A model whose codes
 are independent given those before may offer several places in a step.
 
 An encoder that is trained through the prior needs a rate for codes that are not yet chosen: a weight w_ik for code k at
 place i, relaxed from one-hot (Jang, Gu & Poole 2017, "Categorical reparameterization with Gumbel-softmax"; Maddison,
-Mnih & Teh 2017, "The concrete distribution"). `relaxed_tables` are
+Mnih & Teh 2017, "The concrete distribution"). `relaxed_log_conditionals` are
 
     ln P(z_i = . | w_1 .. w_{i-1}, label)
 
-where a model that embeds codes reads the mixture sum_k w_ik embedding_k. For one-hot weights they are `tables`; between
-them they are one smooth way from corner to corner, and score no grid of codes.
+where a model that embeds codes reads the mixture sum_k w_ik embedding_k. For one-hot weights they are
+`log_conditionals`; between them they are one smooth way from corner to corner, and score no grid of codes.
 
 Classifier-free guidance (Ho & Salimans 2022) replaces the table by the normalised
 
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from priors.draws import SEEDED_GRIDS, Blocks, Prefix, block_size, check_codes, check_given, seeds_for, strengths_of
 from priors.grid import GridModel, check_size
-from priors.numerics import Numerics, choose
+from priors.precision import Arithmetic, choose
 from priors.sampling import Chooser, Sampling, Seeds, check_sampling
 from priors.walks import Route, Start, Step, taken
 from safefolder import arrays
@@ -50,17 +50,17 @@ from safefolder.options import Given
 
 
 class Prior(GridModel):
-    """A distribution over code grids. Models fill in the methods marked abstract, and may replace `_relaxed_tables`,
-    `_route`, `walk_bytes` and `num_at_once`.
+    """A distribution over code grids. Models fill in the methods marked abstract, and may replace
+    `_relaxed_log_conditionals`, `_route`, `walk_bytes` and `num_at_once`.
 
     Args:
         num_codes: codes K at each position.
 
     Attributes: `num_codes` K; `grid`, e.g. (7, 7); `num_classes`, None for an unconditional prior;
-    `has_numerics`, whether the arithmetic of its walks can be chosen.
+    `has_arithmetic`, whether the arithmetic of its walks can be chosen.
     """
 
-    has_numerics: ClassVar[bool] = False
+    has_arithmetic: ClassVar[bool] = False
 
     @classmethod
     def check_options(cls, options: ConfiguredOptions) -> None:
@@ -80,14 +80,14 @@ class Prior(GridModel):
         """The step function of one walk."""
 
     @abstractmethod
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         """ln P(z_i = . | codes before i) "b n k" of checked int64 codes "b n" and labels "b"."""
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         """`_tables` after mixtures of codes: of weights "b n k", in this prior's `dtype`."""
         raise ValueError(f"{type(self).__name__} has no tables after mixtures of codes; take a TransformerPrior")
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
         """Bytes that a walk needs for each of its rows if a step reads so many codes, beside the tables of the step."""
         return 0
 
@@ -110,20 +110,20 @@ class Prior(GridModel):
         """`log_prob`, so that wrappers of modules (Fabric, DDP, compile) see it."""
         return self.log_prob(codes, labels)
 
-    def tables(self, codes: Codes, labels: Labels | None = None) -> Float[Tensor, "b *grid k"]:
+    def log_conditionals(self, codes: Codes, labels: Labels | None = None) -> Float[Tensor, "b *grid k"]:
         """ln P(z_i = . | codes before i) at every place i, nats; what stands at i or later has no say in it.
 
         Its entries at `codes` add up to `log_prob`. Raises ValueError as `log_prob` does.
         """
         codes = self._check_codes(codes, "codes", self.grid)
         found = self._check_labels(labels, len(codes))
-        tables = self._tables(codes.reshape(len(codes), self.num_places), found)
+        tables = self._log_conditionals(codes.reshape(len(codes), self.num_places), found)
         return tables.reshape(*codes.shape, self.num_codes)
 
-    def relaxed_tables(
+    def relaxed_log_conditionals(
         self, weights: Float[Tensor, "b *grid k"], labels: Labels | None = None
     ) -> Float[Tensor, "b *grid k"]:
-        """`tables` after mixtures of codes, as the module says, nats; with gradients to the weights of places before.
+        """`log_conditionals` after mixtures of codes, as the module says, nats; with gradients to the weights before.
 
         Weights at a place should be >= 0 and sum to 1, which is not checked.
         Raises ValueError for weights of a wrong type or shape, for labels as `log_prob` does, and for a prior that
@@ -135,7 +135,7 @@ class Prior(GridModel):
             raise ValueError(f"got weights of shape {tuple(weights.shape)}, expected ({expected})")
         found = self._check_labels(labels, len(weights))
         flat = weights.to(device=self.device, dtype=self.dtype).reshape(len(weights), self.num_places, self.num_codes)
-        return self._relaxed_tables(flat, found).reshape(weights.shape)
+        return self._relaxed_log_conditionals(flat, found).reshape(weights.shape)
 
     def walk(
         self,
@@ -160,7 +160,7 @@ class Prior(GridModel):
         options = Sampling(guidance=guidance, num_steps=num_steps)
         num, classes, strengths, route = self._asked(num, labels, options, prefix, given, mask)
         rows = torch.arange(num, device=self.device)
-        return self._walk(chooser, classes, strengths, taken(route, rows), Numerics(self.dtype), None)
+        return self._walk(chooser, classes, strengths, taken(route, rows), Arithmetic(self.dtype), None)
 
     def sample(
         self,
@@ -214,10 +214,10 @@ class Prior(GridModel):
         listed = seeds_for(num, seeds, sampling)
         wide = 1 if strengths is None else 2
 
-        def row_bytes(numerics: Numerics) -> int:
+        def row_bytes(arithmetic: Arithmetic) -> int:
             # A step reads what the last fixed, the first all that is known; tables stand there as logits, too.
             inputs = max(1 + route.num_before, 2 * num_at_once)
-            return self.walk_bytes(numerics, inputs) + 16 * self.num_codes * num_at_once
+            return self.walk_bytes(arithmetic, inputs) + 16 * self.num_codes * num_at_once
 
         if listed is None:
             size = block_size(sampling, num * wide, wide, self, row_bytes)
@@ -228,7 +228,7 @@ class Prior(GridModel):
             sizes = None if route.sizes is None else (1,) * route.num_before + route.sizes
             route = replace(route, num_before=0, sizes=sizes)
         blocks = Blocks(num, size, sampling, generator, listed)
-        numerics = choose(sampling.precision, rows * wide, self, sampling.compiled)
+        arithmetic = choose(sampling.precision, rows * wide, self, sampling.compiled)
 
         def drawn() -> Iterator[Tensor]:
             total, off = num * self.num_places, None if progress else True
@@ -241,7 +241,7 @@ class Prior(GridModel):
                         bar.update(places * length)
 
                     with torch.inference_mode():
-                        codes = self._walk(chooser, chosen, strengths, taken(route, rows), numerics, tick)
+                        codes = self._walk(chooser, chosen, strengths, taken(route, rows), arithmetic, tick)
                     # A copy, as a tensor of inference mode cannot be trained on.
                     yield codes[:length].clone()
 
@@ -266,7 +266,7 @@ class Prior(GridModel):
 
     def _check_arithmetic(self, sampling: Sampling, route: Route) -> int:
         """How many codes the largest step fixes. ValueError for arithmetic that the prior, or such steps, cannot do."""
-        if (sampling.precision != "auto" or sampling.compiled) and not self.has_numerics:
+        if (sampling.precision != "auto" or sampling.compiled) and not self.has_arithmetic:
             raise ValueError(
                 f"got precision={sampling.precision!r} and compiled={sampling.compiled}, expected 'auto' and False: "
                 f"{type(self).__name__} draws with its weights as they are"
@@ -283,7 +283,7 @@ class Prior(GridModel):
         labels: Tensor | None,
         strengths: Tensor | None,
         route: Route,
-        numerics: Numerics,
+        arithmetic: Arithmetic,
         tick: Callable[[int], object] | None,
     ) -> Tensor:
         num, num_places = route.known.shape
@@ -293,7 +293,7 @@ class Prior(GridModel):
         expected = f"integers of shape ({num},)"
         some_kept = kept[:, route.num_before :].any(0).tolist()
         codes = known.clone()
-        start = Start(num, labels, numerics, order, route.sizes)
+        start = Start(num, labels, arithmetic, order, route.sizes)
         with self.evaluating(), torch.autocast(self.device.type, enabled=False):
             step = self._start_walk(start) if strengths is None else self._guided(start, strengths)
             place, fixed = route.num_before, codes[:, : route.num_before]
@@ -323,7 +323,7 @@ class Prior(GridModel):
         free_labels = torch.full_like(start.labels, self.num_classes)
         order = None if start.order is None else start.order.repeat(2, 1)
         labels = torch.cat((start.labels, free_labels))
-        both = Start(2 * start.num, labels, start.numerics, order, start.sizes)
+        both = Start(2 * start.num, labels, start.arithmetic, order, start.sizes)
         step, place = self._start_walk(both), 0
 
         def guided(fixed: Tensor) -> Tensor:

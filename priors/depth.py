@@ -22,11 +22,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from priors.code_maps import CodeEmbedding, code_nats
+from priors.code_embedding import CodeEmbedding, code_nats
 from priors.grid import check_size
-from priors.linear_maps import prepare
-from priors.numerics import Numerics
-from priors.stepper import Stepper, cache_bytes, raster_walk
+from priors.kv_cache import CachedTrunk, cache_bytes, raster_walk
+from priors.packed_linear import prepare
+from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
@@ -77,10 +77,10 @@ class DepthTransformerPrior(TrunkPrior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self._embedded(codes), labels), codes).sum(1)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self._embedded(codes), labels).log_softmax(-1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         split = rearrange(weights, "b (t d) k -> b t d k", d=self.num_depths)
         mixtures = [split[:, :, j].to(code.weight.dtype) @ code.weight for j, code in enumerate(self.code)]
         return self._all_logits(torch.stack(mixtures, 2), labels).log_softmax(-1)
@@ -99,10 +99,10 @@ class DepthTransformerPrior(TrunkPrior):
         return widen(logits).view(b, self.num_places, self.num_codes)
 
     def _start_walk(self, start: Start) -> Step:
-        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.numerics)
-        stepper = Stepper(self.code_trunk.trunk, start.num, self.num_depths, start.numerics)
-        turns, target = self.code_trunk.turns(self.code_trunk.target), self.code_trunk.target
-        to_logits = [prepare(head.weight, start.numerics, start.num) for head in self.logits]
+        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.arithmetic)
+        cached = CachedTrunk(self.code_trunk.trunk, start.num, self.num_depths, start.arithmetic)
+        rotary, target = self.code_trunk.rotary(self.code_trunk.target), self.code_trunk.target
+        to_logits = [prepare(head.weight, start.arithmetic, start.num) for head in self.logits]
         # Codes of the place at work, and the sum of their vectors.
         begun = torch.empty(start.num, 0, dtype=torch.int64, device=self.device)
         total = nothing = target.new_zeros(start.num, target.shape[1])
@@ -112,21 +112,21 @@ class DepthTransformerPrior(TrunkPrior):
             known, codes = begun.shape[1], torch.cat((begun, fixed), 1)
             whole = codes.shape[1] // self.num_depths * self.num_depths
             begun = codes[:, whole:]
-            if whole or not stepper.length:
+            if whole or not cached.length:
                 place = advance(self._embedded(codes[:, :whole]).sum(2))
-                stepper.reset()
+                cached.reset()
                 x, known, total = [place.to(target.dtype)], 0, nothing
             else:
                 x = []
             for j in range(known, begun.shape[1]):
                 total = total + self.code[j](begun[:, j])
                 x.append(total)
-            here = slice(stepper.length, stepper.length + len(x))
-            features = stepper(torch.stack(x, 1) + target[here], turns[here])[:, -1]
+            here = slice(cached.length, cached.length + len(x))
+            features = cached(torch.stack(x, 1) + target[here], rotary[here])[:, -1]
             return widen(to_logits[begun.shape[1]](features)).log_softmax(-1)[:, None]
 
         return step
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
-        large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, numerics, num_inputs)
-        return large + cache_bytes(self.code_trunk.trunk, self.num_depths, numerics)
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
+        large = cache_bytes(self.trunk.trunk, self.num_places // self.num_depths, arithmetic, num_inputs)
+        return large + cache_bytes(self.code_trunk.trunk, self.num_depths, arithmetic)

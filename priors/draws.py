@@ -9,7 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from priors.grid import GridModel
-from priors.numerics import Numerics, choose
+from priors.precision import Arithmetic, choose
 from priors.sampling import Chooser, Sampling, Seeds, check_range, check_seeds, random_chooser
 from safefolder import arrays
 from safefolder.arrays import Codes, Mask
@@ -53,7 +53,9 @@ class Blocks:
         return random_chooser(self._sampling, generator=self._generator, seeds=own)
 
 
-def block_size(sampling: Sampling, rows: int, wide: int, model: GridModel, bytes_of: Callable[[Numerics], int]) -> int:
+def block_size(
+    sampling: Sampling, rows: int, wide: int, model: GridModel, bytes_of: Callable[[Arithmetic], int]
+) -> int:
     """Grids at once, where they have no seeds.
 
     Args:
@@ -63,8 +65,8 @@ def block_size(sampling: Sampling, rows: int, wide: int, model: GridModel, bytes
     """
     if sampling.batch_size is not None:
         return sampling.batch_size
-    numerics = choose(sampling.precision, rows, model, sampling.compiled)
-    return max(1, min(MOST_GRIDS, CACHE_BYTES // (wide * bytes_of(numerics))))
+    arithmetic = choose(sampling.precision, rows, model, sampling.compiled)
+    return max(1, min(MOST_GRIDS, CACHE_BYTES // (wide * bytes_of(arithmetic))))
 
 
 def seeds_for(num: int, seeds: Seeds | None, sampling: Sampling) -> list[int] | None:

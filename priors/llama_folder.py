@@ -6,7 +6,7 @@ config.json says what `LlamaForCausalLM` reads and, in keys that it keeps and ig
 
 Weights go over as they are, with three exceptions:
 
-- pairs of a head that a rotation turns are neighbours here and half a head apart there: rows change their order;
+- pairs of a head that a rotation rotary are neighbours here and half a head apart there: rows change their order;
 - scales of norms, ones in what is written, are read into the columns of the maps behind the norm;
 - tokens that begin a grid have logits there. Theirs is the mean of the codes' logits, so that each is at most as likely
   as a code on average (Jensen's inequality) should a server not be told to leave them out; between codes nothing

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from priors.continuous import ContinuousPrior, draw_noise
 from priors.grid import check_size
-from priors.numerics import Numerics
+from priors.kv_cache import raster_walk
+from priors.precision import Arithmetic
 from priors.sampling import Sampling, random_chooser
-from priors.stepper import raster_walk
 from priors.trunk import GridTrunk, StartToken, initialise, widen
 from priors.trunk_model import TrunkModel
 from safefolder.arrays import Vectors
@@ -110,7 +110,7 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
 
     def _start_walk(self, num: int, labels: Tensor | None) -> Callable[[Tensor], "_Mixture"]:
         """A step takes the standardised vectors "b n d" fixed since the last, and gives the next place's mixture."""
-        advance = raster_walk(self.trunk, self.start(num, labels), Numerics(self.dtype))
+        advance = raster_walk(self.trunk, self.start(num, labels), Arithmetic(self.dtype))
         return lambda fixed: self._mixtures(advance(_in_full(self.vector, fixed)))
 
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:

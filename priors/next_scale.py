@@ -16,7 +16,7 @@ does with its vectors. Attention sees the place's own scale and all coarser ones
 
 Departures: the embeddings summed are the prior's own, since it knows no quantizer; both maps being linear, they are
 one matrix, made once, without the quantizer's convolutions; the class comes in through the start token alone, by the
-trunk of `priors.trunk`; and queries and keys are turned by where the place's middle lies on the finest grid.
+trunk of `priors.trunk`; and queries and keys are rotated by where the place's middle lies on the finest grid.
 """
 
 import itertools
@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.code_maps import CodeEmbedding, code_nats
+from priors.code_embedding import CodeEmbedding, code_nats
 from priors.grid import check_grid, check_size
-from priors.linear_maps import prepare
-from priors.numerics import Numerics
-from priors.stepper import Stepper, cache_bytes
+from priors.kv_cache import CachedTrunk, cache_bytes
+from priors.packed_linear import prepare
+from priors.precision import Arithmetic
 from priors.trunk import (
     Trunk,
     initialise,
-    pair_turns,
+    rotary_pairs,
     rotations,
     widen,
 )
@@ -104,10 +104,10 @@ class NextScalePrior(TrunkPrior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes[:, : self.num_read]), labels), codes).sum(1)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self.code(codes[:, : self.num_read]), labels).log_softmax(-1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         mixtures = weights[:, : self.num_read].to(self.code.weight.dtype) @ self.code.weight
         return self._all_logits(mixtures, labels).log_softmax(-1)
 
@@ -142,16 +142,16 @@ class NextScalePrior(TrunkPrior):
             middles = (torch.arange(scale, device=like.device, dtype=like.dtype) + 0.5) * (finest / scale) - 0.5
             places.append(torch.cartesian_prod(middles, middles))
         rotation = rotations(torch.cat(places), (finest, finest), self.trunk.head_width)
-        return pair_turns(rotation, rotation)
+        return rotary_pairs(rotation, rotation)
 
     def _visible(self, here: slice) -> Tensor:
         """Which of some places (second) each of them sees."""
         return self.scale_of[here, None] >= self.scale_of[None, here]
 
     def _start_walk(self, start: Start) -> Step:
-        token, turns = self.start(start.num, start.labels), self._turns()
-        stepper = Stepper(self.trunk, start.num, self.num_places, start.numerics)
-        to_logits = prepare(self.logits.weight, start.numerics, start.num * self.scales[-1] ** 2)
+        token, rotary = self.start(start.num, start.labels), self._turns()
+        cached = CachedTrunk(self.trunk, start.num, self.num_places, start.arithmetic)
+        to_logits = prepare(self.logits.weight, start.arithmetic, start.num * self.scales[-1] ** 2)
         ends = list(itertools.accumulate(scale**2 for scale in self.scales))
         codes = torch.empty(start.num, 0, dtype=torch.int64, device=self.device)
 
@@ -160,9 +160,9 @@ class NextScalePrior(TrunkPrior):
             codes = torch.cat((codes, fixed), 1)
             known = codes.shape[1]
             # The scale at work, whole: of what a prefix holds of it nothing is read, but keys and values are all seen.
-            here = slice(stepper.length, next(end for end in ends if end > known))
+            here = slice(cached.length, next(end for end in ends if end > known))
             x = self._inputs(token, self.code(codes[:, : self.num_read]), here)
-            features = stepper(x, turns[here], self._visible(here))[:, known - here.start :]
+            features = cached(x, rotary[here], self._visible(here))[:, known - here.start :]
             logits = to_logits(features.flatten(0, 1)).view(*features.shape[:2], self.num_codes)
             return widen(logits).log_softmax(-1)
 
@@ -172,8 +172,8 @@ class NextScalePrior(TrunkPrior):
     def num_at_once(self) -> int:
         return self.scales[-1] ** 2
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk, self.num_places, numerics, num_inputs)
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk, self.num_places, arithmetic, num_inputs)
 
 
 def gathering(scales: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

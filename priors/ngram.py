@@ -151,7 +151,7 @@ class NGramPrior(Prior):
                 total[begin : begin + rows] += table.gather(1, part[:, place, None])[:, 0]
         return total
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         readers = self._readers()
         return torch.stack([self._place_tables(readers, codes, place) for place in range(self.num_places)], 1)
 

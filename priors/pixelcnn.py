@@ -34,9 +34,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from priors.base import Prior
-from priors.code_maps import CodeEmbedding, code_nats
+from priors.code_embedding import CodeEmbedding, code_nats
 from priors.grid import check_size
-from priors.numerics import Numerics
+from priors.precision import Arithmetic
 from priors.trunk import StartToken, check_share, widen
 from priors.walks import Start, Step
 from safefolder.configured import ConfiguredOptions
@@ -95,10 +95,10 @@ class PixelCNNPrior(Prior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes), labels), codes).sum(1)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self.code(codes), labels).log_softmax(-1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(weights.to(self.code.weight.dtype) @ self.code.weight, labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
@@ -131,7 +131,7 @@ class PixelCNNPrior(Prior):
         """The layers, from the first."""
         return [cast(GatedLayer, layer) for layer in self.layers]
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
         # In both stacks the places that the kernels reach back to, and the links of a row.
         config, columns = self.config, self.grid[1]
         places = (config.kernel_size // 2) * (columns + 1) + 2 * columns

@@ -3,7 +3,7 @@
     x_1 = start(label),  x_i = code(z_{i-1})  ->  trunk  ->  features_i
     ln P(z_i | before, label) = log-softmax(Linear(features_i))
 
-The trunk is what tells them apart. For relaxed codes (`relaxed_tables`) the input is the mixture
+The trunk is what tells them apart. For relaxed codes (`relaxed_log_conditionals`) the input is the mixture
 sum_k w_{i-1,k} code(k). Log-softmax is in float32 or better under any autocast.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from priors.code_maps import CodeEmbedding, code_nats
-from priors.linear_maps import prepare
-from priors.numerics import Numerics
-from priors.stepper import cache_bytes, raster_walk
+from priors.code_embedding import CodeEmbedding, code_nats
+from priors.kv_cache import cache_bytes, raster_walk
+from priors.packed_linear import prepare
+from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Start, Step
@@ -38,10 +38,10 @@ class RasterPrior(TrunkPrior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return -code_nats(self._all_logits(self.code(codes[:, :-1]), labels), codes).sum(1)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self.code(codes[:, :-1]), labels).log_softmax(-1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
         return self._all_logits(mixtures, labels).log_softmax(-1)
 
@@ -50,9 +50,9 @@ class RasterPrior(TrunkPrior):
         return widen(self.logits(self.trunk(self.start(len(embedded), labels), embedded)))
 
     def _start_walk(self, start: Start) -> Step:
-        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.numerics)
-        to_logits = prepare(self.logits.weight, start.numerics, start.num)
+        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.arithmetic)
+        to_logits = prepare(self.logits.weight, start.arithmetic, start.num)
         return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
 
-    def walk_bytes(self, numerics: Numerics, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, numerics, num_inputs)
+    def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
+        return cache_bytes(self.trunk.trunk, self.num_places, arithmetic, num_inputs)

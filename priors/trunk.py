@@ -12,14 +12,14 @@ keys as the linear map gives them.
 - RMSNorm before each branch, x / sqrt(mean(x^2) + 1e-6): Zhang & Sennrich 2019. Without their
   learned scale, which the linear map behind every norm here can hold, and which takes time.
 - Each head's queries and keys go through a LayerNorm without parameters, (x - mean) / sqrt(var + 1e-6),
-  before they are turned: Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters".
+  before they are rotated: Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters".
   It saves some of the rate; an RMSNorm there saves as much and is slower on a CPU.
 - SwiGLU, W_3 (silu(W_1 x) * W_2 x), 8/3 width rounded to 32: Shazeer 2020.
-- Rotary positions, pairs (a, b) of a head turned by an angle: Su et al. 2021, "RoFormer". The
+- Rotary positions, pairs (a, b) of a head rotated by an angle: Su et al. 2021, "RoFormer". The
   pairs are dealt out to the grid's axes (half to rows, half to columns in two dimensions), and
-  pair j of the n of an axis turns by coordinate * base^(-j/n). Two departures: the base is
+  pair j of the n of an axis rotary by coordinate * base^(-j/n). Two departures: the base is
   max(100, length of the axis), since axes are tens of places long and not thousands; and a query is
-  turned by the place that it predicts, a key by the place whose vector it holds, so that "the place
+  rotated by the place that it predicts, a key by the place whose vector it holds, so that "the place
   above" is the same rotation everywhere, also where a row begins, and in any order of the places.
   The start token's key stands at (-1, .., -1).
 - `target_i`, a learned vector of the place to predict, is our addition: grids are small and fixed.
@@ -105,7 +105,7 @@ class StartToken(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The blocks alone; where things stand is told by `turns`, and what sees what by `visible`."""
+    """The blocks alone; where things stand is told by `rotary`, and what sees what by `visible`."""
 
     def __init__(self, config: TrunkConfig, normalised: bool = True, mlp_width: int | None = None):
         """`normalised`: whether queries and keys are. `mlp_width`: of the gated branch, None for 8/3 of the width."""
@@ -116,19 +116,19 @@ class Trunk(nn.Module):
         blocks = (Block(config, normalised, self.mlp_width) for _ in range(config.depth))
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
 
-    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, visible: Tensor | None = None) -> Tensor:
         """Features "b n w" of inputs "b n w".
 
         Args:
-            turns: of queries and keys, from `pair_turns`: "n 2 1 pairs" or "b n 2 1 pairs".
+            rotary: of queries and keys, from `rotary_pairs`: "n 2 1 pairs" or "b n 2 1 pairs".
             visible: bool "n n", which keys (second) each query (first) sees; None is those up to its own.
         """
         x = F.dropout(x, self.dropout, self.training)
         for block in self.blocks:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, turns, visible, use_reentrant=False)
+                x = checkpoint(block, x, rotary, visible, use_reentrant=False)
             else:
-                x = block(x, turns, visible)
+                x = block(x, rotary, visible)
         return rms_norm(x)
 
     @property
@@ -155,7 +155,7 @@ class GridTrunk(nn.Module):
             order: places in the order in which they are taken, "b n"; None is raster order.
         """
         target = self.target if order is None else self.target[order]
-        return self.trunk(torch.cat((start[:, None], vectors), 1) + target, self.turns(start, order))
+        return self.trunk(torch.cat((start[:, None], vectors), 1) + target, self.rotary(start, order))
 
     @property
     def num_places(self) -> int:
@@ -165,18 +165,18 @@ class GridTrunk(nn.Module):
         """What the blocks take, "b m w", for the places `here` in raster order, from the vectors before each."""
         return vectors + self.target[here]
 
-    def turns(self, like: Tensor, order: Tensor | None = None) -> Tensor:
+    def rotary(self, like: Tensor, order: Tensor | None = None) -> Tensor:
         """Turns of the places in an order, as `Trunk` takes them: a key stands where the query before it pointed."""
         rotation = rotations(grid_places(self.grid, like), self.grid, self.trunk.head_width)
         queries = rotation[1:] if order is None else rotation[1:][order]
         before = rotation[:1].expand(*queries.shape[:-2], 1, -1)
-        return pair_turns(queries, torch.cat((before, queries[..., :-1, :]), -2))
+        return rotary_pairs(queries, torch.cat((before, queries[..., :-1, :]), -2))
 
 
 class SequenceTrunk(nn.Module):
     """A trunk over places in one sequence, in the design of Llama (Touvron et al. 2023, "LLaMA: Open and efficient
     foundation language models"): the vector at position i = 0 .. N-1 is all that enters there, and pair j of a head of
-    d channels is turned by i * base^(-2j/d), query and key alike."""
+    d channels is rotated by i * base^(-2j/d), query and key alike."""
 
     def __init__(self, config: TrunkConfig, num_places: int, mlp_width: int | None, rope_base: float):
         super().__init__()
@@ -185,16 +185,16 @@ class SequenceTrunk(nn.Module):
 
     def forward(self, start: Tensor, vectors: Tensor) -> Tensor:
         """Features "b n w" of all places at once, from start tokens "b w" and vectors "b n-1 w" of all but the last."""
-        return self.trunk(torch.cat((start[:, None], vectors), 1), self.turns(start))
+        return self.trunk(torch.cat((start[:, None], vectors), 1), self.rotary(start))
 
-    def turns(self, like: Tensor) -> Tensor:
+    def rotary(self, like: Tensor) -> Tensor:
         """Turns of the positions, as `Trunk` takes them."""
         options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         head_width = self.trunk.head_width
         speeds = self.rope_base ** (-torch.arange(0, head_width, 2, **options) / head_width)
         angle = torch.arange(self.num_places, **options)[:, None] * speeds
         rotation = torch.polar(torch.ones_like(angle), angle)
-        return pair_turns(rotation, rotation)
+        return rotary_pairs(rotation, rotation)
 
     def inputs(self, vectors: Tensor, here: slice) -> Tensor:
         """What the blocks take, "b m w": the vectors as they are, wherever they stand."""
@@ -215,7 +215,7 @@ def initialise(model: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Self-attention with turned queries and keys, normalised before that or not."""
+    """Self-attention with rotated queries and keys, normalised before that or not."""
 
     def __init__(self, config: TrunkConfig, normalised: bool):
         super().__init__()
@@ -223,10 +223,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, visible: Tensor | None) -> Tensor:
         qkv = rearrange(self.qkv(x), "b n (s h d) -> b n s h d", s=3, h=self.num_heads)
-        turn = normalise_and_turn if self.normalised else turned
-        queries, keys = rearrange(turn(qkv[:, :, :2], turns), "b n s h d -> s b h n d")
+        turn = normalise_and_rotate if self.normalised else rotated
+        queries, keys = rearrange(turn(qkv[:, :, :2], rotary), "b n s h d -> s b h n d")
         values = rearrange(qkv[:, :, 2], "b n h d -> b h n d")
         return self.out(rearrange(_attend(queries, keys, values, visible), "b h n d -> b n (h d)"))
 
@@ -253,8 +253,8 @@ class Block(nn.Module):
         self.attention = Attention(config, normalised)
         self.mlp = SwiGLU(config, mlp_width)
 
-    def forward(self, x: Tensor, turns: Tensor, visible: Tensor | None) -> Tensor:
-        branch = self.attention(rms_norm(x), turns, visible)
+    def forward(self, x: Tensor, rotary: Tensor, visible: Tensor | None) -> Tensor:
+        branch = self.attention(rms_norm(x), rotary, visible)
         x = x + F.dropout(branch, self.dropout, self.training)
         branch = self.mlp(rms_norm(x))
         return x + F.dropout(branch, self.dropout, self.training)
@@ -300,23 +300,23 @@ def rotations(places: Tensor, lengths: Sequence[int], head_width: int) -> Tensor
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def pair_turns(queries: Tensor, keys: Tensor) -> Tensor:
+def rotary_pairs(queries: Tensor, keys: Tensor) -> Tensor:
     """Turns "*b n 2 1 pairs" of the queries' and keys' rotations "*b n pairs"."""
     return torch.stack((queries, keys), -2)[..., None, :]
 
 
-def normalise_and_turn(x: Tensor, turns: Tensor) -> Tensor:
-    """LayerNorm each head of "b n s h d" in float32 or better, then turn it as `turned`."""
-    return turned(F.layer_norm(widen(x), x.shape[-1:], eps=1e-6), turns).to(x.dtype)
+def normalise_and_rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """LayerNorm each head of "b n s h d" in float32 or better, then turn it as `rotated`."""
+    return rotated(F.layer_norm(widen(x), x.shape[-1:], eps=1e-6), rotary).to(x.dtype)
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
-    """The pairs (x_2j, x_2j+1) of each head of "b n s h d", rotated by `turns`.
+def rotated(x: Tensor, rotary: Tensor) -> Tensor:
+    """The pairs (x_2j, x_2j+1) of each head of "b n s h d", rotated by `rotary`.
 
     In float32 or better. As one complex product the rotation is faster than as sums and products of halves.
     """
     pairs = torch.view_as_complex(widen(x).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
 
 
 def widen(logits: Tensor) -> Tensor:

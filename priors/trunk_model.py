@@ -53,7 +53,7 @@ class TrunkPrior(Prior, TrunkModel):
             wrong somewhere are not new to the prior.
     """
 
-    has_numerics = True
+    has_arithmetic = True
 
     def __init__(self, *, code_noise: float = 0.0, **options: Any):
         super().__init__(**options)

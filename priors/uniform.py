@@ -26,11 +26,11 @@ class UniformPrior(Prior):
         nats = -self.num_places * math.log(self.num_codes)
         return torch.full((len(codes),), nats, dtype=self.dtype, device=codes.device)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         nats = codes.new_tensor(-math.log(self.num_codes), dtype=self.dtype)
         return nats.expand(*codes.shape, self.num_codes)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return weights.new_tensor(-math.log(self.num_codes)).expand_as(weights)
 
     def _start_walk(self, start: Start) -> Step:

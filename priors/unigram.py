@@ -44,10 +44,10 @@ class UnigramPrior(Prior):
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._code_log_probs()[codes].sum(1)
 
-    def _tables(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._code_log_probs().expand(*codes.shape, -1)
 
-    def _relaxed_tables(self, weights: Tensor, labels: Tensor | None) -> Tensor:
+    def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return self._code_log_probs().expand_as(weights)
 
     def _start_walk(self, start: Start) -> Step:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from priors.numerics import Numerics
+from priors.precision import Arithmetic
 
 # Takes the codes fixed since the last call, "b n" (at the first call those known before, perhaps n = 0),
 # and gives the log-probabilities of the next places, "b m k", which are all fixed before the next call.
@@ -44,7 +44,7 @@ class Start:
 
     num: int
     labels: Tensor | None
-    numerics: Numerics
+    arithmetic: Arithmetic
     order: Tensor | None = None
     sizes: tuple[int, ...] | None = None
 

@@ -20,7 +20,7 @@ from priors import TransformerPrior, UniformPrior, UnigramPrior
 from priors.grid import GridModel
 from vqvae import VQVAE, Autoencoder, cli
 from vqvae.cli import pushing
-from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.quantizers import EMAVectorQuantizer
 
 CONFIG = {"class": "Thing", "size": 3}

@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_packages_and_the_images(tmp_path):
     listed = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True, check=True
     ).stdout
-    inside = ("vqvae/cli/look.py", "vqvae/codec/codec.py", "priors/transformer.py", "safefolder/__init__.py")
+    inside = ("vqvae/cli/measuring.py", "vqvae/codec/codec.py", "priors/transformer.py", "safefolder/__init__.py")
     for name in (*inside, "assets/fashion-mini/train-00"):
         assert name in listed
     assert "tests/" not in listed

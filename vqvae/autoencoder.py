@@ -174,7 +174,7 @@ class Autoencoder(SavedModel):
             ValueError: latents of another shape or type, or values that no latent has.
         """
 
-    def through(self, prior: Any, labels: Labels | None = None, num_sweeps: int | None = None) -> Any:
+    def through(self, prior: Any, labels: Labels | None = None, num_iterations: int | None = None) -> Any:
         """What encodes images with these labels where a prior has a say in it; most models encode without."""
         return self
 
@@ -212,7 +212,7 @@ class Autoencoder(SavedModel):
         return self.decode(self.encode(images))
 
     def _levels(self, features: Tensor) -> Tensor:
-        return self.likelihood.point(features).round().clamp(0, 255).to(torch.uint8)
+        return self.likelihood.point_estimate(features).round().clamp(0, 255).to(torch.uint8)
 
     def to_levels(self, images: Images) -> UInt8[Tensor, "b c h w"]:
         """Check images and give them as uint8 levels; what may be given is in `vqvae.levels`.

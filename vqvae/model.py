@@ -127,26 +127,26 @@ class VQVAE(ResidualAutoencoder):
         labels: Labels | None,
         num: int,
         beta: float,
-        num_sweeps: int | None = None,
+        num_iterations: int | None = None,
     ) -> PriorInTheLoop:
         """A prior for the codes of `num` images with these labels, as `forward` and `draw` take it."""
         known = None
         if prior.num_classes is not None and labels is not None:
             known = arrays.labels_for(labels, num, self.quantizer.device)
         return PriorInTheLoop(
-            tables=lambda codes: prior.tables(codes, known),
-            relaxed_tables=lambda weights: prior.relaxed_tables(weights, known),
+            log_conditionals=lambda codes: prior.log_conditionals(codes, known),
+            relaxed_log_conditionals=lambda weights: prior.relaxed_log_conditionals(weights, known),
             walk=lambda chooser: prior.walk(num, chooser, known),
             beta=beta,
-            num_sweeps=num_sweeps,
+            num_iterations=num_iterations,
         )
 
     def through(
-        self, prior: "LoopPrior", labels: Labels | None = None, num_sweeps: int | None = None
-    ) -> "Autoencoder | ThroughPrior":
+        self, prior: "LoopPrior", labels: Labels | None = None, num_iterations: int | None = None
+    ) -> "Autoencoder | PriorGuidedEncoder":
         """The encoder with the prior in its loop, where `config.beta` says so; else the model itself.
 
-        `num_sweeps` is for codes to train on; the bound asks for the walk, which is None.
+        `num_iterations` is for codes to train on; the bound asks for the walk, which is None.
 
         Raises:
             ValueError: a prior for other codes.
@@ -154,7 +154,9 @@ class VQVAE(ResidualAutoencoder):
         if self.config.beta is None:
             return self
         check_fit(self, prior)
-        return ThroughPrior(model=self, prior=prior, labels=labels, beta=self.config.beta, num_sweeps=num_sweeps)
+        return PriorGuidedEncoder(
+            model=self, prior=prior, labels=labels, beta=self.config.beta, num_iterations=num_iterations
+        )
 
     def posterior_scores(self, images: Images) -> tuple[Float[Tensor, "b *grid k"], bool]:
         """Scores whose log-softmax is the posterior over codes, and whether the prior's table is added to them first.
@@ -219,15 +221,15 @@ class VQVAE(ResidualAutoencoder):
 class LoopPrior(PriorLike, Protocol):
     """A prior over codes that can be in the loop."""
 
-    def tables(self, codes: Tensor, labels: Tensor | None, /) -> Tensor: ...
+    def log_conditionals(self, codes: Tensor, labels: Tensor | None, /) -> Tensor: ...
 
-    def relaxed_tables(self, weights: Tensor, labels: Tensor | None, /) -> Tensor: ...
+    def relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None, /) -> Tensor: ...
 
     def walk(self, num: int, chooser: Callable[[Tensor], Tensor], labels: Tensor | None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThroughPrior:
+class PriorGuidedEncoder:
     """A VQVAE whose encoder weighs what its codes cost under a prior: `model.through(prior, labels)`.
 
     It takes the model's place in `vqvae.elbo`, for images with these labels. Its codes decode as any.
@@ -237,7 +239,7 @@ class ThroughPrior:
     prior: LoopPrior
     labels: Labels | None
     beta: float
-    num_sweeps: int | None = None
+    num_iterations: int | None = None
     stochastic = True
 
     @property
@@ -274,4 +276,4 @@ class ThroughPrior:
             return self.model.quantizer.codes_through_prior(self.model.encoder(levels), self._loop(levels), generator)
 
     def _loop(self, images: Tensor) -> PriorInTheLoop:
-        return self.model.loop(self.prior, self.labels, len(images), self.beta, self.num_sweeps)
+        return self.model.loop(self.prior, self.labels, len(images), self.beta, self.num_iterations)

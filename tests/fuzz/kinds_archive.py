@@ -19,7 +19,7 @@ from fuzz_files import Kind
 
 from priors import TransformerPrior
 from vqvae import VQVAE
-from vqvae.cli import figures, unpacking
+from vqvae.cli import describing, unpacking
 from vqvae.codec import Codec, CompressedImages, Compression, Mode, container
 from vqvae.quantizers import StochasticVectorQuantizer
 
@@ -85,8 +85,8 @@ def _first(path: Path) -> None:
 
 
 def _info(path: Path, model: str | None) -> None:
-    with _quiet(), _one_codec(figures):
-        figures.info(path, model, csv=None if model is None else path.with_name("x.csv"))
+    with _quiet(), _one_codec(describing):
+        describing.info(path, model, csv=None if model is None else path.with_name("x.csv"))
     if model is not None:
         list(csv.reader(path.with_name("x.csv").open(newline="")))
 

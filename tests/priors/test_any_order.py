@@ -62,7 +62,7 @@ def tables_under(
             before = [*fixed, place]
             order = torch.tensor([*before, *(i for i in range(prior.num_places) if i not in before)])
             with torch.no_grad():
-                tables.append(prior.tables(codes, labels, order).flatten(1, -2)[:, place])
+                tables.append(prior.log_conditionals(codes, labels, order).flatten(1, -2)[:, place])
         fixed = fixed + now
     assert remaining == []
     return torch.stack(tables, 1) if tables else codes.new_zeros(len(codes), 0, prior.num_codes).to(prior.dtype)
@@ -125,7 +125,7 @@ def test_tables_in_an_order_stand_at_their_places(order: tuple[int, ...]) -> Non
     prior = tiny(num_classes=2)
     world, told = every_grid(prior), torch.tensor(order)
     labels = some_labels(prior, len(world))
-    tables = prior.tables(world, labels, told)
+    tables = prior.log_conditionals(world, labels, told)
     assert tables.shape == (*world.shape, 3)
     assert (tables.exp().sum(-1) - 1).abs().max() < 1e-12
     picked = tables.gather(-1, world[..., None]).flatten(1).sum(1)
@@ -134,7 +134,7 @@ def test_tables_in_an_order_stand_at_their_places(order: tuple[int, ...]) -> Non
     for at, place in enumerate(order):
         other = world.clone()
         other.flatten(1)[:, place] = (world.flatten(1)[:, place] + 1) % 3
-        moved = (prior.tables(other, labels, told) - tables).flatten(1, -2).abs().amax((0, 2))
+        moved = (prior.log_conditionals(other, labels, told) - tables).flatten(1, -2).abs().amax((0, 2))
         assert (moved[list(order[: at + 1])] == 0).all()
         assert (moved[list(order[at + 1 :])] > 1e-3).all()
 
@@ -233,7 +233,9 @@ def test_one_step_draws_each_place_from_its_own_table() -> None:
     world = every_grid(prior)
     with torch.no_grad():
         firsts = [
-            prior.tables(world[:1], order=torch.tensor([i, *(j for j in range(4) if j != i)])).flatten(1, -2)[0, i]
+            prior.log_conditionals(world[:1], order=torch.tensor([i, *(j for j in range(4) if j != i)])).flatten(1, -2)[
+                0, i
+            ]
             for i in range(4)
         ]
     scores = torch.stack([firsts[i][world.flatten(1)[:, i]] for i in range(4)], 1).sum(1)
@@ -333,7 +335,7 @@ def test_training_draws_orders_and_reaches_every_weight() -> None:
     plain = copy.deepcopy(prior).eval()
     order = torch.tensor(ORDERS[1])
     assert torch.equal(prior.log_prob(codes[:1], order=order), plain.log_prob(codes[:1], order=order))
-    assert torch.equal(prior.tables(codes[:1]), plain.tables(codes[:1]))
+    assert torch.equal(prior.log_conditionals(codes[:1]), plain.log_conditionals(codes[:1]))
 
 
 def test_orders_of_training_follow_raster_share() -> None:

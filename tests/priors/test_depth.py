@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from trunk_reference import log_softmax, reference_trunk
 
 from priors import DepthTransformerPrior, Prior, Sampling
-from priors.numerics import Numerics
+from priors.kv_cache import CachedTrunk
+from priors.precision import Arithmetic
 from priors.sampling import known_chooser
-from priors.stepper import Stepper
 from priors.walks import Start
 
 SHAPES = [((2, 3, 3), None), ((2, 3, 2), 2), ((3, 2), None), ((2, 2, 1), 2), ((1, 4), None), ((2, 1, 2, 2), None)]
@@ -50,7 +50,7 @@ def test_tables_and_log_prob_are_the_reference_in_numpy(grid: tuple[int, ...], n
     codes = torch.randint(5, (2, *grid))
     for label in [None] if num_classes is None else [None, num_classes - 1]:
         labels = None if label is None else torch.full((2,), label)
-        tables, log_probs = prior.tables(codes, labels).flatten(1, -2), prior.log_prob(codes, labels)
+        tables, log_probs = prior.log_conditionals(codes, labels).flatten(1, -2), prior.log_prob(codes, labels)
         for row, (table, log_prob) in enumerate(zip(tables.tolist(), log_probs.tolist(), strict=True)):
             flat = codes[row].flatten().tolist()
             expected = reference_tables(prior, flat, label)
@@ -62,15 +62,15 @@ def test_a_table_depends_on_exactly_the_codes_before_it() -> None:
     prior = make_depth(num_codes=5, grid=(2, 2, 3))
     torch.manual_seed(0)
     weights = torch.randn(2, 12, 5).softmax(-1).requires_grad_()
-    tables = prior._relaxed_tables(weights, None)
+    tables = prior._relaxed_log_conditionals(weights, None)
     codes = torch.randint(5, (4, 12))
-    base = prior._tables(codes, None)
+    base = prior._log_conditionals(codes, None)
     for place in range(12):
         reach = torch.autograd.grad(tables[:, place].square().sum(), weights, retain_graph=True)[0].abs().sum((0, 2))
         assert (reach > 0).tolist() == [before < place for before in range(12)]
         other = codes.clone()
         other[:, place] = (codes[:, place] + 1) % 5
-        changed = (prior._tables(other, None) != base).any(-1).all(0).tolist()
+        changed = (prior._log_conditionals(other, None) != base).any(-1).all(0).tolist()
         assert changed == [after > place for after in range(12)]
 
 
@@ -81,19 +81,19 @@ def test_a_walk_after_any_prefix_takes_a_large_step_a_place(
     prior = make_depth(num_codes=4, grid=(2, 2, 3), num_classes=num_classes).double()
     torch.manual_seed(0)
     codes, labels = torch.randint(4, (3, 12)), prior._check_labels(some_labels(prior, 3), 3)
-    expected = prior._tables(codes, labels).detach()
-    inputs: dict[Stepper, list[int]] = {}
-    original = Stepper.__call__
+    expected = prior._log_conditionals(codes, labels).detach()
+    inputs: dict[CachedTrunk, list[int]] = {}
+    original = CachedTrunk.__call__
 
-    def counted(self: Stepper, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    def counted(self: CachedTrunk, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         inputs.setdefault(self, []).append(x.shape[1])
         return original(self, x, *arguments, **options)
 
-    monkeypatch.setattr(Stepper, "__call__", counted)
+    monkeypatch.setattr(CachedTrunk, "__call__", counted)
     for prefix in range(12):
         inputs.clear()
         with torch.no_grad():
-            step = prior._start_walk(Start(3, labels, Numerics(prior.dtype)))
+            step = prior._start_walk(Start(3, labels, Arithmetic(prior.dtype)))
             tables = [step(codes[:, :prefix]), *(step(codes[:, i : i + 1]) for i in range(prefix, 11))]
         torch.testing.assert_close(torch.cat(tables, 1), expected[:, prefix:], atol=1e-11, rtol=0)
         large, small = inputs.values()
@@ -106,7 +106,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_place() -> None:
     prior = make_depth(num_codes=4, grid=(2, 1, 3), num_classes=2).double()
     torch.manual_seed(0)
     codes, labels = torch.randint(4, (3, 2, 1, 3)), torch.tensor([0, 1, 1])
-    given, free = prior.tables(codes, labels), prior.tables(codes)
+    given, free = prior.log_conditionals(codes, labels), prior.log_conditionals(codes)
     mixed = (free + 2.5 * (given - free)).log_softmax(-1).flatten(1, -2)
     for prefix in (0, 1, 4):
         chooser = known_chooser(codes.flatten(1)[:, prefix:])
@@ -122,7 +122,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_place() -> None:
 def test_relaxed_gradients_are_those_of_finite_differences() -> None:
     prior = make_depth(num_codes=3, grid=(2, 2), width=8, depth=1, code_depth=1, num_heads=1).double()
     weights = torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
-    assert torch.autograd.gradcheck(prior.relaxed_tables, (weights.requires_grad_(),))
+    assert torch.autograd.gradcheck(prior.relaxed_log_conditionals, (weights.requires_grad_(),))
 
 
 def test_every_weight_gets_a_gradient_with_and_without_checkpointing() -> None:
@@ -163,8 +163,8 @@ def test_walk_bytes_are_those_of_its_caches() -> None:
     caches = 2 * (3 * 6 + 1 * 4) * 24 * 4
     # Of each input what a step needs beside them, as much as 16 vectors and the scores of two heads.
     of_a_place, of_a_code = (16 * 24 + 2 * 6) * 4, (16 * 24 + 2 * 4) * 4
-    assert prior.walk_bytes(Numerics(torch.float32)) == caches + of_a_place + of_a_code
-    assert prior.walk_bytes(Numerics(torch.float32), 5) == caches + 5 * of_a_place + of_a_code
+    assert prior.walk_bytes(Arithmetic(torch.float32)) == caches + of_a_place + of_a_code
+    assert prior.walk_bytes(Arithmetic(torch.float32), 5) == caches + 5 * of_a_place + of_a_code
 
 
 def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> None:
@@ -180,7 +180,7 @@ def test_it_learns_how_codes_hang_together_in_a_place_and_between_places() -> No
         (-prior(codes).mean()).backward()
         optimiser.step()
     prior.eval()
-    tables = prior.tables(codes[:4]).gather(-1, codes[:4, ..., None])[..., 0].flatten(1)
+    tables = prior.log_conditionals(codes[:4]).gather(-1, codes[:4, ..., None])[..., 0].flatten(1)
     assert (tables[:, 0] - F.log_softmax(torch.zeros(4), 0)).abs().max() < 0.1
     assert tables[:, 1:].min() > -0.1
     drawn = prior.sample(8, sampling=Sampling(temperature=0.0), prefix=codes[:8].flatten(1)[:, :1])

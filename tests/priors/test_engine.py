@@ -11,11 +11,11 @@ from test_prior_controls import recorded
 from torch import Tensor
 
 import priors.base
-import priors.numerics
+import priors.precision
 from priors import Prior, Sampling
-from priors.numerics import Numerics, choose
-from priors.static_step import Compiled, static_step
-from priors.stepper import Stepper, cache_bytes
+from priors.compiled_step import Compiled, step_to_compile
+from priors.kv_cache import CachedTrunk, cache_bytes
+from priors.precision import Arithmetic, choose
 from priors.trunk import GridTrunk, Trunk, initialise
 from priors.walks import Route
 
@@ -36,41 +36,41 @@ def make_trunk(dtype: torch.dtype = torch.float64, width: int = 24, depth: int =
 
 
 def some_inputs(trunk: GridTrunk) -> tuple[Tensor, Tensor]:
-    """Inputs "b n w", and the turns of their places."""
+    """Inputs "b n w", and the rotary of their places."""
     x = torch.randn(ROWS, PLACES, trunk.trunk.width, generator=torch.Generator().manual_seed(1)).double()
     x = x.to(trunk.target.dtype)
-    return x, trunk.turns(x)
+    return x, trunk.rotary(x)
 
 
-def steps(stepper: Stepper, x: Tensor, turns: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def steps(cached: CachedTrunk, x: Tensor, rotary: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """All features "b n w", of so many inputs a call."""
     ends = list(itertools.accumulate(sizes))
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    return torch.cat([stepper(x[:, part], turns[..., part, :, :, :]) for part in parts], 1)
+    return torch.cat([cached(x[:, part], rotary[..., part, :, :, :]) for part in parts], 1)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("sizes", [(1,) * 8, (8,), (3, 1, 1, 2, 1), (1, 5, 2)])
 def test_steps_are_the_trunk_at_once(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     trunk = make_trunk(torch.float64 if dtype == torch.float64 else torch.float32)
-    x, turns = some_inputs(trunk)
-    expected = trunk.trunk(x, turns).detach()
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
-    got = steps(stepper, x, turns, sizes)
+    x, rotary = some_inputs(trunk)
+    expected = trunk.trunk(x, rotary).detach()
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    got = steps(cached, x, rotary, sizes)
     assert got.dtype == dtype
     assert not got.requires_grad
-    assert stepper.length == PLACES
+    assert cached.length == PLACES
     torch.testing.assert_close(got.to(x.dtype), expected, atol=TOLERANCES[dtype], rtol=0)
-    stepper.reset()
-    assert stepper.length == 0
-    assert torch.equal(steps(stepper, x, turns, sizes), got)
+    cached.reset()
+    assert cached.length == 0
+    assert torch.equal(steps(cached, x, rotary, sizes), got)
 
 
 def test_int8_steps_are_near_the_trunk() -> None:
     trunk = make_trunk(torch.float32, width=32)
-    x, turns = some_inputs(trunk)
-    got = steps(Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16, int8=True)), x, turns, (1,) * 8)
-    error = (got - trunk.trunk(x, turns)).detach().square().mean().sqrt()
+    x, rotary = some_inputs(trunk)
+    got = steps(CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16, int8=True)), x, rotary, (1,) * 8)
+    error = (got - trunk.trunk(x, rotary)).detach().square().mean().sqrt()
     assert 1e-4 < error < 0.1  # features have a mean square of 1
 
 
@@ -79,28 +79,28 @@ def test_rows_may_be_turned_each_in_its_own_order(sizes: tuple[int, ...]) -> Non
     trunk = make_trunk()
     x, _ = some_inputs(trunk)
     order = torch.stack([torch.randperm(PLACES, generator=torch.Generator().manual_seed(i)) for i in range(ROWS)])
-    turns = trunk.turns(x, order)
-    assert turns.ndim == 5
-    got = steps(Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64)), x, turns, sizes)
-    torch.testing.assert_close(got, trunk.trunk(x, turns).detach(), atol=1e-11, rtol=0)
-    assert not torch.allclose(got, trunk.trunk(x, trunk.turns(x)).detach())
+    rotary = trunk.rotary(x, order)
+    assert rotary.ndim == 5
+    got = steps(CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64)), x, rotary, sizes)
+    torch.testing.assert_close(got, trunk.trunk(x, rotary).detach(), atol=1e-11, rtol=0)
+    assert not torch.allclose(got, trunk.trunk(x, trunk.rotary(x)).detach())
 
 
 def test_what_sees_what_within_a_call() -> None:
     trunk = make_trunk()
-    x, turns = some_inputs(trunk)
+    x, rotary = some_inputs(trunk)
     blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
     visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
-    expected = trunk.trunk(x, turns, visible).detach()
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
+    expected = trunk.trunk(x, rotary, visible).detach()
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
     parts = [slice(0, 1), slice(1, 4), slice(4, 8)]
-    got = torch.cat([stepper(x[:, part], turns[part], visible[part, part]) for part in parts], 1)
+    got = torch.cat([cached(x[:, part], rotary[part], visible[part, part]) for part in parts], 1)
     torch.testing.assert_close(got, expected, atol=1e-11, rtol=0)
-    assert not torch.allclose(expected, trunk.trunk(x, turns).detach())
+    assert not torch.allclose(expected, trunk.trunk(x, rotary).detach())
     alone = torch.eye(2, dtype=torch.bool)
-    stepper.reset()
-    pair = stepper(x[:, :2], turns[:2], alone)
-    torch.testing.assert_close(pair[:, 1], trunk.trunk(x[:, 1:2], turns[1:2])[:, 0].detach(), atol=1e-11, rtol=0)
+    cached.reset()
+    pair = cached(x[:, :2], rotary[:2], alone)
+    torch.testing.assert_close(pair[:, 1], trunk.trunk(x[:, 1:2], rotary[1:2])[:, 0].detach(), atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("order", [False, True])
@@ -109,46 +109,46 @@ def test_large_walks_in_bfloat16_multiply_whole_caches(
     sizes: tuple[int, ...], order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
+    x, rotary = some_inputs(trunk)
     if order:
-        turns = trunk.turns(x, torch.stack([torch.arange(PLACES).roll(3 * i) for i in range(ROWS)]))
-    monkeypatch.setattr("priors.stepper._LARGE", 1)
-    assert not Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32)).whole
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16))
-    assert stepper.whole
-    assert all(cache.dtype == torch.bfloat16 for layer in stepper.layers for cache in layer[:2])
-    expected = trunk.trunk(x, turns).detach()
-    got = steps(stepper, x, turns, sizes)
+        rotary = trunk.rotary(x, torch.stack([torch.arange(PLACES).roll(3 * i) for i in range(ROWS)]))
+    monkeypatch.setattr("priors.kv_cache._LARGE", 1)
+    assert not CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32)).whole
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16))
+    assert cached.whole
+    assert all(cache.dtype == torch.bfloat16 for layer in cached.layers for cache in layer[:2])
+    expected = trunk.trunk(x, rotary).detach()
+    got = steps(cached, x, rotary, sizes)
     torch.testing.assert_close(got.float(), expected, atol=0.25, rtol=0)
     assert (got - expected).square().mean().sqrt() < 0.05  # features have a mean square of 1
-    stepper.reset()  # what an earlier walk left in the caches is hidden
-    assert torch.equal(steps(stepper, x, turns, sizes), got)
+    cached.reset()  # what an earlier walk left in the caches is hidden
+    assert torch.equal(steps(cached, x, rotary, sizes), got)
 
 
 def test_large_walks_see_and_keep_what_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
+    x, rotary = some_inputs(trunk)
     blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
     visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
-    expected = trunk.trunk(x, turns, visible).detach()
-    assert (expected - trunk.trunk(x, turns).detach()).square().mean().sqrt() > 0.2
-    monkeypatch.setattr("priors.stepper._LARGE", 1)
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16))
+    expected = trunk.trunk(x, rotary, visible).detach()
+    assert (expected - trunk.trunk(x, rotary).detach()).square().mean().sqrt() > 0.2
+    monkeypatch.setattr("priors.kv_cache._LARGE", 1)
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16))
     got = []
     for part in (slice(0, 1), slice(1, 4), slice(4, 8)):
         # Before each part a call whose inputs are all dropped, over places that are written anew.
         dropped = slice(part.start, min(part.stop + 2, PLACES))
-        stepper(torch.full_like(x[:, dropped], 100.0), turns[dropped], num_kept=0)
-        assert stepper.length == part.start
-        got.append(stepper(x[:, part], turns[part], visible[part, part]))
+        cached(torch.full_like(x[:, dropped], 100.0), rotary[dropped], num_kept=0)
+        assert cached.length == part.start
+        got.append(cached(x[:, part], rotary[part], visible[part, part]))
     assert (torch.cat(got, 1) - expected).square().mean().sqrt() < 0.05
     # Of probes that see but themselves the first is kept.
-    stepper.reset()
-    first = stepper(x[:, :3], turns[:3], torch.eye(3, dtype=torch.bool), 1)
-    alone = torch.cat([trunk.trunk(x[:, i : i + 1], turns[i : i + 1]) for i in range(3)], 1).detach()
+    cached.reset()
+    first = cached(x[:, :3], rotary[:3], torch.eye(3, dtype=torch.bool), 1)
+    alone = torch.cat([trunk.trunk(x[:, i : i + 1], rotary[i : i + 1]) for i in range(3)], 1).detach()
     assert (first - alone).square().mean().sqrt() < 0.05
-    rest = stepper(x[:, 1:], turns[1:])
-    assert (rest - trunk.trunk(x, turns)[:, 1:].detach()).square().mean().sqrt() < 0.05
+    rest = cached(x[:, 1:], rotary[1:])
+    assert (rest - trunk.trunk(x, rotary)[:, 1:].detach()).square().mean().sqrt() < 0.05
 
 
 @pytest.mark.parametrize("kind", ["transformer", "any-order", "next-scale"])
@@ -157,80 +157,82 @@ def test_large_walks_draw_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyP
     prefix = torch.arange(3).repeat_interleave(3)[:, None]
     prior = KINDS[kind]()
     small = prior.sample(9, sampling=sampling, prefix=prefix)
-    monkeypatch.setattr("priors.stepper._LARGE", 1)
+    monkeypatch.setattr("priors.kv_cache._LARGE", 1)
     assert (prior.sample(9, sampling=sampling, prefix=prefix) == small).float().mean() > 0.9
 
 
 def test_a_walk_is_large_by_its_rows_places_and_width() -> None:
     trunk = make_trunk(torch.float32, width=64, depth=1)
     for rows, whole in ((2**10, True), (2**10 - 1, False)):
-        assert Stepper(trunk.trunk, rows, PLACES, Numerics(torch.bfloat16)).whole == whole
+        assert CachedTrunk(trunk.trunk, rows, PLACES, Arithmetic(torch.bfloat16)).whole == whole
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 2])
 def test_dropped_inputs_leave_no_trace(num_kept: int) -> None:
     trunk = make_trunk()
-    x, turns = some_inputs(trunk)
-    plain = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
-    expected = steps(plain, x, turns, (2, num_kept, 6 - num_kept) if num_kept else (2, 6))
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float64))
-    first = steps(stepper, x, turns, (2,))
+    x, rotary = some_inputs(trunk)
+    plain = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    expected = steps(plain, x, rotary, (2, num_kept, 6 - num_kept) if num_kept else (2, 6))
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    first = steps(cached, x, rotary, (2,))
     probes = torch.cat((x[:, 2 : 2 + num_kept], torch.full_like(x[:, :3], 100.0)), 1)
-    stepper(probes, turns[2 : 5 + num_kept], num_kept=num_kept)
-    assert stepper.length == 2 + num_kept
-    rest = stepper(x[:, 2 + num_kept :], turns[2 + num_kept :])
+    cached(probes, rotary[2 : 5 + num_kept], num_kept=num_kept)
+    assert cached.length == 2 + num_kept
+    rest = cached(x[:, 2 + num_kept :], rotary[2 + num_kept :])
     got = torch.cat((first, expected[:, 2 : 2 + num_kept], rest), 1)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
 def test_no_rows() -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper = Stepper(trunk.trunk, 0, PLACES, Numerics(torch.bfloat16))
-    assert stepper(x[:0, :2], turns[:2]).shape == (0, 2, 24)
-    assert stepper(x[:0, :1], turns[2:3]).dtype == torch.bfloat16
+    x, rotary = some_inputs(trunk)
+    cached = CachedTrunk(trunk.trunk, 0, PLACES, Arithmetic(torch.bfloat16))
+    assert cached(x[:0, :2], rotary[:2]).shape == (0, 2, 24)
+    assert cached(x[:0, :1], rotary[2:3]).dtype == torch.bfloat16
 
 
 def test_features_are_not_overwritten_by_later_steps() -> None:
     trunk = make_trunk()
-    x, turns = some_inputs(trunk)
+    x, rotary = some_inputs(trunk)
     for compiled in (False, True):
-        stepper = eager_static(trunk.trunk, torch.float64) if compiled else plain_stepper(trunk.trunk)
-        first = stepper(x[:, :1], turns[:1])
+        cached = eager_static(trunk.trunk, torch.float64) if compiled else plain_stepper(trunk.trunk)
+        first = cached(x[:, :1], rotary[:1])
         before = first.clone()
-        stepper(x[:, 1:2], turns[1:2])
+        cached(x[:, 1:2], rotary[1:2])
         assert torch.equal(first, before)
 
 
-def plain_stepper(trunk: Trunk) -> Stepper:
-    return Stepper(trunk, ROWS, PLACES, Numerics(torch.float64))
+def plain_stepper(trunk: Trunk) -> CachedTrunk:
+    return CachedTrunk(trunk, ROWS, PLACES, Arithmetic(torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_caches_stay_where_they_are_and_take_what_is_said(dtype: torch.dtype) -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
-    caches = [cache for layer in stepper.layers for cache in layer[:2]]
+    x, rotary = some_inputs(trunk)
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    caches = [cache for layer in cached.layers for cache in layer[:2]]
     places = [cache.data_ptr() for cache in caches]
-    steps(stepper, x, turns, (3, 1, 1, 1, 1, 1))
-    stepper.reset()
-    steps(stepper, x, turns, (1,) * 8)
-    assert [cache.data_ptr() for layer in stepper.layers for cache in layer[:2]] == places
+    steps(cached, x, rotary, (3, 1, 1, 1, 1, 1))
+    cached.reset()
+    steps(cached, x, rotary, (1,) * 8)
+    assert [cache.data_ptr() for layer in cached.layers for cache in layer[:2]] == places
     taken = sum(cache.untyped_storage().nbytes() for cache in caches)
-    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Numerics(dtype), 0)
+    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Arithmetic(dtype), 0)
     assert taken == 4 * 2 * 2 * ROWS * PLACES * 24
 
 
 @pytest.mark.parametrize("num_inputs", [1, 3, 8])
 def test_cache_bytes_are_those_of_a_step_at_most(num_inputs: int) -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper, numerics = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32)), Numerics(torch.float32)
-    stepper(x[:, :num_inputs], turns[:num_inputs])
-    parts = [part for part in vars(stepper._scratch[num_inputs]).values() if isinstance(part, Tensor)]
+    x, rotary = some_inputs(trunk)
+    cached, arithmetic = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32)), Arithmetic(torch.float32)
+    cached(x[:, :num_inputs], rotary[:num_inputs])
+    parts = [part for part in vars(cached._scratch[num_inputs]).values() if isinstance(part, Tensor)]
     storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    of_a_step = cache_bytes(trunk.trunk, PLACES, numerics, num_inputs) - cache_bytes(trunk.trunk, PLACES, numerics, 0)
+    of_a_step = cache_bytes(trunk.trunk, PLACES, arithmetic, num_inputs) - cache_bytes(
+        trunk.trunk, PLACES, arithmetic, 0
+    )
     gated = 3 * trunk.trunk.blocks[0].mlp.out.in_features * num_inputs * 4
     assert sum(storages.values()) / ROWS < of_a_step < 2 * sum(storages.values()) / ROWS + gated
 
@@ -238,7 +240,7 @@ def test_cache_bytes_are_those_of_a_step_at_most(num_inputs: int) -> None:
 @pytest.mark.parametrize("guided", [False, True])
 def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = make_transformer(num_codes=3, grid=(2, 2), num_classes=2)
-    numerics = Numerics(torch.float32)
+    arithmetic = Arithmetic(torch.float32)
     seen, walk = [], Prior._walk
 
     def spy(self: Prior, chooser: object, labels: object, strengths: object, route: Route, *rest: object) -> Tensor:
@@ -250,14 +252,14 @@ def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pyt
     sampling = Sampling(guidance=2.0 if guided else None, precision="float32")
     prior.sample(40, labels, sampling)
     assert seen == [40]
-    limit = 12 * (prior.walk_bytes(numerics, 2) + 16 * prior.num_codes)
+    limit = 12 * (prior.walk_bytes(arithmetic, 2) + 16 * prior.num_codes)
     monkeypatch.setattr(priors.draws, "CACHE_BYTES", limit)
     seen.clear()
     prior.sample(40, labels, sampling)
     assert sum(seen) == 40
     widest = 2 if guided else 1
     assert 12 // widest - 1 <= max(seen) <= 12 // widest
-    assert max(seen) * widest * prior.walk_bytes(numerics, 2) <= limit
+    assert max(seen) * widest * prior.walk_bytes(arithmetic, 2) <= limit
     monkeypatch.setattr(priors.draws, "CACHE_BYTES", 1)
     seen.clear()
     prior.sample(3, labels[:3], sampling)
@@ -270,16 +272,16 @@ def first_block(prior: Prior, **options: object) -> int:
 
 def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step over many places has many inputs, scores and tables, beside the caches."""
-    numerics = Numerics(torch.float32)
+    arithmetic = Arithmetic(torch.float32)
     monkeypatch.setattr(priors.draws, "CACHE_BYTES", 2**20)
     sizes = []
     for last in (2, 4, 8):
         prior = make_next_scale(num_codes=50, scales=(1, last), width=8, depth=1, num_heads=1)
         assert prior.num_at_once == last**2
         sizes.append(first_block(prior))
-        each = prior.walk_bytes(numerics, 2 * last**2) + 16 * 50 * last**2
+        each = prior.walk_bytes(arithmetic, 2 * last**2) + 16 * 50 * last**2
         assert sizes[-1] == max(1, min(200, 2**20 // each))
-        assert prior.walk_bytes(numerics, 2 * last**2) > prior.walk_bytes(numerics)
+        assert prior.walk_bytes(arithmetic, 2 * last**2) > prior.walk_bytes(arithmetic)
     assert 200 >= sizes[0] > 2 * sizes[1] > 4 * sizes[2]
     prior = make_any_order(num_codes=50, grid=(4, 8), width=8, depth=1, num_heads=1)
     assert prior.num_at_once == 1
@@ -292,33 +294,33 @@ def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -
     assert first_block(prior, prefix=prefix) < first_block(prior) / 2
 
 
-def eager_static(trunk: Trunk, dtype: torch.dtype) -> Stepper:
-    """A stepper on its static path, not compiled."""
-    stepper = Stepper(trunk, ROWS, PLACES, Numerics(dtype, compiled=True))
-    stepper.one = static_step
-    return stepper
+def eager_static(trunk: Trunk, dtype: torch.dtype) -> CachedTrunk:
+    """A cached on its static path, not compiled."""
+    cached = CachedTrunk(trunk, ROWS, PLACES, Arithmetic(dtype, compiled=True))
+    cached.one = step_to_compile
+    return cached
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 0.2)])
 @pytest.mark.parametrize("sizes", [(1,) * 8, (3, 1, 1, 2, 1)])
 def test_static_steps_are_the_trunk_at_once(dtype: torch.dtype, tolerance: float, sizes: tuple[int, ...]) -> None:
     trunk = make_trunk(torch.float64 if dtype == torch.float64 else torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper = eager_static(trunk.trunk, dtype)
-    expected = trunk.trunk(x, turns).detach()
+    x, rotary = some_inputs(trunk)
+    cached = eager_static(trunk.trunk, dtype)
+    expected = trunk.trunk(x, rotary).detach()
     for _ in range(2):  # what an earlier walk left in the caches is hidden
-        got = steps(stepper, x, turns, sizes)
+        got = steps(cached, x, rotary, sizes)
         assert got.dtype == dtype
         torch.testing.assert_close(got.to(x.dtype), expected, atol=tolerance, rtol=0)
-        stepper.reset()
+        cached.reset()
 
 
 def test_static_int8_steps_are_near_the_trunk() -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.bfloat16, int8=True, compiled=True))
-    stepper.one = static_step
-    error = (steps(stepper, x, turns, (2, *(1,) * 6)) - trunk.trunk(x, turns)).detach().square().mean().sqrt()
+    x, rotary = some_inputs(trunk)
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16, int8=True, compiled=True))
+    cached.one = step_to_compile
+    error = (steps(cached, x, rotary, (2, *(1,) * 6)) - trunk.trunk(x, rotary)).detach().square().mean().sqrt()
     assert error < 0.1
 
 
@@ -345,9 +347,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def step(x: Tensor, *inputs: object) -> Tensor:
         rows.append(len(x))
-        return static_step(x, *inputs)
+        return step_to_compile(x, *inputs)
 
-    monkeypatch.setattr("priors.stepper.Compiled", lambda: step)
+    monkeypatch.setattr("priors.kv_cache.Compiled", lambda: step)
     return rows
 
 
@@ -375,7 +377,7 @@ def test_a_static_walk_under_masks_draws_the_same_codes(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A grid in raster order alone goes by turns of all rows, among others with holes by those of each row."""
+    """A grid in raster order alone goes by rotary of all rows, among others with holes by those of each row."""
     prior, num = make_any_order(num_codes=7, grid=GRID), 6
     rows = counting(monkeypatch)
     codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
@@ -398,11 +400,11 @@ def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeyp
 @pytest.mark.usefixtures("untyped")
 def test_compiled_steps_are_eager_ones() -> None:
     trunk = make_trunk(torch.float32)
-    x, turns = some_inputs(trunk)
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(torch.float32, compiled=True))
-    assert isinstance(stepper.one, Compiled)
-    got = steps(stepper, x, turns, (2, *(1,) * 6))
-    torch.testing.assert_close(got, trunk.trunk(x, turns).detach(), atol=1e-4, rtol=0)
+    x, rotary = some_inputs(trunk)
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32, compiled=True))
+    assert isinstance(cached.one, Compiled)
+    got = steps(cached, x, rotary, (2, *(1,) * 6))
+    torch.testing.assert_close(got, trunk.trunk(x, rotary).detach(), atol=1e-4, rtol=0)
     prior = make_transformer(num_codes=7, grid=GRID)
     eager, compiled = (
         prior.sample(
@@ -417,45 +419,45 @@ def test_compiled_steps_are_eager_ones() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_cuda_graphs_are_eager_steps(dtype: torch.dtype) -> None:
     trunk = make_trunk(dtype).cuda()
-    x, turns = some_inputs(trunk)
-    x, turns = x.cuda(), trunk.turns(x.cuda())
-    stepper = Stepper(trunk.trunk, ROWS, PLACES, Numerics(dtype))
-    expected = trunk.trunk(x, turns).detach()
+    x, rotary = some_inputs(trunk)
+    x, rotary = x.cuda(), trunk.rotary(x.cuda())
+    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    expected = trunk.trunk(x, rotary).detach()
     tolerance = {"atol": 1e-10 if dtype == torch.float64 else 1e-3, "rtol": 0}
     for sizes in ((1,) * 8, (3, *(1,) * 5)):
-        torch.testing.assert_close(steps(stepper, x, turns, sizes), expected, **tolerance)
-        stepper.reset()
-    stepper.one = static_step
-    torch.testing.assert_close(steps(stepper, x, turns, (1,) * 8), expected, **tolerance)
+        torch.testing.assert_close(steps(cached, x, rotary, sizes), expected, **tolerance)
+        cached.reset()
+    cached.one = step_to_compile
+    torch.testing.assert_close(steps(cached, x, rotary, (1,) * 8), expected, **tolerance)
 
 
-# ---- which numerics
+# ---- which arithmetic
 
 
 def test_auto_goes_by_rows_weights_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = make_transformer(num_codes=3, grid=(2, 2))
-    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: True)
-    assert choose("auto", 15, prior, False) == Numerics(torch.float32)
-    assert choose("auto", 16, prior, False) == Numerics(torch.bfloat16)
-    monkeypatch.setattr(priors.numerics, "_WEIGHTS_FOR_BF16", 1000)
-    assert choose("auto", 1, prior, True) == Numerics(torch.bfloat16, compiled=True)
-    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: False)
-    assert choose("auto", 64, prior, False) == Numerics(torch.float32)
+    monkeypatch.setattr(priors.precision, "has_bf16", lambda device: True)
+    assert choose("auto", 15, prior, False) == Arithmetic(torch.float32)
+    assert choose("auto", 16, prior, False) == Arithmetic(torch.bfloat16)
+    monkeypatch.setattr(priors.precision, "_WEIGHTS_FOR_BF16", 1000)
+    assert choose("auto", 1, prior, True) == Arithmetic(torch.bfloat16, compiled=True)
+    monkeypatch.setattr(priors.precision, "has_bf16", lambda device: False)
+    assert choose("auto", 64, prior, False) == Arithmetic(torch.float32)
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, parameters=list)
     untyped = getattr(choose, "__wrapped__", choose)
-    assert untyped("auto", 1, on_gpu, False) == Numerics(torch.float32)
-    monkeypatch.setattr(priors.numerics, "has_bf16", lambda device: True)
-    assert untyped("auto", 1, on_gpu, False) == Numerics(torch.bfloat16)
+    assert untyped("auto", 1, on_gpu, False) == Arithmetic(torch.float32)
+    monkeypatch.setattr(priors.precision, "has_bf16", lambda device: True)
+    assert untyped("auto", 1, on_gpu, False) == Arithmetic(torch.bfloat16)
     with pytest.raises(ValueError, match="precision='int8' on cuda, expected a prior on the CPU"):
         untyped("int8", 1, on_gpu, False)
 
 
 def test_asked_for_is_what_is_taken() -> None:
     prior = make_transformer(num_codes=3, grid=(2, 2))
-    assert choose("float32", 64, prior, False) == Numerics(torch.float32)
-    assert choose("bfloat16", 1, prior, False) == Numerics(torch.bfloat16)
-    assert choose("int8", 1, prior, False) == Numerics(torch.bfloat16, int8=True)
-    assert choose("auto", 64, prior.double(), False) == Numerics(torch.float64)
+    assert choose("float32", 64, prior, False) == Arithmetic(torch.float32)
+    assert choose("bfloat16", 1, prior, False) == Arithmetic(torch.bfloat16)
+    assert choose("int8", 1, prior, False) == Arithmetic(torch.bfloat16, int8=True)
+    assert choose("auto", 64, prior.double(), False) == Arithmetic(torch.float64)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])

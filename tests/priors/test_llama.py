@@ -81,7 +81,7 @@ def test_logits_are_those_of_transformers(num_classes: int | None, labelled: boo
     torch.testing.assert_close(logits[..., NUM_CODES:], mean.expand_as(logits[..., NUM_CODES:]), atol=1e-4, rtol=0)
     assert (logits.softmax(-1)[..., NUM_CODES:] <= logits.softmax(-1)[..., :NUM_CODES].mean(-1, keepdim=True)).all()
     tables = their_tables(model, codes, labels)
-    torch.testing.assert_close(tables, prior.tables(codes, labels), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tables, prior.log_conditionals(codes, labels), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         tables.gather(-1, codes[..., None]).sum((1, 2, 3)), prior.log_prob(codes, labels), atol=1e-4, rtol=0
     )
@@ -94,7 +94,7 @@ def test_in_float64_they_agree_to_rounding(tmp_path: Path) -> None:
     labels, codes = torch.arange(5) % CLASSES, some_codes()
     tables = their_tables(theirs(tmp_path / "llama", torch.float64), codes, labels)
     # Their angles are in float32.
-    torch.testing.assert_close(tables, prior.tables(codes, labels).detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tables, prior.log_conditionals(codes, labels).detach(), atol=1e-5, rtol=0)
     again = load_llama(tmp_path / "llama")
     assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
 
@@ -215,7 +215,7 @@ def test_folders_by_transformers_are_priors(changes: dict[str, Any], shards: boo
     for labels in (None, torch.arange(5) % CLASSES):
         expected = their_tables(model, codes, labels)
         assert expected.std() > 0.5
-        torch.testing.assert_close(prior.tables(codes, labels).detach(), expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(prior.log_conditionals(codes, labels).detach(), expected, atol=2e-4, rtol=0)
     # And they go back as what they are.
     save_llama(prior, tmp_path / "again")
     again = their_tables(theirs(tmp_path / "again"), codes, None)
@@ -235,9 +235,9 @@ def test_ours_trained_on_by_transformers_comes_back(tmp_path: Path) -> None:
     assert not torch.equal(model.model.norm.weight, torch.ones(24))
     trained = load_llama(tmp_path / "trained")  # the grid is still said
     assert (trained.grid, trained.num_codes, trained.num_classes) == (GRID, NUM_CODES, CLASSES)
-    tables = trained.tables(codes, labels).detach()
+    tables = trained.log_conditionals(codes, labels).detach()
     torch.testing.assert_close(tables, their_tables(model, codes, labels), atol=1e-4, rtol=0)
-    assert (tables - prior.tables(codes, labels)).abs().max() > 0.01
+    assert (tables - prior.log_conditionals(codes, labels)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -247,7 +247,7 @@ def test_half_precision_is_read_as_float32(dtype: torch.dtype, tmp_path: Path) -
     prior = load_llama(tmp_path / "llama")
     assert prior.logits.weight.dtype == torch.float32
     tables = their_tables(theirs(tmp_path / "llama"), some_codes(), None)
-    torch.testing.assert_close(prior.tables(some_codes()).detach(), tables, atol=1e-4, rtol=0)
+    torch.testing.assert_close(prior.log_conditionals(some_codes()).detach(), tables, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

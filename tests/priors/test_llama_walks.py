@@ -11,10 +11,10 @@ from test_llama import CLASSES, GRID, NUM_CODES, PLACES, prior_of, some_codes
 from torch import Tensor
 
 from priors import LlamaPrior, Prior, Sampling
-from priors.numerics import Numerics
+from priors.compiled_step import step_to_compile
+from priors.kv_cache import CachedTrunk, cache_bytes
+from priors.precision import Arithmetic
 from priors.sampling import known_chooser
-from priors.static_step import static_step
-from priors.stepper import Stepper, cache_bytes
 from priors.trunk import gated_width
 from priors.walks import taken
 
@@ -22,7 +22,7 @@ from priors.walks import taken
 @pytest.mark.parametrize("compiled", [False, True])
 def test_greedy_walks_are_those_of_exact_arithmetic(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = prior_of(width=32)
-    monkeypatch.setattr("priors.stepper.Compiled", lambda: static_step)
+    monkeypatch.setattr("priors.kv_cache.Compiled", lambda: step_to_compile)
     labels = torch.arange(12) % CLASSES
     prefix = some_codes(12).flatten(1)[:, :3]
     expected = copy.deepcopy(prior).double().sample(12, labels, Sampling(temperature=0.0), prefix=prefix)
@@ -31,34 +31,34 @@ def test_greedy_walks_are_those_of_exact_arithmetic(compiled: bool, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("numerics", "most", "most_kl"),
+    ("arithmetic", "most", "most_kl"),
     [
-        (Numerics(torch.float32), 2e-5, 1e-7),
-        (Numerics(torch.bfloat16), 0.25, 3e-4),
-        (Numerics(torch.bfloat16, int8=True), 0.35, 1e-3),
+        (Arithmetic(torch.float32), 2e-5, 1e-7),
+        (Arithmetic(torch.bfloat16), 0.25, 3e-4),
+        (Arithmetic(torch.bfloat16, int8=True), 0.35, 1e-3),
     ],
     ids=["float32", "bfloat16", "int8"],
 )
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("large", [False, True])
 def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
-    numerics: Numerics, most: float, most_kl: float, compiled: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+    arithmetic: Arithmetic, most: float, most_kl: float, compiled: bool, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every place, of known codes: the largest difference, and the mean KL from the exact table, in nats."""
-    monkeypatch.setattr("priors.stepper.Compiled", lambda: static_step)
+    monkeypatch.setattr("priors.kv_cache.Compiled", lambda: step_to_compile)
     if large:
-        monkeypatch.setattr("priors.stepper._LARGE", 1)
+        monkeypatch.setattr("priors.kv_cache._LARGE", 1)
     prior, codes = prior_of(width=32), some_codes(16)
-    exact = copy.deepcopy(prior).double().tables(codes).flatten(1, -2).detach()
+    exact = copy.deepcopy(prior).double().log_conditionals(codes).flatten(1, -2).detach()
     _, labels, _, route = prior._asked(16, None, Sampling(), None, None, None)
-    numerics = dataclasses.replace(numerics, compiled=compiled)
+    arithmetic = dataclasses.replace(arithmetic, compiled=compiled)
     chooser, seen = known_chooser(codes), []
 
     def watched(table: Tensor) -> Tensor:
         seen.append(table.double())
         return chooser(table)
 
-    prior._walk(watched, labels, None, taken(route, torch.arange(16)), numerics, None)
+    prior._walk(watched, labels, None, taken(route, torch.arange(16)), arithmetic, None)
     walked = torch.stack(seen, 1)
     assert exact.std() > 0.5
     assert (walked - exact).abs().max() < most
@@ -70,23 +70,23 @@ def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
 def test_steps_are_the_trunk_at_once(static: bool, sizes: tuple[int, ...]) -> None:
     prior = prior_of(num_heads=3, mlp_width=40).double()
     x = torch.randn(4, PLACES, 24, generator=torch.Generator().manual_seed(0)).double()
-    turns = prior.trunk.turns(x)
-    stepper = Stepper(prior.trunk.trunk, 4, PLACES, Numerics(torch.float64, compiled=static))
-    stepper.one = static_step if static else None
+    rotary = prior.trunk.rotary(x)
+    cached = CachedTrunk(prior.trunk.trunk, 4, PLACES, Arithmetic(torch.float64, compiled=static))
+    cached.one = step_to_compile if static else None
     expected = prior.trunk(x[:, 0], x[:, 1:]).detach()
-    torch.testing.assert_close(steps(stepper, x, turns, sizes), expected, atol=1e-11, rtol=0)
+    torch.testing.assert_close(steps(cached, x, rotary, sizes), expected, atol=1e-11, rtol=0)
     # Normalised queries and keys would give others.
-    stepper.normalised = True
-    stepper.reset()
-    assert (steps(stepper, x, turns, sizes) - expected).abs().max() > 0.1
+    cached.normalised = True
+    cached.reset()
+    assert (steps(cached, x, rotary, sizes) - expected).abs().max() > 0.1
 
 
 def test_wide_branches_count_in_the_bytes_of_a_walk() -> None:
     plain, wide = prior_of(), prior_of(mlp_width=200)
-    numerics = Numerics(torch.float32)
-    extra = cache_bytes(wide.trunk.trunk, PLACES, numerics, 2) - cache_bytes(plain.trunk.trunk, PLACES, numerics, 2)
+    arithmetic = Arithmetic(torch.float32)
+    extra = cache_bytes(wide.trunk.trunk, PLACES, arithmetic, 2) - cache_bytes(plain.trunk.trunk, PLACES, arithmetic, 2)
     assert extra == 4 * 2 * 3 * (200 - gated_width(24))
-    assert wide.walk_bytes(numerics, 2) == cache_bytes(wide.trunk.trunk, PLACES, numerics, 2)
+    assert wide.walk_bytes(arithmetic, 2) == cache_bytes(wide.trunk.trunk, PLACES, arithmetic, 2)
 
 
 @pytest.mark.slow
@@ -118,17 +118,17 @@ def test_it_learns_what_one_place_says_of_the_next() -> None:
 
 def test_relaxed_tables_at_corners_are_tables() -> None:
     prior, codes = prior_of(), some_codes()
-    relaxed = prior.relaxed_tables(torch.nn.functional.one_hot(codes, NUM_CODES).float())
-    torch.testing.assert_close(relaxed, prior.tables(codes), atol=1e-5, rtol=0)
+    relaxed = prior.relaxed_log_conditionals(torch.nn.functional.one_hot(codes, NUM_CODES).float())
+    torch.testing.assert_close(relaxed, prior.log_conditionals(codes), atol=1e-5, rtol=0)
 
 
 def test_a_place_sees_only_what_is_before_it() -> None:
     prior, codes = prior_of(), some_codes(1)
-    tables = prior.tables(codes).flatten(1, 2)
+    tables = prior.log_conditionals(codes).flatten(1, 2)
     for place in range(PLACES):
         other = codes.flatten(1).clone()
         other[:, place] = (other[:, place] + 1) % NUM_CODES
-        changed = prior.tables(other.view(1, *GRID)).flatten(1, 2)
+        changed = prior.log_conditionals(other.view(1, *GRID)).flatten(1, 2)
         assert torch.equal(changed[:, : place + 1], tables[:, : place + 1])
         assert place == PLACES - 1 or (changed[:, place + 1 :] - tables[:, place + 1 :]).abs().min(-1)[0].max() > 1e-4
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from trunk_reference import log_softmax, reference_trunk
 
 from priors import NextScalePrior, Prior
-from priors.numerics import Numerics
+from priors.kv_cache import CachedTrunk
+from priors.precision import Arithmetic
 from priors.sampling import known_chooser
-from priors.stepper import Stepper
 from priors.walks import Start
 
 SHAPES = [((1, 2, 3), None), ((1, 2), 2), ((2, 5), None), ((3,), 2), ((1, 2, 4), 3)]
@@ -79,7 +79,7 @@ def test_tables_and_log_prob_are_the_reference_in_numpy(scales: tuple[int, ...],
     codes = torch.randint(5, (2, *prior.grid))
     for label in [None] if num_classes is None else [None, num_classes - 1]:
         labels = None if label is None else torch.full((2,), label)
-        tables, log_probs = prior.tables(codes, labels).tolist(), prior.log_prob(codes, labels).tolist()
+        tables, log_probs = prior.log_conditionals(codes, labels).tolist(), prior.log_prob(codes, labels).tolist()
         for row, (table, log_prob) in enumerate(zip(tables, log_probs, strict=True)):
             expected = reference_tables(prior, codes[row].tolist(), label)
             assert np.abs(np.array(table) - expected).max() < 1e-10
@@ -92,16 +92,16 @@ def test_a_table_depends_on_all_coarser_scales_and_nothing_else(scales: tuple[in
     num, level = prior.num_places, [i for i, scale in enumerate(scales) for _ in range(scale**2)]
     torch.manual_seed(0)
     weights = torch.randn(2, num, 5).softmax(-1).requires_grad_()
-    tables = prior._relaxed_tables(weights, None)
+    tables = prior._relaxed_log_conditionals(weights, None)
     codes = torch.randint(5, (4, num))
-    base = prior._tables(codes, None)
+    base = prior._log_conditionals(codes, None)
     for place in range(num):
         target = tables[:, place].square().sum()
         reach = torch.autograd.grad(target, weights, retain_graph=True)[0].abs().sum((0, 2))
         assert (reach > 0).tolist() == [level[before] < level[place] for before in range(num)]
         other = codes.clone()
         other[:, place] = (codes[:, place] + 1) % 5
-        changed = (prior._tables(other, None) != base).any(-1).all(0).tolist()
+        changed = (prior._log_conditionals(other, None) != base).any(-1).all(0).tolist()
         assert changed == [level[after] > level[place] for after in range(num)]
 
 
@@ -110,21 +110,21 @@ def test_a_walk_after_any_prefix_takes_a_step_a_scale(num_classes: int | None, m
     prior = make_next_scale(num_codes=4, scales=(1, 2, 3), num_classes=num_classes).double()
     torch.manual_seed(0)
     codes, labels = torch.randint(4, (3, 14)), prior._check_labels(some_labels(prior, 3), 3)
-    expected = prior._tables(codes, labels).detach()
+    expected = prior._log_conditionals(codes, labels).detach()
     inputs, ends = [], [1, 5, 14]
-    original = Stepper.__call__
+    original = CachedTrunk.__call__
 
-    def counted(self: Stepper, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    def counted(self: CachedTrunk, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         inputs.append(x.shape[1])
         return original(self, x, *arguments, **options)
 
-    monkeypatch.setattr(Stepper, "__call__", counted)
+    monkeypatch.setattr(CachedTrunk, "__call__", counted)
     for prefix in range(14):
         inputs.clear()
         left = [end for end in ends if end > prefix]
         bounds = [0, prefix, *left]
         with torch.no_grad():
-            step = prior._start_walk(Start(3, labels, Numerics(prior.dtype)))
+            step = prior._start_walk(Start(3, labels, Arithmetic(prior.dtype)))
             tables = [step(codes[:, begin:end]) for begin, end in itertools.pairwise(bounds[:-1])]
         sizes = [end - begin for begin, end in itertools.pairwise(bounds[1:])]
         assert [table.shape[1] for table in tables] == sizes
@@ -147,7 +147,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_scale() -> None:
     torch.manual_seed(0)
     codes, labels = torch.randint(4, (3, 14)), torch.tensor([0, 1, 1])
     strengths = [1 + 0.2 * place for place in range(14)]
-    given, free = prior.tables(codes, labels), prior.tables(codes)
+    given, free = prior.log_conditionals(codes, labels), prior.log_conditionals(codes)
     mixed = (free + torch.tensor(strengths, dtype=torch.float64)[:, None] * (given - free)).log_softmax(-1)
     for prefix in (0, 1, 3, 5, 9):
         chooser = known_chooser(codes[:, prefix:])
@@ -163,7 +163,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_scale() -> None:
 def test_relaxed_gradients_are_those_of_finite_differences() -> None:
     prior = make_next_scale(num_codes=3, scales=(1, 2), width=8, depth=1, num_heads=1).double()
     weights = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
-    assert torch.autograd.gradcheck(prior.relaxed_tables, (weights.requires_grad_(),))
+    assert torch.autograd.gradcheck(prior.relaxed_log_conditionals, (weights.requires_grad_(),))
 
 
 def test_every_weight_gets_a_gradient_with_and_without_checkpointing() -> None:
@@ -207,7 +207,7 @@ def test_a_prior_in_bfloat16_gathers_in_float32() -> None:
     low = prior.bfloat16()
     assert low.gathering.dtype == torch.float32
     assert torch.equal(low.gathering, exact)
-    assert low.tables(torch.randint(4, (2, 14))).dtype == torch.float32
+    assert low.log_conditionals(torch.randint(4, (2, 14))).dtype == torch.float32
     assert low.sample(2).shape == (2, 14)
 
 
@@ -229,7 +229,7 @@ def test_it_learns_how_a_fine_scale_follows_from_a_coarse_one() -> None:
         optimiser.step()
     prior.eval()
     codes = draw(64)
-    nats = -F.nll_loss(prior.tables(codes).flatten(0, 1), codes.flatten(), reduction="none").view(64, 20)
+    nats = -F.nll_loss(prior.log_conditionals(codes).flatten(0, 1), codes.flatten(), reduction="none").view(64, 20)
     assert (nats[:, :4].mean() + math.log(3)).abs() < 0.1
     assert nats[:, 4:].mean() > -0.05
     drawn = prior.sample(64, generator=torch.Generator().manual_seed(0)).long()

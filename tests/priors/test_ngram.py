@@ -22,7 +22,7 @@ def test_one_axis_by_hand() -> None:
     last = [(1 - third + (2 * third + 20) * p[code]) / 22 for code in (0, 1)]
     at_0 = [(2 - third + (third + 20) * first[0]) / 22, (third + 20) * first[1] / 22]
     after_0 = [(n - third + (2 * third + 20) * q) / 24 for n, q in zip((3, 1), last, strict=True)]
-    tables = prior.tables(torch.tensor([[0, 0, 1], [0, 1, 0]])).exp()
+    tables = prior.log_conditionals(torch.tensor([[0, 0, 1], [0, 1, 0]])).exp()
     torch.testing.assert_close(tables[0, 0].tolist(), at_0)
     torch.testing.assert_close(tables[0, 2].tolist(), after_0)
     torch.testing.assert_close(tables[1, 2].tolist(), last)  # nothing was seen after a 1
@@ -36,7 +36,7 @@ def test_two_axes_by_hand() -> None:
     # neighbour's table n_1 = 2 (1 after 0, 1 after 1) and n_2 = 0 besides 0 and 1 after none: n_1 = 4, D = 1.
     # A count of 1 less 1 is nothing: all of it goes to what is broader, so every table gives P(k).
     expected = [[math.log(p[0]), math.log(p[1])]] * 4
-    tables = prior.tables(torch.tensor([[[0, 1], [1, 1]]])).flatten(1, 2)[0]
+    tables = prior.log_conditionals(torch.tensor([[[0, 1], [1, 1]]])).flatten(1, 2)[0]
     torch.testing.assert_close(tables.tolist(), expected)
     # Seen five times, no count is 1 or 2, and none is discounted.
     prior.fit(torch.tensor([[[0, 1], [1, 1]]]).repeat(4, 1, 1))
@@ -45,7 +45,7 @@ def test_two_axes_by_hand() -> None:
     pool = [q ** (1 - 3 * 3**-0.4) * n ** (3 * 3**-0.4) for q, n in zip(p, narrow, strict=True)]
     pool = [value / sum(pool) for value in pool]
     expected = [20 * pool[0] / 25, (5 + 20 * pool[1]) / 25]
-    last = prior.tables(torch.tensor([[[0, 1], [1, 0]]]))[0, 1, 1].exp()
+    last = prior.log_conditionals(torch.tensor([[[0, 1], [1, 0]]]))[0, 1, 1].exp()
     torch.testing.assert_close(last.tolist(), expected)
 
 
@@ -61,12 +61,12 @@ def test_neighbours_are_one_back_along_each_axis() -> None:
 def test_codes_of_other_neighbours_change_nothing() -> None:
     prior = make_ngram(num_codes=3, grid=(3, 3)).double()
     codes = torch.randint(3, (1, 3, 3), generator=torch.Generator().manual_seed(0))
-    base = prior.tables(codes)[0, 1, 1]
+    base = prior.log_conditionals(codes)[0, 1, 1]
     for row, column in ((0, 0), (0, 1), (0, 2), (1, 0)):
         other = codes.clone()
         other[0, row, column] = (other[0, row, column] + 1) % 3
         read = (row, column) in ((0, 1), (1, 0))
-        assert torch.equal(prior.tables(other)[0, 1, 1], base) != read
+        assert torch.equal(prior.log_conditionals(other)[0, 1, 1], base) != read
 
 
 @pytest.mark.parametrize("grid", [(5,), (3, 4), (2, 3, 2)])
@@ -94,7 +94,7 @@ def test_uniform_before_any_fit() -> None:
 
 def test_no_code_is_impossible_after_much_of_another() -> None:
     prior = NGramPrior(num_codes=300, grid=(4, 4)).fit(torch.zeros(5000, 4, 4, dtype=torch.int64))
-    tables = prior.tables(torch.zeros(1, 4, 4, dtype=torch.int64))
+    tables = prior.log_conditionals(torch.zeros(1, 4, 4, dtype=torch.int64))
     assert tables.isfinite().all()
     assert (tables.exp().sum(-1) - 1).abs().max() < 1e-5
 
@@ -202,4 +202,4 @@ def test_bad_inputs() -> None:
             prior.fit(codes)
     assert all(torch.equal(before[name], tensor) for name, tensor in prior.state_dict().items())
     with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes"):
-        prior.relaxed_tables(torch.full((1, 2, 2, 3), 1 / 3))
+        prior.relaxed_log_conditionals(torch.full((1, 2, 2, 3), 1 / 3))

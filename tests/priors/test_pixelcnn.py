@@ -9,14 +9,14 @@ from prior_worlds import make_pixelcnn
 from torch import Tensor
 
 from priors import PixelCNNPrior
-from priors.numerics import Numerics
+from priors.precision import Arithmetic
 
 
 def reach(prior: PixelCNNPrior, place: int) -> Tensor:
     """Of which places' codes the table of a place has gradients, bool "*grid"."""
     torch.manual_seed(0)
     weights = torch.randn(3, *prior.grid, prior.num_codes).double().softmax(-1).requires_grad_()
-    table = prior.relaxed_tables(weights).flatten(1, 2)[:, place]
+    table = prior.relaxed_log_conditionals(weights).flatten(1, 2)[:, place]
     return torch.autograd.grad(table.square().sum(), weights)[0].abs().sum((0, -1)) > 0
 
 
@@ -43,7 +43,9 @@ def test_the_receptive_field_grows_by_half_a_kernel_a_layer(depth: int, kernel_s
 def test_labels_reach_every_place() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(3, 3), num_classes=4)
     codes = torch.zeros(5, 3, 3, dtype=torch.int64)
-    tables = torch.cat((prior.tables(codes[:4], torch.arange(4)), prior.tables(codes[:1]))).flatten(1, 2)
+    tables = torch.cat((prior.log_conditionals(codes[:4], torch.arange(4)), prior.log_conditionals(codes[:1]))).flatten(
+        1, 2
+    )
     for place in range(9):
         assert len(tables[:, place].unique(dim=0)) == 5
 
@@ -52,7 +54,7 @@ def test_the_walk_goes_on_from_any_prefix() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(3, 4), num_classes=2, depth=3, kernel_size=5).double()
     codes = torch.randint(3, (2, 3, 4), generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1])
-    expected = prior.tables(codes, labels).flatten(1, 2)
+    expected = prior.log_conditionals(codes, labels).flatten(1, 2)
     for known in range(12):
         offered = []
 
@@ -75,7 +77,7 @@ def test_narrow_grids(grid: tuple[int, int]) -> None:
         return codes.flatten(1)[:, len(offered) - 1]
 
     prior.walk(4, follow)
-    torch.testing.assert_close(prior.tables(codes).flatten(1, 2), torch.stack(offered, 1), atol=1e-11, rtol=0)
+    torch.testing.assert_close(prior.log_conditionals(codes).flatten(1, 2), torch.stack(offered, 1), atol=1e-11, rtol=0)
 
 
 def test_every_weight_gets_a_gradient() -> None:
@@ -131,23 +133,23 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     again = PixelCNNPrior.from_pretrained(tmp_path / "prior")
     assert again.config == prior.config
     codes = torch.zeros(2, 2, 3, dtype=torch.int64)
-    assert torch.equal(again.tables(codes), prior.tables(codes))
+    assert torch.equal(again.log_conditionals(codes), prior.log_conditionals(codes))
 
 
 def test_walk_bytes_are_those_that_a_walk_keeps() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(3, 4), depth=3, kernel_size=5, width=8)
     kept = 3 * 8 * (2 * 4 + 2 + 2 * 4) * 4  # layers, channels, two rows and two columns and a row of links, bytes
-    assert prior.walk_bytes(Numerics(torch.bfloat16)) == kept
+    assert prior.walk_bytes(Arithmetic(torch.bfloat16)) == kept
 
 
 def test_relaxed_tables_are_smooth() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(2, 2), width=4, num_classes=2).double()
     weights = torch.randn(2, 2, 2, 3).double().softmax(-1).requires_grad_()
     labels = torch.tensor([0, 1])
-    assert torch.autograd.gradcheck(lambda w: prior.relaxed_tables(w, labels), (weights,))
+    assert torch.autograd.gradcheck(lambda w: prior.relaxed_log_conditionals(w, labels), (weights,))
     codes = torch.randint(3, (2, 2, 2))
     one_hot = F.one_hot(codes, 3).double()
-    torch.testing.assert_close(prior.relaxed_tables(one_hot, labels), prior.tables(codes, labels))
+    torch.testing.assert_close(prior.relaxed_log_conditionals(one_hot, labels), prior.log_conditionals(codes, labels))
 
 
 @pytest.mark.parametrize(

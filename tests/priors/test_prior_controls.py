@@ -73,7 +73,7 @@ def test_no_grids_with_every_option(prior: Prior) -> None:
         {"temperature": 0.5, "top_k": 2, "top_p": 0.5, "min_p": 0.5, "generator": seeded(0)},
         {"batch_size": 2, "progress": True},
     ]
-    options += [{"precision": "bfloat16"}, {"precision": "int8"}] if prior.has_numerics else []
+    options += [{"precision": "bfloat16"}, {"precision": "int8"}] if prior.has_arithmetic else []
     options += [{"guidance": 2.0}, {"guidance": [2.0] * prior.num_places}] if labels is not None else []
     options += [{"num_steps": 1}] if isinstance(prior, AnyOrderPrior) else []
     for option in options:
@@ -151,7 +151,7 @@ def test_tables_under_masks_that_differ_are_those_of_the_kept_codes(prior: Prior
         return wrong[:, len(offered) - 1]
 
     assert torch.equal(prior.walk(num, choose, labels, given=codes, mask=masks), codes)
-    expected = prior.tables(codes, labels).flatten(1, -2)
+    expected = prior.log_conditionals(codes, labels).flatten(1, -2)
     torch.testing.assert_close(torch.stack(offered, 1), expected, atol=1e-11, rtol=0)
 
 
@@ -195,7 +195,7 @@ def test_bad_masks() -> None:
 
 
 def precisions(prior: Prior) -> list[dict[str, str]]:
-    return [{"precision": name} for name in ("float32", "bfloat16")] if prior.has_numerics else [{}]
+    return [{"precision": name} for name in ("float32", "bfloat16")] if prior.has_arithmetic else [{}]
 
 
 def test_a_grid_with_its_seed_is_the_same_alone_and_among_others(prior: Prior) -> None:
@@ -422,13 +422,13 @@ def test_steps_are_refused_by_priors_that_have_their_own(prior: Prior) -> None:
 
 
 def test_every_precision_draws_codes(prior: Prior) -> None:
-    assert prior.has_numerics == isinstance(
+    assert prior.has_arithmetic == isinstance(
         prior, TransformerPrior | LlamaPrior | AnyOrderPrior | DepthTransformerPrior | NextScalePrior
     )
     prefix, labels = torch.zeros(5, 1, dtype=torch.int64), some_labels(prior, 5)
     for dtype, known in ((torch.float32, prefix[:, :0]), (torch.float64, prefix)):
         prior = prior.to(dtype)
-        for precision in ("auto", "float32", "bfloat16", "int8") if prior.has_numerics else ("auto",):
+        for precision in ("auto", "float32", "bfloat16", "int8") if prior.has_arithmetic else ("auto",):
             drawn = prior.sample(5, labels, Sampling(precision=precision), prefix=known)
             assert drawn.shape == (5, *prior.grid)
             assert drawn.dtype == torch.int64
@@ -437,7 +437,7 @@ def test_every_precision_draws_codes(prior: Prior) -> None:
 
 
 def test_priors_that_draw_with_their_weights_as_they_are(prior: Prior) -> None:
-    if prior.has_numerics:
+    if prior.has_arithmetic:
         return
     for precision, compiled in (("float32", False), ("bfloat16", False), ("int8", True), ("auto", True)):
         message = (

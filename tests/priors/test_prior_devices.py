@@ -26,7 +26,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
 
     def run() -> list[Tensor]:
         prior = copy.deepcopy(fresh)
-        found = [prior.log_prob(codes, labels), prior.tables(codes, labels)]
+        found = [prior.log_prob(codes, labels), prior.log_conditionals(codes, labels)]
         guidance = None if labels is None else 2.0
         if hasattr(prior, "fit"):
             prior.fit(codes)
@@ -41,7 +41,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
         found.append(prior.walk(6, lambda table: table.argmax(-1), labels))
         if not isinstance(prior, NGramPrior):
             weights = torch.nn.functional.one_hot(codes, prior.num_codes).float()
-            found.append(prior.relaxed_tables(weights, labels))
+            found.append(prior.relaxed_log_conditionals(weights, labels))
         torch.manual_seed(0)
         found.append(prior.train().log_prob(codes, labels))
         return [each.detach() for each in found]

@@ -31,11 +31,11 @@ def test_case_25_codes_and_labels_of_a_small_type(kind: str) -> None:
 def test_case_25_codes_and_labels_of_any_type() -> None:
     prior = KINDS["transformer-labels"]()
     codes, labels = every_grid(prior)[:9], some_labels(prior, 9)
-    want, tables = prior.log_prob(codes, labels), prior.tables(codes, labels)
+    want, tables = prior.log_prob(codes, labels), prior.log_conditionals(codes, labels)
     for name in TYPES:
         for form, label in zip(forms(codes, name), forms(labels, name), strict=True):
             assert torch.equal(prior.log_prob(form, label), want)
-            assert torch.equal(prior.tables(form, label), tables)
+            assert torch.equal(prior.log_conditionals(form, label), tables)
     assert torch.equal(prior.log_prob(codes.tolist(), labels.tolist()), want)
 
 
@@ -156,7 +156,7 @@ def test_counts_and_options_of_numpy() -> None:
     guided = prior.sample(2, labels, Sampling(guidance=2.0), seeds=seeds)
     assert torch.equal(prior.sample(2, labels, Sampling(guidance=np.float32(2.0)), seeds=seeds), guided)
     codes, order = every_grid(prior)[:5], torch.tensor([3, 1, 0, 2])
-    assert prior.tables(codes[:0], order=order).shape == (0, 2, 2, 3)
+    assert prior.log_conditionals(codes[:0], order=order).shape == (0, 2, 2, 3)
     want = prior.log_prob(codes, order=order)
     for form in (order.numpy().astype(np.uint8), [3, 1, 0, 2], order.byte()):
         assert torch.equal(prior.log_prob(codes, order=form), want)

@@ -19,21 +19,21 @@ def mixing(request: pytest.FixtureRequest) -> Prior:
 
 def relaxed(prior: Prior, weights: Tensor, labels: Tensor | None = None) -> Tensor:
     """Each place's weights on its own table, nats "b"."""
-    return (weights.to(prior.dtype) * prior.relaxed_tables(weights, labels)).flatten(1).sum(1)
+    return (weights.to(prior.dtype) * prior.relaxed_log_conditionals(weights, labels)).flatten(1).sum(1)
 
 
 def test_tables_hold_log_prob_and_are_normalised(prior: Prior) -> None:
     prior = prior.double()
     codes = every_grid(prior)
     labels = some_labels(prior, len(codes))
-    tables = prior.tables(codes, labels)
+    tables = prior.log_conditionals(codes, labels)
     assert tables.shape == (*codes.shape, prior.num_codes)
     assert tables.dtype == torch.float64
     assert (tables.exp().sum(-1) - 1).abs().max() < 1e-12
     picked = tables.gather(-1, codes[..., None])[..., 0].flatten(1).sum(1)
     torch.testing.assert_close(picked, prior.log_prob(codes, labels), atol=1e-11, rtol=0)
     if labels is not None:
-        assert not torch.allclose(tables, prior.tables(codes))
+        assert not torch.allclose(tables, prior.log_conditionals(codes))
 
 
 def test_tables_are_those_of_the_walk(prior: Prior) -> None:
@@ -48,7 +48,7 @@ def test_tables_are_those_of_the_walk(prior: Prior) -> None:
 
     prior.walk(len(codes), follow, labels)
     expected = torch.stack(offered, 1).reshape(*codes.shape, -1)
-    torch.testing.assert_close(prior.tables(codes, labels), expected, atol=1e-11, rtol=0)
+    torch.testing.assert_close(prior.log_conditionals(codes, labels), expected, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,11 +56,11 @@ def test_a_table_depends_on_the_codes_before_it_alone(kind: str) -> None:
     prior = KINDS[kind]()
     torch.manual_seed(0)
     codes = torch.randint(prior.num_codes, (8, *prior.grid))
-    base = prior.tables(codes).flatten(1, -2)
+    base = prior.log_conditionals(codes).flatten(1, -2)
     for place in range(prior.num_places):
         other = codes.clone()
         other.flatten(1)[:, place:] = (codes.flatten(1)[:, place:] + 1) % prior.num_codes
-        changed = prior.tables(other).flatten(1, -2)
+        changed = prior.log_conditionals(other).flatten(1, -2)
         assert torch.equal(changed[:, : place + 1], base[:, : place + 1])
         if kind.startswith("transformer") and place + 1 < prior.num_places:
             assert not torch.equal(changed[:, place + 1], base[:, place + 1])
@@ -71,7 +71,7 @@ def test_a_relaxed_table_reads_all_weights_before_it_and_no_others(kind: str) ->
     prior = KINDS[kind]()
     torch.manual_seed(0)
     weights = torch.randn(4, prior.num_places, prior.num_codes).softmax(-1).requires_grad_()
-    tables = prior._relaxed_tables(weights, None)
+    tables = prior._relaxed_log_conditionals(weights, None)
     for place in range(prior.num_places):
         target = tables[:, place].square().sum()
         reach = torch.autograd.grad(target, weights, retain_graph=True)[0].abs().sum((0, 2))
@@ -140,7 +140,7 @@ def test_relaxed_gradients_are_those_of_finite_differences(kind: str) -> None:
 def test_tables_and_relaxed_in_float32_under_autocast(prior: Prior) -> None:
     codes = every_grid(prior)
     weights = F.one_hot(codes, prior.num_codes).float()
-    scores = [lambda: prior.tables(codes)]
+    scores = [lambda: prior.log_conditionals(codes)]
     scores += [] if isinstance(prior, NGramPrior) else [lambda: relaxed(prior, weights)]
     expected = [score() for score in scores]
     with torch.autocast("cpu", torch.bfloat16):
@@ -158,7 +158,7 @@ def test_tables_follow_the_mode_as_log_prob_does() -> None:
     values = []
     for score in (
         lambda: prior.log_prob(codes, labels),
-        lambda: prior.tables(codes, labels).gather(-1, codes[..., None]).flatten(1).sum(1),
+        lambda: prior.log_conditionals(codes, labels).gather(-1, codes[..., None]).flatten(1).sum(1),
         lambda: relaxed(prior, F.one_hot(codes, 3).float(), labels),
     ):
         torch.manual_seed(1)
@@ -170,7 +170,7 @@ def test_tables_follow_the_mode_as_log_prob_does() -> None:
 
 def test_no_grids_have_no_tables(prior: Prior) -> None:
     codes = torch.zeros(0, *prior.grid, dtype=torch.int64)
-    assert prior.tables(codes).shape == (0, *prior.grid, prior.num_codes)
+    assert prior.log_conditionals(codes).shape == (0, *prior.grid, prior.num_codes)
     if not isinstance(prior, NGramPrior):
         assert relaxed(prior, torch.zeros(0, *prior.grid, prior.num_codes)).shape == (0,)
 
@@ -181,9 +181,9 @@ def test_who_counts_whole_codes_has_no_tables_after_mixtures(kind: str) -> None:
     prior = KINDS[kind]()
     weights = F.one_hot(every_grid(prior), prior.num_codes).float()
     with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes; take a TransformerPrior"):
-        prior.relaxed_tables(weights)
+        prior.relaxed_log_conditionals(weights)
     with pytest.raises(ValueError, match=r"weights of torch\.int64, expected floating point"):
-        prior.relaxed_tables(weights.long())
+        prior.relaxed_log_conditionals(weights.long())
 
 
 @pytest.mark.usefixtures("untyped")
@@ -196,7 +196,7 @@ def test_bad_codes_and_weights(kind: str) -> None:
         (torch.full((1, 2, 2), 3), "codes from 3 to 3, expected 0 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            prior.tables(codes)
+            prior.log_conditionals(codes)
     for weights, message in (
         (torch.zeros(2, 2, 2, 3, dtype=torch.int64), "weights of torch.int64, expected floating point"),
         (torch.zeros(2, 2, 2), r"shape \(2, 2, 2\), expected \(b, 2, 2, 3\)"),

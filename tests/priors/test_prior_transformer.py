@@ -29,17 +29,17 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
 def rotate(head: np.ndarray, place: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
     """Turn each pair of neighbours of one head's vector by the place's angles, pair by pair."""
     pairs = len(head) // 2
-    turned, at = np.empty_like(head), 0
+    rotated, at = np.empty_like(head), 0
     for axis, size in enumerate(grid):
         share = pairs // len(grid) + (1 if axis < pairs % len(grid) else 0)
         for j in range(share):
             angle = place[axis] / max(100, size) ** (j / share)
             a, b = head[2 * at], head[2 * at + 1]
-            turned[2 * at] = a * math.cos(angle) - b * math.sin(angle)
-            turned[2 * at + 1] = a * math.sin(angle) + b * math.cos(angle)
+            rotated[2 * at] = a * math.cos(angle) - b * math.sin(angle)
+            rotated[2 * at + 1] = a * math.sin(angle) + b * math.cos(angle)
             at += 1
     assert at == pairs
-    return turned
+    return rotated
 
 
 def reference_tables(prior: TransformerPrior, codes: list[int], label: int | None) -> np.ndarray:

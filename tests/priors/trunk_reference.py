@@ -21,17 +21,17 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
 
 
 def rotated(head: np.ndarray, place: Place, lengths: tuple[int, ...]) -> np.ndarray:
-    """One head's vector with each pair of neighbours turned by the place's angles."""
-    pairs, turned, at = len(head) // 2, np.empty_like(head), 0
+    """One head's vector with each pair of neighbours rotated by the place's angles."""
+    pairs, rotated, at = len(head) // 2, np.empty_like(head), 0
     for axis, size in enumerate(lengths):
         share = pairs // len(lengths) + (1 if axis < pairs % len(lengths) else 0)
         for j in range(share):
             number = complex(head[2 * at], head[2 * at + 1])
             number *= np.exp(1j * place[axis] / max(100, size) ** (j / share))
-            turned[2 * at], turned[2 * at + 1] = number.real, number.imag
+            rotated[2 * at], rotated[2 * at + 1] = number.real, number.imag
             at += 1
     assert at == pairs
-    return turned
+    return rotated
 
 
 def reference_trunk(

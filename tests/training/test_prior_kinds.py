@@ -119,7 +119,7 @@ def test_each_kind_trains_resumes_to_the_bit_and_is_evaluated(run, codebooks, tm
 
 def by_command(folder: Path, result: dict) -> None:
     """`vqvae evaluate` states the same rates by the same names."""
-    from vqvae.cli.look import evaluate
+    from vqvae.cli.measuring import evaluate
 
     evaluate(str(folder), output=folder / "again.json")
     again = json.loads((folder / "again.json").read_text())

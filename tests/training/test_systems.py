@@ -16,7 +16,7 @@ import safefolder
 from priors import ContinuousPrior, TransformerPrior
 from vqvae import ELBO, VQVAE, GaussianVAE
 from vqvae.data import batches, load_images
-from vqvae.model import ThroughPrior
+from vqvae.model import PriorGuidedEncoder
 from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
 from vqvae.training import latents, objectives
 from vqvae.training.latents import encode_all, step_seed
@@ -297,7 +297,7 @@ def test_the_objective_is_the_bound_in_nats_per_dimension(monkeypatch, quantizer
         torch.manual_seed(4)
         terms = objective(IMAGES, LABELS)
         torch.manual_seed(4)
-        out = objective.model(IMAGES, objective.model.loop(objective.prior, LABELS, 6, beta, objectives.NUM_SWEEPS))
+        out = objective.model(IMAGES, objective.model.loop(objective.prior, LABELS, 6, beta, objectives.NUM_ITERATIONS))
         assert (out.entropy > 0).all()
         expected = {
             "distortion": out.distortion.mean() / 64,
@@ -321,7 +321,7 @@ def test_the_objective_is_the_bound_in_nats_per_dimension(monkeypatch, quantizer
 def test_a_prior_that_has_joined_in_encodes_and_one_that_has_not_does_not():
     objective = make_objective("joint", num_steps=10)
     for step in range(10):
-        through = isinstance(objective.encoder(LABELS), ThroughPrior)
+        through = isinstance(objective.encoder(LABELS), PriorGuidedEncoder)
         assert through == (step >= 10 * objectives.START)
         objective.update()
 

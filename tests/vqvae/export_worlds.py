@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae import VQVAE
 from vqvae.interop import compare_codes, export_onnx, export_program
-from vqvae.interop.ties import count_wrong_pixels
+from vqvae.interop.code_agreement import count_wrong_pixels
 from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 
 FORMS = {"program": export_program, "onnx": export_onnx}

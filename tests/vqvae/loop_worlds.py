@@ -30,13 +30,13 @@ def make_prior(num_codes: int = NUM_CODES, grid: tuple[int, ...] = GRID, num_cla
     return prior.double().eval()
 
 
-def make_loop(prior: Prior, num: int, beta: float = 1.0, num_sweeps: int | None = None) -> PriorInTheLoop:
+def make_loop(prior: Prior, num: int, beta: float = 1.0, num_iterations: int | None = None) -> PriorInTheLoop:
     return PriorInTheLoop(
         tables=prior.tables,
-        relaxed_tables=prior.relaxed_tables,
+        relaxed_log_conditionals=prior.relaxed_log_conditionals,
         walk=lambda chooser: prior.walk(num, chooser),
         beta=beta,
-        num_sweeps=num_sweeps,
+        num_iterations=num_iterations,
     )
 
 
@@ -56,7 +56,7 @@ def written_out(prior: Prior, costs: Tensor, beta: float, labels: Tensor | None 
     rows = []
     for index, cost in enumerate(costs):
         known = None if labels is None else labels[index].expand(len(GRIDS))
-        steps = prior.tables(GRIDS, known) - cost / beta
+        steps = prior.log_conditionals(GRIDS, known) - cost / beta
         logs = steps - steps.logsumexp(-1, keepdim=True)
         rows.append(sum(logs[:, i, j].gather(1, GRIDS[:, i, j, None])[:, 0] for i in range(2) for j in range(2)))
     return torch.stack(rows).detach()

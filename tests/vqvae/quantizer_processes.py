@@ -74,8 +74,8 @@ def train(config: Quantizer.Config, rank: int, world_size: int, even: bool) -> d
         mask = torch.ones(mine.shape[:-1], dtype=torch.bool)
         mask[:, step % 5] = False
         # Two forwards an update, as under gradient accumulation.
-        for part, kept in zip(mine.chunk(2), mask.chunk(2), strict=True):
-            q = module(part, kept)
+        for part, valid in zip(mine.chunk(2), mask.chunk(2), strict=True):
+            q = module(part, valid)
             if optimizer is not None:
                 ((sum(q.auxiliary.values()) + q.z_q.square().mean()) / 2).backward()
         if optimizer is not None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from priors import MixtureTransformerPrior, TransformerPrior, UnigramPrior
 from vqvae import VQVAE, GaussianVAE, cli
-from vqvae.cli import look
+from vqvae.cli import measuring
 from vqvae.quantizers import EMAVectorQuantizer
 
 
@@ -86,7 +86,7 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 def test_reconstruct_takes_as_many_as_asked(call, run, monkeypatch):
-    monkeypatch.setattr(look, "BATCH_SIZE", 2)
+    monkeypatch.setattr(measuring, "BATCH_SIZE", 2)
     assert "reconstructions.png: 3 images" in call("reconstruct", run, "--num", "3")
 
 

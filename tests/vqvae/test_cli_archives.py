@@ -14,7 +14,7 @@ from PIL import Image
 
 from safefolder.locks import one_writer
 from vqvae import cli
-from vqvae.cli import dreaming, figures, naming, packing, unpacking
+from vqvae.cli import describing, dreaming, naming, packing, unpacking
 from vqvae.cli.common import load_codec
 from vqvae.codec import Archive, Compression, Mode, dream, recover, storage, write
 from vqvae.codec.coder import BadStream
@@ -66,7 +66,7 @@ def refused(monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["vqvae", *map(str, args)])
             if not loads:
-                for module in (packing, unpacking, dreaming, figures):
+                for module in (packing, unpacking, dreaming, describing):
                     patch.setattr(module, "load_codec", None)
             with pytest.raises(SystemExit) as stopped:
                 cli.main()

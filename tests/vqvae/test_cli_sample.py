@@ -19,7 +19,7 @@ from priors import AnyOrderPrior, MixtureTransformerPrior, Prior, Sampling, Tran
 from priors.sampling import guidance_ramp
 from vqvae import VQVAE, GaussianVAE, cli
 from vqvae.cli.sampling import SamplingFlags
-from vqvae.data.decode import decode
+from vqvae.data.decoding import decode
 from vqvae.quantizers import FSQ, EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer
 
 CODES = EMAVectorQuantizer.Config(num_codes=8, dim=4)

@@ -15,7 +15,7 @@ import torch
 from image_files import noise, save
 
 from vqvae.data import Batch, Images, ImageTensors, batches, load_images
-from vqvae.data.batches import index_batches, num_batches
+from vqvae.data.batching import index_batches, num_batches
 
 # Workers are forked from a process with threads.
 pytestmark = [
@@ -127,7 +127,7 @@ def test_the_order_alone_without_a_seed_is_one_pass():
 def test_long_epochs_are_ordered_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
     whole = {}
     for places in (4096, 7, 1):
-        monkeypatch.setattr(sys.modules["vqvae.data.batches"], "_PLACES", places)  # a function has that name too
+        monkeypatch.setattr(sys.modules["vqvae.data.batching"], "_PLACES", places)  # a function has that name too
         for drop_last in (True, False):
             for start in (0, 5, 13):
                 some = index_batches(101, 6, seed=2, start=start, epochs=3, rank=1, world_size=2, drop_last=drop_last)

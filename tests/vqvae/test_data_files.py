@@ -17,7 +17,7 @@ from PIL import Image
 
 from vqvae.cli.reading import image_files, read_exactly
 from vqvae.data import Images, load_images
-from vqvae.data.decode import read
+from vqvae.data.decoding import read
 from vqvae.data.files import names_of
 from vqvae.data.folder import image_folder
 

@@ -11,7 +11,7 @@ from image_files import chw, noise, save
 from PIL import Image
 
 from vqvae.data import load_images
-from vqvae.data.decode import read
+from vqvae.data.decoding import read
 from vqvae.data.folder import held_out, image_folder
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

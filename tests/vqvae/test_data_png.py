@@ -14,7 +14,7 @@ from PIL import Image
 
 from vqvae.cli.reading import read_exactly
 from vqvae.data import load_images
-from vqvae.data.decode import read
+from vqvae.data.decoding import read
 from vqvae.data.png import damage
 
 

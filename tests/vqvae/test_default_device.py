@@ -82,7 +82,7 @@ def test_case_24_what_makes_steps_finer_lives_with_the_parts():
         z_e = torch.zeros(2, 3, 3, quantizer.dim, device="meta")
         q = quantizer.run(z_e, None)
         assert {each.device.type for each in (q.z_q, q.codes, *q.auxiliary.values())} == {"meta"}
-        finer = quantizer.steps[0].finer()
+        finer = quantizer.steps[0].residual_scale()
         assert finer.device.type == "meta"
         assert quantizer.look_up(q.codes).device.type == "meta"
 
@@ -192,7 +192,12 @@ def test_case_24_a_likelihood_keeps_to_its_device_and_type(name):
     def run() -> list[Tensor]:
         parameters = likelihood.symbol_parameters(images, features)
         drawn = likelihood.sample(features, torch.Generator().manual_seed(0))
-        found = [likelihood.log_prob(images, features), likelihood.mean(features), likelihood.point(features), drawn]
+        found = [
+            likelihood.log_prob(images, features),
+            likelihood.mean(features),
+            likelihood.point_estimate(features),
+            drawn,
+        ]
         found += [parameters, likelihood.cdf(parameters, levels), *likelihood.order(3, 3)]
         found += [likelihood.walk(features, lambda table: table.argmax(-1))]
         return [each.detach() for each in found]

@@ -15,7 +15,7 @@ from export_worlds import FORMS
 import vqvae
 from priors import LlamaPrior
 from priors.llama_folder import save_llama
-from vqvae.interop import export_diffusers, program
+from vqvae.interop import export_diffusers, torch_export
 from vqvae.interop.exported import Program
 from vqvae.quantizers import VectorQuantizer
 from vqvae.vqgan import VQGAN
@@ -117,7 +117,7 @@ def test_case_22_a_program_on_a_full_disk_is_an_error_and_no_abort():
     module = torch.nn.Linear(2, 2)
     part = Program(module=module, input="images", output="codes", example=torch.ones(2, 2), metadata={"grid": "[1]"})
     with pytest.raises(OSError, match="No space left"):
-        program._save(part, Path("/dev/full"))
+        torch_export._save(part, Path("/dev/full"))
 
 
 CASES = {"program": "0,20000,150000", "diffusers": "0,20000", "onnx": "0,20000", "weights beside onnx": "20000"}

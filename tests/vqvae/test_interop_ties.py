@@ -9,9 +9,9 @@ from quantizer_worlds import KINDS
 from torch import Tensor, nn
 
 from vqvae import VQVAE
-from vqvae.interop import code_graphs, compare_codes, ties
+from vqvae.interop import code_agreement, code_graphs, compare_codes
+from vqvae.interop.code_agreement import Agreement, count_wrong_pixels
 from vqvae.interop.precision import in_full_float32
-from vqvae.interop.ties import Agreement, count_wrong_pixels
 from vqvae.quantizers import ResidualQuantizer, VectorQuantizer
 from vqvae.vqgan import VQGAN
 
@@ -133,7 +133,7 @@ def test_a_search_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch):
         return find(self, z)
 
     monkeypatch.setattr(code_graphs.Listed, "find", watched)
-    monkeypatch.setattr(ties, "SEARCH_BYTES", 7 * 16 * 16)
+    monkeypatch.setattr(code_agreement, "SEARCH_BYTES", 7 * 16 * 16)
     assert compare_codes(model, images, other) == expected
     assert max(rows) == 7
     assert sum(rows) == model.quantizer.depth * (1 + 25)
@@ -189,7 +189,7 @@ def test_codes_that_no_model_gives_are_refused():
 def test_another_level_is_right_at_the_edge_alone():
     model = make(large=True)
     codes = drawn_codes(model, 4)
-    estimate = model.likelihood.point(model.decoder(model.vectors(codes)))
+    estimate = model.likelihood.point_estimate(model.decoder(model.vectors(codes)))
     images = model.decode(codes)
     assert count_wrong_pixels(model, codes, images) == (0, 0)
     inside = (estimate > 1) & (estimate < 254)

@@ -166,7 +166,7 @@ def test_mean_is_the_tables(likelihood):
 
 def test_the_point_is_an_image(likelihood):
     features = 3 * some_features(likelihood, batch=3)
-    point = likelihood.point(features)
+    point = likelihood.point_estimate(features)
     assert point.shape == some_images(likelihood, batch=3).shape
     assert point.min() >= 0
     assert point.max() <= 255 + 1e-6
@@ -186,7 +186,7 @@ def test_the_point_of_a_normal_is_its_median():
     features = (means / 127.5 - 1).reshape(1, 1, 20, 25)
     parameters = likelihood.symbol_parameters(torch.zeros(1, 1, 20, 25, dtype=torch.uint8), features)
     median = (likelihood.cdf(parameters, torch.arange(255).expand(1, 1, 20, 25, 255)) < 0.5).sum(-1)
-    point = likelihood.point(features)
+    point = likelihood.point_estimate(features)
     torch.testing.assert_close(point.round(), median.double(), atol=0, rtol=0)
     torch.testing.assert_close(point.flatten(), means.clamp(0, 255), atol=1e-9, rtol=0)
 

@@ -249,7 +249,7 @@ def test_the_cuda_kernel_in_triton_s_interpreter():
     program = """
 import sys, torch
 from vqvae.quantizers import nearest
-from vqvae.quantizers.nearest_cuda import scan
+from vqvae.quantizers.nearest_search_cuda import scan
 
 module = sys.modules[nearest.__module__]
 on_cpu, calls = module._scan, []

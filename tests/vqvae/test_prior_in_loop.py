@@ -30,7 +30,7 @@ from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
 from vqvae.likelihoods import Categorical
 from vqvae.quantizers import FSQ, EMAVectorQuantizer, SoftEMVectorQuantizer, codebook
-from vqvae.quantizers.prior_in_loop import gumbel_noise, in_sweeps, rate_of, step_by_step
+from vqvae.quantizers.prior_in_loop import gumbel_noise, jacobi, rate_of, step_by_step
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def greedy(prior: Prior, cost: Tensor, beta: float) -> list[int]:
     before: list[int] = []
     for place in range(PLACES):
         known = torch.tensor([*before, *[0] * (PLACES - place)]).reshape(1, *GRID)
-        rates = -prior.tables(known).reshape(PLACES, NUM_CODES)[place]
+        rates = -prior.log_conditionals(known).reshape(PLACES, NUM_CODES)[place]
         here = [cost.reshape(PLACES, NUM_CODES)[place, k] + beta * rates[k] for k in range(NUM_CODES)]
         before.append(min(range(NUM_CODES), key=lambda k: here[k].item()))
     return before
@@ -62,7 +62,7 @@ def test_each_code_costs_least_given_those_before(prior, beta):
     assert (chosen.entropy == 0).all()
     assert (chosen.log_posterior == 0).all()
     # The Lagrangian of every other code at one place, with the codes before it as they are.
-    lagrangian = costs - beta * prior.tables(chosen.codes)
+    lagrangian = costs - beta * prior.log_conditionals(chosen.codes)
     best = lagrangian.gather(-1, chosen.codes[..., None])
     assert (best <= lagrangian + 1e-12).all()
 
@@ -104,7 +104,7 @@ def test_the_posterior_minimises_cost_and_divergence_at_each_place(prior, beta):
     """E[c] + beta KL(P_enc || P_pri) at a place, given the codes before it, against other distributions there."""
     cost = make_costs(1)[0]
     joint = every_draw(prior, cost, beta).log_posterior.exp().reshape([NUM_CODES] * PLACES)
-    tables = prior.tables(GRIDS).detach().reshape(*[NUM_CODES] * PLACES, PLACES, NUM_CODES)
+    tables = prior.log_conditionals(GRIDS).detach().reshape(*[NUM_CODES] * PLACES, PLACES, NUM_CODES)
     for place in range(PLACES):
         upto = joint.sum(tuple(range(place + 1, PLACES))) if place < PLACES - 1 else joint
         conditional = upto / upto.sum(-1, keepdim=True)
@@ -131,10 +131,10 @@ def test_sweeps_become_the_walk_place_by_place(prior, beta, with_noise):
     walked = step_by_step(costs, loop, noise).codes.flatten(1)
     start = costs.argmin(-1)
     early = 0
-    for num_sweeps in range(PLACES + 2):
-        swept = in_sweeps(start, costs, loop, noise, num_sweeps).flatten(1)
-        assert torch.equal(swept[:, :num_sweeps], walked[:, :num_sweeps])
-        early += num_sweeps < PLACES and not torch.equal(swept, walked)
+    for num_iterations in range(PLACES + 2):
+        swept = jacobi(start, costs, loop, noise, num_iterations).flatten(1)
+        assert torch.equal(swept[:, :num_iterations], walked[:, :num_iterations])
+        early += num_iterations < PLACES and not torch.equal(swept, walked)
     assert torch.equal(swept, walked)
     assert early > 0, "one sweep was enough, which shows nothing"
 
@@ -173,7 +173,7 @@ def test_a_beta_that_is_no_positive_number_is_refused(prior, beta):
 
 def test_no_sweep_is_refused(prior):
     with pytest.raises(ValueError, match="at least one sweep, or None for the walk, got 0"):
-        make_loop(prior, 1, num_sweeps=0)
+        make_loop(prior, 1, num_iterations=0)
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class World:
             z_e = self.model.encoder(IMAGES)
             # Codes among the vectors, neither far nor on top of each other.
             codes = z_e.reshape(-1, 2)[[0, 5, 10]] + 0.3 * torch.randn(3, 2).double() * z_e.std()
-            quantizer.overwrite(torch.ones(3).double(), codes, torch.ones(()).double())
+            quantizer.reset_codes(torch.ones(3).double(), codes, torch.ones(()).double())
             quantizer.error.fill_(z_e.var().item() / 8)
             costs = distances_in_nats(quantizer, z_e)
             self.log_posterior = written_out(self.prior, costs, beta, self.labels)
@@ -334,7 +334,7 @@ def test_codes_of_a_model_through_its_prior(prior):
     world.model.eval()
     assert torch.equal(through(IMAGES).latents, through.encode(IMAGES))
     assert torch.equal(world.model.decode(codes), world.model.reconstruct(out))
-    swept = world.model.through(prior, num_sweeps=PLACES)
+    swept = world.model.through(prior, num_iterations=PLACES)
     assert torch.equal(swept.encode(IMAGES, generator(4)), codes)
     assert torch.equal(swept(IMAGES).latents, through(IMAGES).latents)
     assert (through.grid, through.num_codes) == (GRID, NUM_CODES)

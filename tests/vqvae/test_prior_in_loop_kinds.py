@@ -18,7 +18,7 @@ from vqvae.quantizers import (
     VectorQuantizer,
     categorical,
 )
-from vqvae.quantizers.prior_in_loop import Chosen, PriorInTheLoop, gumbel_noise, in_sweeps, posterior_at, step_by_step
+from vqvae.quantizers.prior_in_loop import Chosen, PriorInTheLoop, gumbel_noise, jacobi, posterior_at, step_by_step
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ POSTERIORS = [param for param in TAKES if MEMBERS[param.values[0]].random]
 SHAPE = (2, 3)
 
 
-def loop_for(quantizer: Quantizer, num: int, num_sweeps: int | None = None) -> tuple[PriorInTheLoop, Prior]:
+def loop_for(quantizer: Quantizer, num: int, num_iterations: int | None = None) -> tuple[PriorInTheLoop, Prior]:
     prior = make_prior(quantizer.num_codes, SHAPE).float()
-    return make_loop(prior, num, num_sweeps=num_sweeps), prior
+    return make_loop(prior, num, num_iterations=num_iterations), prior
 
 
 @pytest.mark.parametrize("name", TAKES)
@@ -78,10 +78,10 @@ def test_shapes_types_and_codes_that_decode(name, mode, bf16):
 
 
 @pytest.mark.parametrize("name", TAKES)
-@pytest.mark.parametrize("num_sweeps", [1, None])
-def test_the_rate_is_of_the_codes_and_in_training_reaches_the_prior(name, num_sweeps):
+@pytest.mark.parametrize("num_iterations", [1, None])
+def test_the_rate_is_of_the_codes_and_in_training_reaches_the_prior(name, num_iterations):
     quantizer = trained(name).eval()
-    loop, prior = loop_for(quantizer, 5, num_sweeps)
+    loop, prior = loop_for(quantizer, 5, num_iterations)
     q, rate = quantizer.through_prior(features(quantizer.dim, 5, *SHAPE), loop)
     torch.testing.assert_close(rate, -prior.log_prob(q.codes))
     _, rate = quantizer.train().through_prior(features(quantizer.dim, 5, *SHAPE), loop)
@@ -111,8 +111,8 @@ def test_draws_repeat_with_the_generator_and_training_with_the_seed(name):
 def test_codes_alone_are_those_of_the_whole(name):
     quantizer = trained(name).eval()
     z_e = features(quantizer.dim, 5, *SHAPE)
-    for num_sweeps in (None, 1, 2):
-        loop, _ = loop_for(quantizer, 5, num_sweeps)
+    for num_iterations in (None, 1, 2):
+        loop, _ = loop_for(quantizer, 5, num_iterations)
         for seed in (None, 3):
             for bf16 in (False, True):
                 several = []
@@ -120,7 +120,7 @@ def test_codes_alone_are_those_of_the_whole(name):
                     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                         several.append(give(z_e, loop, None if seed is None else generator(seed)))
                 codes, expected = several
-                assert torch.equal(codes, expected), (num_sweeps, seed, bf16)
+                assert torch.equal(codes, expected), (num_iterations, seed, bf16)
 
 
 @pytest.mark.parametrize("name", TAKES_NOT)
@@ -153,22 +153,22 @@ def test_codes_weigh_distance_in_units_of_four_mean_errors(name, beta):
 
 
 @pytest.mark.parametrize("name", CODEBOOKS)
-@pytest.mark.parametrize("num_sweeps", [1, 2, None])
+@pytest.mark.parametrize("num_iterations", [1, 2, None])
 @pytest.mark.parametrize("training", [True, False])
-def test_draws_by_sweeps_start_from_the_nearest_codes(name, num_sweeps, training):
+def test_draws_by_sweeps_start_from_the_nearest_codes(name, num_iterations, training):
     quantizer = trained(name).double().train(training)
     prior = make_prior(quantizer.num_codes, SHAPE)
     z_e = features(quantizer.dim, 7, *SHAPE).double()
-    loop = make_loop(prior, 7, num_sweeps=num_sweeps)
+    loop = make_loop(prior, 7, num_iterations=num_iterations)
     costs = distances_in_nats(quantizer, z_e).detach()
     torch.manual_seed(4)
     q, rate = quantizer.through_prior(z_e, loop, None if training else generator(4))
     torch.manual_seed(4)
     noise = gumbel_noise(costs, None if training else generator(4))
-    if num_sweeps is None:
+    if num_iterations is None:
         expected = step_by_step(costs, loop, noise)
     else:
-        codes = in_sweeps(costs.argmin(-1), costs, loop, noise, num_sweeps)
+        codes = jacobi(costs.argmin(-1), costs, loop, noise, num_iterations)
         # Without the walk an evaluation has codes and their rate alone.
         zeros = torch.zeros(7, dtype=torch.float64)
         expected = Chosen(codes, -prior.log_prob(codes), zeros, zeros)
@@ -179,8 +179,8 @@ def test_draws_by_sweeps_start_from_the_nearest_codes(name, num_sweeps, training
         torch.testing.assert_close(got, known, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("num_sweeps", [1, None])
-def test_moving_averages_are_of_the_chosen_codes(num_sweeps):
+@pytest.mark.parametrize("num_iterations", [1, None])
+def test_moving_averages_are_of_the_chosen_codes(num_iterations):
     """N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m / N̂, with n and Σz of the codes that the prior had a say in."""
     torch.manual_seed(0)
     quantizer = EMAVectorQuantizer.Config(num_codes=8, dim=3, decay=0.9, revival="off").build().double()
@@ -188,7 +188,7 @@ def test_moving_averages_are_of_the_chosen_codes(num_sweeps):
     quantizer.update()
     counts, sums = quantizer.counts.clone(), quantizer.sums.clone()
     z_e = features(3, 6, *SHAPE, seed=9).double()
-    q, _ = quantizer.through_prior(z_e, make_loop(make_prior(8, SHAPE), 6, 5.0, num_sweeps))
+    q, _ = quantizer.through_prior(z_e, make_loop(make_prior(8, SHAPE), 6, 5.0, num_iterations))
     assert not torch.equal(q.codes, copy.deepcopy(quantizer).eval()(z_e).codes), "the prior had no say"
     chosen = F.one_hot(q.codes.flatten(), 8).double()
     quantizer.update()
@@ -262,7 +262,7 @@ def test_the_rates_gradient_goes_through_the_relaxed_sample(prior, monkeypatch, 
     relaxed = ((log_probs + noise.reshape(2, *GRID, NUM_CODES)) / quantizer.current_temperature).softmax(-1)
     codes = relaxed.argmax(-1)
     weights = F.one_hot(codes, NUM_CODES).double() + relaxed - relaxed.detach() if hard else relaxed
-    tables = prior.relaxed_tables(weights)
+    tables = prior.relaxed_log_conditionals(weights)
     expected = -(log_probs.exp() * tables).sum((1, 2, 3))
     torch.testing.assert_close(rate, expected, rtol=1e-12, atol=0)
     assert torch.equal(q.codes, codes)

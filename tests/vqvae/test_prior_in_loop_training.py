@@ -46,7 +46,7 @@ def conditionals(tables: Tensor, costs: Tensor, beta: float) -> Tensor:
 def test_rate_and_entropy_are_those_of_the_posterior_at_each_place(prior, beta):
     codes, costs = some_codes(20), make_costs(20)
     chosen = posterior_at(codes, costs, make_loop(prior, 20, beta))
-    tables = prior.tables(codes).detach()
+    tables = prior.log_conditionals(codes).detach()
     probs = conditionals(tables, costs, beta)
     assert torch.equal(chosen.codes, codes)
     expected = {
@@ -95,7 +95,7 @@ def test_gradients_to_the_costs_are_differences(prior, beta):
     # ln(q/p) is −c/β but for a constant, so β · KL has the gradient q · (c − E[c]) / β.
     chosen = posterior_at(codes, costs, loop)
     (gradient,) = torch.autograd.grad(beta * (chosen.rate - chosen.entropy).sum(), costs)
-    probs = conditionals(prior.tables(codes).detach(), costs.detach(), beta)
+    probs = conditionals(prior.log_conditionals(codes).detach(), costs.detach(), beta)
     mean = (probs * costs.detach()).sum(-1, keepdim=True)
     torch.testing.assert_close(gradient, probs * (costs.detach() - mean) / beta, rtol=0, atol=1e-12)
 
@@ -112,17 +112,17 @@ def test_gradients_stay_finite_where_the_posterior_is_certain(prior):
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_prior_learns_by_cross_entropy_to_the_posterior_as_it_is(prior, beta):
     codes, costs = some_codes(20), make_costs(20)
-    probs = conditionals(prior.tables(codes).detach(), costs, beta)
+    probs = conditionals(prior.log_conditionals(codes).detach(), costs, beta)
     parameters = list(prior.parameters())
     chosen = posterior_at(codes, costs, make_loop(prior, 20, beta))
     assert not chosen.log_posterior.requires_grad
     assert not chosen.entropy.requires_grad, "the posterior is no way to the prior"
     gradients = torch.autograd.grad(chosen.rate.sum(), parameters)
-    expected = torch.autograd.grad(-(probs * prior.tables(codes)).sum(), parameters)
+    expected = torch.autograd.grad(-(probs * prior.log_conditionals(codes)).sum(), parameters)
     for got, known in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, known)
     # It is that of E[c]/β + KL as a whole, which the posterior makes least: to move the posterior changes nothing.
-    free = -(prior.tables(codes) - costs / beta).logsumexp(-1).sum()
+    free = -(prior.log_conditionals(codes) - costs / beta).logsumexp(-1).sum()
     for got, known in zip(gradients, torch.autograd.grad(free, parameters), strict=True):
         torch.testing.assert_close(got, known)
 
@@ -132,8 +132,8 @@ WAYS = ["learned", "ema", "ema, rotation", "learned, normalised", "ema, normalis
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize(("beta", "num_sweeps"), [(0.7, 1), (2.0, None)])
-def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_sweeps):
+@pytest.mark.parametrize(("beta", "num_iterations"), [(0.7, 1), (2.0, None)])
+def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_iterations):
     """Of a step of training: the task's gradient by the estimator, 2w (z − e)/n, and −Cov_q(c, e)/(βσ²)."""
     quantizer = trained(name).double()
     shape = (2, 3)
@@ -141,7 +141,7 @@ def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_sw
     z_e = features(quantizer.dim, 4, *shape).double().requires_grad_()
     slopes = features(quantizer.dim, 4, *shape, seed=6).double()
     torch.manual_seed(2)
-    q, rate = quantizer.through_prior(z_e, make_loop(prior, 4, beta, num_sweeps))
+    q, rate = quantizer.through_prior(z_e, make_loop(prior, 4, beta, num_iterations))
     task = (q.z_q * slopes).sum() + sum(q.auxiliary.values())
     (gradient,) = torch.autograd.grad(task + beta * (rate - q.entropy).sum(), z_e, retain_graph=True)
 
@@ -151,7 +151,7 @@ def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_sw
     (expected,) = torch.autograd.grad(quantizer.estimator(found, table[q.codes]), found, slopes)
     expected = expected + 2 * quantizer.commitment_weight * (found.detach() - table[q.codes]) / z_e.numel()
     costs = distances_in_nats(quantizer, z_e).detach()
-    probs = conditionals(prior.tables(q.codes).detach(), costs, beta)
+    probs = conditionals(prior.log_conditionals(q.codes).detach(), costs, beta)
     centred = probs * (costs - (probs * costs).sum(-1, keepdim=True))
     covariance = centred @ table
     assert (covariance.norm(dim=-1) > 0).all()
@@ -169,7 +169,7 @@ def test_the_divergence_moves_a_learned_codebook_too(name):
     z_e = features(quantizer.dim, 4, *shape).double()
     q, rate = quantizer.through_prior(z_e, make_loop(prior, 4, beta, 1))
     (gradient,) = torch.autograd.grad((rate - q.entropy).sum(), quantizer.codebook)
-    tables = prior.tables(q.codes).detach()
+    tables = prior.log_conditionals(q.codes).detach()
     probs = conditionals(tables, distances_in_nats(quantizer, z_e), beta)
     (expected,) = torch.autograd.grad((probs * (probs.log() - tables)).sum(), quantizer.codebook)
     assert expected.any()

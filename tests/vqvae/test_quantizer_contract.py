@@ -67,7 +67,7 @@ def test_shapes_and_ranges(member, quantizer, training):
         assert (q.entropy <= places * math.log(quantizer.num_codes) * (1 + 1e-6)).all()
         if not (training and member.random):
             assert (q.entropy == 0).all()
-        parts = (len(SCALES),) if not quantizer.placewise else quantizer.code_axes
+        parts = (len(SCALES),) if not quantizer.positionwise else quantizer.code_axes
         assert q.usage.shape == q.perplexity.shape == q.dead_codes.shape == parts
         assert ((q.usage >= 0) & (q.usage <= 1)).all()
         assert ((q.perplexity >= 1 - 1e-5) & (q.perplexity <= quantizer.num_codes * (1 + 1e-5))).all()
@@ -93,9 +93,9 @@ def test_draws_are_of_the_posterior_or_the_code_itself(quantizer, masked):
     assert torch.equal(drawn.codes < 0, plain.codes < 0)
     assert not drawn.z_q.requires_grad
     if quantizer.stochastic:
-        kept = slice(0, 3)  # of the last image, no place counts
-        assert (drawn.entropy[kept] > 0).all()
-        assert (drawn.log_posterior[kept] < 0).all()
+        valid = slice(0, 3)  # of the last image, no place counts
+        assert (drawn.entropy[valid] > 0).all()
+        assert (drawn.log_posterior[valid] < 0).all()
         if masked:
             assert drawn.entropy[3] == drawn.log_posterior[3] == 0
     else:
@@ -155,7 +155,7 @@ def test_what_is_masked_does_not_matter(quantizer):
     spoiled = torch.where(mask[..., None], z_e, torch.nan).requires_grad_()
     other = torch.where(mask[..., None], z_e, features(quantizer.dim, 4, 5, 5, seed=2)).requires_grad_()
     q, same = seeded(quantizer, spoiled, mask), seeded(twin, other, mask)
-    fine = q.codes[~mask] if quantizer.placewise else q.codes.split([s**2 for s in SCALES], 1)[-1][~mask.flatten(1)]
+    fine = q.codes[~mask] if quantizer.positionwise else q.codes.split([s**2 for s in SCALES], 1)[-1][~mask.flatten(1)]
     assert (fine == MASKED).all()
     assert (q.codes[-1] == MASKED).all()
     assert (q.z_q[~mask] == 0).all()
@@ -173,20 +173,20 @@ def test_what_is_masked_does_not_matter(quantizer):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_what_is_kept_is_all_that_there_is(member, quantizer, training):
-    """With a mask, a quantizer sees what one sees that is given the kept vectors alone."""
-    if not quantizer.placewise:
+    """With a mask, a quantizer sees what one sees that is given the valid vectors alone."""
+    if not quantizer.positionwise:
         pytest.skip("places of a picture depend on each other")
     if training and member.random:
         pytest.skip("draws depend on the number of vectors; the evaluation is compared")
     quantizer.train(training)
     twin = copy.deepcopy(quantizer)
     z_e, mask = features(quantizer.dim, 6, 8), some_mask(6, 8)
-    q, kept = quantizer(z_e, mask), twin(z_e[mask])
-    assert torch.equal(q.codes[mask], kept.codes)
-    assert torch.equal(q.z_q[mask], kept.z_q)
-    assert torch.equal(q.dead_codes, kept.dead_codes)
+    q, valid = quantizer(z_e, mask), twin(z_e[mask])
+    assert torch.equal(q.codes[mask], valid.codes)
+    assert torch.equal(q.z_q[mask], valid.z_q)
+    assert torch.equal(q.dead_codes, valid.dead_codes)
     for field in ("auxiliary", "usage", "perplexity"):
-        torch.testing.assert_close(getattr(q, field), getattr(kept, field))
+        torch.testing.assert_close(getattr(q, field), getattr(valid, field))
     for ours, theirs in zip(codebooks(quantizer), codebooks(twin), strict=True):
         assert torch.equal(ours.pool.joint(), theirs.pool.joint())
         assert torch.equal(ours.sums_of_step["counts"], theirs.sums_of_step["counts"])
@@ -313,7 +313,7 @@ def test_statistics_are_those_of_the_codes(member, quantizer):
     quantizer.eval()
     q = quantizer(features(quantizer.dim, 6, 5, 5), some_mask(6, 5, 5))
     # A multi-scale quantizer has a row of codes, which its statistics tell apart by scale.
-    parts = [q.codes] if quantizer.placewise else q.codes.split([scale**2 for scale in SCALES], 1)
+    parts = [q.codes] if quantizer.positionwise else q.codes.split([scale**2 for scale in SCALES], 1)
     metrics = [CodeUsage(quantizer.num_codes, quantizer.code_axes) for _ in parts]
     for metric, codes in zip(metrics, parts, strict=True):
         metric.add(codes)

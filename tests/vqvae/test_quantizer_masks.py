@@ -146,8 +146,8 @@ def compare(
     assert torch.equal(got.dead_codes, want.dead_codes)
     torch.testing.assert_close(got.usage, want.usage)
     torch.testing.assert_close(got.perplexity, want.perplexity)
-    kept = got.z_q[mask].reshape(want.z_q.shape)
-    torch.testing.assert_close(kept, want.z_q)
+    valid = got.z_q[mask].reshape(want.z_q.shape)
+    torch.testing.assert_close(valid, want.z_q)
     assert (got.z_q[~mask] == 0).all()
     if mode != "draw":
         gradient, expected = (torch.autograd.grad(objective(q), x)[0] for q, x in ((got, z_e), (want, cropped)))

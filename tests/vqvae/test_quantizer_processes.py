@@ -9,7 +9,7 @@ import quantizer_processes as worker
 import torch
 from safetensors.torch import load_file
 
-from vqvae.quantizers.gathered import Pool
+from vqvae.quantizers.step_statistics import Pool
 
 pytestmark = pytest.mark.slow
 

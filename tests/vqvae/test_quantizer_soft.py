@@ -59,8 +59,8 @@ def test_lfq_entropies_are_those_of_all_codes(num_bits):
     logits = 4 * z_e.double() / 0.01
     torch.testing.assert_close(average_codes(logits, None), average)
     torch.testing.assert_close(per_sample_entropy(logits, None), per_sample)
-    kept = torch.arange(50) % 3 > 0
-    torch.testing.assert_close(average_codes(logits, kept), enumerated(z_e[kept], 1.0, 0.01)[1])
+    valid = torch.arange(50) % 3 > 0
+    torch.testing.assert_close(average_codes(logits, valid), enumerated(z_e[valid], 1.0, 0.01)[1])
     q = LFQ(num_bits=num_bits)(z_e)
     deficit = num_bits * math.log(2) - torch.special.entr(average).sum()
     torch.testing.assert_close(q.auxiliary["per_sample_entropy"].double(), 0.1 * per_sample, rtol=1e-4, atol=1e-6)

@@ -28,7 +28,7 @@ from vqvae.quantizers import (
     SimVQ,
     VectorQuantizer,
 )
-from vqvae.quantizers.placewise import PlacewiseQuantizer
+from vqvae.quantizers.positionwise import PositionwiseQuantizer
 
 ALL_KINDS = [kind.Config for kind in concrete(Quantizer) if kind.__module__.startswith("vqvae.")]
 
@@ -131,7 +131,7 @@ def test_bad_features_are_a_sentence(member, quantizer, untyped):
     for mask in (torch.ones(3, dtype=torch.bool), torch.ones(2, 5, 5)):
         with pytest.raises(ValueError, match="boolean mask of shape"):
             quantizer(torch.zeros(2, 5, 5, dim), mask)
-    if not quantizer.placewise:
+    if not quantizer.positionwise:
         with pytest.raises(ValueError, match="features must be 5x5"):
             quantizer(torch.zeros(2, 4, 5, dim))
 
@@ -146,7 +146,7 @@ def test_bad_codes_are_a_sentence(quantizer, untyped):
     for dtype in (torch.float32, torch.bool):
         with pytest.raises(ValueError, match="integers"):
             quantizer.decode(codes.to(dtype))
-    if quantizer.code_axes or not quantizer.placewise:
+    if quantizer.code_axes or not quantizer.positionwise:
         with pytest.raises(ValueError, match="expected codes"):
             quantizer.decode(torch.cat([codes, codes], dim=-1))
     with pytest.raises(ValueError, match="expected codes"):
@@ -226,7 +226,7 @@ def num_collapse_warnings(quantizer, z_e: torch.Tensor, updates: int) -> int:
     for warning in caught:
         assert issubclass(warning.category, UserWarning)
         assert "has collapsed" in str(warning.message)
-    remedies = {module.remedy for module in quantizer.modules() if isinstance(module, PlacewiseQuantizer)}
+    remedies = {module.remedy for module in quantizer.modules() if isinstance(module, PositionwiseQuantizer)}
     assert all(any(remedy in str(warning.message) for remedy in remedies) for warning in caught)
     return len(caught)
 
@@ -238,7 +238,7 @@ COLLAPSING = [name for name in KINDS if not name.startswith(("grouped", "multisc
 def test_collapse_is_warned_of_once(name, quantizer):
     """A codebook each is worth a warning; a constant that fills a posterior leaves nothing to draw."""
     constant = torch.full((16, *MEMBERS[name].grids[:2][-1], quantizer.dim), 100.0)
-    num_codebooks = sum(isinstance(module, PlacewiseQuantizer) for module in quantizer.modules())
+    num_codebooks = sum(isinstance(module, PositionwiseQuantizer) for module in quantizer.modules())
     assert num_collapse_warnings(quantizer, constant, 200) == num_codebooks
     assert num_collapse_warnings(quantizer, constant, 50) == 0
 

@@ -12,12 +12,12 @@ from vqvae.quantizers import (
     MASKED,
     EMAVectorQuantizer,
     VectorQuantizer,
-    placewise,
+    positionwise,
     rotation_trick,
     straight_through,
 )
-from vqvae.quantizers.gathered import Pool, hash_rows
-from vqvae.quantizers.placewise import code_counts, statistics
+from vqvae.quantizers.positionwise import code_counts, statistics
+from vqvae.quantizers.step_statistics import Pool, hash_rows
 
 NUM_CODES, DIM = 16, 6
 
@@ -326,8 +326,8 @@ def test_each_step_draws_in_another_order():
 
 def test_draws_are_distinct_vectors_in_turn():
     pool, z = Pool(16, DIM), features(DIM, 3)
-    kept = torch.arange(12) % 4 < 3  # the fourth is another vector
-    pool.add(torch.cat([z, features(DIM, 1, seed=9)]).repeat(3, 1), kept, torch.tensor(0))
+    valid = torch.arange(12) % 4 < 3  # the fourth is another vector
+    pool.add(torch.cat([z, features(DIM, 1, seed=9)]).repeat(3, 1), valid, torch.tensor(0))
     drawn = pool.draw(7)
     assert len(drawn[:3].unique(dim=0)) == 3
     assert torch.equal(drawn[3:6], drawn[:3])
@@ -339,10 +339,10 @@ def test_draws_are_distinct_vectors_in_turn():
 @pytest.mark.parametrize("codes", [[0, 0, 2, 2, MASKED], [3], [MASKED, MASKED], [1, 3, 3, 3, 2, 0, MASKED]])
 def test_counting_by_sorting_is_counting_by_listing(codes, monkeypatch):
     listed = statistics(torch.tensor(codes), 4)
-    monkeypatch.setattr(placewise, "LISTED", 0)
+    monkeypatch.setattr(positionwise, "LISTED", 0)
     sorted_ = statistics(torch.tensor(codes), 4)
     torch.testing.assert_close(listed, sorted_)
-    kept = np.array([code for code in codes if code >= 0])
-    shares = np.unique(kept, return_counts=True)[1] / max(len(kept), 1)
+    valid = np.array([code for code in codes if code >= 0])
+    shares = np.unique(valid, return_counts=True)[1] / max(len(valid), 1)
     want = (len(shares) / 4, np.exp(-(shares * np.log(shares)).sum()), 4 - len(shares))
     assert [each.item() for each in listed] == pytest.approx(want)

@@ -20,7 +20,7 @@ from token_worlds import contents, photos, plan, tokenize, tokenizer
 from priors import UniformPrior
 from vqvae import fingerprint
 from vqvae.cli.tokenizing import tokenize as command
-from vqvae.codec.fingerprint import fingerprint as of_codec
+from vqvae.codec.model_fingerprint import fingerprint as of_codec
 from vqvae.data import load_images
 from vqvae.likelihoods import Categorical
 from vqvae.tokens import CodeDataset, write_parquet

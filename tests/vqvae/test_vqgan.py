@@ -11,9 +11,9 @@ import torch
 
 from priors import TransformerPrior
 from vqvae import VQVAE, Autoencoder
+from vqvae.interop.code_agreement import compare_codes
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
 from vqvae.interop.scale import fit_scale
-from vqvae.interop.ties import compare_codes
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
 from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer, ResidualQuantizer, VectorQuantizer
 from vqvae.vqgan import VQGAN, DiffusersConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae.interop.ties import compare_codes
+from vqvae.interop.code_agreement import compare_codes
 
 
 def check_equal(model, images, codes, decode):

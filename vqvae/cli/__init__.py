@@ -13,11 +13,11 @@
     vqvae export runs/fashion-mini --to onnx -o exported
     vqvae push runs/fashion-mini owner/name
 
-    look.py         reconstruct, evaluate
+    measuring.py    reconstruct, evaluate
     sampling.py     sample
     packing.py      compress
     unpacking.py    decompress
-    figures.py      info
+    describing.py   info
     dreaming.py     dream
     tokenizing.py   tokenize
     exporting.py    export, import
@@ -48,12 +48,12 @@ from vqvae import exits
 # Where each command is. The first sentence of its docstring is what the help says of it.
 COMMANDS = {
     "train": "vqvae.training.command:run_command",
-    "reconstruct": "vqvae.cli.look:reconstruct",
+    "reconstruct": "vqvae.cli.measuring:reconstruct",
     "sample": "vqvae.cli.sampling:sample",
-    "evaluate": "vqvae.cli.look:evaluate",
+    "evaluate": "vqvae.cli.measuring:evaluate",
     "compress": "vqvae.cli.packing:compress",
     "decompress": "vqvae.cli.unpacking:decompress",
-    "info": "vqvae.cli.figures:info",
+    "info": "vqvae.cli.describing:info",
     "dream": "vqvae.cli.dreaming:dream",
     "tokenize": "vqvae.cli.tokenizing:tokenize",
     "import": "vqvae.cli.exporting:import_",

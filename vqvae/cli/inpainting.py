@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from vqvae import Autoencoder
-from vqvae.data.decode import decode, read
+from vqvae.data.decoding import decode, read
 
 _GREY = 128
 

@@ -12,7 +12,7 @@ from priors import NormalPrior, UniformPrior
 from priors.grid import GridModel
 from vqvae import Autoencoder, GaussianVAE
 from vqvae.cli.common import check_pair, tell
-from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint
 
 # What a run has to give: folders of models, of which the first is always there.
 PARTS = ("codebook", "prior", "unigram", "ngram")

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqvae.data.decode import FORMATS, MAX_BYTES, SUFFIXES, check_sums
+from vqvae.data.decoding import FORMATS, MAX_BYTES, SUFFIXES, check_sums
 from vqvae.data.files import names_of, read_bytes
 
 _START_OF_JPEG2000 = b"\xff\x4f\xff\x51"

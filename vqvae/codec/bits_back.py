@@ -174,7 +174,7 @@ class BitsBack:
         coder = self.coder
         scores, weighs_prior = coder.model.posterior_scores(units.to(coder.device))
         if weighs_prior:
-            scores = scores + coder.prior.tables(codes, _known(coder, labels))
+            scores = scores + coder.prior.log_conditionals(codes, _known(coder, labels))
         log_probs = scores.flatten(1, -2).log_softmax(-1)
         spread = offsets.to(coder.device)[:, None].expand(log_probs.shape[:2])
         found = tables.CodeTables(log_probs, spread)

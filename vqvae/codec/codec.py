@@ -39,7 +39,7 @@ from vqvae.codec.block_decoder import BlockDecoder, Decoded, bytes_of, check_of,
 from vqvae.codec.body import STORED, Body, check_size, units_of
 from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
-from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.codec.pixels import AnyImage, as_images
 from vqvae.codec.tables import Intervals
 from vqvae.codec.unit_coder import Plan, UnitCoder, WalkingPrior

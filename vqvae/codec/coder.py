@@ -74,7 +74,7 @@ def _threes(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
     return place, table.astype(np.float64) - 1
 
 
-def _tables(widths: Int[Tensor, "n k"]) -> np.ndarray:
+def _log_conditionals(widths: Int[Tensor, "n k"]) -> np.ndarray:
     # constriction reads a table whose rows do not follow each other in memory wrongly, without saying so.
     return np.ascontiguousarray(widths.cpu().numpy(), np.float64) - 1
 
@@ -134,7 +134,7 @@ class RangeReader:
         """The next n symbols, int32, each under its own widths, which add up to 2^24."""
         if not len(widths):
             return np.zeros(0, np.int32)
-        table = _tables(widths)
+        table = _log_conditionals(widths)
         try:
             found = self._decoder.decode(self._family, table)
         except AssertionError as error:
@@ -163,7 +163,7 @@ class Stack:
         """The top n symbols, int32, under widths that add up to 2^24. Raises BadStream below the bottom."""
         if not len(widths):
             return np.zeros(0, np.int32)
-        found = self._coder.decode(self._family, _tables(widths))
+        found = self._coder.decode(self._family, _log_conditionals(widths))
         if self._bottom is not None:
             depth, state = self._coder.pos()
             if depth < self._bottom or state < _FULL:

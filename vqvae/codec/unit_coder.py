@@ -48,7 +48,7 @@ _LABEL_NUMBERS = 1 << 20
 class WalkingPrior(PriorLike, Protocol):
     """A prior over codes that can be walked through."""
 
-    def tables(self, codes: Tensor, labels: Tensor | None, /) -> Tensor: ...
+    def log_conditionals(self, codes: Tensor, labels: Tensor | None, /) -> Tensor: ...
 
     def walk(self, num: int, chooser: Any, labels: Tensor | None, /) -> Tensor: ...
 
@@ -214,7 +214,7 @@ class UnitCoder:
         parts = []
         for rows in self._chunks(len(codes), self.num_codes * codes[0].numel() if len(codes) else 1):
             known = labels[rows] if labels is not None and self.num_classes is not None else None
-            log_probs = self.prior.tables(codes[rows], known).flatten(1, -2)
+            log_probs = self.prior.log_conditionals(codes[rows], known).flatten(1, -2)
             found = tables.CodeTables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
             parts.append((*found.intervals(codes[rows].flatten(1)), found.clear.all(1)))
         left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -26,7 +26,7 @@ Stands alone: it knows nothing of models.
 """
 
 from vqvae.data.batch import Batch
-from vqvae.data.batches import batches
+from vqvae.data.batching import batches
 from vqvae.data.images import Images, ImageTensors
 from vqvae.data.load import load_images
 

@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqvae.data.decode import fit
+from vqvae.data.decoding import fit
 from vqvae.data.images import ImageTensors, check_split
 
 # The mosaics of the embedded set: tiles in one file, places in one row of it.

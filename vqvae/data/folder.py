@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from vqvae.data.decode import SUFFIXES as SUFFIXES
-from vqvae.data.decode import read
+from vqvae.data.decoding import SUFFIXES as SUFFIXES
+from vqvae.data.decoding import read
 from vqvae.data.images import EncodedImages, Size, check_split, wanted
 from vqvae.data.labels import Classes, Given
 from vqvae.data.splits import Layout, layout

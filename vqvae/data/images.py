@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data.batch import Batch, Item, places
-from vqvae.data.decode import decode
+from vqvae.data.decoding import decode
 from vqvae.data.labels import MAX_LABEL
 
 SPLITS = ("train", "test")

@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqvae.data.decode import SUFFIXES
+from vqvae.data.decoding import SUFFIXES
 from vqvae.data.files import is_folder, names_of
 
 TRAIN = ("train", "training")

@@ -34,7 +34,7 @@ import pyarrow.dataset
 from jaxtyping import Int64
 from torch import Tensor
 
-from vqvae.data.decode import read
+from vqvae.data.decoding import read
 from vqvae.data.files import check_regular
 from vqvae.data.folder import held_out
 from vqvae.data.images import EncodedImages, Size, check_split, wanted

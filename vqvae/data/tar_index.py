@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from vqvae.data.decode import SUFFIXES
+from vqvae.data.decoding import SUFFIXES
 from vqvae.data.labels import MAX_NAME, NONE, UNUSABLE, Given, class_name
 from vqvae.data.tar_members import members, read_bytes
 

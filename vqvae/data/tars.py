@@ -36,7 +36,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from vqvae.data.decode import MAX_BYTES, SUFFIXES, read
+from vqvae.data.decoding import MAX_BYTES, SUFFIXES, read
 from vqvae.data.files import check_regular, shown
 from vqvae.data.folder import held_out
 from vqvae.data.images import EncodedImages, Size, check_split, wanted

@@ -21,14 +21,14 @@ ties.py         codes of two programs compared: equal, tied, wrong
 precision.py    float32 without autocast and TF32, and models that are not in it
 """
 
+from vqvae.interop.code_agreement import compare_codes
 from vqvae.interop.detect import import_tokenizer
 from vqvae.interop.diffusers import export_diffusers, import_diffusers
 from vqvae.interop.llamagen import import_llamagen
 from vqvae.interop.onnx import export_onnx
-from vqvae.interop.program import export_program
 from vqvae.interop.scale import fit_scale
 from vqvae.interop.taming import import_taming
-from vqvae.interop.ties import compare_codes
+from vqvae.interop.torch_export import export_program
 
 __all__ = [
     "compare_codes",

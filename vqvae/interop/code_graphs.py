@@ -2,12 +2,13 @@
 
 Each kind of `vqvae.quantizers` has one here, without its checks, terms and statistics. Translations of our operators
 for `torch.export` and ONNX do not replace them: the quantizers' own passes count and check in ways that fix the batch,
-onnxruntime has no float64 for what a multi-scale quantizer enlarges by, and `vqvae.interop.ties` judges codes by these
-graphs. What differs from the library:
+onnxruntime has no float64 for what a multi-scale quantizer enlarges by, and `vqvae.interop.code_agreement` judges codes
+by these graphs. What differs from the library:
 
-- The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest` finds the answer of a
-  float64 brute force. Codes and features are taken relative to the codes' mean, so that features far from zero do not
-  lose what tells codes apart. Codes can differ where two distances tie within rounding: see `vqvae.interop.ties`.
+- The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest_search` finds the answer of
+  a float64 brute force. Codes and features are taken relative to the codes' mean, so that features far from zero do
+  not lose what tells codes apart. Codes can differ where two distances tie within rounding: see
+  `vqvae.interop.code_agreement`.
   Scores of `SECTION` codes are held at once, for all places of the batch.
 - Maps that the library runs in float64 (projections, the grids and refinements of a multi-scale quantizer) run in
   float32. Enlarging and averaging a grid are products with constant matrices, which no tool resizes otherwise.
@@ -15,7 +16,7 @@ graphs. What differs from the library:
   accelerators; kinds that compute their vectors (FSQ, LFQ, BSQ) take some vector for it. NaN in the features gives some
   code. `MASKED` codes have zeros for vectors, as in the library.
 
-A graph in float64, with codes that are given, is what `vqvae.interop.ties` judges those codes by.
+A graph in float64, with codes that are given, is what `vqvae.interop.code_agreement` judges those codes by.
 """
 
 import abc
@@ -166,7 +167,7 @@ class Listed(Codebook):
         return self.offsets[others] - self.offsets[codes] + (z * slope).sum(-1), slope.norm(dim=-1)
 
     def rounding(self, z: Tensor) -> Tensor:
-        """Two scores are off by (d + 3)·eps·(‖z‖·max‖weight‖ + max|offset|): see `vqvae.quantizers.nearest`."""
+        """Two scores are off by (d + 3)·eps·(‖z‖·max‖weight‖ + max|offset|): see `vqvae.quantizers.nearest_search`."""
         radius, height = self._weights().norm(dim=1).max(), self.offsets.abs().max()
         scale = (z - self.centre).norm(dim=-1) * radius + height
         return (z.shape[-1] + 3) * torch.finfo(torch.float32).eps * scale

@@ -21,9 +21,9 @@ from torch import Tensor
 from safefolder.files import replacing_folder
 from safefolder.hub import download, is_hub_id
 from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors, shown
-from vqvae.interop.layout import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
+from vqvae.interop.weight_names import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
 from vqvae.likelihoods import Normal
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer

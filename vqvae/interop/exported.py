@@ -4,8 +4,8 @@
     FOLDER/decoder.SUFFIX     codes, int64 "b *grid"    ->  images, uint8 "b c h w"
     FOLDER/tokenizer.json     sizes, the model's fingerprint, and how to call the two
 
-What was written is read again and must give the model's own codes (but for ties, `vqvae.interop.ties`) and pixels for
-batches of several sizes; only then does it take the folder's place. The judge is a copy of the model on the CPU in full
+What was written is read again and must give the model's own codes (but for ties, `vqvae.interop.code_agreement`) and
+pixels for batches of several sizes; only then does it take the folder's place. The judge is a copy of the model on the CPU in full
 float32, wherever the model is: what another device rounds otherwise says nothing of the files.
 """
 
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import safefolder
 from vqvae import fingerprint
+from vqvae.interop.code_agreement import compare_codes, count_wrong_pixels
 from vqvae.interop.precision import without_autocast
-from vqvae.interop.ties import compare_codes, count_wrong_pixels
 from vqvae.interop.traced import CodesToImages, ImagesToCodes, check_exportable
 from vqvae.model import VQVAE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vqvae.interop.layout import Layout, assembled, sizes, to_diffusers
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
+from vqvae.interop.weight_names import Layout, assembled, sizes, to_diffusers
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import VectorQuantizer
 from vqvae.vqgan import VQGAN

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqvae.interop.exported import Form, Program, write_folder
-from vqvae.interop.program import traced_program
+from vqvae.interop.torch_export import traced_program
 from vqvae.model import VQVAE
 
 # A file of ONNX is one protobuf message, at most 2 GiB: so many bytes of weights leave the rest for the graph.

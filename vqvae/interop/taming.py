@@ -18,7 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from safefolder.tensors import few, is_file, shown
-from vqvae.interop.layout import (
+from vqvae.interop.plain_yaml import read_yaml
+from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
+from vqvae.interop.weight_names import (
     MOST_PIXELS,
     Layout,
     assembled,
@@ -27,8 +29,6 @@ from vqvae.interop.layout import (
     sizes,
     to_diffusers,
 )
-from vqvae.interop.plain_yaml import read_yaml
-from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 from vqvae.vqgan import VQGAN

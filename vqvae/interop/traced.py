@@ -67,7 +67,7 @@ class CodesToImages(nn.Module):
 
     def forward(self, codes: Int[Tensor, "b *grid"]) -> UInt8[Tensor, "b c h w"]:
         features = self.decoder(self.quantizer.look_up(codes)).float()
-        return point(self.likelihood, features).round().clamp(0, 255).to(torch.uint8)
+        return point_estimate(self.likelihood, features).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_exportable(model: Any) -> None:
@@ -86,7 +86,7 @@ def _known(likelihood: Likelihood) -> Likelihood:
     return likelihood.mixture if isinstance(likelihood, LocalContext) else likelihood
 
 
-def point(likelihood: Likelihood, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
+def point_estimate(likelihood: Likelihood, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
     """The likelihood's point estimate as a graph: levels 0..255, not rounded.
 
     Raises:
@@ -99,7 +99,7 @@ def point(likelihood: Likelihood, features: Float[Tensor, "b f h w"]) -> Float[T
         probs = features.unflatten(1, (likelihood.num_channels, -1)).softmax(2)
         levels = torch.arange(probs.shape[2], dtype=probs.dtype, device=probs.device)
         return (probs * levels[:, None, None]).sum(2)
-    return likelihood.point(features)
+    return likelihood.point_estimate(features)
 
 
 def _mixture_mean(mixture: LogisticMixture, features: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class Likelihood(nn.Module, Configured):
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level, 0..255 (see the families for coupled channels)."""
 
-    def point(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
+    def point_estimate(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The levels, 0..255, of one image that stands for the distribution, as a reconstruction: its mean."""
         return self.mean(features)
 

@@ -79,7 +79,7 @@ class Normal(Likelihood):
         return means
 
     @torch.no_grad()
-    def point(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
+    def point_estimate(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """mu within 0..255, which rounded is the median.
 
         Not the mean: where mu is white that lies below white, by 0.4 s, as no level lies above. A decoder that was

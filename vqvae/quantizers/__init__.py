@@ -27,7 +27,7 @@ from vqvae.quantizers.gumbel import GumbelQuantizer
 from vqvae.quantizers.ibq import IBQ
 from vqvae.quantizers.lfq import LFQ
 from vqvae.quantizers.multiscale import MultiScaleQuantizer
-from vqvae.quantizers.nearest import nearest
+from vqvae.quantizers.nearest_search import nearest
 from vqvae.quantizers.projected import ProjectedQuantizer
 from vqvae.quantizers.residual import ResidualQuantizer
 from vqvae.quantizers.simvq import SimVQ

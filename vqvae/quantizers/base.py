@@ -87,7 +87,7 @@ class Quantizer(nn.Module, Configured):
         code_axes: axes of `codes` after those of the grid: (depth,), (groups,), or none.
         estimator: how the gradient reaches `z_e`; None where the vectors of `quantize` have their own.
         on_sphere: codes are unit vectors, so what is left of a vector is none that a further step could quantise.
-        placewise: each place of the features has codes of its own.
+        positionwise: each place of the features has codes of its own.
         stochastic: there is a posterior over codes to `draw` from.
     """
 
@@ -104,7 +104,7 @@ class Quantizer(nn.Module, Configured):
     code_axes: tuple[int, ...] = ()
     estimator: Estimator | None = None
     on_sphere: bool = False
-    placewise: bool = True
+    positionwise: bool = True
     stochastic: bool = False
 
     def __init__(self, *, num_codes: int, dim: int):
@@ -210,7 +210,7 @@ class Quantizer(nn.Module, Configured):
         """Scores s of all codes, and whether a prior weighs in, for the posterior as a table.
 
         ln P_enc(k | y, codes before) is the log-softmax of s_k, or of s_k + ln P_pri(k | codes before) where it does.
-        Gradients are not kept.
+        Gradients are not valid.
 
         Args:
             beta: weight of the prior in the loop, or None without one.
@@ -250,7 +250,7 @@ class Quantizer(nn.Module, Configured):
         """Features in the space of the codes: on the unit sphere or in a box for kinds whose codes lie there."""
         return z_e
 
-    def finer(self) -> Tensor | float:
+    def residual_scale(self) -> Tensor | float:
         """By how much the next step of a residual quantizer should be finer; 1 where codes find their own scale."""
         return 1.0
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae.quantizers.placewise import masked_mean
+from vqvae.quantizers.positionwise import masked_mean
 
 
 def pack_bits(bits: Bool[Tensor, "n d"]) -> Int[Tensor, " n"]:
@@ -25,13 +25,13 @@ def check_bits(num_bits: int, limit: int, reason: str) -> None:
         raise ValueError(f"expected 1 to {limit} bits, got {num_bits}: {reason}")
 
 
-def per_sample_entropy(logits: Float[Tensor, "n d"], kept: Tensor | None) -> Float[Tensor, ""]:
+def per_sample_entropy(logits: Float[Tensor, "n d"], valid: Tensor | None) -> Float[Tensor, ""]:
     """The mean over vectors of the entropy of d independent bits with these log-odds, in nats."""
     entropies = F.softplus(logits) - logits * torch.sigmoid(logits)
-    return masked_mean(entropies.sum(-1), kept)
+    return masked_mean(entropies.sum(-1), valid)
 
 
-def average_codes(logits: Float[Tensor, "n d"], kept: Tensor | None) -> Float[Tensor, " k"]:
+def average_codes(logits: Float[Tensor, "n d"], valid: Tensor | None) -> Float[Tensor, " k"]:
     """The mean over vectors of each of the 2^d codes' probabilities, without a matrix of n x 2^d.
 
     Bits are independent given the vector, so a code's probability is that of its low half times that of its high half,
@@ -39,9 +39,9 @@ def average_codes(logits: Float[Tensor, "n d"], kept: Tensor | None) -> Float[Te
     """
     num = logits.shape[-1]
     low, high = (_half_codes(half) for half in logits.split([num // 2, num - num // 2], dim=-1))
-    if kept is not None:
-        low = torch.where(kept[:, None], low, 0.0)
-    total = max(len(logits), 1) if kept is None else kept.sum().clamp_min(1)
+    if valid is not None:
+        low = torch.where(valid[:, None], low, 0.0)
+    total = max(len(logits), 1) if valid is None else valid.sum().clamp_min(1)
     return (high.T @ low / total).reshape(-1)
 
 

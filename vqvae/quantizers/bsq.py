@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from vqvae.quantizers.binary import average_codes, check_bits, pack_bits, per_sample_entropy, unpack_signs
 from vqvae.quantizers.estimators import straight_through
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, none_is_zero
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 GROUP = 12
 
 
-class BSQ(PlacewiseQuantizer):
+class BSQ(PositionwiseQuantizer):
     """Binary spherical quantisation.
 
         q = BSQ(num_bits=36)(z_e)      # z_e: "b *grid 36"; 2^36 codes
@@ -53,16 +53,16 @@ class BSQ(PlacewiseQuantizer):
     def project(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=-1)
 
-    def finer(self) -> float:
+    def residual_scale(self) -> float:
         return 0.5
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         codes = pack_bits(vectors.detach() > 0)
         logits = 4 * vectors / (self.dim**0.5 * self.temperature)
-        groups = [entropy_of(average_codes(group, kept)) for group in logits.chunk(-(-self.dim // GROUP), dim=-1)]
-        deficit = none_is_zero(self.dim * math.log(2) - torch.stack(groups).sum(), vectors, kept)
+        groups = [entropy_of(average_codes(group, valid)) for group in logits.chunk(-(-self.dim // GROUP), dim=-1)]
+        deficit = none_is_zero(self.dim * math.log(2) - torch.stack(groups).sum(), vectors, valid)
         terms = {
-            "per_sample_entropy": self.entropy_weight * per_sample_entropy(logits, kept),
+            "per_sample_entropy": self.entropy_weight * per_sample_entropy(logits, valid),
             "codebook_entropy_deficit": self.entropy_weight * deficit,
         }
         return Assignment(self.vectors_of(codes), codes, terms)

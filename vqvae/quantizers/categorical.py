@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from vqvae.quantizers.base import Quantized
 from vqvae.quantizers.estimators import gumbel_softmax
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer
 from vqvae.quantizers.prior_in_loop import PriorInTheLoop, rate_of
 from vqvae.quantizers.soft import CHUNK_ELEMENTS, entropy_of, in_chunks
 
 
-class CategoricalQuantizer(PlacewiseQuantizer):
+class CategoricalQuantizer(PositionwiseQuantizer):
     """Abstract: codes drawn from a posterior with affine logits.
 
     Args:
@@ -77,7 +77,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
 
     @abc.abstractmethod
     def terms(
-        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
+        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, valid: Tensor | None
     ) -> dict[str, Tensor]:
         """Auxiliary terms, given each place's posterior entropy "n" and the mean posterior "k"."""
 
@@ -89,11 +89,11 @@ class CategoricalQuantizer(PlacewiseQuantizer):
             self.final_temperature + (self.temperature - self.final_temperature) * (1 + torch.cos(math.pi * done)) / 2
         )
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         if self.training:
-            self.watch(vectors, kept)
+            self.observe(vectors, valid)
         table, (weight, bias) = self.table, self.logits()
-        counted = _counted(vectors, kept)
+        counted = _counted(vectors, valid)
         shared = (weight, bias, table.detach() if self.hard else table, self.current_temperature.to(self.dtype))
         parts = in_chunks(_sample if self.training else _score, (vectors, counted), shared, self.num_codes)
         entropies = torch.cat([part[0] for part in parts])
@@ -111,7 +111,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
                 chosen, log_posterior = table[codes] + (soft - soft.detach()), sampled
             else:
                 codes, chosen, log_posterior = self.most_probable(vectors), soft, most
-        terms = self.terms(vectors, chosen, entropies, average, kept)
+        terms = self.terms(vectors, chosen, entropies, average, valid)
         return Assignment(chosen, codes, terms, drawn_entropies, log_posterior)
 
     def check_weighs_prior(self) -> None:
@@ -127,7 +127,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
                 q = self.run(z_e, None, generator)
                 return q, rate_of(q.codes, loop)
             vectors, _ = pack([self.project(z_e)], "* d")
-            self.watch(vectors, None)
+            self.observe(vectors, None)
             weight, bias = self.logits()
             log_probs = F.log_softmax(vectors @ weight.T + bias, dim=-1)
             weights = relaxed = gumbel_softmax(log_probs, self.current_temperature.to(self.dtype))
@@ -140,7 +140,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
             del terms["kl"]  # to even odds, in whose place the prior's rate comes
             found = Assignment(chosen, codes, terms, entropies, log_probs.gather(-1, codes[:, None])[:, 0])
             q = self.result(found, z_e, None)
-        tables = loop.relaxed_tables(weights.reshape(*z_e.shape[:-1], self.num_codes))
+        tables = loop.relaxed_log_conditionals(weights.reshape(*z_e.shape[:-1], self.num_codes))
         return q, -(posteriors.reshape(tables.shape) * tables).flatten(1).sum(1)
 
     @torch.no_grad()
@@ -158,12 +158,12 @@ class CategoricalQuantizer(PlacewiseQuantizer):
             weight, bias = self.logits()
             return self.project(self.prepared(z_e)) @ weight.T + bias, False
 
-    def watch(self, vectors: Tensor, kept: Tensor | None) -> None:
+    def observe(self, vectors: Tensor, valid: Tensor | None) -> None:
         """Look at what is quantised in training, for `update`."""
 
-    def draw_codes(self, vectors: Tensor, kept: Tensor | None, generator: torch.Generator) -> Assignment:
+    def draw_codes(self, vectors: Tensor, valid: Tensor | None, generator: torch.Generator) -> Assignment:
         weight, bias = self.logits()
-        counted = _counted(vectors, kept)
+        counted = _counted(vectors, valid)
         parts = []
         average = torch.zeros_like(bias)
         size = max(1, CHUNK_ELEMENTS // self.num_codes)
@@ -177,7 +177,7 @@ class CategoricalQuantizer(PlacewiseQuantizer):
             average += share @ posteriors
         codes, entropies, log_posterior = (torch.cat(column) for column in zip(*parts, strict=True))
         chosen = self.table[codes]
-        terms = self.terms(vectors, chosen, entropies, average / counted.sum().clamp_min(1), kept)
+        terms = self.terms(vectors, chosen, entropies, average / counted.sum().clamp_min(1), valid)
         return Assignment(chosen, codes, terms, entropies, log_posterior)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
@@ -189,9 +189,9 @@ class CategoricalQuantizer(PlacewiseQuantizer):
         super().update()
 
 
-def _counted(vectors: Tensor, kept: Tensor | None) -> Tensor:
+def _counted(vectors: Tensor, valid: Tensor | None) -> Tensor:
     """The weight of each vector in a mean over those that count, "n": one or zero."""
-    return torch.ones_like(vectors[:, 0]) if kept is None else kept.to(vectors.dtype)
+    return torch.ones_like(vectors[:, 0]) if valid is None else valid.to(vectors.dtype)
 
 
 def _score(vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ Quantized Bottleneck Models"). From then on codes without traffic are revived, b
   Anchors are random vectors, the first of the paper's choices.
 
 Both happen in `update`, never in the forward pass. Over several processes one reduction a step sums counts and sums,
-and all draw from the same pool (`vqvae.quantizers.gathered`), so every process ends with the same codebook to the bit,
-and with that of one process which saw all their vectors.
+and all draw from the same pool (`vqvae.quantizers.step_statistics`), so every process ends with the same codebook to
+the bit, and with that of one process which saw all their vectors.
 """
 
 import abc
@@ -29,21 +29,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqvae.quantizers.base import Quantized
+from vqvae.quantizers.centres import kmeans
 from vqvae.quantizers.estimators import rotation_trick, straight_through
-from vqvae.quantizers.gathered import Pool, Sums, pool_size
-from vqvae.quantizers.kmeans import kmeans
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, masked_mean
 from vqvae.quantizers.prior_in_loop import (
     SPREAD,
     Chosen,
     PriorInTheLoop,
     gumbel_noise,
-    in_sweeps,
+    jacobi,
     posterior_at,
     rate_of,
     step_by_step,
 )
+from vqvae.quantizers.step_statistics import Pool, Sums, pool_size
 
 Revival = Literal["dead", "clustered", "off"]
 # "dead": traffic is averaged over about ten updates. An encoder that moves fast, as at the start, leaves codes behind
@@ -54,7 +54,7 @@ CLUSTERED_DECAY = 0.99
 VARIANCE_DECAY = 0.95
 
 
-class CodebookQuantizer(PlacewiseQuantizer):
+class CodebookQuantizer(PositionwiseQuantizer):
     """Abstract: nearest code of a table whose rows move one by one.
 
     Args:
@@ -107,7 +107,9 @@ class CodebookQuantizer(PlacewiseQuantizer):
         """The codes as `decode` gives them: float32 or better, unit vectors where normalised."""
 
     @abc.abstractmethod
-    def overwrite(self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]) -> None:
+    def reset_codes(
+        self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]
+    ) -> None:
         """Move each code k to `vectors[k]` by `weights[k]` in [0, 1], its statistics to those of `share` vectors."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodebookQuantizer":
@@ -119,22 +121,22 @@ class CodebookQuantizer(PlacewiseQuantizer):
     def project(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=-1) if self.normalize else z_e
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         table = self.table
         codes = nearest(vectors, table)
         found = self.e_step(vectors.detach(), table.detach()) if self.training else None
-        return self._settle(vectors, table, codes, found, kept)
+        return self._settle(vectors, table, codes, found, valid)
 
     def _settle(
-        self, vectors: Tensor, table: Tensor, codes: Tensor, found: Tensor | None, kept: Tensor | None
+        self, vectors: Tensor, table: Tensor, codes: Tensor, found: Tensor | None, valid: Tensor | None
     ) -> Assignment:
         """Vectors are given to the codes found "n num_samples", or else to `codes`, their nearest ones."""
         nearest_vectors = table[codes]
         if self.training:
             given = codes[:, None] if found is None else found
-            self._gather(vectors.detach(), nearest_vectors.detach(), given, kept)
+            self._gather(vectors.detach(), nearest_vectors.detach(), given, valid)
         chosen = nearest_vectors if found is None else _mean_vectors(table, found)
-        return Assignment(chosen, codes, self.terms(vectors, chosen, kept))
+        return Assignment(chosen, codes, self.terms(vectors, chosen, valid))
 
     def check_weighs_prior(self) -> None:
         if self.num_samples > 1:
@@ -155,7 +157,7 @@ class CodebookQuantizer(PlacewiseQuantizer):
         chosen = self._choose(codes, costs, loop, generator)
         if self.training:
             chosen = posterior_at(chosen.codes, costs, loop)
-        elif loop.num_sweeps is not None:
+        elif loop.num_iterations is not None:
             chosen = chosen._replace(rate=rate_of(chosen.codes, loop))
         with torch.autocast(z_e.device.type, enabled=False):
             vectors, _ = pack([projected], "* d")
@@ -196,24 +198,24 @@ class CodebookQuantizer(PlacewiseQuantizer):
     def _choose(self, codes: Tensor, costs: Tensor, loop: PriorInTheLoop, generator: torch.Generator | None) -> Chosen:
         costs = costs.detach()
         noise = gumbel_noise(costs, generator) if self.training or generator is not None else None
-        if loop.num_sweeps is None:
+        if loop.num_iterations is None:
             return step_by_step(costs, loop, noise)
         zero = costs.new_zeros(len(costs))
-        return Chosen(in_sweeps(codes, costs, loop, noise, loop.num_sweeps), zero, zero, zero)
+        return Chosen(jacobi(codes, costs, loop, noise, loop.num_iterations), zero, zero, zero)
 
     def e_step(self, vectors: Tensor, table: Tensor) -> Tensor | None:
         """The codes "n num_samples" that each vector counts towards in training; None is its nearest one."""
         return None
 
-    def terms(self, vectors: Tensor, chosen: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
-        return {"commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), kept)}
+    def terms(self, vectors: Tensor, chosen: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        return {"commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), valid)}
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         return self.table[codes]
 
     @torch.no_grad()
-    def _gather(self, vectors: Tensor, nearest_vectors: Tensor, found: Tensor, kept: Tensor | None) -> None:
-        weights = torch.ones_like(found[:, 0]) if kept is None else kept
+    def _gather(self, vectors: Tensor, nearest_vectors: Tensor, found: Tensor, valid: Tensor | None) -> None:
+        weights = torch.ones_like(found[:, 0]) if valid is None else valid
         errors = (vectors - nearest_vectors).square_().mean(1)
         self.sums_of_step["errors"].add_((errors * weights).sum())
         counts, sums = self.sums_of_step["counts"], self.sums_of_step["vectors"]
@@ -222,7 +224,7 @@ class CodebookQuantizer(PlacewiseQuantizer):
             counts.scatter_add_(0, codes, weights.to(counts.dtype))
             sums.index_add_(0, codes, weighted)
         if self.revival != "off" or not self.has_started:  # else nobody draws from the pool
-            self.pool.add(vectors, kept, self.num_updates)
+            self.pool.add(vectors, valid, self.num_updates)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -261,7 +263,7 @@ class CodebookQuantizer(PlacewiseQuantizer):
         share = total / self.num_codes
         if self.revival == "dead":
             self.traffic.fill_(share)
-        self.overwrite(torch.ones_like(self.traffic), centres, share)
+        self.reset_codes(torch.ones_like(self.traffic), centres, share)
 
     def _revive_dead(self, counts: Tensor, total: Tensor) -> None:
         self.traffic.lerp_(counts.to(self.traffic), 1 - DEAD_DECAY)
@@ -272,12 +274,12 @@ class CodebookQuantizer(PlacewiseQuantizer):
             vectors = torch.zeros_like(self.table)
             vectors[dead] = self.pool.draw(num_dead)
             self.traffic[dead] = share.to(self.traffic.dtype)
-            self.overwrite(dead.to(vectors.dtype), vectors, share)
+            self.reset_codes(dead.to(vectors.dtype), vectors, share)
 
     def _revive_clustered(self, counts: Tensor, total: Tensor) -> None:
         self.traffic.lerp_((counts / total).to(self.traffic), 1 - CLUSTERED_DECAY)
         weights = torch.exp(-10 * self.num_codes * self.traffic / (1 - CLUSTERED_DECAY) - 1e-3)
-        self.overwrite(weights, self.pool.draw(self.num_codes), total / self.num_codes)
+        self.reset_codes(weights, self.pool.draw(self.num_codes), total / self.num_codes)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, normalize={self.normalize}, revival={self.revival}"

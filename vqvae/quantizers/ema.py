@@ -55,7 +55,9 @@ class EMAVectorQuantizer(CodebookQuantizer):
         smoothed = (self.counts + self.EPSILON) / (total + self.num_codes * self.EPSILON) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
 
-    def overwrite(self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]) -> None:
+    def reset_codes(
+        self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]
+    ) -> None:
         weights = weights.to(self.codebook)
         self.codebook.lerp_(vectors.to(self.codebook), weights[:, None])
         self.counts.lerp_(share.to(self.counts).expand_as(self.counts), weights)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from vqvae.quantizers.estimators import straight_through
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer
 
 # ε: a tanh never reaches 1, so the box is a little larger than its outermost levels.
 MARGIN = 1e-3
 
 
-class FSQ(PlacewiseQuantizer):
+class FSQ(PositionwiseQuantizer):
     """Finite scalar quantisation.
 
         q = FSQ(levels=(8, 5, 5, 5))(z_e)      # z_e: "b *grid 4"; 1,000 codes
@@ -50,11 +50,11 @@ class FSQ(PlacewiseQuantizer):
         offset = (1 - sizes % 2) / 2
         return (torch.tanh(z_e + torch.atanh(offset / half)) * half - offset) / (self.sizes // 2)
 
-    def finer(self) -> Tensor:
+    def residual_scale(self) -> Tensor:
         # What rounding leaves of a channel is one level wide: the next step lays all of its levels into that.
         return 1 / (self.sizes - 1).to(torch.float32)
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         digits = (vectors.detach() * (self.sizes // 2)).round().to(torch.int64) + self.sizes // 2
         codes = (digits.clamp_min(0).minimum(self.sizes - 1) * self.bases).sum(-1)
         return Assignment(self.vectors_of(codes), codes, {})

@@ -29,7 +29,7 @@ class GroupedQuantizer(Quantizer):
             raise ValueError(f"expected at least one group, got {num_groups}")
         parts = [quantizer.build() for _ in range(num_groups)]
         first = parts[0]
-        if not first.placewise:
+        if not first.positionwise:
             raise ValueError(
                 f"{type(first).__name__} cannot stand inside a GroupedQuantizer: it has no code of its own at each "
                 "place; put a GroupedQuantizer inside it instead"
@@ -44,10 +44,10 @@ class GroupedQuantizer(Quantizer):
     def project(self, z_e: Tensor) -> Tensor:
         return torch.cat([part.project(x) for part, x in zip(self.parts, self._split(z_e), strict=True)], dim=-1)
 
-    def finer(self) -> Tensor | float:
+    def residual_scale(self) -> Tensor | float:
         anchor = self._anchor.to(self.dtype)
         # Each group's own: one number for all of its channels, or one for each.
-        return torch.cat([anchor.new_ones(part.dim) * part.finer() for part in self.parts])
+        return torch.cat([anchor.new_ones(part.dim) * part.residual_scale() for part in self.parts])
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         results = [part.quantize(x, mask, generator) for part, x in zip(self.parts, self._split(z_e), strict=True)]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.quantizers.categorical import CategoricalQuantizer
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import masked_mean, none_is_zero
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 
@@ -66,10 +66,10 @@ class GumbelQuantizer(CategoricalQuantizer):
         return nearest(vectors, weight, -bias)
 
     def terms(
-        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
+        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, valid: Tensor | None
     ) -> dict[str, Tensor]:
         most = math.log(self.num_codes)
         return {
-            "kl": self.kl_weight * masked_mean(most - entropies, kept),
-            "codebook_entropy_deficit": self.entropy_weight * none_is_zero(most - entropy_of(average), vectors, kept),
+            "kl": self.kl_weight * masked_mean(most - entropies, valid),
+            "codebook_entropy_deficit": self.entropy_weight * none_is_zero(most - entropy_of(average), vectors, valid),
         }

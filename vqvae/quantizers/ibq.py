@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean, none_is_zero
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of, in_chunks
 
 TEMPERATURE = 0.01
 
 
-class IBQ(PlacewiseQuantizer):
+class IBQ(PositionwiseQuantizer):
     """Index backpropagation quantisation.
 
     Args:
@@ -47,22 +47,22 @@ class IBQ(PlacewiseQuantizer):
     def table(self) -> Tensor:
         return self.codebook.to(self.dtype)
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         table = self.table
         codes = nearest(vectors, table, table.new_zeros(self.num_codes))
-        weights = torch.ones_like(vectors[:, 0]) if kept is None else kept.to(vectors.dtype)
+        weights = torch.ones_like(vectors[:, 0]) if valid is None else valid.to(vectors.dtype)
         parts = in_chunks(_soft, (vectors, weights), (table,), self.num_codes)
         soft = torch.cat([part[0] for part in parts])
         entropies = torch.cat([part[1] for part in parts])
         average = torch.stack([part[2] for part in parts]).sum(0) / weights.sum().clamp_min(1)
         hard = table[codes]
         chosen = hard + (soft - soft.detach())
-        deficit = none_is_zero(math.log(self.num_codes) - entropy_of(average), vectors, kept)
+        deficit = none_is_zero(math.log(self.num_codes) - entropy_of(average), vectors, valid)
         terms = {
-            "alignment": masked_mean((chosen - vectors).square(), kept),
-            "commitment": masked_mean((hard.detach() - vectors).square(), kept),
-            "codebook": self.commitment_weight * masked_mean((hard - vectors.detach()).square(), kept),
-            "per_sample_entropy": self.entropy_weight * masked_mean(entropies, kept),
+            "alignment": masked_mean((chosen - vectors).square(), valid),
+            "commitment": masked_mean((hard.detach() - vectors).square(), valid),
+            "codebook": self.commitment_weight * masked_mean((hard - vectors.detach()).square(), valid),
+            "per_sample_entropy": self.entropy_weight * masked_mean(entropies, valid),
             "codebook_entropy_deficit": self.entropy_weight * deficit,
         }
         return Assignment(chosen, codes, terms)

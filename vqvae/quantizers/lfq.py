@@ -18,13 +18,13 @@ from torch import Tensor
 
 from vqvae.quantizers.binary import average_codes, check_bits, pack_bits, per_sample_entropy, unpack_signs
 from vqvae.quantizers.estimators import straight_through
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean, none_is_zero
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
 
 TEMPERATURE = 0.01
 
 
-class LFQ(PlacewiseQuantizer):
+class LFQ(PositionwiseQuantizer):
     """Lookup-free quantisation.
 
         q = LFQ(num_bits=10)(z_e)      # z_e: "b *grid 10"; 1,024 codes
@@ -44,17 +44,17 @@ class LFQ(PlacewiseQuantizer):
         self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
 
-    def finer(self) -> float:
+    def residual_scale(self) -> float:
         return 0.5
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         codes = pack_bits(vectors.detach() > 0)
         chosen = self.vectors_of(codes)
         logits = 4 * vectors / TEMPERATURE  # the squared distances to a bit's two values differ by 4z
-        deficit = none_is_zero(self.dim * math.log(2) - entropy_of(average_codes(logits, kept)), vectors, kept)
+        deficit = none_is_zero(self.dim * math.log(2) - entropy_of(average_codes(logits, valid)), vectors, valid)
         terms = {
-            "commitment": self.commitment_weight * masked_mean((vectors - chosen).square(), kept),
-            "per_sample_entropy": self.entropy_weight * per_sample_entropy(logits, kept),
+            "commitment": self.commitment_weight * masked_mean((vectors - chosen).square(), valid),
+            "per_sample_entropy": self.entropy_weight * per_sample_entropy(logits, valid),
             "codebook_entropy_deficit": self.entropy_weight * deficit,
         }
         return Assignment(chosen, codes, terms)

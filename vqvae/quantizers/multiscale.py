@@ -31,7 +31,7 @@ from vqvae.quantizers.base import (
     check_leaves_remainder,
 )
 from vqvae.quantizers.ema import EMAVectorQuantizer
-from vqvae.quantizers.placewise import masked_mean
+from vqvae.quantizers.positionwise import masked_mean
 
 VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 NUM_REFINERS = 4
@@ -48,7 +48,7 @@ class MultiScaleQuantizer(Quantizer):
         commitment_weight: of mse(sg f, z); 0.25 in the paper.
     """
 
-    placewise = False
+    positionwise = False
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class MultiScaleQuantizer(Quantizer):
         if not scales or scales[0] < 1 or any(a >= b for a, b in itertools.pairwise(scales)):
             raise ValueError(f"expected growing scales of at least 1, got {scales}")
         inner = quantizer.build()
-        if not inner.placewise or inner.code_axes:
+        if not inner.positionwise or inner.code_axes:
             raise ValueError(
                 f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a place; "
                 "take a single codebook, FSQ, LFQ, BSQ or a projection of one"
@@ -100,7 +100,7 @@ class MultiScaleQuantizer(Quantizer):
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         rest, total = z_e, torch.zeros_like(z_e)
-        kept = None if mask is None else mask.reshape(-1)
+        valid = None if mask is None else mask.reshape(-1)
         results, refinements, commitments = [], [], []
         for index, scale in enumerate(self.scales):
             coarse, coarse_mask = _shrunk(rest, mask, scale)
@@ -109,8 +109,8 @@ class MultiScaleQuantizer(Quantizer):
             total = total + found
             rest = rest - (found if self.estimator is None else found.detach())
             results.append(q)
-            refinements.append(masked_mean((total - z_e.detach()).square().flatten(0, 2), kept))
-            commitments.append(masked_mean((total.detach() - z_e).square().flatten(0, 2), kept))
+            refinements.append(masked_mean((total - z_e.detach()).square().flatten(0, 2), valid))
+            commitments.append(masked_mean((total.detach() - z_e).square().flatten(0, 2), valid))
         own = {name for name in results[0].auxiliary if name not in ("codebook", "commitment")}
         codes = torch.cat([q.codes.flatten(1) for q in results], dim=1)
         return Quantized(

@@ -12,7 +12,7 @@ a code. The posterior is what minimises E[c_i] + β·KL(P_enc ‖ P_pri); a draw
 
     k_i = argmax_k  ln P_pri(k | k_1 … k_{i−1}) − c_ik / β + g_ik        with Gumbel noise g
 
-The choice at place i needs the codes before it: `step_by_step` is one walk of the prior. For training `in_sweeps` is
+The choice at place i needs the codes before it: `step_by_step` is one walk of the prior. For training `jacobi` is
 faster: it chooses at all places at once, given the codes of the sweep before, starting with the nearest codes. After
 sweep s the first s places are those of the walk and stay so: as many sweeps as places are the walk, one comes close.
 
@@ -29,7 +29,7 @@ A quantizer that has a posterior of its own takes the prior's gradient through i
 
 which reaches the encoder by q, exactly given the context, and by the context.
 
-The prior's tables, places times codes for each image, are held; so this is for codebooks that a prior can list.
+The prior's conditionals, positions times codes for each image, are held; so this is for codebooks that a prior can list.
 """
 
 import math
@@ -55,28 +55,28 @@ class PriorInTheLoop:
     """A prior as a quantizer sees it.
 
     Attributes:
-        tables: gives ln P(z_i = · | codes before i), `"b *grid k"` in nats, of codes `"b *grid"`.
-        relaxed_tables: the same of weights `"b *grid k"` in place of codes, differentiable.
+        log_conditionals: gives ln P(z_i = · | codes before i), `"b *grid k"` in nats, of codes `"b *grid"`.
+        relaxed_log_conditionals: the same of weights `"b *grid k"` in place of codes, differentiable.
         walk: steps through the places in the prior's order, shows a chooser ln P(· | codes before) `"b k"`, and goes on
             with the codes `"b"` that it returns; gives all of them, `"b *grid"`.
         beta: weight of the rate, above zero; 1 is that of the bound.
-        num_sweeps: sweeps in place of the walk: fast, nearly the same, and without entropies; None is the walk.
+        num_iterations: sweeps in place of the walk: fast, nearly the same, and without entropies; None is the walk.
 
     Raises:
         ValueError: a beta that is no positive number, or no sweep.
     """
 
-    tables: Tables
-    relaxed_tables: Tables
+    log_conditionals: Tables
+    relaxed_log_conditionals: Tables
     walk: Callable[[Chooser], Tensor]
     beta: float = 1.0
-    num_sweeps: int | None = None
+    num_iterations: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
             raise ValueError(f"expected a finite beta above zero, got {self.beta}; leave the prior out for none")
-        if self.num_sweeps is not None and self.num_sweeps < 1:
-            raise ValueError(f"expected at least one sweep, or None for the walk, got {self.num_sweeps}")
+        if self.num_iterations is not None and self.num_iterations < 1:
+            raise ValueError(f"expected at least one sweep, or None for the walk, got {self.num_iterations}")
 
 
 class Chosen(NamedTuple):
@@ -121,17 +121,17 @@ def step_by_step(
 
 
 @torch.no_grad()
-def in_sweeps(
+def jacobi(
     start: Int[Tensor, "b *grid"],
     costs: Float[Tensor, "b *grid k"],
     loop: PriorInTheLoop,
     noise: Float[Tensor, "b *grid k"] | None,
-    num_sweeps: int,
+    num_iterations: int,
 ) -> Int[Tensor, "b *grid"]:
     """Nearly the codes of `step_by_step`, and those themselves after as many sweeps as places."""
     codes = start
-    for _ in range(num_sweeps):
-        scores = loop.tables(codes) - costs / loop.beta
+    for _ in range(num_iterations):
+        scores = loop.log_conditionals(codes) - costs / loop.beta
         codes = (scores if noise is None else scores + noise).argmax(-1)
     return codes
 
@@ -142,12 +142,12 @@ def posterior_at(codes: Int[Tensor, "b *grid"], costs: Float[Tensor, "b *grid k"
     The rate is Σ_i E[−ln P_pri(k_i | codes before i)], a cross entropy that teaches the prior what the posterior is; by
     the costs both reach the features, and a codebook that gradients learn.
     """
-    tables = loop.tables(codes)
-    log_probs = (tables.detach() - costs / loop.beta).log_softmax(-1)
+    log_conditionals = loop.log_conditionals(codes)
+    log_probs = (log_conditionals.detach() - costs / loop.beta).log_softmax(-1)
     probs = log_probs.exp()
     return Chosen(
         codes=codes,
-        rate=-(probs * tables).flatten(1).sum(1),
+        rate=-(probs * log_conditionals).flatten(1).sum(1),
         entropy=entropy_of(probs).flatten(1).sum(1),
         log_posterior=log_probs.detach().gather(-1, codes[..., None]).flatten(1).sum(1),
     )
@@ -155,7 +155,7 @@ def posterior_at(codes: Int[Tensor, "b *grid"], costs: Float[Tensor, "b *grid k"
 
 def rate_of(codes: Int[Tensor, "b *grid"], loop: PriorInTheLoop) -> Float[Tensor, " b"]:
     """−ln P(codes) in nats, with the gradient to the prior."""
-    return -loop.tables(codes).gather(-1, codes[..., None]).flatten(1).sum(1)
+    return -loop.log_conditionals(codes).gather(-1, codes[..., None]).flatten(1).sum(1)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

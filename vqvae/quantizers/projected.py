@@ -32,7 +32,7 @@ class ProjectedQuantizer(Quantizer):
         super().__init__(num_codes=inner.num_codes, dim=dim)
         self.quantizer = inner
         self.code_axes = inner.code_axes
-        self.placewise = inner.placewise
+        self.positionwise = inner.positionwise
         self.stochastic = inner.stochastic
         # Without biases: what is masked is zero on both sides.
         self.to_inner = nn.Linear(dim, inner.dim, bias=False)

@@ -57,7 +57,7 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"expected a dropout in [0, 1], got {dropout}")
         steps = [quantizer.build() for _ in range(1 if shared else depth)]
         first = steps[0]
-        if not first.placewise:
+        if not first.positionwise:
             raise ValueError(
                 f"{type(first).__name__} cannot stand inside a ResidualQuantizer: it has no code of its own at each "
                 "place; put a ResidualQuantizer inside it instead"
@@ -75,8 +75,8 @@ class ResidualQuantizer(Quantizer):
     def project(self, z_e: Tensor) -> Tensor:
         return self.steps[0].project(z_e)
 
-    def finer(self) -> Tensor | float:
-        return self.steps[0].finer() ** self.depth
+    def residual_scale(self) -> Tensor | float:
+        return self.steps[0].residual_scale() ** self.depth
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         depths = self._depths(z_e) if self.training and self.dropout else None
@@ -110,7 +110,7 @@ class ResidualQuantizer(Quantizer):
             step.update()
 
     def _scale(self, index: int) -> Tensor | float:
-        return self.steps[0].finer() ** index
+        return self.steps[0].residual_scale() ** index
 
     def _depths(self, z_e: Tensor) -> Tensor:
         """How many steps each image keeps."""

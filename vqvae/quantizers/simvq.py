@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.quantizers.estimators import rotation_trick, straight_through
-from vqvae.quantizers.gathered import Sums
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import Assignment, PlacewiseQuantizer, masked_mean
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, masked_mean
+from vqvae.quantizers.step_statistics import Sums
 
 
-class SimVQ(PlacewiseQuantizer):
+class SimVQ(PositionwiseQuantizer):
     """Vector quantisation with the codes `W c_k + b`, c_k frozen.
 
     Args:
@@ -60,15 +60,15 @@ class SimVQ(PlacewiseQuantizer):
         # Always the whole product: the rows of a smaller one could be rounded otherwise.
         return self.frozen.to(self.dtype) @ self.map.to(self.dtype).T + self.offset.to(self.dtype)
 
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         table = self.table
         codes = nearest(vectors, table)
         chosen = table[codes]
         if self.training and not self.has_started:
-            self._gather(vectors.detach(), kept)
+            self._gather(vectors.detach(), valid)
         terms = {
-            "codebook": self.codebook_weight * masked_mean((vectors.detach() - chosen).square(), kept),
-            "commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), kept),
+            "codebook": self.codebook_weight * masked_mean((vectors.detach() - chosen).square(), valid),
+            "commitment": self.commitment_weight * masked_mean((vectors - chosen.detach()).square(), valid),
         }
         return Assignment(chosen, codes, terms)
 
@@ -76,9 +76,9 @@ class SimVQ(PlacewiseQuantizer):
         return self.table[codes]
 
     @torch.no_grad()
-    def _gather(self, vectors: Tensor, kept: Tensor | None) -> None:
+    def _gather(self, vectors: Tensor, valid: Tensor | None) -> None:
         sums = self.sums_of_step
-        sums["count"].add_(len(vectors) if kept is None else kept.sum())
+        sums["count"].add_(len(vectors) if valid is None else valid.sum())
         vectors = vectors.double()
         sums["vectors"].add_(vectors.sum(0))  # masked vectors are zeros
         sums["products"].add_(vectors.T @ vectors)

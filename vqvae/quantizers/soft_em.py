@@ -71,7 +71,7 @@ class SoftEMVectorQuantizer(EMAVectorQuantizer):
         centre = table.mean(0)
         table = table - centre
         bias = table.square().sum(1) / 2
-        # Written in place: draws kept one by one between the chunks' matrices would leave the heap full of holes.
+        # Written in place: draws valid one by one between the chunks' matrices would leave the heap full of holes.
         found = torch.empty(len(vectors), self.num_samples, dtype=torch.int64, device=vectors.device)
         size = max(1, CHUNK_ELEMENTS // self.num_codes)
         for chunk, drawn in zip(vectors.split(size), found.split(size), strict=True):

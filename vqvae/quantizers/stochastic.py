@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.quantizers.categorical import CategoricalQuantizer
-from vqvae.quantizers.gathered import Pool, pool_size
-from vqvae.quantizers.kmeans import kmeans
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import masked_mean, none_is_zero
+from vqvae.quantizers.centres import kmeans
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of
+from vqvae.quantizers.step_statistics import Pool, pool_size
 
 
 class StochasticVectorQuantizer(CategoricalQuantizer):
@@ -71,19 +71,19 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
     def most_probable(self, vectors: Tensor) -> Tensor:
         return nearest(vectors, self.table)
 
-    def watch(self, vectors: Tensor, kept: Tensor | None) -> None:
+    def observe(self, vectors: Tensor, valid: Tensor | None) -> None:
         if not self.has_started:
-            self.pool.add(vectors.detach(), kept, self.num_updates)
+            self.pool.add(vectors.detach(), valid, self.num_updates)
 
     def terms(
-        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, kept: Tensor | None
+        self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, valid: Tensor | None
     ) -> dict[str, Tensor]:
         distances = (vectors - chosen).square().sum(-1) / (2 * self.variance)
         return {
-            "kl": self.weight * masked_mean(math.log(self.num_codes) - entropies, kept),
-            "distance": self.weight * masked_mean(distances, kept),
+            "kl": self.weight * masked_mean(math.log(self.num_codes) - entropies, valid),
+            "distance": self.weight * masked_mean(distances, valid),
             "codebook_entropy_deficit": self.entropy_weight
-            * none_is_zero(math.log(self.num_codes) - entropy_of(average), vectors, kept),
+            * none_is_zero(math.log(self.num_codes) - entropy_of(average), vectors, valid),
         }
 
     @torch.no_grad()

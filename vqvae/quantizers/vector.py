@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae.quantizers.codebook import CodebookQuantizer
-from vqvae.quantizers.placewise import masked_mean
+from vqvae.quantizers.positionwise import masked_mean
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -45,10 +45,12 @@ class VectorQuantizer(CodebookQuantizer):
         codebook = self.codebook.to(self.dtype)
         return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
-    def terms(self, vectors: Tensor, chosen: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
-        error = masked_mean((vectors.detach() - chosen).square(), kept)
-        return {"codebook": self.codebook_weight * error, **super().terms(vectors, chosen, kept)}
+    def terms(self, vectors: Tensor, chosen: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        error = masked_mean((vectors.detach() - chosen).square(), valid)
+        return {"codebook": self.codebook_weight * error, **super().terms(vectors, chosen, valid)}
 
-    def overwrite(self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]) -> None:
+    def reset_codes(
+        self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]
+    ) -> None:
         moved = torch.lerp(self.codebook, vectors.to(self.codebook), weights[:, None].to(self.codebook))
         self.codebook.copy_(moved)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae import fingerprint
-from vqvae.data.batches import index_batches
+from vqvae.data.batching import index_batches
 from vqvae.tokens import headers, origins
 from vqvae.tokens.batch import CodeBatch, Row, as_indices, is_one
 from vqvae.tokens.index import read_index
@@ -151,7 +151,7 @@ class CodeDataset(Dataset[Any]):
         world_size: int = 1,
         drop_last: bool | None = None,
     ) -> Iterator[CodeBatch]:
-        """Batches in the order of `vqvae.data.batches`: shuffled without end with a seed, else one pass in order.
+        """Batches in the order of `vqvae.data.batching`: shuffled without end with a seed, else one pass in order.
 
         Raises:
             ValueError: numbers out of range, or fewer rows than ranks with a seed.

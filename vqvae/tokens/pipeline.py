@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data import Images, ImageTensors
-from vqvae.data.batches import check_workers, read_ahead
+from vqvae.data.batching import check_workers, read_ahead
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, not_there, plan

@@ -14,7 +14,7 @@ import safefolder
 from safefolder.building import at_most, neutral
 from safefolder.folder import check_weights
 from vqvae import VQVAE, Autoencoder
-from vqvae.data.batches import MAX_WORKERS
+from vqvae.data.batching import MAX_WORKERS
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
 from vqvae.training.options import FitConfig, Run, load_run

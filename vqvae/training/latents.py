@@ -28,13 +28,13 @@ import safefolder
 from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.data import Batch, Images, batches
-from vqvae.data.batches import index_batches
-from vqvae.model import ThroughPrior
+from vqvae.data.batching import index_batches
+from vqvae.model import PriorGuidedEncoder
 from vqvae.training.records import Metrics
 
 ENCODE_BATCH = 100
 # Sweeps of a prior in the loop that draw the codes to train on, in far less time than a walk. An evaluation walks.
-NUM_SWEEPS = 2
+NUM_ITERATIONS = 2
 
 
 class Inputs(NamedTuple):
@@ -72,21 +72,21 @@ class Latents:
 
 
 @torch.no_grad()
-def encode(fabric: Fabric, model: Autoencoder, in_loop: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+def encode(fabric: Fabric, model: Autoencoder, guiding_prior: Any, batch: Batch, generator: torch.Generator) -> Tensor:
     """The latents of a batch, as `Latents` holds them, on the device.
 
     They are computed in float32 as an evaluation does, unless a prior is in the loop.
 
     Args:
-        in_loop: the prior in the loop of a model that has one.
+        guiding_prior: the prior in the loop of a model that has one.
         generator: a prior of a stochastic encoder is for the codes that its posterior gives, not only the likeliest.
     """
     levels = batch.images.to(fabric.device)
-    encoder = model.through(in_loop, to_device(batch.labels, fabric), NUM_SWEEPS)
+    encoder = model.through(guiding_prior, to_device(batch.labels, fabric), NUM_ITERATIONS)
     if isinstance(model, GaussianVAE):
         out = model(levels)
         return torch.cat([out.mean, out.log_std], -1)
-    if isinstance(encoder, ThroughPrior):
+    if isinstance(encoder, PriorGuidedEncoder):
         with fabric.autocast():  # draws, which rounding moves by less than the sweeps do
             return encoder.encode(levels, generator).int()
     if encoder.stochastic:
@@ -99,7 +99,7 @@ def encoded(
     metrics: Metrics,
     seed: int,
     model: Autoencoder,
-    in_loop: Any,
+    guiding_prior: Any,
     images: Images,
     name: str,
     limit: int | None = None,
@@ -109,15 +109,15 @@ def encoded(
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
     with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
-        for batch in counted(batches(images, ENCODE_BATCH), bar, metrics):
-            yield Inputs(encode(fabric, model, in_loop, batch, generator).cpu(), batch.labels)
+        for batch in with_progress(batches(images, ENCODE_BATCH), bar, metrics):
+            yield Inputs(encode(fabric, model, guiding_prior, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
                 return
 
 
 def encoded_together(
-    fabric: Fabric, metrics: Metrics, model: Autoencoder, in_loop: Any, images: Images, name: str
+    fabric: Fabric, metrics: Metrics, model: Autoencoder, guiding_prior: Any, images: Images, name: str
 ) -> Iterator[Inputs]:
     """What `encoded` gives of all images where nothing is drawn; each process encodes every `world_size`-th batch.
 
@@ -130,7 +130,7 @@ def encoded_together(
             mine = None
             if fabric.global_rank < len(indices):
                 batch = images.__getitems__(indices[fabric.global_rank])
-                latents = encode(fabric, model, in_loop, batch, undrawn).cpu() if len(batch.images) else None
+                latents = encode(fabric, model, guiding_prior, batch, undrawn).cpu() if len(batch.images) else None
                 mine = latents, batch.labels, batch.skipped
             found: list[Any] = [None] * fabric.world_size
             distributed.all_gather_object(found, mine)
@@ -149,7 +149,7 @@ def encode_all(
     metrics: Metrics,
     seed: int,
     model: Autoencoder,
-    in_loop: Any,
+    guiding_prior: Any,
     images: Images,
     name: str,
     limit: int | None = None,
@@ -157,9 +157,9 @@ def encode_all(
     """What `encoded` gives, in memory; all processes take part."""
     draws = isinstance(model, VQVAE) and (model.stochastic or model.config.beta is not None)
     if fabric.world_size > 1 and limit is None and not draws:
-        parts = list(encoded_together(fabric, metrics, model, in_loop, images, name))
+        parts = list(encoded_together(fabric, metrics, model, guiding_prior, images, name))
     else:
-        parts = list(encoded(fabric, metrics, seed, model, in_loop, images, name, limit))
+        parts = list(encoded(fabric, metrics, seed, model, guiding_prior, images, name, limit))
     known = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.inputs for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
@@ -170,7 +170,7 @@ def encode_or_load(
     metrics: Metrics,
     seed: int,
     model: Autoencoder,
-    in_loop: Any,
+    guiding_prior: Any,
     images: Images,
     name: str,
     limit: int | None = None,
@@ -188,17 +188,17 @@ def encode_or_load(
         later: what is to be written later.
     """
     digest = blake2b(digest_size=16)
-    facts = [seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_SWEEPS]
+    facts = [seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_ITERATIONS]
     facts += [str(fabric.strategy.precision.precision)]
     digest.update(json.dumps(facts).encode())
-    for part in dict.fromkeys((model, in_loop)):
+    for part in dict.fromkeys((model, guiding_prior)):
         for key, value in part.state_dict().items():
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     found = _load_latents(path, digest.hexdigest())
     # No process writes before all have looked, and all encode where one has to.
     if fabric.all_reduce(torch.tensor(int(found is None), device=fabric.device), reduce_op="max") or found is None:
-        found = encode_all(fabric, metrics, seed, model, in_loop, images, name, limit=limit)
+        found = encode_all(fabric, metrics, seed, model, guiding_prior, images, name, limit=limit)
         later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
     return found
 
@@ -221,16 +221,16 @@ def _load_latents(path: Path, digest: str) -> Latents | None:
 
 
 def live_batches(
-    fabric: Fabric, model: Autoencoder, in_loop: Any, images: Images, *, num_workers: int = 0, **order: Any
+    fabric: Fabric, model: Autoencoder, guiding_prior: Any, images: Images, *, num_workers: int = 0, **order: Any
 ) -> Generator[Inputs, None, None]:
-    """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batches`.
+    """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batching`.
 
     What is drawn depends on the seed, the rank and the batch's number alone.
     """
     with contextlib.closing(batches(images, num_workers=num_workers, **order)) as stream:
         for step, batch in enumerate(stream, order["start"]):
             seed = step_seed(order["seed"], "live", step, order["rank"]) % 2**63
-            values = encode(fabric, model, in_loop, batch, torch.Generator(fabric.device).manual_seed(seed))
+            values = encode(fabric, model, guiding_prior, batch, torch.Generator(fabric.device).manual_seed(seed))
             yield Inputs(values if values.is_floating_point() else values.long(), batch.labels, batch.skipped)
 
 
@@ -264,7 +264,7 @@ def drawn(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:
     return mean + log_std.exp() * torch.randn_like(mean)
 
 
-def counted(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Iterator[Batch]:
+def with_progress(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Iterator[Batch]:
     """Batches on their way, with the bar moved on and unreadable images named."""
     for batch in stream:
         metrics.skip(batch.skipped)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 from vqvae.training.options import FitConfig
-from vqvae.training.sharding import ShardedAverage, whole
+from vqvae.training.sharding import ShardedAverage, gather_full
 
 Objective = CodebookObjective | RateAwareObjective | PriorObjective
 
@@ -62,7 +62,7 @@ class Learner:
         """Clip the gradients; the norm that they had."""
         norm = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
         assert norm is not None
-        return whole(norm)
+        return gather_full(norm)
 
     def set_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -75,14 +75,14 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.objective)
 
-    def kept(self) -> Any:
+    def ema_weights(self) -> Any:
         """The objective with the weights that are kept, whole; all processes take part."""
         if self.copy is None:
             return self.average.module if isinstance(self.average, AveragedModel) else self.objective
         values = self.objective.state_dict()
         if isinstance(self.average, ShardedAverage):
             values |= self.average.parts
-        self.copy.load_state_dict({name: whole(value) for name, value in values.items()})
+        self.copy.load_state_dict({name: gather_full(value) for name, value in values.items()})
         return self.copy.to(self.fabric.device)
 
     @staticmethod
@@ -100,9 +100,9 @@ class Learner:
         return objective
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Any]:
+    def evaluating(self) -> Iterator[Any]:
         """`kept` to look at: in evaluation mode, without gradients, as precise as training is."""
-        kept = self.kept()
+        kept = self.ema_weights()
         kept.eval()
         with torch.no_grad(), self.fabric.autocast():
             yield kept

@@ -35,7 +35,7 @@ def fit(
     A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
 
     Args:
-        stream: batches without end; takes what `vqvae.data.batches.index_batches` does.
+        stream: batches without end; takes what `vqvae.data.batching.index_batches` does.
         validate: figures of the objective with the weights that are kept.
         began: when the stage began, of `time.monotonic`.
         unit: what an input is called beside the bar.
@@ -105,7 +105,7 @@ def fit(
                 bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
                 metrics.add(done, "train", {**figures, "seconds": time.monotonic() - began})
             if done % options.validate_every == 0 or done == options.num_steps:
-                with learner.watching() as kept, diverging(done):
+                with learner.evaluating() as kept, diverging(done):
                     metrics.add(done, "test", validate(kept))
             stopping = stop.requested(fabric, step)
             if done % options.save_every == 0 or done == options.num_steps or stopping:
@@ -116,7 +116,7 @@ def fit(
             if stopping:
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
                 sys.exit(128 + stopping)
-    return learner.kept()
+    return learner.ema_weights()
 
 
 def check_finite(number: Tensor) -> None:

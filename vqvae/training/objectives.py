@@ -21,7 +21,7 @@ from vqvae.training.prior_kinds import make_prior
 START = 0.6
 RAMP = 0.2
 # Sweeps of the prior in a step of training.
-NUM_SWEEPS = 1
+NUM_ITERATIONS = 1
 # Steps that model and prior take before it is the other's turn, where they alternate.
 TURN = 50
 
@@ -90,7 +90,7 @@ class RateAwareObjective(nn.Module):
             nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.prior.parameters()]).sum()
             return _summed({"distortion": out.distortion.mean() / dims + nothing, **out.auxiliary}, out)
         beta = self.beta * min(1.0, (since + 1) / self.num_ramp)
-        out = self.model(images, self.model.loop(self.prior, labels, len(images), beta, NUM_SWEEPS))
+        out = self.model(images, self.model.loop(self.prior, labels, len(images), beta, NUM_ITERATIONS))
         assert out.rate is not None
         rate, entropy = out.rate.mean(), out.entropy.mean()
         terms = {"distortion": out.distortion.mean() / dims, **out.auxiliary}

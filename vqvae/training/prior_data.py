@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images
-from vqvae.data.batches import index_batches
+from vqvae.data.batching import index_batches
 from vqvae.tokens import CodeDataset, check_same_origin
 from vqvae.training.latents import ENCODE_BATCH, Inputs, encode_or_load, encoded, live_batches, live_sample
 from vqvae.training.options import Run
@@ -35,7 +35,7 @@ class PriorData:
     """What a prior is trained on.
 
     Attributes:
-        batches: shuffled batches without end; takes what `vqvae.data.batches.index_batches` does.
+        batches: shuffled batches without end; takes what `vqvae.data.batching.index_batches` does.
         parts: all of it once, in parts.
         sample: some of it, or all where it is in memory.
         watched: of the test images, to look at during training.
@@ -47,11 +47,11 @@ class PriorData:
     watched: Inputs
 
 
-def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping[str, Images]) -> PriorData:
+def prior_data(session: Session, model: Autoencoder, guiding_prior: Any, data: Mapping[str, Images]) -> PriorData:
     """The latents that the run's options ask for.
 
     Args:
-        in_loop: the prior in the loop of a model that has one.
+        guiding_prior: the prior in the loop of a model that has one.
         data: images by split; none where the run has codes.
 
     Raises:
@@ -66,7 +66,7 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
             sample=lambda: _stored(train, np.arange(min(PART, len(train)))).inputs,
             watched=_stored(test, np.arange(min(NUM_WATCHED, len(test)))),
         )
-    options = (fabric, metrics, run.seed, model, in_loop)
+    options = (fabric, metrics, run.seed, model, guiding_prior)
     kept = {
         split: encode_or_load(
             *options,
@@ -85,7 +85,9 @@ def prior_data(session: Session, model: Autoencoder, in_loop: Any, data: Mapping
         return PriorData(
             batches=kept["train"].batches, parts=lambda: values.split(PART), sample=lambda: values, watched=watched
         )
-    live = functools.partial(live_batches, fabric, model, in_loop, data["train"], num_workers=run.data.num_workers)
+    live = functools.partial(
+        live_batches, fabric, model, guiding_prior, data["train"], num_workers=run.data.num_workers
+    )
     first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,

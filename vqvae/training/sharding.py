@@ -28,7 +28,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return module
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """A tensor put together again where it is shared out; all processes take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -54,7 +54,7 @@ class ShardedAverage:
     def state_dict(self) -> dict[str, Any]:
         return {
             "num_updates": self.num_updates,
-            "parts": {name: whole(part).cpu() for name, part in self.parts.items()},
+            "parts": {name: gather_full(part).cpu() for name, part in self.parts.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ from tqdm import tqdm
 import safefolder
 from priors import ContinuousPrior, MixtureTransformerPrior, NormalPrior, Prior, TransformerPrior, UniformPrior
 from vqvae import VQVAE, Autoencoder, GaussianVAE, pictures
-from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Images, batches
 from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
 from vqvae.training.checks import check_in_loop
-from vqvae.training.latents import ENCODE_BATCH, Inputs, counted, drawn, fit_baselines, step_seed, to_device
+from vqvae.training.latents import ENCODE_BATCH, Inputs, drawn, fit_baselines, step_seed, to_device, with_progress
 from vqvae.training.loop import fit
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
@@ -96,13 +96,13 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     # The same start whether the codebook was trained just now or in an earlier, interrupted process.
     torch.manual_seed(step_seed(run.seed, "prior", 0, 0))
     prior = make_prior(run.prior, model, known_classes(run, model, data))
-    in_loop = model
+    guiding_prior = model
     if isinstance(model, VQVAE) and model.config.beta is not None:  # the prior in the loop goes on learning
         check_in_loop(run)
         prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
         check_parts(run, model, {"state/loop": prior})
-        in_loop = copy.deepcopy(prior).to(fabric.device)
-    known = prior_data(session, model, in_loop, data)
+        guiding_prior = copy.deepcopy(prior).to(fabric.device)
+    known = prior_data(session, model, guiding_prior, data)
     if isinstance(prior, MixtureTransformerPrior):
         prior.standardise(drawn(prior, known.sample().cpu()))
     objective = PriorObjective(prior.train())
@@ -149,11 +149,11 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     check_parts(run, model, {"prior": learned, **baselines})
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
-        result = evaluate(model, priors, counted(batches(data["test"], ENCODE_BATCH), bar, metrics))
+        result = evaluate(model, priors, with_progress(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
-    in_loop: Any = learned
-    codes = model.through(in_loop, to_device(first.labels, fabric)).encode(images)
+    guiding_prior: Any = learned
+    codes = model.through(guiding_prior, to_device(first.labels, fabric)).encode(images)
     pictures.save_reconstructions(run.run / "reconstructions.png", images, model.decode(codes))
     pictures.save_usage(run.run / "usage.png", result.code_usage)
     pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)

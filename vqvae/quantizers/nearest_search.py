@@ -146,24 +146,24 @@ def _search(vectors: Tensor, norms: Tensor, table: _Table) -> Tensor:
         for rows in undecided.split(_num_rows(len(table.weight))):
             codes[rows] = _by_differences(vectors[rows], norms[rows], table)
         return codes
-    kept, precise = _without_copies(table)
+    valid, precise = _without_copies(table)
     for rows in undecided.split(_num_rows(vectors.shape[1])):
         part = vectors[rows].double()
-        codes[rows] = kept[_search(part, torch.linalg.vector_norm(part, dim=1), precise)]
+        codes[rows] = valid[_search(part, torch.linalg.vector_norm(part, dim=1), precise)]
     return codes
 
 
 def _without_copies(table: _Table) -> tuple[Tensor, _Table]:
     """The indices of the distinct codes, ascending, and a float64 table of these codes."""
-    kept = torch.arange(len(table.codebook), device=table.codebook.device)
+    valid = torch.arange(len(table.codebook), device=table.codebook.device)
     # Copies have the same norm: a sort of numbers mostly spares the sort of rows.
-    if len(table.squares.unique()) < len(kept):
+    if len(table.squares.unique()) < len(valid):
         rows = table.codebook if table.offsets is None else torch.cat([table.codebook, table.offsets[:, None]], 1)
         unique, inverse = rows.unique(dim=0, return_inverse=True)
-        kept = torch.full((len(unique),), len(kept), device=kept.device).scatter_reduce(0, inverse, kept, "amin")
-        kept = kept.sort().values
-    offsets = None if table.offsets is None else table.offsets[kept].double()
-    return kept, _Table(table.codebook[kept].double(), offsets)
+        valid = torch.full((len(unique),), len(valid), device=valid.device).scatter_reduce(0, inverse, valid, "amin")
+        valid = valid.sort().values
+    offsets = None if table.offsets is None else table.offsets[valid].double()
+    return valid, _Table(table.codebook[valid].double(), offsets)
 
 
 def _scan(vectors: Tensor, table: _Table) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +183,7 @@ def _scan(vectors: Tensor, table: _Table) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fused_scan() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None:
     try:
-        from vqvae.quantizers.nearest_cuda import scan
+        from vqvae.quantizers.nearest_search_cuda import scan
     except ModuleNotFoundError:  # torch for CUDA brings Triton, though not on every system
         return None
     return scan

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae.quantizers.nearest import nearest
-from vqvae.quantizers.placewise import code_counts
+from vqvae.quantizers.nearest_search import nearest
+from vqvae.quantizers.positionwise import code_counts
 
 NUM_STEPS = 10
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from prior_worlds import make_transformer
 from torch import Tensor, nn
 
-from priors import Sampling, linear_maps
-from priors.linear_maps import multiply, plain, prepare
-from priors.numerics import Numerics
+from priors import Sampling, packed_linear
+from priors.packed_linear import multiply, plain, prepare
+from priors.precision import Arithmetic
 
 KINDS = {
-    "float64": (Numerics(torch.float64), 1e-12),
-    "float32": (Numerics(torch.float32), 1e-4),
-    "bfloat16": (Numerics(torch.bfloat16), 0.02),
+    "float64": (Arithmetic(torch.float64), 1e-12),
+    "float32": (Arithmetic(torch.float32), 1e-4),
+    "bfloat16": (Arithmetic(torch.bfloat16), 0.02),
 }
-INT8 = Numerics(torch.bfloat16, int8=True)
+INT8 = Arithmetic(torch.bfloat16, int8=True)
 
 
 def some_weight(out: int = 40, inputs: int = 24, seed: int = 0) -> nn.Parameter:
@@ -36,7 +36,7 @@ def some_rows(num: int, width: int = 24) -> Tensor:
 
 
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_maps, "_packed", lambda weight, rows: None)
+    monkeypatch.setattr(packed_linear, "_packed", lambda weight, rows: None)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 33])
@@ -45,16 +45,16 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_maps_are_linear(kind: str, rows: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:
         unpacked(monkeypatch)
-    numerics, tolerance = KINDS[kind]
+    arithmetic, tolerance = KINDS[kind]
     weight, x = some_weight(), some_rows(rows)
     expected = F.linear(x.double(), weight.double()).detach()
     scale = expected.abs().max()
-    of_the_layer = prepare(weight, numerics, 3)
-    for got in (of_the_layer(x.to(numerics.dtype)), multiply(x.to(numerics.dtype), plain(weight, numerics))):
-        assert got.dtype == numerics.dtype
+    of_the_layer = prepare(weight, arithmetic, 3)
+    for got in (of_the_layer(x.to(arithmetic.dtype)), multiply(x.to(arithmetic.dtype), plain(weight, arithmetic))):
+        assert got.dtype == arithmetic.dtype
         assert not got.requires_grad
         assert (got.double() - expected).abs().max() < tolerance * scale
-    assert of_the_layer(x[:0].to(numerics.dtype)).shape == (0, 40)
+    assert of_the_layer(x[:0].to(arithmetic.dtype)).shape == (0, 40)
 
 
 @pytest.mark.parametrize("inputs", [2, 8, 24, 32, 40, 100])
@@ -80,7 +80,7 @@ def test_8_bits_of_a_row_of_zeros() -> None:
 
 def test_a_change_comes_before_the_rounding() -> None:
     weight, x = some_weight(), some_rows(3)
-    doubled = prepare(weight, Numerics(torch.float32), 1, lambda weight: 2 * weight)
+    doubled = prepare(weight, Arithmetic(torch.float32), 1, lambda weight: 2 * weight)
     torch.testing.assert_close(doubled(x), F.linear(x, 2 * weight).detach())
 
 
@@ -144,15 +144,15 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("numerics", [*(numerics for numerics, _ in KINDS.values()), INT8], ids=[*KINDS, "int8"])
+@pytest.mark.parametrize("arithmetic", [*(arithmetic for arithmetic, _ in KINDS.values()), INT8], ids=[*KINDS, "int8"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_maps_follow_a_changed_weight(change: Callable[[nn.Parameter], None], numerics: Numerics) -> None:
-    weight, x = some_weight(), some_rows(3).to(numerics.dtype)
-    before = prepare(weight, numerics)(x), multiply(x, plain(weight, numerics))
+def test_maps_follow_a_changed_weight(change: Callable[[nn.Parameter], None], arithmetic: Arithmetic) -> None:
+    weight, x = some_weight(), some_rows(3).to(arithmetic.dtype)
+    before = prepare(weight, arithmetic)(x), multiply(x, plain(weight, arithmetic))
     change(weight)
     fresh = nn.Parameter(weight.detach().clone())
-    after = prepare(weight, numerics)(x), multiply(x, plain(weight, numerics))
-    expected = prepare(fresh, numerics)(x), multiply(x, plain(fresh, numerics))
+    after = prepare(weight, arithmetic)(x), multiply(x, plain(weight, arithmetic))
+    expected = prepare(fresh, arithmetic)(x), multiply(x, plain(fresh, arithmetic))
     for old, new, right in zip(before, after, expected, strict=True):
         assert torch.equal(new, right)
         assert not torch.equal(new, old)
@@ -161,13 +161,13 @@ def test_maps_follow_a_changed_weight(change: Callable[[nn.Parameter], None], nu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_transposed_square_is_another_weight(dtype: torch.dtype) -> None:
     weight = nn.Parameter(some_weight(24, 24).detach().to(dtype))
-    numerics, x = Numerics(dtype), some_rows(3).to(dtype)
-    old = prepare(weight, numerics)(x)
+    arithmetic, x = Arithmetic(dtype), some_rows(3).to(dtype)
+    old = prepare(weight, arithmetic)(x)
     for change in (lambda: weight.copy_(weight.T.clone()), lambda: weight.data.copy_(weight.data.T.clone())):
         with torch.no_grad():
             change()
-        new = prepare(weight, numerics)(x)
-        assert torch.equal(new, prepare(nn.Parameter(weight.detach().clone()), numerics)(x))
+        new = prepare(weight, arithmetic)(x)
+        assert torch.equal(new, prepare(nn.Parameter(weight.detach().clone()), arithmetic)(x))
         assert not torch.equal(new, old)
         old = new
 
@@ -188,37 +188,39 @@ def test_samples_follow_training_and_another_type() -> None:
 
 
 def test_an_unchanged_weight_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, numerics = some_weight(), Numerics(torch.float32)
-    first = prepare(weight, numerics)
-    assert prepare(weight, numerics) is first
-    assert prepare(weight, Numerics(torch.float32, compiled=True)) is first
+    weight, arithmetic = some_weight(), Arithmetic(torch.float32)
+    first = prepare(weight, arithmetic)
+    assert prepare(weight, arithmetic) is first
+    assert prepare(weight, Arithmetic(torch.float32, compiled=True)) is first
     kept = weakref.ref(first)
     del first
-    second = prepare(weight, Numerics(torch.bfloat16))
+    second = prepare(weight, Arithmetic(torch.bfloat16))
     gc.collect()
     assert kept() is None  # a weight is kept in one precision, the last
-    assert prepare(weight, Numerics(torch.bfloat16)) is second
+    assert prepare(weight, Arithmetic(torch.bfloat16)) is second
     assert prepare(weight, INT8) is not second  # of the same type
-    prepare(weight, numerics)
-    assert prepare(weight, Numerics(torch.bfloat16)) is not second
+    prepare(weight, arithmetic)
+    assert prepare(weight, Arithmetic(torch.bfloat16)) is not second
 
 
-@pytest.mark.parametrize("numerics", [*(numerics for numerics, _ in KINDS.values()), INT8], ids=[*KINDS, "int8"])
-def test_maps_that_are_not_packed_share_memory_with_plain(numerics: Numerics, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, multiplied = [], linear_maps.multiply
-    monkeypatch.setattr(linear_maps, "multiply", lambda x, weight: made.append(weight) or multiplied(x, weight))
-    weight, x = some_weight(), some_rows(3).to(numerics.dtype)
-    torch.testing.assert_close(prepare(weight, numerics, packed=False)(x), multiplied(x, plain(weight, numerics)))
+@pytest.mark.parametrize("arithmetic", [*(arithmetic for arithmetic, _ in KINDS.values()), INT8], ids=[*KINDS, "int8"])
+def test_maps_that_are_not_packed_share_memory_with_plain(
+    arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, multiplied = [], packed_linear.multiply
+    monkeypatch.setattr(packed_linear, "multiply", lambda x, weight: made.append(weight) or multiplied(x, weight))
+    weight, x = some_weight(), some_rows(3).to(arithmetic.dtype)
+    torch.testing.assert_close(prepare(weight, arithmetic, packed=False)(x), multiplied(x, plain(weight, arithmetic)))
     assert len(made) == 1
-    assert made[0] is plain(weight, numerics)
-    if not numerics.int8 and numerics.dtype == weight.dtype:  # and the weight's own where it is as wanted
+    assert made[0] is plain(weight, arithmetic)
+    if not arithmetic.int8 and arithmetic.dtype == weight.dtype:  # and the weight's own where it is as wanted
         assert made[0].data_ptr() == weight.data_ptr()
-    packed = prepare(weight, numerics)
-    assert prepare(weight, numerics, packed=False) is not packed
-    assert prepare(weight, numerics) is packed
-    changed = prepare(some_weight(), numerics, 1, lambda weight: 2 * weight, packed=False)
-    limit = 0.1 if numerics.int8 else 0.05
-    torch.testing.assert_close(changed(x), 2 * multiplied(x, plain(some_weight(), numerics)), atol=limit, rtol=limit)
+    packed = prepare(weight, arithmetic)
+    assert prepare(weight, arithmetic, packed=False) is not packed
+    assert prepare(weight, arithmetic) is packed
+    changed = prepare(some_weight(), arithmetic, 1, lambda weight: 2 * weight, packed=False)
+    limit = 0.1 if arithmetic.int8 else 0.05
+    torch.testing.assert_close(changed(x), 2 * multiplied(x, plain(some_weight(), arithmetic)), atol=limit, rtol=limit)
 
 
 @pytest.mark.parametrize("inputs", [1, 15, 16, 17, 40])
@@ -238,16 +240,16 @@ def test_weights_made_in_inference_mode() -> None:
 
 
 def test_maps_die_with_their_model() -> None:
-    before = len(linear_maps._prepared)
+    before = len(packed_linear._prepared)
     prior = make_transformer(num_codes=3, grid=(2, 2))
     for precision in ("float32", "bfloat16", "int8"):
         prior.sample(1, sampling=Sampling(precision=precision))
-    assert len(linear_maps._prepared) > before
+    assert len(packed_linear._prepared) > before
     kept = [weakref.ref(weight) for weight in prior.parameters()]
     del prior
     gc.collect()
     assert [ref() for ref in kept if ref() is not None] == []
-    assert len(linear_maps._prepared) <= before
+    assert len(packed_linear._prepared) <= before
 
 
 def test_a_copy_has_maps_of_its_own() -> None:

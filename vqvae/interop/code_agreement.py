@@ -16,7 +16,7 @@ Another program's error is another draw of what z − z* is a draw of: as many s
 image's places says how large such errors are, and 8 leaves room for a program that sums less carefully. The second term
 is for what features go through afterwards (projections, remainders, grids), a few float32 operations each, and for
 networks that happen to make no error. ρ = (d + 3) eps (‖z − c‖·max‖e − c‖ + max‖e − c‖²/2) bounds the rounding of the
-search itself in float32, as `vqvae.quantizers.nearest` derives it; c is the codes' mean. eps is float32's, 2^-23.
+search itself in float32, as `vqvae.quantizers.nearest_search` derives it; c is the codes' mean. eps is 2^-23.
 
 Kinds that round or take signs have distances to their codes' vectors like any other; logits are affine like halved
 distances. Both z and z* are carried through projections, groups, remainders and grids up to each codebook, and compared
@@ -130,7 +130,7 @@ def count_wrong_pixels(
     num_other = num_wrong = 0
     for part, pictures in zip(codes.split(BATCH), other_images.split(BATCH), strict=True):
         with model.evaluating(), in_full_float32():
-            estimate = model.likelihood.point(model.decoder(model.vectors(part))).double()
+            estimate = model.likelihood.point_estimate(model.decoder(model.vectors(part))).double()
         others = pictures.to(estimate.device).double()
         num_other += int((others != estimate.round().clamp(0, 255)).sum())
         num_wrong += int((~((others - estimate).abs() <= 0.5 + LEVEL_MARGIN)).sum())
@@ -152,8 +152,8 @@ class _Judge:
             z = self.model.encoder(levels).double()
         both = torch.cat([z, self.exact_encoder(levels)])
         # A place without another code at any depth is right. A scale's codes say something of all places.
-        placewise = differs.shape[1:3] == z.shape[1:3]
-        places = differs.reshape(*z.shape[:3], -1).any(3) if placewise else torch.ones_like(z[..., 0]) > 0
+        positionwise = differs.shape[1:3] == z.shape[1:3]
+        places = differs.reshape(*z.shape[:3], -1).any(3) if positionwise else torch.ones_like(z[..., 0]) > 0
         judge = functools.partial(_is_wrong, places)
         return self.graph.run(both, torch.cat([others, others]), judge)[0][: len(levels)]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from priors.numerics import Numerics
+from priors.precision import Arithmetic
 
 LinearMap = Callable[[Tensor], Tensor]
 # A weight "out in", or one of 8 bits with its scales.
@@ -29,12 +29,12 @@ _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def prepare(
     weight: Tensor,
-    numerics: Numerics,
+    arithmetic: Arithmetic,
     rows: int = 1,
     change: Callable[[Tensor], Tensor] | None = None,
     packed: bool = True,
 ) -> LinearMap:
-    """The map of a weight "out in" for a walk: from "rows in" to "rows out", both of `numerics.dtype`.
+    """The map of a weight "out in" for a walk: from "rows in" to "rows out", both of `arithmetic.dtype`.
 
     Args:
         rows: how many rows will come at once, for which the layout is chosen; others are right too.
@@ -44,18 +44,18 @@ def prepare(
 
     def make() -> LinearMap:
         if change is not None:
-            rounded = _rounded(change(weight.detach()), numerics)
+            rounded = _rounded(change(weight.detach()), arithmetic)
         else:
-            rounded = _rounded(weight.detach(), numerics) if packed else plain(weight, numerics)
+            rounded = _rounded(weight.detach(), arithmetic) if packed else plain(weight, arithmetic)
         on_cpu = packed and weight.device.type == "cpu" and isinstance(rounded, Tensor)
         return (_packed(rounded, rows) if on_cpu else None) or (lambda x: multiply(x, rounded))
 
-    return _once(weight, numerics, "packed" if packed else "map", make)
+    return _once(weight, arithmetic, "packed" if packed else "map", make)
 
 
-def plain(weight: Tensor, numerics: Numerics) -> Weight:
+def plain(weight: Tensor, arithmetic: Arithmetic) -> Weight:
     """The weight for `multiply`, in torch's own layout."""
-    return _once(weight, numerics, "plain", lambda: _rounded(weight.detach(), numerics))
+    return _once(weight, arithmetic, "plain", lambda: _rounded(weight.detach(), arithmetic))
 
 
 def multiply(x: Tensor, weight: Weight) -> Tensor:
@@ -68,9 +68,9 @@ def multiply(x: Tensor, weight: Weight) -> Tensor:
     return torch._weight_int8pack_mm(x, rounded, scale)
 
 
-def _once(weight: Tensor, numerics: Numerics, kind: str, make: Callable[[], Any]) -> Any:
-    """What was made of a weight for these numerics, the last there were, while the weight is what it was."""
-    state = (numerics.dtype, numerics.int8, weight.data_ptr(), weight.dtype, weight.device, *_fingerprint(weight))
+def _once(weight: Tensor, arithmetic: Arithmetic, kind: str, make: Callable[[], Any]) -> Any:
+    """What was made of a weight for these arithmetic, the last there were, while the weight is what it was."""
+    state = (arithmetic.dtype, arithmetic.int8, weight.data_ptr(), weight.dtype, weight.device, *_fingerprint(weight))
     if _prepared.get(weight, (None, None))[0] != state:
         _prepared[weight] = (state, {})
     made = _prepared[weight][1]
@@ -94,9 +94,9 @@ def _fingerprint(weight: Tensor) -> tuple[int, ...]:
     return tuple(torch.stack((total, form.view(torch.int64))).tolist())
 
 
-def _rounded(weight: Tensor, numerics: Numerics) -> Weight:
-    if not numerics.int8:
-        return weight.to(numerics.dtype)
+def _rounded(weight: Tensor, arithmetic: Arithmetic) -> Weight:
+    if not arithmetic.int8:
+        return weight.to(arithmetic.dtype)
     scale = weight.float().abs().amax(1).clamp(min=1e-30) / 127
     rounded = (weight / scale[:, None]).round().to(torch.int8)
     # torch's product reads 16 inputs at a time, also past the end of a row.

@@ -64,11 +64,11 @@ class Pool:
         self.vectors = self.vectors.to(target.device, torch.promote_types(target.dtype, torch.float32))
         self.keys = self.keys.to(target.device)
 
-    def add(self, vectors: Float[Tensor, "n d"], kept: Tensor | None, salt: Int[Tensor, ""]) -> None:
+    def add(self, vectors: Float[Tensor, "n d"], valid: Tensor | None, salt: Int[Tensor, ""]) -> None:
         """Take in vectors; `salt` is the step's number."""
         keys = hash_rows(vectors, salt)
-        if kept is not None:
-            keys = torch.where(kept, keys, EMPTY)
+        if valid is not None:
+            keys = torch.where(valid, keys, EMPTY)
         keys = torch.cat([self.keys, keys])
         order = keys.argsort(stable=True)[: len(self.keys)]
         self.vectors.copy_(torch.cat([self.vectors, vectors.to(self.vectors.dtype)])[order])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from priors.linear_maps import Weight, multiply
+from priors.packed_linear import Weight, multiply
 from priors.trunk import rms_norm
 
 _MOST_SHAPES = 128
@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     mlp_out: Weight
 
 
-def static_step(
+def step_to_compile(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -42,7 +42,7 @@ def static_step(
     """Features "b w" of inputs "b w", in float32 or better; the caches are written.
 
     Args:
-        cos, sin: of the turns of query and key, "b 2 1 pairs".
+        cos, sin: of the rotary of query and key, "b 2 1 pairs".
         place: int64 "1", where in the cache this input goes.
         ahead: "n n", what is added to the scores of the input at a place (first): -inf for later places.
         dtype: of the products with weights.
@@ -54,11 +54,11 @@ def static_step(
         split = multiply(rms_norm(x).to(dtype), layer.qkv).to(x.dtype).view(b, 3, h, d)
         both = F.layer_norm(split[:, :2], (d,), eps=1e-6) if normalised else split[:, :2]
         first, second = both[..., 0::2], both[..., 1::2]
-        turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2)
+        rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2)
         cached = layer.keys.dtype
-        layer.keys.index_copy_(2, place, turned[:, 1, :, None].to(cached))
+        layer.keys.index_copy_(2, place, rotated[:, 1, :, None].to(cached))
         layer.values.index_copy_(2, place, split[:, 2, :, None].to(cached))
-        scores = (turned[:, 0, :, None] * layer.keys).sum(-1) * d**-0.5 + bias
+        scores = (rotated[:, 0, :, None] * layer.keys).sum(-1) * d**-0.5 + bias
         mixed = (scores.softmax(-1)[..., None] * layer.values).sum(2)
         x = x + multiply(mixed.reshape(b, h * d).to(dtype), layer.out)
         gate, value = multiply(rms_norm(x).to(dtype), layer.gate_and_value).chunk(2, -1)
@@ -67,13 +67,13 @@ def static_step(
 
 
 class Compiled:
-    """`static_step` through torch.compile, once for all walks of the same shapes."""
+    """`step_to_compile` through torch.compile, once for all walks of the same shapes."""
 
     made: ClassVar[Callable[..., Tensor] | None] = None
 
     def __init__(self) -> None:
         if Compiled.made is None:
-            Compiled.made = torch.compile(static_step, fullgraph=True, dynamic=False)
+            Compiled.made = torch.compile(step_to_compile, fullgraph=True, dynamic=False)
         self.is_ready = False
 
     def __call__(self, *inputs: object) -> Tensor:
@@ -87,7 +87,7 @@ class Compiled:
 
 
 class Graph:
-    """`static_step` as one CUDA graph for a walk. Its tensors must stay where they are; only their values change."""
+    """`step_to_compile` as one CUDA graph for a walk. Its tensors stay where they are; only their values change."""
 
     def __init__(self, step: Callable[..., Tensor]):
         self.step = step

@@ -1,4 +1,4 @@
-"""The scan of `vqvae.quantizers.nearest` on CUDA, as one Triton kernel that holds scores in registers only.
+"""The scan of `vqvae.quantizers.nearest_search` on CUDA, as one Triton kernel that holds scores in registers only.
 
 A program takes a tile of vectors and walks over the codes, tile by tile; of each vector it keeps the best score, its
 code and the second best score:

@@ -1,7 +1,7 @@
 """A trunk step by step: what a walk computes at each place, with the keys and values of the places before it kept.
 
 The result is that of `Trunk.forward` over all places at once, to rounding. Linear maps are in the type of the walk
-(`priors.numerics`); what is added up over the depth and the norms are in float32 or better, and so is attention unless
+(`priors.precision`); what is added up over the depth and the norms are in float32 or better, and so is attention unless
 many rows are drawn in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand,
 which on a CPU is faster than scaled_dot_product_attention; keys are kept transposed for it.
 """
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from priors.linear_maps import plain, prepare
-from priors.numerics import Numerics
-from priors.static_step import Compiled, Graph, Layer, static_step
+from priors.compiled_step import Compiled, Graph, Layer, step_to_compile
+from priors.packed_linear import plain, prepare
+from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, Trunk, gated_width
 
 # Takes the vectors at the places fixed since the last call, "b n w", and gives the features of the
@@ -26,22 +26,22 @@ Advance = Callable[[Tensor], Tensor]
 _LARGE = 2**19
 
 
-class Stepper:
+class CachedTrunk:
     """One walk through a trunk over `rows` rows. Caches and scratch memory are allocated once, for all steps.
 
     Attributes: `length`, places that are in the cache.
     """
 
-    def __init__(self, trunk: Trunk, rows: int, num_places: int, numerics: Numerics):
+    def __init__(self, trunk: Trunk, rows: int, num_places: int, arithmetic: Arithmetic):
         self.length, self.rows, self.num_places = 0, rows, num_places
         self.num_heads, self.head_width, self.width = trunk.num_heads, trunk.head_width, trunk.width
         self.mlp_width, self.normalised = trunk.mlp_width, trunk.normalised
-        self.dtype, self.wide = numerics.dtype, torch.promote_types(numerics.dtype, torch.float32)
+        self.dtype, self.wide = arithmetic.dtype, torch.promote_types(arithmetic.dtype, torch.float32)
         self.device = trunk.blocks[0].attention.out.weight.device
         self.eps = torch.full((), 1e-6, dtype=self.wide, device=self.device)
-        # What scores are divided by goes into the queries' turns.
+        # What scores are divided by goes into the queries' rotary.
         self.turn_scale = self.eps.new_tensor([self.head_width**-0.5, 1.0])[:, None, None]
-        static = numerics.compiled or self.device.type == "cuda"
+        static = arithmetic.compiled or self.device.type == "cuda"
         # Products of bfloat16 vectors pay for whole caches that are large, though what lies ahead is multiplied too:
         # of a part oneDNN makes a copy first.
         large = rows * num_places * trunk.width >= _LARGE
@@ -52,22 +52,22 @@ class Stepper:
         for block in trunk.blocks:
             rest = (block.attention.out, block.mlp.gate_and_value, block.mlp.out)
             centred = self._centred if self.normalised else None
-            qkv = prepare(block.attention.qkv.weight, numerics, rows, centred, packed=not static)
+            qkv = prepare(block.attention.qkv.weight, arithmetic, rows, centred, packed=not static)
             # Zeros, as what lies ahead is hidden from a static step but must be numbers.
             values = torch.zeros(rows, self.num_heads, num_places, self.head_width, **options)
             shape = values.shape if static else values.mT.shape
             keys = torch.zeros(shape, **options)
             keys = keys.mT if static else keys
-            maps = (prepare(linear.weight, numerics, rows, packed=not static) for linear in rest)
+            maps = (prepare(linear.weight, arithmetic, rows, packed=not static) for linear in rest)
             self.layers.append((keys, values, qkv, *maps))
         self._scratch: dict[int, _Scratch] = {}
         # Steps of one input are compiled where that was asked for, and launched at once on a GPU.
         self.one: Callable[..., Tensor] | None = None
         if static:
-            self._make_static(trunk, numerics)
+            self._make_static(trunk, arithmetic)
 
-    def _make_static(self, trunk: Trunk, numerics: Numerics) -> None:
-        step = Compiled() if numerics.compiled else static_step
+    def _make_static(self, trunk: Trunk, arithmetic: Arithmetic) -> None:
+        step = Compiled() if arithmetic.compiled else step_to_compile
         self.one = Graph(step) if self.device.type == "cuda" else step
         self.place = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.cos = self.eps.new_empty(self.rows, 2, 1, self.head_width // 2)
@@ -76,18 +76,18 @@ class Stepper:
         self.static_layers = []
         for (keys, values, *_), block in zip(self.layers, trunk.blocks, strict=True):
             maps = (block.attention.qkv, block.attention.out, block.mlp.gate_and_value, block.mlp.out)
-            self.static_layers.append(Layer(keys.mT, values, *(plain(linear.weight, numerics) for linear in maps)))
+            self.static_layers.append(Layer(keys.mT, values, *(plain(linear.weight, arithmetic) for linear in maps)))
 
     def reset(self) -> None:
         """Begin anew, with the same memory."""
         self.length = 0
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, turns: Tensor, visible: Tensor | None = None, num_kept: int | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rotary: Tensor, visible: Tensor | None = None, num_kept: int | None = None) -> Tensor:
         """Features "b m w", in the type of the walk, of the next m inputs "b m w".
 
         Args:
-            turns: as `Trunk` takes them, of these inputs: "m 2 1 pairs" or "b m 2 1 pairs".
+            rotary: as `Trunk` takes them, of these inputs: "m 2 1 pairs" or "b m 2 1 pairs".
             visible: bool "m m", which of these inputs each of them sees beside all that came before; None is those up
                 to itself.
             num_kept: only so many of them, the first, are seen by inputs to come; None is all.
@@ -105,8 +105,8 @@ class Stepper:
         self.length += m if num_kept is None else num_kept
         if self.one is not None and m == 1:
             self.place.fill_(begin)
-            # One program for turns of all rows and of each row.
-            turn = torch.view_as_real(turns[0] if turns.ndim == 4 else turns[:, 0])
+            # One program for rotary of all rows and of each row.
+            turn = torch.view_as_real(rotary[0] if rotary.ndim == 4 else rotary[:, 0])
             self.cos.copy_(turn[..., 0])
             self.sin.copy_(turn[..., 1])
             memory = (self.cos, self.sin, self.place, self.ahead)
@@ -115,10 +115,10 @@ class Stepper:
         hidden = None
         if m > 1:
             hidden = torch.ones(m, m, dtype=torch.bool, device=self.device).triu(1) if visible is None else ~visible
-        self._layers(s, turns * self.turn_scale, slice(begin, begin + m), hidden)
+        self._layers(s, rotary * self.turn_scale, slice(begin, begin + m), hidden)
         return s.normed.view(b, m, width).clone()
 
-    def _layers(self, s: "_Scratch", turns: Tensor, new: slice, hidden: Tensor | None) -> None:
+    def _layers(self, s: "_Scratch", rotary: Tensor, new: slice, hidden: Tensor | None) -> None:
         """From `s.x` to `s.normed`; `hidden` are the inputs "m m" that each of them does not see."""
         b, m, heads = self.rows, s.m, self.rows * self.num_heads
         end = new.stop
@@ -127,7 +127,7 @@ class Stepper:
         scores = s.scores[: heads * m * length].view(heads, m, length)
         for keys, values, qkv_map, out_map, gate_and_value_map, mlp_out_map in self.layers:
             s.qkv.copy_(qkv_map(self._normed(s)))
-            torch.mul(s.pairs, turns, out=s.turned)
+            torch.mul(s.pairs, rotary, out=s.rotated)
             if self.normalised:
                 # The rest of each head's LayerNorm.
                 norm = torch.linalg.vector_norm(s.queries_and_keys, dim=-1, keepdim=True, out=s.head_norm)
@@ -168,10 +168,10 @@ class Stepper:
 class _Scratch:
     """Memory of a step over m inputs, and the views of it that each layer takes."""
 
-    def __init__(self, stepper: Stepper, m: int):
-        b, h, d = stepper.rows, stepper.num_heads, stepper.head_width
-        wide = {"dtype": stepper.wide, "device": stepper.device}
-        own = {"dtype": stepper.dtype, "device": stepper.device}
+    def __init__(self, cached: CachedTrunk, m: int):
+        b, h, d = cached.rows, cached.num_heads, cached.head_width
+        wide = {"dtype": cached.wide, "device": cached.device}
+        own = {"dtype": cached.dtype, "device": cached.device}
         self.m = m
         self.x = torch.empty(b * m, h * d, **wide)
         self.norm = torch.empty(b * m, 1, **wide)
@@ -181,24 +181,24 @@ class _Scratch:
         self.queries_and_keys = split[:, :, :2]
         self.pairs = torch.view_as_complex(self.queries_and_keys.unflatten(-1, (d // 2, 2)))
         self.head_norm = torch.empty(b, m, 2, h, 1, **wide)
-        turned = torch.empty(2, b, h, m, d, **wide)
+        rotated = torch.empty(2, b, h, m, d, **wide)
         # Written in the order of the products, read in the order of attention.
-        self.turned_real = turned.permute(1, 3, 0, 2, 4)
-        self.turned = torch.view_as_complex(self.turned_real.unflatten(-1, (d // 2, 2)))
-        self.new_keys = turned[1].transpose(-1, -2)
+        self.turned_real = rotated.permute(1, 3, 0, 2, 4)
+        self.rotated = torch.view_as_complex(self.turned_real.unflatten(-1, (d // 2, 2)))
+        self.new_keys = rotated[1].transpose(-1, -2)
         self.new_values = split[:, :, 2].transpose(1, 2)
-        self.wide_queries = turned[0].view(b * h, m, d)
-        narrow = {"dtype": stepper.dtype if stepper.whole else stepper.wide, "device": stepper.device}
-        self.queries = torch.empty_like(self.wide_queries, **narrow) if stepper.whole else self.wide_queries
-        self.scores = torch.empty(b * h * m * stepper.num_places, **narrow)
+        self.wide_queries = rotated[0].view(b * h, m, d)
+        narrow = {"dtype": cached.dtype if cached.whole else cached.wide, "device": cached.device}
+        self.queries = torch.empty_like(self.wide_queries, **narrow) if cached.whole else self.wide_queries
+        self.scores = torch.empty(b * h * m * cached.num_places, **narrow)
         self.mixed = torch.empty(b * h, m, d, **narrow)
         self.mixed_rows = self.mixed.view(b, h, m, d).transpose(1, 2)
         self.input = torch.empty(b, m, h, d, **own)
 
 
-def cache_bytes(trunk: Trunk, num_places: int, numerics: Numerics, num_inputs: int = 1) -> int:
+def cache_bytes(trunk: Trunk, num_places: int, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
     """Bytes of a row: keys and values, and what a step over so many inputs needs, at most."""
-    wide = torch.promote_types(numerics.dtype, torch.float32).itemsize
+    wide = torch.promote_types(arithmetic.dtype, torch.float32).itemsize
     kept = 2 * trunk.depth * num_places * trunk.width
     # Queries, keys and values twice, the stream, its norm and the gated branch; and the scores.
     wider = max(0, trunk.mlp_width - gated_width(trunk.width))
@@ -206,14 +206,14 @@ def cache_bytes(trunk: Trunk, num_places: int, numerics: Numerics, num_inputs: i
     return wide * (kept + step)
 
 
-def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, numerics: Numerics) -> Advance:
+def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, arithmetic: Arithmetic) -> Advance:
     """The trunk place by place in raster order, after the start tokens "b w"."""
-    stepper = Stepper(trunk.trunk, len(start), trunk.num_places, numerics)
-    turns = trunk.turns(start)
+    cached = CachedTrunk(trunk.trunk, len(start), trunk.num_places, arithmetic)
+    rotary = trunk.rotary(start)
 
     def advance(vectors: Tensor) -> Tensor:
-        x = vectors if stepper.length else torch.cat((start[:, None], vectors), 1)
-        here = slice(stepper.length, stepper.length + x.shape[1])
-        return stepper(trunk.inputs(x, here), turns[here])[:, -1]
+        x = vectors if cached.length else torch.cat((start[:, None], vectors), 1)
+        here = slice(cached.length, cached.length + x.shape[1])
+        return cached(trunk.inputs(x, here), rotary[here])[:, -1]
 
     return advance

@@ -21,7 +21,7 @@ _WEIGHTS_FOR_BF16 = 2**20
 
 
 @dataclass(frozen=True)
-class Numerics:
+class Arithmetic:
     """How a walk computes.
 
     Attributes:
@@ -35,8 +35,8 @@ class Numerics:
     compiled: bool = False
 
 
-def choose(precision: Precision, rows: int, model: GridModel, compiled: bool) -> Numerics:
-    """The numerics of a walk over `rows` rows.
+def choose(precision: Precision, rows: int, model: GridModel, compiled: bool) -> Arithmetic:
+    """The arithmetic of a walk over `rows` rows.
 
     "auto" is bfloat16 where the device has instructions for it and, on a CPU, there are 16 rows or a million weights;
     else float32. A model in float64 stays in it. Raises ValueError for "int8" elsewhere than on a CPU.
@@ -44,14 +44,14 @@ def choose(precision: Precision, rows: int, model: GridModel, compiled: bool) ->
     if precision == "int8":
         if model.device.type != "cpu":
             raise ValueError(f"got precision='int8' on {model.device.type}, expected a prior on the CPU, or 'bfloat16'")
-        return Numerics(torch.bfloat16, int8=True, compiled=compiled)
+        return Arithmetic(torch.bfloat16, int8=True, compiled=compiled)
     if precision == "auto":
         if model.dtype == torch.float64:
-            return Numerics(model.dtype, compiled=compiled)
+            return Arithmetic(model.dtype, compiled=compiled)
         many = rows >= _ROWS_FOR_BF16 or sum(weight.numel() for weight in model.parameters()) >= _WEIGHTS_FOR_BF16
         enough = many or model.device.type == "cuda"
         precision = "bfloat16" if enough and has_bf16(model.device) else "float32"
-    return Numerics(getattr(torch, precision), compiled=compiled)
+    return Arithmetic(getattr(torch, precision), compiled=compiled)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -33,7 +33,7 @@ class Assignment(NamedTuple):
     log_posterior: Tensor | None = None
 
 
-class PlacewiseQuantizer(Quantizer):
+class PositionwiseQuantizer(Quantizer):
     """Abstract: one codebook, one code a place."""
 
     # What to do about a collapse; each kind says what helps it.
@@ -54,47 +54,47 @@ class PlacewiseQuantizer(Quantizer):
         self.has_started = False  # what was loaded may be from before the start
 
     @abc.abstractmethod
-    def assign(self, vectors: Tensor, kept: Tensor | None) -> Assignment:
-        """Codes of vectors "n d"; `kept` "n" is False at those that do not count, which are zeros."""
+    def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
+        """Codes of vectors "n d"; `valid` "n" is False at those that do not count, which are zeros."""
 
     @abc.abstractmethod
     def vectors_of(self, codes: Tensor) -> Tensor:
         """The vectors "n d" of valid codes "n"."""
 
-    def draw_codes(self, vectors: Tensor, kept: Tensor | None, generator: torch.Generator) -> Assignment:
+    def draw_codes(self, vectors: Tensor, valid: Tensor | None, generator: torch.Generator) -> Assignment:
         """The same, with codes drawn from the posterior; for a stochastic kind."""
-        return self.assign(vectors, kept)
+        return self.assign(vectors, valid)
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         vectors, _ = pack([z_e], "* d")
-        kept = None if mask is None else mask.reshape(-1)
-        found = self.assign(vectors, kept) if generator is None else self.draw_codes(vectors, kept, generator)
-        return self.result(found, z_e, kept)
+        valid = None if mask is None else mask.reshape(-1)
+        found = self.assign(vectors, valid) if generator is None else self.draw_codes(vectors, valid, generator)
+        return self.result(found, z_e, valid)
 
-    def result(self, found: Assignment, z_e: Tensor, kept: Tensor | None) -> Quantized:
+    def result(self, found: Assignment, z_e: Tensor, valid: Tensor | None) -> Quantized:
         """What was found for each vector of `z_e`, as the answer for whole images."""
         chosen, codes, auxiliary, entropy, log_posterior = found
-        if kept is not None:
-            codes = torch.where(kept, codes, MASKED)
-            chosen = torch.where(kept[:, None], chosen, 0.0)
+        if valid is not None:
+            codes = torch.where(valid, codes, MASKED)
+            chosen = torch.where(valid[:, None], chosen, 0.0)
         usage, perplexity, dead_codes = statistics(codes, self.num_codes)
         if self.training:
-            self._watch(dead_codes, len(codes) if kept is None else kept.sum())
+            self._watch(dead_codes, len(codes) if valid is None else valid.sum())
         return Quantized(
             z_q=chosen.reshape(z_e.shape),
             codes=codes.reshape(z_e.shape[:-1]),
             auxiliary=auxiliary,
-            entropy=self._per_image(entropy, kept, z_e),
-            log_posterior=self._per_image(log_posterior, kept, z_e),
+            entropy=self._per_image(entropy, valid, z_e),
+            log_posterior=self._per_image(log_posterior, valid, z_e),
             usage=usage,
             perplexity=perplexity,
             dead_codes=dead_codes,
         )
 
-    def _per_image(self, nats: Tensor | None, kept: Tensor | None, z_e: Tensor) -> Tensor:
+    def _per_image(self, nats: Tensor | None, valid: Tensor | None, z_e: Tensor) -> Tensor:
         if nats is None:
             return z_e.new_zeros(len(z_e))
-        nats = nats if kept is None else torch.where(kept, nats, 0.0)
+        nats = nats if valid is None else torch.where(valid, nats, 0.0)
         return nats.reshape(len(z_e), len(nats) // max(len(z_e), 1)).sum(1)
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -127,9 +127,9 @@ class PlacewiseQuantizer(Quantizer):
 
 def code_counts(codes: Int[Tensor, " n"], num_codes: int) -> Float[Tensor, " k"]:
     """How often each code occurs, in float32 (exact below 2^24); masked places are not counted."""
-    kept = codes >= 0
+    valid = codes >= 0
     counts = torch.zeros(num_codes, dtype=torch.float32, device=codes.device)
-    return counts.scatter_add_(0, codes.clamp_min(0), kept.float())
+    return counts.scatter_add_(0, codes.clamp_min(0), valid.float())
 
 
 def statistics(
@@ -155,17 +155,17 @@ def statistics(
     return used.float() / num_codes, perplexity, num_codes - used
 
 
-def masked_mean(values: Float[Tensor, "n *w"], kept: Tensor | None) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "n *w"], valid: Tensor | None) -> Float[Tensor, ""]:
     """The mean over the vectors that count (and all their elements); zero where none does."""
-    if kept is None:
+    if valid is None:
         return values.sum() / max(values.numel(), 1)
     width = values[0].numel() if len(values) else 1
-    spread = kept.reshape(-1, *[1] * (values.ndim - 1))
-    return torch.where(spread, values, 0.0).sum() / (kept.sum() * width).clamp_min(1)
+    spread = valid.reshape(-1, *[1] * (values.ndim - 1))
+    return torch.where(spread, values, 0.0).sum() / (valid.sum() * width).clamp_min(1)
 
 
-def none_is_zero(term: Float[Tensor, ""], vectors: Float[Tensor, "n d"], kept: Tensor | None) -> Float[Tensor, ""]:
+def none_is_zero(term: Float[Tensor, ""], vectors: Float[Tensor, "n d"], valid: Tensor | None) -> Float[Tensor, ""]:
     """A term of the mean over vectors, which is zero where none counts."""
-    if kept is None:
+    if valid is None:
         return term if len(vectors) else torch.zeros_like(term)
-    return torch.where(kept.any(), term, 0.0)
+    return torch.where(valid.any(), term, 0.0)

@@ -13,7 +13,7 @@ import safefolder
 from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
 from vqvae import Autoencoder, GaussianVAE, pictures
 from vqvae.cli.common import Model, at_least_one, check_pair, has_prior, load_prior, load_test_images
-from vqvae.codec.fingerprint import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
