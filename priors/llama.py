@@ -10,8 +10,8 @@ behind a start token. Of it are:
 - RMSNorm before each branch and at the end, x / sqrt(mean(x^2) + 1e-6): Zhang & Sennrich 2019, "Root mean square layer
   normalization". Their learned scale is a factor of the linear maps behind the norm, and lives in those.
 - Rotary positions: Su et al. 2021, "RoFormer". Pair j of a head of d channels is rotated by i * base^(-2j/d) at
-  position i of the sequence, query and key alike. Rows and columns are not told apart, unlike in `priors.trunk`: what is above a
-  place is always one row of positions away.
+  position i of the sequence, query and key alike. Rows and columns are not told apart, unlike in `priors.trunk`: what
+  is above a position is always one row of positions away.
 - SwiGLU (Shazeer 2020), no biases, and another matrix for the logits than for the embeddings.
 
 Departures: none that its weights or its outputs show. Dropout, label dropout and noise on the codes read belong to

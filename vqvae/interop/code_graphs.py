@@ -5,7 +5,7 @@ for `torch.export` and ONNX do not replace them: the quantizers' own passes coun
 onnxruntime has no float64 for what a multi-scale quantizer enlarges by, and `vqvae.interop.code_agreement` judges codes
 by these graphs. What differs from the library:
 
-- The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest_search` finds the answer of
+- The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest_search` finds that of
   a float64 brute force. Codes and features are taken relative to the codes' mean, so that features far from zero do
   not lose what tells codes apart. Codes can differ where two distances tie within rounding: see
   `vqvae.interop.code_agreement`.

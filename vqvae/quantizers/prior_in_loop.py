@@ -29,7 +29,7 @@ A quantizer that has a posterior of its own takes the prior's gradient through i
 
 which reaches the encoder by q, exactly given the context, and by the context.
 
-The prior's conditionals, positions times codes for each image, are held; so this is for codebooks that a prior can list.
+The prior's conditionals, positions times codes for each image, are held: this is for codebooks that a prior can list.
 """
 
 import math
