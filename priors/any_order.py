@@ -123,7 +123,7 @@ class AnyOrderPrior(TrunkPrior):
         labels: Labels | None = None,
         order: Order | None = None,
     ) -> Float[Tensor, "b *grid k"]:
-        """ln P(z_i = . | codes before i in the order) at every place i of the grid, nats, as `Prior.tables`.
+        """ln P(z_i = . | codes before i in the order) at every place i of the grid, nats, as `Prior.log_conditionals`.
 
         Without an order this is raster order, in training too. Raises ValueError as `log_prob` does.
         """

@@ -29,7 +29,8 @@ from priors import (
 
 def sampled(prior: Prior, num: Any, labels: Any = None, **options: Any) -> Tensor:
     """`Prior.sample`, by options of `Sampling` among its other arguments."""
-    return torch.cat([torch.zeros(0, *prior.grid, dtype=torch.int64), *blocks_of(prior, num, labels, **options)])
+    empty = torch.zeros(0, *prior.grid, dtype=torch.int64, device=prior.device)
+    return torch.cat([empty, *blocks_of(prior, num, labels, **options)])
 
 
 def blocks_of(prior: Prior, num: Any, labels: Any = None, **options: Any) -> Iterator[Tensor]:

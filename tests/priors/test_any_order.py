@@ -423,7 +423,7 @@ def test_places_drawn_together_stand_apart(grid: tuple[int, ...]) -> None:
 )
 def test_bad_orders(order: Tensor, message: str) -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
-    for score in (prior.log_prob, prior.tables, prior):
+    for score in (prior.log_prob, prior.log_conditionals, prior):
         with pytest.raises(ValueError, match=message):
             score(torch.zeros(2, 2, 2, dtype=torch.int64), order=order)
 

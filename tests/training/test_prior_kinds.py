@@ -29,7 +29,7 @@ from priors import (
 from priors.grid import GridModel
 from vqvae import VQVAE, GaussianVAE
 from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
-from vqvae.training import command, latents
+from vqvae.training import latents, program
 from vqvae.training.options import load_run, parse
 from vqvae.training.prior_kinds import PRIOR_KINDS, make_prior, name_of
 from vqvae.training.records import Stop
@@ -69,7 +69,7 @@ def codebooks(photos, tmp_path_factory):
             else:
                 pairs = zip(small[::2], small[1::2], strict=True)
                 small = [word for pair in pairs if not pair[0].startswith("--model.quantizer.") for word in pair]
-            command.train(parse([*small, *QUANTIZERS[kind].split()]))
+            program.train(parse([*small, *QUANTIZERS[kind].split()]))
         shutil.copytree(kept[kind], folder)
         return folder
 
@@ -102,7 +102,7 @@ def test_each_kind_trains_resumes_to_the_bit_and_is_evaluated(run, codebooks, tm
     cut_off(run, monkeypatch, cut, *args)
     assert weights(cut) == weights(whole)
     known = load_run(cut)
-    assert (known.prior_kind, type(known.prior)) == (kind, PRIOR_KINDS[kind])
+    assert (known.prior_kind, known.prior.owner) == (kind, PRIOR_KINDS[kind])
     assert known.prior.code_noise == 0.1
 
     prior = Prior.from_pretrained(cut / "prior")
@@ -295,7 +295,7 @@ def test_a_run_of_before_options_came_from_classes_is_read(codebooks, tmp_path):
     known, plain = load_run(folder), json.loads(path.read_text())
     old = {key: value for key, value in plain.items() if key != "labels"}
     sizes = {key: value for key, value in plain["prior"].items() if key != "class"}
-    model = {**plain["model"], "class": "VQVAE.Config"}
+    model = {**plain["model"], "class": "VQVAEConfig"}
     parts = {
         name: {k: v for k, v in plain[name].items() if k != "class"} for name in ("data", "prior_fit", "codebook_fit")
     }

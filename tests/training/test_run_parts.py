@@ -381,7 +381,7 @@ def test_case_33_the_words_after_an_interruption_are_the_whole_command(place, mo
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vqvae.training.command.evaluate_run", interrupted)
+    monkeypatch.setattr("vqvae.training.program.evaluate_run", interrupted)
     with pytest.raises(SystemExit) as stopped:
         train.main()
     assert stopped.value.code == 130

@@ -32,7 +32,7 @@ def make_prior(num_codes: int = NUM_CODES, grid: tuple[int, ...] = GRID, num_cla
 
 def make_loop(prior: Prior, num: int, beta: float = 1.0, num_iterations: int | None = None) -> PriorInTheLoop:
     return PriorInTheLoop(
-        tables=prior.tables,
+        log_conditionals=prior.log_conditionals,
         relaxed_log_conditionals=prior.relaxed_log_conditionals,
         walk=lambda chooser: prior.walk(num, chooser),
         beta=beta,

@@ -28,12 +28,12 @@ SIZE = 16
 ROWS = np.repeat(np.arange(0, 256, 256 // SIZE, dtype=np.uint8)[:, None], SIZE, 1)
 
 
-def save_run(folder, quantizer=CODES, kind=TransformerPrior, config=TransformerPrior.Config, num_classes=3, **options):
+def save_run(folder, quantizer=CODES, kind=TransformerPrior, num_classes=3, **options):
     """A run of untrained parts, its prior far from uniform."""
     torch.manual_seed(0)
     model = VQVAE(image_size=SIZE, width=8, num_blocks=1, quantizer=quantizer, **options)
     model.save_pretrained(folder / "codebook")
-    prior = kind(config(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **SMALL))
+    prior = kind(num_codes=model.num_codes, grid=model.grid, num_classes=num_classes, **SMALL)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.normal_(std=0.5)
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def anywhere(run):
     """The same in any order."""
-    return save_run(run.parent / "anywhere", kind=AnyOrderPrior, config=AnyOrderPrior.Config)
+    return save_run(run.parent / "anywhere", kind=AnyOrderPrior)
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +394,7 @@ def test_a_prior_in_raster_order_draws_the_end(call, run, picture, tmp_path, dec
 
 def test_all_codes_of_a_place_go_together(call, tmp_path, picture, seen):
     deep = ResidualQuantizer.Config(depth=2, quantizer=FSQ.Config(levels=(3, 3)))
-    folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior, config=AnyOrderPrior.Config)
+    folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior)
     call(folder, "--inpaint", picture, "--mask", save_mask(tmp_path, 0, 1, 4, 5), "--num", 1)
     assert seen[0]["mask"].nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
 

@@ -203,7 +203,7 @@ def test_a_saved_mixture_comes_back(family, double, tmp_path):
         ({"pixels": {"class": "BernoulliPixels", "beta": 1}}, "BernoulliPixels has no beta, expected alpha"),
         ({"pixels": None}, "got pixels=None for Mixture, expected the options"),
         ({"shape": 3}, "got shape=3 for Mixture, expected a tuple of 3 integers"),
-        ({"shape": [1, 1]}, "got shape=(1, 1) for Mixture, expected a tuple of 3 integers"),
+        ({"shape": [1, 1]}, "got shape=[1, 1] for Mixture, expected a tuple of 3 integers"),
         ({"colour": True}, "Mixture has no colour, expected num_components"),
         ({"num_components": "ten"}, "does not fit Mixture"),
         ({"num_components": 4}, "do not fit its config"),

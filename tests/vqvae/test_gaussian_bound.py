@@ -133,7 +133,7 @@ def test_the_mean_has_no_bound(world):
 
 
 def test_evaluate_on_draws(world, tmp_path):
-    wider = GaussianPrior(2.0)
+    wider = GaussianPrior(scale=2.0)
     result = evaluate(world.model, {"wide": wider, "normal": standard()}, [Batch(world.images, None)], num_draws=100)
     assert result.deterministic is None
     assert result.bound.negative_elbo == pytest.approx(world.negative().mean().item(), abs=0.05)
@@ -162,7 +162,7 @@ def test_evaluate_on_draws(world, tmp_path):
 class GaussianPrior(NormalPrior):
     """N(0, s²), for one latent number."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, *, scale: float) -> None:
         super().__init__(dim=1, grid=(1, 1))
         self.scale = scale
         self.double()

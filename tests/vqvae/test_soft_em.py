@@ -252,7 +252,9 @@ def test_without_a_spread_it_is_the_hard_kind(revival, num_samples, deep):
     "options", [{"num_samples": 0}, {"variance": 0.0}, {"variance": -1.0}, {"variance": float("inf")}]
 )
 def test_what_cannot_draw_is_a_sentence(options):
-    with pytest.raises(ValueError, match="at least one sample and a finite variance above zero"):
+    with pytest.raises(
+        ValueError, match=r"at least one sample and a finite variance above zero|got variance=inf .*a finite number"
+    ):
         SoftEMVectorQuantizer(**options)
 
 

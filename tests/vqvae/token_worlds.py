@@ -8,7 +8,7 @@ from image_files import save
 
 from vqvae import VQVAE, tokens
 from vqvae.quantizers import FSQ, ResidualQuantizer, VectorQuantizer
-from vqvae.tokens import CodeBatch, Tokenized, Tokenizing, TokenizingOnRay
+from vqvae.tokens import CodeBatch, Tokenized, Tokenizing, TokenizingOnRay, layout
 from vqvae.tokens.layout import Plan
 
 QUANTIZERS = {
@@ -39,7 +39,7 @@ def tokenize_on_ray(model: Any, images: Any, folder: Any, **options: Any) -> Tok
 
 def plan(model: Any, images: Any, folder: Any, **options: Any) -> Plan:
     """`vqvae.tokens.layout.plan`, likewise."""
-    return tokens.plan(model, images, folder, Tokenizing(**options))
+    return layout.plan(model, images, folder, Tokenizing(**options))
 
 
 def photos(folder: Path, num: int = 50, broken: tuple[int, ...] = ()) -> Path:

@@ -78,7 +78,7 @@ class Compression(BlockOptions):
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
         """As `BlockOptions`; a mode may be given by its number."""
-        return Mode(value) if name == "mode" else super().meant(name, value)
+        return Mode(value) if name == "mode" and value in list(Mode) else super().meant(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

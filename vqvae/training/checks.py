@@ -17,9 +17,9 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data.batching import MAX_WORKERS
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
-from vqvae.training.options import FitConfig, Run, load_run
+from vqvae.training.options import FitConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
-from vqvae.training.run_folder import checkpoint, go_on, is_of, state_path, trained_on
+from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
 
 MAX_PRIOR_CODES = 2**20
 # How the variables begin by which what starts several machines tells each of the others.

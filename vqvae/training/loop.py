@@ -14,9 +14,9 @@ from tqdm import tqdm
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
 from vqvae.training.learner import Learner, Objective
-from vqvae.training.options import FitConfig
+from vqvae.training.options import FitConfig, go_on
 from vqvae.training.records import load_state, save_state
-from vqvae.training.run_folder import Session, checkpoint, go_on, is_of, state_path
+from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
 
 
 def fit(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +228,12 @@ def parse(args: list[str]) -> Run:
         return exits.parsed(
             lambda: tyro.cli(Run, prog=_program(), default=default, args=args, config=(tyro.conf.AvoidSubcommands,))
         )
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run, as this program was called."""
+    program = "python train.py" if _program() == "train.py" else "vqvae train"
+    return f"{program} --resume --run {shlex.quote(str(run.run))}"
 
 
 def _program() -> str:

@@ -12,7 +12,6 @@ for and however late, leaves every byte as it was, and the run goes on as before
 """
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from vqvae import Autoencoder, fingerprint
 from vqvae.interop.pickles import read_pickle
 from vqvae.tokens import CodeDataset
 from vqvae.training.images import Facts, save_facts
-from vqvae.training.options import Run, save_run
+from vqvae.training.options import Run, go_on, save_run
 from vqvae.training.records import Metrics, Stop
 
 
@@ -119,9 +118,3 @@ def tell_of_stale_parts(run: Run, model: Autoencoder) -> None:
             check_parts(run, model, {"prior": GridModel.from_pretrained(run.run / "prior")})
         except ValueError as error:
             print(f"note: {error}", file=sys.stderr)
-
-
-def go_on(run: Run) -> str:
-    """The command that goes on with the run."""
-    program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "vqvae train"
-    return f"{program} --resume --run {shlex.quote(str(run.run))}"
