@@ -3,7 +3,7 @@
     python docs/names.py > docs/names.md
 
 A name that leaves this list is somebody's broken program. What a module has beside these is for this project's own
-rooms and may change.
+rooms and may change; [architecture](architecture.md) says where it is.
 """
 
 import importlib

@@ -95,7 +95,7 @@ def test_case_33_all_options_say_what_they_do_not_take(kind, untyped):
         kind(**own, nonsense_of_mine=1)
     for field in dataclasses.fields(kind):
         for wrong in (object(), b"1", {1, 2}, 1j):
-            with pytest.raises(ValueError, match=rf"^got {field.name}=.*(for {name})?, expected |; expected "):
+            with pytest.raises(ValueError, match=rf"^got {field.name}\b.*expected "):
                 kind(**{**own, field.name: wrong})
 
 

@@ -162,8 +162,8 @@ def test_evaluate_on_draws(world, tmp_path):
 class GaussianPrior(NormalPrior):
     """N(0, s²), for one latent number."""
 
-    def __init__(self, *, scale: float) -> None:
-        super().__init__(dim=1, grid=(1, 1))
+    def __init__(self, *, scale: float, dim: int = 1, grid: tuple[int, ...] = (1, 1)) -> None:
+        super().__init__(dim=dim, grid=grid)
         self.scale = scale
         self.double()
 

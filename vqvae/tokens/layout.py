@@ -87,7 +87,10 @@ class Tokenizing(ShardSizes):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; a `VQVAE` is one. It is also a torch module, on the device that is to encode."""
+    """What is asked of a tokenizer; a `VQVAE` is one. It is also a torch module, on the device that is to encode.
+
+    `config.build()` makes it anew, for Ray's workers, and `config.to_plain()` is what a set notes of it.
+    """
 
     config: Any
 

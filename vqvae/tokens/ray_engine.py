@@ -257,14 +257,10 @@ def _plain(error: Exception) -> Exception:
     return ValueError(f"the work on Ray came to a stop: {(lines or [type(error).__name__])[-1]}; run it again to go on")
 
 
-def _pack_model(model: Tokenizer) -> tuple[Any, Any, dict[str, Tensor]]:
-    """A model as its class, its config and its weights, which are copies on the CPU."""
+def _pack_model(model: Tokenizer) -> tuple[Any, dict[str, Tensor]]:
+    """A model as its options and its weights, which are copies on the CPU."""
     assert isinstance(model, nn.Module)
-    return (
-        type(model),
-        model.config,
-        {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
-    )
+    return model.config, {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def _pack(images: Images) -> Any:
@@ -332,10 +328,10 @@ class _Encode:
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision(precision)
         warnings.filterwarnings("ignore", _READ_ONLY)
-        kind, config, weights = ray.get(packed)
+        config, weights = ray.get(packed)
         # As the caller's, which may be of another precision than a fresh one.
         dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-        self.model = kind(config).to(device, dtype)
+        self.model = config.build().to(device, dtype)
         self.model.load_state_dict(weights)
         self.model.eval()
 
