@@ -269,6 +269,14 @@ def test_a_checkpoint_of_another_kind_is_one_line(run, fails, codebooks, tmp_pat
     assert "leave out the options that the run was not begun with" in fails(*args, "--resume")
 
 
+def test_a_prior_without_labels_of_images_that_have_them(run, codebooks, tmp_path):
+    folder = codebooks("one", tmp_path / "run")
+    run("--run", str(folder), "--stage", "prior", "--no-labels", "--prior-fit.num-steps", "1")
+    assert Prior.from_pretrained(folder / "prior").num_classes is None
+    run("--run", str(folder), "--stage", "evaluate")
+    assert not load_run(folder).labels
+
+
 def test_kinds_keep_what_they_share():
     run = parse(["--prior-kind", "AnyOrder", "--prior.raster-share", "0.5", "--prior.dropout", "0.2"])
     assert run.prior == AnyOrderPrior.Config(width=128, depth=3, num_heads=4, raster_share=0.5, dropout=0.2)

@@ -142,7 +142,8 @@ class PriorObjective(nn.Module):
         self.prior = prior
 
     def forward(self, values: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        per_place = -self.prior(drawn(self.prior, values), labels).mean() / self.prior.num_places
+        known = None if self.prior.num_classes is None else labels
+        per_place = -self.prior(drawn(self.prior, values), known).mean() / self.prior.num_places
         return {"objective": per_place, "rate": per_place}
 
     def rest(self) -> None:

@@ -104,7 +104,9 @@ def check_codes(run: Run, model: Autoencoder) -> None:
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
-    """How many classes what `prior_data` gives has; None without labels. Errors as there."""
+    """How many classes a prior learns of what `prior_data` gives; None without labels. Errors as there."""
+    if not run.labels:
+        return None
     known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
     return known.num_classes
 
