@@ -33,10 +33,10 @@ def run_command(args: Sequence[str]) -> None:
         args: the words of a command line after the program's name.
     """
     run = parse(list(args))
-    from vqvae.training.program import run_stages  # not for the help, or a mistyped option
+    from vqvae.training.program import train  # not for the help, or a mistyped option
 
     try:
-        run_stages(run)
+        train(run)
     except KeyboardInterrupt:
         if (run.run / "state").is_dir():
             print(f"interrupted; go on with `{go_on(run)}`", file=sys.stderr)

@@ -155,6 +155,17 @@ def _raise_lost_rank(fabric: Fabric, error: Exception, go_on: str) -> None:
     ) from error
 
 
+@contextlib.contextmanager
+def leaving_processes() -> Iterator[None]:
+    """End the process group after what is inside, but for errors, of which other processes may know nothing."""
+    try:
+        yield
+    except SystemExit:  # saved as asked; what was under way is let go of here
+        leave_processes()
+        raise
+    leave_processes()
+
+
 def leave_processes() -> None:
     """End the process group and its threads, once nothing uses it; every process must get here.
 

@@ -5,7 +5,7 @@ import sys
 
 from vqvae import Autoencoder
 from vqvae.training.checks import check, check_folder, stages
-from vqvae.training.devices import launch, leave_processes, lost_ranks_told, make_fabric
+from vqvae.training.devices import launch, leaving_processes, lost_ranks_told, make_fabric
 from vqvae.training.images import check_images, facts_of, load_data
 from vqvae.training.objectives import PriorObjective, codebook_objective
 from vqvae.training.options import Run, go_on
@@ -16,23 +16,13 @@ from vqvae.training.run_folder import Session, one_program
 from vqvae.training.stages import evaluate_run, first_model, fit_codebook, fit_prior
 
 
-def run_stages(run: Run) -> None:
-    """Train as the options say, and end the processes that did.
+@leaving_processes()
+def train(run: Run) -> None:
+    """The stages that the options ask for, one after the other.
 
     Raises:
         ValueError: what the run cannot do; nothing of it has changed then.
     """
-    try:
-        train(run)
-    except SystemExit:  # saved as asked; what was under way is let go of here
-        leave_processes()
-        raise
-    # Not after an error, which other processes may know nothing of.
-    leave_processes()
-
-
-def train(run: Run) -> None:
-    """The three stages."""
     wanted = stages(run)
     check(run, wanted)
     fabric = make_fabric(run)
