@@ -17,9 +17,9 @@
     storage.py            where the bytes of a file are
 
 Words, each with one meaning here. A **file** is a header, **blocks** and an index. A block is a whole number of images
-that are coded together: a head (marker, length, check) and its **content**, bytes that mean nothing to the container
-(`container.py`) and that `block.py` takes apart. A **tile** is the part of an image that is coded at once, of the
-model's size; a **tiling** says how an image is cut into them. A prior gives **conditionals**, real numbers; an
+that are coded together: a head (marker, length, check) and its **content**, bytes of which `container.py` reads no more
+than the number of images, and which `block.py` takes apart. A **tile** is the part of an image that is coded at once,
+of the model's size; a **tiling** says how an image is cut into them. A prior gives **conditionals**, real numbers; an
 **integer table** has the widths of a symbol's intervals, whole numbers that add up to 2^24. An **incompressible** tile
 costs no less than its pixels, or would not come back the same everywhere: it is **stored** as it is.
 """
