@@ -35,7 +35,7 @@ from benchmarks.codec_report import Row, ours
 from priors import Prior
 from vqvae import VQVAE
 from vqvae.codec import Archive, Codec, Compression, Mode, container
-from vqvae.codec.body import STORED, Body
+from vqvae.codec.block import STORED, BlockContent
 from vqvae.elbo import elbo
 from vqvae.metrics import psnr, ssim
 
@@ -78,11 +78,11 @@ def parts_of(codec: Codec, data: bytes) -> dict[str, Any]:
     """What a file's bytes are spent on, and how its images are coded."""
     coder = codec.coder
     with Archive.from_bytes(data) as archive:
-        packed = [archive.body(i) for i in range(len(archive.blocks))]
-    bodies = [Body.unpack(body, coder.num_channels, coder.size) for body in packed]
-    kinds = [kind for body in bodies for kind in body.kinds]
+        packed = [archive.content(i) for i in range(len(archive.blocks))]
+    contents = [BlockContent.unpack(content, coder.num_channels, coder.size) for content in packed]
+    kinds = [kind for content in contents for kind in content.kinds]
     ends = container.HEADER.size + container.TRAILER.size
-    streams, stored = (sum(len(getattr(body, part)) for body in bodies) for part in ("stream", "stored"))
+    streams, stored = (sum(len(getattr(content, part)) for content in contents) for part in ("stream", "stored"))
     blocks = container.BLOCK.size * len(packed) + sum(map(len, packed))
     return {
         "bytes": len(data),

@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from benchmarks import harness
 from benchmarks.codec import codec_of
-from vqvae.codec import Codec, Compression, tables
+from vqvae.codec import Codec, Compression, integer_tables
 from vqvae.codec.coder import RangeReader
 
 # One image by itself takes so much longer that fewer are timed.
@@ -76,9 +76,9 @@ def seconds_of(codec: Codec, files: list[bytes]) -> dict[str, float]:
         ("decoder network", coder.model, "vectors"),
         ("likelihood's context network", coder.likelihood, "_pixel_steps"),
         ("likelihood, the rest", coder.likelihood, "visit"),
-        ("integer tables", tables, "CodeTables"),
-        ("integer tables", tables.CodeTables, "widths"),
-        *(("integer tables", tables.LevelTables, name) for name in ("__init__", "high", "low")),
+        ("integer tables", integer_tables, "CodeTables"),
+        ("integer tables", integer_tables.CodeTables, "widths"),
+        *(("integer tables", integer_tables.LevelTables, name) for name in ("__init__", "high", "low")),
         ("coder", RangeReader, "get"),
         ("coder", RangeReader, "__init__"),
     ]

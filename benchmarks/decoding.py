@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from vqvae.codec import tables
+from vqvae.codec import integer_tables
 from vqvae.codec.coder import RangeReader, RangeWriter
 from vqvae.likelihoods import LogisticMixture
 
@@ -33,28 +33,28 @@ def main(num_images: int = 64, rounds: int = 7) -> None:
     levels = images.flatten().long()
 
     def whole_widths() -> Tensor:
-        points, _ = tables.rounded(parameters, offsets)
-        ends, _ = tables.level_ends(likelihood.cdf, points, torch.arange(256).expand(len(points), -1))
+        points, _ = integer_tables.rounded(parameters, offsets)
+        ends, _ = integer_tables.level_ends(likelihood.cdf, points, torch.arange(256).expand(len(points), -1))
         return torch.cat((torch.zeros_like(ends[:, :1]), ends), 1).diff(dim=1)
 
     def two_steps(stream: bytes) -> Tensor:
-        found, reader = tables.LevelTables(likelihood.cdf, parameters, offsets), RangeReader(stream)
+        found, reader = integer_tables.LevelTables(likelihood.cdf, parameters, offsets), RangeReader(stream)
         high = torch.from_numpy(reader.get(found.high())).long()
-        return high * tables.STEP + torch.from_numpy(reader.get(found.low(high)))
+        return high * integer_tables.STEP + torch.from_numpy(reader.get(found.low(high)))
 
     def one_step(stream: bytes) -> Tensor:
         return torch.from_numpy(RangeReader(stream).get(whole_widths())).long()
 
-    def written(symbols: Sequence[tables.Intervals]) -> bytes:
+    def written(symbols: Sequence[integer_tables.Intervals]) -> bytes:
         writer = RangeWriter()
         for intervals in symbols:
             writer.put(intervals)
         return writer.finish()
 
-    known = tables.level_intervals(likelihood.cdf, parameters, levels, offsets)
+    known = integer_tables.level_intervals(likelihood.cdf, parameters, levels, offsets)
     widths = whole_widths()
     width = widths.gather(1, levels[:, None])[:, 0]
-    whole = tables.Intervals(widths.cumsum(1).gather(1, levels[:, None])[:, 0] - width, width)
+    whole = integer_tables.Intervals(widths.cumsum(1).gather(1, levels[:, None])[:, 0] - width, width)
     streams = {"two tables of 16": written([known.high, known.low]), "one table of 256": written([whole])}
     ways = {"two tables of 16": two_steps, "one table of 256": one_step}
     for name, decode in ways.items():

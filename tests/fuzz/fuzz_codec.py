@@ -2,14 +2,15 @@ r"""Coverage-guided fuzzing of the codec's decoder, with atheris (libFuzzer).
 
     python tests/fuzz/fuzz_codec.py -runs=20000
 
-An input is a byte, which names the mode, and the body of a block for a model of 8x8 grey images with 2x2 codes of four,
-whose weights are random. Bodies are valid ones, mutated: bytes by libFuzzer, or whole parts (other shapes, kinds,
-flags, streams, stored pixels, names), with a check of pixels that no decoder has seen, or sometimes the right one.
+An input is a byte, which names the mode, and the content of a block for a model of 8x8 grey images with 2x2 codes of
+four, whose weights are random. Contents are valid ones, mutated: bytes by libFuzzer, or whole parts (other shapes,
+kinds, flags, streams, stored pixels, names), with a check of pixels that no decoder has seen, or sometimes the right
+one.
 
 What must hold for any bytes at all:
     only DamagedFile is raised, and soon;
-    what comes out are images of the shapes, labels and names that the body claims, and their check is the body's;
-    no more units are decoded than one group has, and those that the stream has bits for (groups and what a stream may
+    what comes out are images of the shapes, labels and names that the content claims, and their check is the content's;
+    no more tiles are decoded than one group has, and those that the stream has bits for (groups and what a stream may
     lack are small here, so that this matters);
     no more memory is asked for than the input's pixels and names take, times a constant.
 """
@@ -27,33 +28,33 @@ import torch
 from vqvae.codec import Compression
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-PARTS = ("block_decoder", "bits_back", "body", "codec", "coder", "container", "tables", "unit_coder", "units")
+PARTS = ("bits_back", "block", "block_decoder", "codec", "coder", "container", "integer_tables", "tile_coder", "tiles")
 # With only these instrumented, the rest may be imported here as well.
 with atheris.instrument_imports(include=[f"vqvae.codec.{part}" for part in PARTS]):
     from priors import UniformPrior
     from vqvae import VQVAE
-    from vqvae.codec import body as bodies
+    from vqvae.codec import block as blocks
     from vqvae.codec import coder as coders
+    from vqvae.codec.block import STORED, BlockContent, tiles_of
     from vqvae.codec.block_decoder import check_of
-    from vqvae.codec.body import STORED, Body, units_of
     from vqvae.codec.codec import Codec
     from vqvae.codec.container import DamagedFile, Mode
-    from vqvae.codec.units import Cut
+    from vqvae.codec.tiles import Tiling
     from vqvae.likelihoods import LogisticMixture
     from vqvae.quantizers import StochasticVectorQuantizer
 
 SIZE = 8
 MAX_SIZE = 2048
-# So that a body cannot ask for more work than a moment's.
-bodies.MAX_UNITS = 24
-bodies.MAX_PIXELS = 1 << 12
+# So that a block cannot ask for more work than a moment's.
+blocks.MAX_TILES = 24
+blocks.MAX_PIXELS = 1 << 12
 coders.SLACK = 4
 GROUP = 4
 CONSTANT = 8 << 20
 TELL_EVERY = 5000
 seen = {"inputs": 0, "unpacked": 0, "decoded": 0, "largest memory": 0}
 seen |= {f"decoded, {mode.name}": 0 for mode in Mode} | {f"unpacked, then refused, {mode.name}": 0 for mode in Mode}
-seen |= {f"ended before its images, {mode.name}": 0 for mode in Mode} | {"most units beyond those paid for": 0}
+seen |= {f"ended before its images, {mode.name}": 0 for mode in Mode} | {"most tiles beyond those paid for": 0}
 seen |= {"decoded, with labels": 0, "decoded, with names": 0, "decoded, some stored": 0, "decoded, mutated": 0}
 valid: set[bytes] = set()
 
@@ -101,52 +102,52 @@ codec.coder.decode_codes = counted
 
 def check(data: bytes) -> None:
     seen["inputs"] += 1
-    mode, body_bytes = Mode(data[0] % 3 if data else 0), data[1:]
+    mode, content_bytes = Mode(data[0] % 3 if data else 0), data[1:]
     try:
-        body = Body.unpack(body_bytes, 1, SIZE)
+        content = BlockContent.unpack(content_bytes, 1, SIZE)
     except DamagedFile as error:
         str(error)
-        body = None
+        content = None
     begun.clear()
     try:
-        decoded = list(codec.decoder.decode([(0, body_bytes)], mode))
+        decoded = list(codec.decoder.decode([(0, content_bytes)], mode))
     except DamagedFile as error:
         seen[f"ended before its images, {mode.name}"] += "has ended" in str(error) or "gives back" in str(error)
-        check_work(mode, body)
-        seen["unpacked"] += body is not None
-        seen[f"unpacked, then refused, {mode.name}"] += body is not None
+        check_work(mode, content)
+        seen["unpacked"] += content is not None
+        seen[f"unpacked, then refused, {mode.name}"] += content is not None
         return
-    assert body is not None
-    check_work(mode, body)
+    assert content is not None
+    check_work(mode, content)
     [block] = decoded
-    assert Body.unpack(body.pack(), 1, SIZE) == body
-    assert [tuple(image.shape) for image in block.images] == [cut.shape for cut in body.cuts]
+    assert BlockContent.unpack(content.pack(), 1, SIZE) == content
+    assert [tuple(image.shape) for image in block.images] == [tiling.shape for tiling in content.tilings]
     assert all(image.dtype == torch.uint8 for image in block.images)
-    assert block.names == body.names
-    assert (block.labels is not None) == body.has_labels
+    assert block.names == content.names
+    assert (block.labels is not None) == content.has_labels
     if block.labels is not None:
-        assert block.labels.shape == (len(body.cuts),)
+        assert block.labels.shape == (len(content.tilings),)
         assert 0 <= int(block.labels.min()) <= int(block.labels.max()) < 3
         seen["decoded, with labels"] += 1
     if mode != Mode.LOSSY:
-        assert check_of(block.images, block.labels, None) == body.check
+        assert check_of(block.images, block.labels, None) == content.check
     seen["unpacked"] += 1
     seen["decoded"] += 1
     seen[f"decoded, {mode.name}"] += 1
-    seen["decoded, with names"] += body.names is not None
-    seen["decoded, some stored"] += STORED in body.kinds
+    seen["decoded, with names"] += content.names is not None
+    seen["decoded, some stored"] += STORED in content.kinds
     seen["decoded, mutated"] += data not in valid
 
 
-def check_work(mode: Mode, body: Body | None) -> None:
-    """Codes are at even odds here, 8 bits a unit: what they take alone bounds the units of a stream."""
-    if body is None:
+def check_work(mode: Mode, content: BlockContent | None) -> None:
+    """Codes are at even odds here, 8 bits a tile: what they take alone bounds the tiles of a stream."""
+    if content is None:
         assert not begun
         return
     if mode != Mode.BITS_BACK:
-        beyond = sum(begun) - (len(body.stream) + coders.SLACK)
-        seen["most units beyond those paid for"] = max(seen["most units beyond those paid for"], beyond)
-        assert beyond <= GROUP, f"{sum(begun)} units from {len(body.stream)} bytes"
+        beyond = sum(begun) - (len(content.stream) + coders.SLACK)
+        seen["most tiles beyond those paid for"] = max(seen["most tiles beyond those paid for"], beyond)
+        assert beyond <= GROUP, f"{sum(begun)} tiles from {len(content.stream)} bytes"
 
 
 def tell() -> None:
@@ -165,25 +166,25 @@ def test_one_input(data: bytes) -> None:
     assert peak <= CONSTANT, f"{peak} bytes of memory for an input of {len(data)}"
 
 
-def mended(mode: Mode, body: Body) -> Body:
+def mended(mode: Mode, content: BlockContent) -> BlockContent:
     """With the check of what really comes out, if anything does."""
     try:
-        list(codec.decoder.decode([(0, body.pack())], mode))
+        list(codec.decoder.decode([(0, content.pack())], mode))
     except DamagedFile as error:
         _, found, rest = error.args[0].partition("CRC-32 ")
-        return replaced(body, check=int(rest[:8], 16)) if found else body
-    return body
+        return replaced(content, check=int(rest[:8], 16)) if found else content
+    return content
 
 
-def replaced(body: Body, **changes) -> Body:
-    names = ("cuts", "kinds", "has_labels", "check", "stream", "stored", "names")
-    return Body(**{name: changes.get(name, getattr(body, name)) for name in names})
+def replaced(content: BlockContent, **changes) -> BlockContent:
+    names = ("tilings", "kinds", "has_labels", "check", "stream", "stored", "names")
+    return BlockContent(**{name: changes.get(name, getattr(content, name)) for name in names})
 
 
-def reparted(mode: Mode, body: Body, chance: random.Random) -> Body:
-    """Another body that has the form of one."""
-    cuts, kinds = list(body.cuts), list(body.kinds)
-    stream, names, has_labels = bytearray(body.stream), body.names, body.has_labels
+def reparted(mode: Mode, content: BlockContent, chance: random.Random) -> BlockContent:
+    """Another content that has the form of one."""
+    tilings, kinds = list(content.tilings), list(content.kinds)
+    stream, names, has_labels = bytearray(content.stream), content.names, content.has_labels
     match chance.randrange(8):
         case 0:
             at = chance.randrange(len(stream) + 1)
@@ -193,26 +194,26 @@ def reparted(mode: Mode, body: Body, chance: random.Random) -> Body:
             kinds[at : at + chance.randrange(1, 4)] = [chance.choice((0, 1, 15, STORED))]
         case 2:
             shape = (chance.choice((1, 1, 2, 3)), chance.randrange(1, 2 * SIZE + 2), chance.randrange(1, 2 * SIZE + 2))
-            cuts.insert(chance.randrange(len(cuts) + 1), Cut(shape=shape, num_channels=1, size=SIZE))
+            tilings.insert(chance.randrange(len(tilings) + 1), Tiling(shape=shape, num_channels=1, size=SIZE))
         case 3:
-            del cuts[chance.randrange(len(cuts)) :]
+            del tilings[chance.randrange(len(tilings)) :]
         case 4:
-            names = None if names else [chance.choice(("", "a", "ü.png")) for _ in cuts]
+            names = None if names else [chance.choice(("", "a", "ü.png")) for _ in tilings]
         case 5:
             has_labels = not has_labels
         case 6 if stream:
             stream[chance.randrange(len(stream))] ^= 1 << chance.randrange(8)
         case 7:
             stream[chance.randrange(len(stream) + 1) :] = b"" if chance.random() < 0.5 else bytes(chance.randrange(9))
-    cuts = cuts or list(body.cuts)
-    units = units_of(cuts)
-    kinds = (kinds + [0] * len(units))[: len(units)]
-    num = sum(cut.inside_bytes(unit) for (cut, unit), kind in zip(units, kinds, strict=True) if kind == STORED)
-    stored = (body.stored + chance.randbytes(64) + bytes(num))[:num]
+    tilings = tilings or list(content.tilings)
+    tiles = tiles_of(tilings)
+    kinds = (kinds + [0] * len(tiles))[: len(tiles)]
+    num = sum(tiling.inside_bytes(tile) for (tiling, tile), kind in zip(tiles, kinds, strict=True) if kind == STORED)
+    stored = (content.stored + chance.randbytes(64) + bytes(num))[:num]
     if names is not None:
-        names = (list(names) + [""] * len(cuts))[: len(cuts)]
+        names = (list(names) + [""] * len(tilings))[: len(tilings)]
     return replaced(
-        body, cuts=cuts, kinds=kinds, stream=bytes(stream), stored=stored, names=names, has_labels=has_labels
+        content, tilings=tilings, kinds=kinds, stream=bytes(stream), stored=stored, names=names, has_labels=has_labels
     )
 
 
@@ -221,19 +222,19 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     if not data or chance.random() < 0.3:
         data = atheris.Mutate(data, max_size) or b"\0"
     try:
-        body = Body.unpack(data[1:], 1, SIZE)
+        content = BlockContent.unpack(data[1:], 1, SIZE)
     except DamagedFile:
         return bytes(data)[:max_size]
     mode = Mode(data[0] % 3) if chance.random() < 0.9 else chance.choice(list(Mode))
     while chance.random() < 0.5:
-        body = reparted(mode, body, chance)
+        content = reparted(mode, content, chance)
     if chance.random() < 0.3:
-        body = mended(mode, body)
-    return (bytes([mode]) + body.pack())[:max_size]
+        content = mended(mode, content)
+    return (bytes([mode]) + content.pack())[:max_size]
 
 
 def seeds(folder: Path) -> None:
-    """Valid bodies of images of all kinds in all modes, for libFuzzer to begin with."""
+    """Valid contents of images of all kinds in all modes, for libFuzzer to begin with."""
     draw = torch.Generator().manual_seed(0)
     shapes = [[(1, 8, 8)], [(1, 8, 8)] * 3, [(1, 3, 11), (3, 8, 8)], [(2, 17, 1)]]
     for number, some in enumerate(shapes):
@@ -244,9 +245,9 @@ def seeds(folder: Path) -> None:
             for kind, (pixels, known, names) in enumerate(
                 [(images, None, None), (smooth, None, None), (smooth, labels, None), (smooth, None, ["n"] * len(some))]
             ):
-                [(_, body)] = codec.blocks(pixels, known, Compression(mode=mode), names=names)
-                valid.add(bytes([mode]) + body)
-                (folder / f"{number}-{mode.name}-{kind}").write_bytes(bytes([mode]) + body)
+                [(_, content)] = codec.blocks(pixels, known, Compression(mode=mode), names=names)
+                valid.add(bytes([mode]) + content)
+                (folder / f"{number}-{mode.name}-{kind}").write_bytes(bytes([mode]) + content)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ temporary folder.
 
 What must hold for any bytes at all:
     only DamagedFile is raised;
-    a body has a right CRC and the length and place that the index gives; the parts tile the file;
-    a file whose bodies all read is byte for byte what `pack` makes of them, and `recover` finds no damage in it;
-    `recover` finds each body that `Archive.body` reads, and what it finds lies in the file under a right CRC;
+    a block has a right CRC and the length and place that the index gives; the parts fill the file;
+    a file whose contents all read is byte for byte what `pack` makes of them, and `recover` finds no damage in it;
+    `recover` finds each content that `Archive.content` reads, and what it finds lies in the file under a right CRC;
     no more memory is asked for than the input's size and a constant.
 """
 
@@ -36,13 +36,13 @@ with atheris.instrument_imports(include=["vqvae.codec.container", "vqvae.codec.r
 CONSTANT = 1 << 20  # bytes: the interpreter's own objects, one for each byte of an index at the very most
 MAX_SIZE = 4096
 TELL_EVERY = 5000
-seen = {"inputs": 0, "opened": 0, "opened, not all bodies whole": 0, "all bodies whole": 0, "empty": 0}
+seen = {"inputs": 0, "opened": 0, "opened, not all contents whole": 0, "all contents whole": 0, "empty": 0}
 seen |= {"not opened, blocks recovered": 0, "largest memory beyond the input": 0}
 
 
-def frame(body: bytes) -> bytes:
-    start = container.MARKER + struct.pack("<I", len(body))
-    return start + struct.pack("<I", zlib.crc32(start + body)) + body
+def frame(content: bytes) -> bytes:
+    start = container.MARKER + struct.pack("<I", len(content))
+    return start + struct.pack("<I", zlib.crc32(start + content)) + content
 
 
 def check(data: bytes) -> None:
@@ -59,17 +59,17 @@ def check(data: bytes) -> None:
             assert 1 <= block.num_images <= 65_535
             at += 12 + block.length
             try:
-                body = archive.body(i)
+                content = archive.content(i)
             except DamagedFile:
                 continue
-            assert data[block.offset - 12 : block.offset + block.length] == frame(body)
-            assert len(body) == block.length
-            whole.append((block.num_images, body))
+            assert data[block.offset - 12 : block.offset + block.length] == frame(content)
+            assert len(content) == block.length
+            whole.append((block.num_images, content))
         if archive.num_images:
             assert archive.locate(archive.num_images - 1)[0] == len(archive.blocks) - 1
     found = recover(data)
-    for _, body in found.blocks:
-        assert frame(body) in data
+    for _, content in found.blocks:
+        assert frame(content) in data
     seen["inputs"] += 1
     if archive is None:
         assert found.damage
@@ -81,10 +81,10 @@ def check(data: bytes) -> None:
     if len(whole) == len(archive.blocks):
         assert pack(archive.header, whole) == data  # the numbers are known, so they are the index's
         assert not found.damage
-        seen["all bodies whole" if whole else "empty"] += 1
+        seen["all contents whole" if whole else "empty"] += 1
     else:
         assert found.damage
-        seen["opened, not all bodies whole"] += 1
+        seen["opened, not all contents whole"] += 1
 
 
 def tell() -> None:
@@ -127,7 +127,7 @@ def mended(data: bytearray) -> bytes:
 
 def reparted(data: bytes, chance: random.Random) -> bytes:
     """Other blocks or another index, in a file that still has the form of one."""
-    blocks = [body for _, body in recover(data).blocks] or [b"\1"]
+    blocks = [content for _, content in recover(data).blocks] or [b"\1"]
     i, j = chance.randrange(len(blocks)), chance.randrange(len(blocks))
     match chance.randrange(5):
         case 0:
@@ -143,9 +143,11 @@ def reparted(data: bytes, chance: random.Random) -> bytes:
         case 4:
             blocks[i] = bytes(pack(Header(mode=Mode.LOSSY, fingerprint=bytes(8)), [(1, b"\1")]))
     index = bytearray()
-    for body in blocks:
-        length = len(body) if chance.random() < 0.8 else chance.choice((0, len(body) + 12, 2**32 - 1))
-        count = (container.count_images(body) or 0) if chance.random() < 0.8 else chance.choice((0, 1, 65_535, 65_536))
+    for content in blocks:
+        length = len(content) if chance.random() < 0.8 else chance.choice((0, len(content) + 12, 2**32 - 1))
+        count = (
+            (container.count_images(content) or 0) if chance.random() < 0.8 else chance.choice((0, 1, 65_535, 65_536))
+        )
         index += varint(count) + varint(length)
     if index and chance.random() < 0.2:
         index[chance.randrange(len(index)) :] = b"" if chance.random() < 0.5 else b"\x80\x00"
@@ -160,12 +162,12 @@ def fitted(data: bytes, chance: random.Random) -> bytes:
     end = len(data) - 10 - (size if size <= len(data) - 26 else 0)
     blocks, index = [], bytearray()
     for part in data[16:end].split(container.MARKER)[1:]:
-        body = part[8:] or b"\1"
-        head = container.MARKER + struct.pack("<I", len(body))
-        right = struct.pack("<I", zlib.crc32(body, zlib.crc32(head)))
-        blocks.append(head + (right if chance.random() < 0.8 else part[4:8].ljust(4, b"\0")) + body)
-        count = container.count_images(body) if chance.random() < 0.95 else chance.choice((1, 2, 65_535))
-        index += varint(count or 1) + varint(len(body))
+        content = part[8:] or b"\1"
+        head = container.MARKER + struct.pack("<I", len(content))
+        right = struct.pack("<I", zlib.crc32(content, zlib.crc32(head)))
+        blocks.append(head + (right if chance.random() < 0.8 else part[4:8].ljust(4, b"\0")) + content)
+        count = container.count_images(content) if chance.random() < 0.95 else chance.choice((1, 2, 65_535))
+        index += varint(count or 1) + varint(len(content))
     length = struct.pack("<I", len(index))
     check = struct.pack("<I", zlib.crc32(length, zlib.crc32(index, zlib.crc32(header))))
     return header + b"".join(blocks) + index + length + check + container.END_MAGIC

@@ -120,14 +120,14 @@ def _mended(data: bytearray) -> bytes:
     blocks, at = [], 16
     while data[at : at + 4] == container.MARKER and at + 12 < len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
-        body = bytes(data[at + 12 : at + 12 + length])
-        head = container.MARKER + struct.pack("<I", len(body))
-        blocks.append((container.count_images(body) or 1, head, body))
+        content = bytes(data[at + 12 : at + 12 + length])
+        head = container.MARKER + struct.pack("<I", len(content))
+        blocks.append((container.count_images(content) or 1, head, content))
         at += 12 + length
     start, index = bytes(data[:16]), b""
-    for num_images, head, body in blocks:
-        start += head + struct.pack("<I", zlib.crc32(head + body)) + body
-        index += container.varint(num_images) + container.varint(len(body))
+    for num_images, head, content in blocks:
+        start += head + struct.pack("<I", zlib.crc32(head + content)) + content
+        index += container.varint(num_images) + container.varint(len(content))
     length = struct.pack("<I", len(index))
     return start + index + length + struct.pack("<I", zlib.crc32(start[:16] + index + length)) + container.END_MAGIC
 

@@ -5,9 +5,9 @@ import torch
 from priors import TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE
 from vqvae.codec import DamagedFile, Mode, recover
-from vqvae.codec.body import Body
+from vqvae.codec.block import BlockContent
 from vqvae.codec.container import pack
-from vqvae.codec.units import Cut
+from vqvae.codec.tiles import Tiling
 from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 from vqvae.quantizers import FSQ, GumbelQuantizer, ResidualQuantizer, StochasticVectorQuantizer, VectorQuantizer
 
@@ -97,9 +97,9 @@ def rescued(codec, data):
     found = recover(data)
     mode = None if found.header is None else found.header.mode
     blocks, damage = [], list(found.damage)
-    for number, (_, body) in enumerate(found.blocks):
+    for number, (_, content) in enumerate(found.blocks):
         try:
-            blocks.append(codec.decoder.decode_alone(number, body, mode))
+            blocks.append(codec.decoder.decode_alone(number, content, mode))
         except DamagedFile as error:
             damage.append(error.args[0])
     return blocks, damage
@@ -107,7 +107,9 @@ def rescued(codec, data):
 
 def claiming(codec, num, *, shape=(1, 8, 8), stream=b"", mode=Mode.LOSSLESS, has_labels=False, num_blocks=1):
     """The bytes of a file whose blocks claim so many images each, whatever their stream holds."""
-    cut = Cut(shape=shape, num_channels=codec.coder.num_channels, size=codec.coder.size)
-    kinds = [0] * (num * cut.num_units)
-    body = Body(cuts=[cut] * num, kinds=kinds, has_labels=has_labels, check=0, stream=stream, stored=b"", names=None)
-    return pack(codec.header(mode), [(num, body.pack())] * num_blocks)
+    tiling = Tiling(shape=shape, num_channels=codec.coder.num_channels, size=codec.coder.size)
+    kinds = [0] * (num * tiling.num_tiles)
+    content = BlockContent(
+        tilings=[tiling] * num, kinds=kinds, has_labels=has_labels, check=0, stream=stream, stored=b"", names=None
+    )
+    return pack(codec.header(mode), [(num, content.pack())] * num_blocks)

@@ -173,7 +173,7 @@ def test_what_the_machine_cannot_verify_is_stored_and_said(call, run, tmp_path, 
     call("decompress", run, "x.vq", "-o", "y")
     assert_same(pictures, tree(tmp_path / "y"))
     out, _ = call("info", "x.vq", run)
-    assert "images the file stores other units" in out
+    assert "images the file stores other tiles" in out
 
 
 def test_a_folder_that_cannot_be_read_is_named(call, run, tmp_path, monkeypatch):
@@ -196,12 +196,12 @@ def test_a_folder_that_cannot_be_read_is_named(call, run, tmp_path, monkeypatch)
     assert err == "skipped photos/in: Permission denied\n"
 
 
-def test_an_image_of_more_units_than_a_block_may_have_is_left_out(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "MAX_UNITS", 3)
+def test_an_image_of_more_tiles_than_a_block_may_have_is_left_out(call, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "MAX_TILES", 3)
     photos(tmp_path / "photos")
     out, err = call("compress", run, "photos", "-o", "x.vq", code=1)
     assert "3 images written" in out
-    assert err.count("too many for this model's units") == 2
+    assert err.count("too many for this model's tiles") == 2
 
 
 def test_parts_and_another_prior(call, run, tmp_path):
@@ -423,13 +423,13 @@ def blocks_of_two(codec, tmp_path):
 
 def test_images_by_number_read_their_blocks_alone(call, run, tmp_path, blocks_of_two, monkeypatch):
     read = []
-    body = Archive.body
+    content = Archive.content
 
     def noted(self, i):
         read.append(i)
-        return body(self, i)
+        return content(self, i)
 
-    monkeypatch.setattr(Archive, "body", noted)
+    monkeypatch.setattr(Archive, "content", noted)
     assert "2 images" in call("decompress", run, "x.vq", "-o", "y", "--images", "7", "2", "2")[0]
     assert {name: int(pixels[0, 0]) for name, pixels in tree(tmp_path / "y").items()} == {
         "000002.png": 2,
@@ -518,9 +518,9 @@ def test_info_with_the_model_adds_up(call, stochastic, tmp_path, mode):
     numbers = {
         name: int(number.replace(",", "")) for name, number in re.findall(r"^ *([a-z ]+?)  +([\d,]+)", out, re.M)
     }
-    assert numbers["container"] + numbers["bodies"] == numbers["size"] == (tmp_path / "x.vq").stat().st_size
-    parts = ("streams", "stored", "names", "body heads")
-    assert sum(numbers[name] for name in parts) == numbers["bodies"]
+    assert numbers["container"] + numbers["contents"] == numbers["size"] == (tmp_path / "x.vq").stat().st_size
+    parts = ("streams", "stored", "names", "the rest")
+    assert sum(numbers[name] for name in parts) == numbers["contents"]
     assert numbers["weights"] > 1000
     rows = list(csv.DictReader(io.StringIO(Path("x.csv").read_text())))
     assert [row["image"] for row in rows] == sorted(pictures)
@@ -593,7 +593,7 @@ def test_too_few_bits_for_a_dream(call, run, tmp_path):
 
 
 def test_a_dream_that_does_not_come_back_is_said(call, run, monkeypatch):
-    monkeypatch.setattr("vqvae.codec.dreaming.awake", lambda codec, dreamt: b"other")
+    monkeypatch.setattr("vqvae.codec.dreaming.undream", lambda codec, dreamt: b"other")
     out, err = call("dream", run, "--num", "1", code=1)
     assert "other bytes" in out
     assert "did not come back" in err

@@ -21,9 +21,9 @@ from lanes import some
 
 from priors import TransformerPrior
 from vqvae import VQVAE, GaussianVAE
-from vqvae.codec import Archive, Codec, Compression, DamagedFile, Mode, tables
+from vqvae.codec import Archive, Codec, Compression, DamagedFile, Mode, integer_tables
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.body import STORED, Body
+from vqvae.codec.block import STORED, BlockContent
 from vqvae.codec.container import pack
 from vqvae.elbo import elbo, sampled_elbo
 from vqvae.quantizers import GumbelQuantizer
@@ -38,10 +38,11 @@ def plain():
     return Codec(model, transformer_of(model, num_classes=3)), images_of(model, 6)
 
 
-def bodies_of(codec, data):
+def contents_of(codec, data):
     with Archive.from_bytes(data) as archive:
         return [
-            Body.unpack(archive.body(i), codec.coder.num_channels, codec.coder.size) for i in range(len(archive.blocks))
+            BlockContent.unpack(archive.content(i), codec.coder.num_channels, codec.coder.size)
+            for i in range(len(archive.blocks))
         ]
 
 
@@ -59,7 +60,7 @@ def test_pixels_come_back(likelihood, prior):
     codec, y = Codec(model, PRIORS[prior](model)), images_of(model, 3)
     data = codec.compress(y, options=Compression(verify=False))
     assert torch.equal(codec.decompress(data), y)
-    assert STORED not in bodies_of(codec, data)[0].kinds  # they were coded, not kept
+    assert STORED not in contents_of(codec, data)[0].kinds  # they were coded, not kept
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -68,7 +69,7 @@ def test_every_kind_of_codes(quantizer):
     codec, y = Codec(model, transformer_of(model)), images_of(model, 3)
     data = codec.compress(y, options=Compression(verify=False))
     assert torch.equal(codec.decompress(data), y)
-    assert STORED not in bodies_of(codec, data)[0].kinds
+    assert STORED not in contents_of(codec, data)[0].kinds
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -87,8 +88,8 @@ def test_the_integer_tables_cost_the_negative_elbo(likelihood):
 def test_a_stream_is_as_long_as_its_tables_say(plain):
     codec, y = plain
     for images in (y[:1], y[:4], y):
-        [body] = bodies_of(codec, codec.compress(images))
-        extra = 8 * len(body.stream) - float(codec.measure(images).total.sum())
+        [content] = contents_of(codec, codec.compress(images))
+        extra = 8 * len(content.stream) - float(codec.measure(images).total.sum())
         assert -16 <= extra <= 16  # a message that ends in zeros needs no bytes for them
 
 
@@ -96,10 +97,10 @@ def test_an_image_alone_is_within_24_bits_and_a_stated_header(plain):
     codec, y = plain
     for image in y:
         file = codec.compress(image[None])
-        [body] = bodies_of(codec, file)
-        assert 8 * len(body.stream) <= float(codec.measure(image[None]).total) + 24
-        # 41 or 42 of the container, 14 or 15 of the body: counts, flags, shape, kinds, check, length.
-        assert len(file) - len(body.stream) <= 57
+        [content] = contents_of(codec, file)
+        assert 8 * len(content.stream) <= float(codec.measure(image[None]).total) + 24
+        # 41 or 42 of the container, 14 or 15 of the content: counts, flags, shape, kinds, check, length.
+        assert len(file) - len(content.stream) <= 57
 
 
 # ---- the same on every machine
@@ -116,33 +117,33 @@ def test_a_machine_that_computes_slightly_differently_decodes(likelihood, monkey
     cdf, steps = codec.coder.likelihood.cdf, []
     wide = {"GUARD": 2.0 ** WIDE[likelihood], "CDF_GUARD": 2.0**-13}
 
-    class Moved(tables.OnGrid):
+    class Moved(integer_tables.OnGrid):
         def __init__(self, values, step, offsets):
             steps.append(step)
             moved = values + (torch.rand_like(values) * 2 - 1) * (0.9 * wide["GUARD"] * step)
             # What is cut off to one value is that value on every machine.
-            super().__init__(torch.where(values == tables.LEAST_LOG_PROB, values, moved), step, offsets)
+            super().__init__(torch.where(values == integer_tables.LEAST_LOG_PROB, values, moved), step, offsets)
 
     def other_cdf(parameters, levels):
         found = cdf(parameters, levels)
-        moved = found + (torch.rand_like(found) * 2 - 1) * (0.9 * wide["CDF_GUARD"] / tables.TOTAL)
+        moved = found + (torch.rand_like(found) * 2 - 1) * (0.9 * wide["CDF_GUARD"] / integer_tables.TOTAL)
         return torch.where((levels < 0) | (levels == 255), found, moved.clamp(0, 1))
 
     def compress_with(guards):
         with monkeypatch.context() as patch:
             for name, value in guards.items():
-                patch.setattr(tables, name, value)
+                patch.setattr(integer_tables, name, value)
             return codec.compress(y, options=Compression(images_per_block=200, verify=False))
 
     guarded, unguarded = compress_with(wide), compress_with(dict.fromkeys(wide, 0.0))
-    [body] = bodies_of(codec, guarded)
-    assert STORED not in body.kinds
-    assert len(set(body.kinds)) > 1  # some images are on shifted grids
-    monkeypatch.setattr(tables, "OnGrid", Moved)
+    [content] = contents_of(codec, guarded)
+    assert STORED not in content.kinds
+    assert len(set(content.kinds)) > 1  # some images are on shifted grids
+    monkeypatch.setattr(integer_tables, "OnGrid", Moved)
     monkeypatch.setattr(codec.coder.likelihood, "cdf", other_cdf)
     for _ in range(3):
         assert torch.equal(codec.decompress(guarded), y)
-    assert set(steps) == {tables.LOG_PROB_STEP, tables.PARAMETER_STEP}
+    assert set(steps) == {integer_tables.LOG_PROB_STEP, integer_tables.PARAMETER_STEP}
     # Without the guard the same disturbance changes what comes out.
     with pytest.raises(DamagedFile):
         codec.decompress(unguarded)
@@ -172,14 +173,16 @@ def test_any_batch_and_any_number_of_threads(plain):
     finally:
         torch.set_num_threads(threads)
     single = codec.compress(y, options=Compression(images_per_block=1))
-    assert [body.stream for body in bodies_of(codec, single)] == [bodies_of(codec, file)[0].stream for file in alone]
+    assert [content.stream for content in contents_of(codec, single)] == [
+        contents_of(codec, file)[0].stream for file in alone
+    ]
     with Archive.from_bytes(single) as archive:
         [third] = codec.decode(archive, [2])
     assert torch.equal(third.images[0], y[2])
     assert torch.equal(codec.decompress(single), y)
 
 
-def test_more_units_than_a_group_holds(plain, monkeypatch):
+def test_more_tiles_than_a_group_holds(plain, monkeypatch):
     codec, y = plain
     data = codec.compress(y.repeat(3, 1, 1, 1))
     monkeypatch.setattr(codec.coder, "group_size", 4)
@@ -218,9 +221,9 @@ def test_lossy_gives_the_decoders_mean(plain):
     data = codec.compress(y, options=Compression(mode=Mode.LOSSY))
     back, model = codec.decompress(data), codec.coder.model
     assert torch.equal(back, model.decode(model.encode(y)))
-    [body] = bodies_of(codec, data)
+    [content] = contents_of(codec, data)
     bits = codec.measure(y).rate.sum()
-    assert bits - 16 <= 8 * len(body.stream) <= bits + 16
+    assert bits - 16 <= 8 * len(content.stream) <= bits + 16
 
 
 @pytest.mark.parametrize("kind", POSTERIORS)
@@ -233,9 +236,9 @@ def test_bits_back(kind):
     codec = Codec(model, prior)
     data = codec.compress(y, options=Compression(mode=Mode.BITS_BACK))
     assert torch.equal(codec.decompress(data), y)
-    [body] = bodies_of(codec, data)
-    assert STORED not in body.kinds
-    net = 8 * len(body.stream) - BitsBack(codec.coder).initial_bits(body.stream)
+    [content] = contents_of(codec, data)
+    assert STORED not in content.kinds
+    net = 8 * len(content.stream) - BitsBack(codec.coder).initial_bits(content.stream)
     generator = torch.Generator().manual_seed(0)
     encoder = model.through(prior)
     with torch.no_grad():
@@ -251,11 +254,11 @@ def test_bits_that_do_not_come_back_are_found_out():
     model = model_of(quantizer=quantizer)
     codec = Codec(model, transformer_of(model))
     y = images_of(model, 3)
-    [body] = bodies_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK)))
+    [content] = contents_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK)))
     back = BitsBack(codec.coder)
-    for at in range(2, len(body.stream), 7):
+    for at in range(2, len(content.stream), 7):
         with pytest.raises(ValueError, match=r"did not come back|stream|word"):
-            back.decode(back.open(flipped(body.stream, at)), body.kinds, None)
+            back.decode(back.open(flipped(content.stream, at)), content.kinds, None)
 
 
 def test_bits_back_needs_a_posterior(plain):
@@ -307,7 +310,7 @@ def test_labels_that_the_prior_cannot_take(plain, untyped):
         unlabelled.compress(y, torch.zeros(6).long())
 
 
-# ---- what the model finds hopeless
+# ---- what the model finds incompressible
 
 
 @pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.BITS_BACK])
@@ -322,8 +325,8 @@ def test_noise_is_stored(mode, shape):
     assert len(data) <= 1.002 * noise.numel() + 64
 
 
-def nearly_hopeless(model, num):
-    """A wide image, of which every second unit is noise and the others are worth coding."""
+def nearly_incompressible(model, num):
+    """A wide image, of which every second tile is noise and the others are worth coding."""
     noise = torch.randint(0, 256, (1, 8, num * 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     for i in range(0, num, 2):
         noise[..., i * 8 : (i + 1) * 8] = images_of(model, 1, seed=i)[0]
@@ -334,8 +337,12 @@ def test_no_file_of_one_image_is_much_longer_than_its_pixels():
     """Whatever is coded and what is not: the shorter of both is taken."""
     model = model_of("normal", quantizer=GumbelQuantizer.Config(num_codes=64, dim=4))
     codec = Codec(model, uniform_of(model))
-    images = [nearly_hopeless(model, 16), nearly_hopeless(model, 5)[:, :3], images_of(model, 1)[0][:, :5, :5]]
-    images += [torch.zeros(1, 1, 1, dtype=torch.uint8), nearly_hopeless(model, 2)]
+    images = [
+        nearly_incompressible(model, 16),
+        nearly_incompressible(model, 5)[:, :3],
+        images_of(model, 1)[0][:, :5, :5],
+    ]
+    images += [torch.zeros(1, 1, 1, dtype=torch.uint8), nearly_incompressible(model, 2)]
     for image in images:
         for mode in (Mode.LOSSLESS, Mode.BITS_BACK):
             data = codec.compress([image], options=Compression(mode=mode))
@@ -350,7 +357,7 @@ def test_a_model_of_nan_stores_everything():
     codec, y = Codec(model, uniform_of(model)), images_of(model_of(), 3)
     data = codec.compress(y)
     assert torch.equal(codec.decompress(data), y)
-    assert bodies_of(codec, data)[0].kinds == [STORED] * 3
+    assert contents_of(codec, data)[0].kinds == [STORED] * 3
 
 
 def test_images_of_any_size_and_number_of_channels(plain):
@@ -365,37 +372,37 @@ def test_images_of_any_size_and_number_of_channels(plain):
     assert torch.equal(codec.decompress(codec.compress([grey]))[0], grey)
 
 
-def test_a_unit_that_is_clear_on_no_grid_is_stored(plain, monkeypatch):
+def test_a_tile_that_is_clear_on_no_grid_is_stored(plain, monkeypatch):
     codec, y = plain
-    plan = codec.coder.plan
+    intervals = codec.coder.intervals
 
     def never_clear(*args, **options):
-        found = plan(*args, **options)
+        found = intervals(*args, **options)
         found.clear[:1] = False
         return found
 
-    monkeypatch.setattr(codec.coder, "plan", never_clear)
+    monkeypatch.setattr(codec.coder, "intervals", never_clear)
     data = codec.compress(y)
-    assert bodies_of(codec, data)[0].kinds[0] == STORED
+    assert contents_of(codec, data)[0].kinds[0] == STORED
     assert torch.equal(codec.decompress(data), y)
 
 
 def test_a_block_that_does_not_verify_is_stored(plain, monkeypatch):
     codec, y = plain
-    original = codec.coder.decode_units
+    original = codec.coder.decode_tiles
     calls = []
 
     def wrong_once(*args):
         calls.append(1)
-        units = original(*args)
-        if len(units):
-            units[0, 0, 0, 0] ^= 1
-        return units
+        tiles = original(*args)
+        if len(tiles):
+            tiles[0, 0, 0, 0] ^= 1
+        return tiles
 
-    monkeypatch.setattr(codec.coder, "decode_units", wrong_once)
+    monkeypatch.setattr(codec.coder, "decode_tiles", wrong_once)
     with pytest.warns(UserWarning, match="stored as they are"):
         data = codec.compress(y)
-    assert bodies_of(codec, data)[0].kinds == [STORED] * 6
+    assert contents_of(codec, data)[0].kinds == [STORED] * 6
     assert torch.equal(codec.decompress(data), y)
     calls.clear()
     codec.compress(y, options=Compression(verify=False))
@@ -418,9 +425,9 @@ def test_another_model_or_prior_is_named(plain):
 def test_one_bad_block_does_not_blame_its_neighbours(plain):
     codec, y = plain
     with Archive.from_bytes(codec.compress(y, options=Compression(images_per_block=1))) as archive:
-        bodies = [archive.body(i) for i in range(6)]
-    bodies[3] = flipped(bodies[3], 30)
-    decoded = codec.decoder.decode(enumerate(bodies), Mode.LOSSLESS)
+        contents = [archive.content(i) for i in range(6)]
+    contents[3] = flipped(contents[3], 30)
+    decoded = codec.decoder.decode(enumerate(contents), Mode.LOSSLESS)
     assert torch.equal(torch.stack([next(decoded).images[0] for _ in range(3)]), y[:3])
     with pytest.raises(DamagedFile, match="block 3: "):
         next(decoded)
@@ -430,15 +437,15 @@ def test_the_check_covers_shapes_labels_and_modes(plain):
     codec, _ = plain
     noise = torch.randint(0, 256, (1, 8, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with Archive.from_bytes(codec.compress([noise], torch.tensor([2]))) as archive:
-        body = archive.body(0)
-    right = Body.unpack(body, 1, 8)
-    turned = dataclasses.replace(right, cuts=[dataclasses.replace(right.cuts[0], shape=(1, 4, 8))])
+        content = archive.content(0)
+    right = BlockContent.unpack(content, 1, 8)
+    turned = dataclasses.replace(right, tilings=[dataclasses.replace(right.tilings[0], shape=(1, 4, 8))])
     relabelled = dataclasses.replace(right, stream=b"")
     for wrong in (turned, relabelled):
         with pytest.raises(DamagedFile, match="other pixels come out"):
             list(codec.decoder.decode([(0, wrong.pack())], Mode.LOSSLESS))
     with pytest.raises(DamagedFile, match="lossy"):
-        list(codec.decoder.decode([(0, body)], Mode.LOSSY))
+        list(codec.decoder.decode([(0, content)], Mode.LOSSY))
 
 
 def test_a_flipped_byte_is_found_and_the_rest_is_rescued(plain):
@@ -463,12 +470,12 @@ def test_a_stream_that_was_changed_with_its_check_is_found_out(plain):
     """The container's check is right, so only the pixels' is left."""
     codec, y = plain
     with Archive.from_bytes(codec.compress(y)) as archive:
-        body = archive.body(0)
-    for at in range(30, len(body), 11):
-        data = pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, at))])
+        content = archive.content(0)
+    for at in range(30, len(content), 11):
+        data = pack(codec.header(Mode.LOSSLESS), [(6, flipped(content, at))])
         with pytest.raises(DamagedFile, match="block 0"):
             codec.decompress(data)
-    blocks, damage = rescued(codec, pack(codec.header(Mode.LOSSLESS), [(6, flipped(body, 40)), (6, body)]))
+    blocks, damage = rescued(codec, pack(codec.header(Mode.LOSSLESS), [(6, flipped(content, 40)), (6, content)]))
     assert len(blocks) == 1
     assert len(damage) == 1
 
@@ -522,7 +529,7 @@ def test_as_many_labels_and_names_as_images(plain):
 
 def test_a_block_that_no_reader_would_take(plain):
     huge = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, 9000, 9000)
-    with pytest.raises(ValueError, match="units"):
+    with pytest.raises(ValueError, match="tiles"):
         plain[0].compress([huge])
 
 

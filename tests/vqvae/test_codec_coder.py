@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vqvae.codec.coder import RangeReader, RangeWriter, Stack
-from vqvae.codec.tables import TOTAL, Intervals
+from vqvae.codec.integer_tables import TOTAL, Intervals
 
 seeds = st.integers(0, 2**32)
 

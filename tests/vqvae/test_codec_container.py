@@ -55,13 +55,13 @@ def sealed(start, index):
     return start + index + length + struct.pack("<I", zlib.crc32(start[:16] + index + length)) + b"\xfa\x5a"
 
 
-def bodies(data):
-    """Each block's body, or None where it is damaged."""
+def contents(data):
+    """Each block's content, or None where it is damaged."""
     with Archive.from_bytes(data) as archive:
         found = []
         for i in range(len(archive.blocks)):
             try:
-                found.append((archive.blocks[i].num_images, archive.body(i)))
+                found.append((archive.blocks[i].num_images, archive.content(i)))
             except DamagedFile:
                 found.append(None)
     return found
@@ -70,9 +70,9 @@ def bodies(data):
 def spans(blocks):
     """(first byte, byte behind the last) of each block."""
     at = 16
-    for _, body in blocks:
-        yield at, at + 12 + len(body)
-        at += 12 + len(body)
+    for _, content in blocks:
+        yield at, at + 12 + len(content)
+        at += 12 + len(content)
 
 
 # ---- the layout
@@ -82,9 +82,9 @@ def test_the_layout_is_as_documented():
     start = bytes.fromhex("8956510a 01 01") + b"12345678"
     start += struct.pack("<H", zlib.crc32(start) & 0xFFFF)
     data = start
-    for _, body in BLOCKS:
-        head = bytes.fromhex("b5424bfa") + struct.pack("<I", len(body))
-        data += head + struct.pack("<I", zlib.crc32(head + body)) + body
+    for _, content in BLOCKS:
+        head = bytes.fromhex("b5424bfa") + struct.pack("<I", len(content))
+        data += head + struct.pack("<I", zlib.crc32(head + content)) + content
     index = b"\x03\x06" + b"\x01\x01" + b"\xc8\x01\x98\x01" + b"\xff\xff\x03\x07"
     assert sealed(data, index) == PACKED
 
@@ -101,12 +101,12 @@ def test_a_file_of_no_blocks_has_26_bytes():
     [(1, 40), (127, 40), (128, 41), (2**14 - 1, 41), (2**14, 42), (2**21 - 1, 42), (2**21, 43)],
 )
 def test_the_overhead_of_one_image(num_bytes, overhead):
-    _, body = block(1, bytes(num_bytes - 1))
-    assert len(pack(HEADER, [(1, body)])) - len(body) == overhead <= 44
+    _, content = block(1, bytes(num_bytes - 1))
+    assert len(pack(HEADER, [(1, content)])) - len(content) == overhead <= 44
 
 
-def test_the_overhead_of_the_longest_body_is_44():
-    assert len(varint(container.MAX_BODY)) == 5
+def test_the_overhead_of_the_longest_content_is_44():
+    assert len(varint(container.MAX_CONTENT)) == 5
     assert 16 + 12 + len(varint(1)) + 5 + 10 == 44
 
 
@@ -141,8 +141,8 @@ def test_what_is_packed_is_read(header, blocks):
         assert archive.size == len(data)
         assert archive.num_images == sum(num for num, _ in blocks)
         assert [b.num_images for b in archive.blocks] == [num for num, _ in blocks]
-        assert [data[b.offset : b.offset + b.length] for b in archive.blocks] == [body for _, body in blocks]
-        assert [archive.body(i) for i in range(len(blocks))] == [body for _, body in blocks]
+        assert [data[b.offset : b.offset + b.length] for b in archive.blocks] == [content for _, content in blocks]
+        assert [archive.content(i) for i in range(len(blocks))] == [content for _, content in blocks]
     found = recover(data)
     assert (found.header, found.blocks, found.damage) == (header, blocks, [])
 
@@ -163,7 +163,7 @@ def test_written_files_are_the_packed_bytes(tmp_path):
     write(path, HEADER, iter(BLOCKS))
     assert path.read_bytes() == PACKED
     with Archive.open(path) as archive:
-        assert [archive.body(i) for i in range(4)] == [body for _, body in BLOCKS]
+        assert [archive.content(i) for i in range(4)] == [content for _, content in BLOCKS]
     found = recover(path)
     assert (found.header, found.blocks, found.damage) == (HEADER, BLOCKS, [])
 
@@ -199,7 +199,7 @@ def test_an_open_archive_keeps_what_it_opened(tmp_path):
     with Archive.open(tmp_path / "a.vq") as archive:
         append(tmp_path / "a.vq", HEADER, BLOCKS[2:])
         assert archive.num_images == 4
-        assert archive.body(0) == BLOCKS[0][1]
+        assert archive.content(0) == BLOCKS[0][1]
 
 
 # ---- what is refused when writing
@@ -210,9 +210,9 @@ def test_an_open_archive_keeps_what_it_opened(tmp_path):
     [
         ([(0, b"\0")], "got a block of 0 images, expected 1 to 65,535"),
         ([(65_536, varint(65_536))], "got a block of 65536 images, expected 1 to 65,535"),
-        ([(1, b"")], "got a body of 0 bytes, expected 1 to 4,294,967,295"),
-        ([(1, b"\x02abc")], "got a block of 1 images whose body begins with 02 61 62, expected .* 01$"),
-        ([(200, b"\xc8")], "got a block of 200 images whose body begins with c8, expected .* c8 01$"),
+        ([(1, b"")], "got 0 bytes of content, expected 1 to 4,294,967,295"),
+        ([(1, b"\x02abc")], "got a block of 1 images whose content begins with 02 61 62, expected .* 01$"),
+        ([(200, b"\xc8")], "got a block of 200 images whose content begins with c8, expected .* c8 01$"),
     ],
 )
 def test_blocks_that_are_none_are_refused(tmp_path, blocks, message):
@@ -223,17 +223,17 @@ def test_blocks_that_are_none_are_refused(tmp_path, blocks, message):
     assert os.listdir(tmp_path) == []
 
 
-def test_too_long_a_body_is_refused():
+def test_too_long_a_content_is_refused():
     class Long(bytes):
         def __len__(self):
             return 2**32
 
-    with pytest.raises(ValueError, match=r"got a body of 4,294,967,296 bytes, expected 1 to 4,294,967,295"):
+    with pytest.raises(ValueError, match=r"got 4,294,967,296 bytes of content, expected 1 to 4,294,967,295"):
         pack(HEADER, [(1, Long(b"\1"))])
 
 
 def test_too_long_an_index_is_refused(monkeypatch):
-    monkeypatch.setattr(container, "MAX_BODY", 8)
+    monkeypatch.setattr(container, "MAX_CONTENT", 8)
     assert pack(HEADER, [block(1, b"")] * 4)
     with pytest.raises(ValueError, match="the index exceeds 8 bytes"):
         pack(HEADER, [block(1, b"")] * 5)
@@ -357,7 +357,7 @@ def test_every_flipped_bit_is_noticed_and_costs_one_block_at_most():
             data[at] ^= 1 << bit
             data = bytes(data)
             if hit:
-                assert bodies(data) == [None if i in hit else b for i, b in enumerate(BLOCKS)]
+                assert contents(data) == [None if i in hit else b for i, b in enumerate(BLOCKS)]
             else:
                 with pytest.raises(DamagedFile):
                     Archive.from_bytes(data)
@@ -401,7 +401,7 @@ def test_any_damage_gives_no_wrong_bytes(blocks, data):
     packed = bytes(packed)
     assert all(found in blocks for found in recover(packed).blocks)
     with contextlib.suppress(DamagedFile):
-        assert all(found is None or found in blocks for found in bodies(packed))
+        assert all(found is None or found in blocks for found in contents(packed))
 
 
 def test_lost_ranges_are_named():
@@ -417,7 +417,7 @@ def test_lost_ranges_are_named():
     assert len(found.damage) == 3
 
 
-def test_recovery_follows_a_whole_index_past_blocks_in_a_body():
+def test_recovery_follows_a_whole_index_past_blocks_in_a_content():
     inner = pack(OTHER, [block(7, b"inside")])
     blocks = [block(1, inner), block(2, b"outer")]
     data = bytearray(pack(HEADER, blocks))
@@ -534,14 +534,14 @@ FRAMES = PACKED[16:34]  # the first block
         (PACKED[:-11] + b"\0" + PACKED[-10:], r"the index \(bytes 230 to 251\) is damaged: its CRC-32 is"),
         (sealed(with_header() + FRAMES, b"\0\6"), "the index of block 0 claims 0 images, expected 1 to 65,535"),
         (sealed(with_header() + FRAMES, b"\x80\x80\x04\6"), "claims 65,536 images, expected 1 to 65,535"),
-        (sealed(with_header() + FRAMES, b"\3\0"), "block 0 claims a body of 0 bytes, expected 1 to 6, which fit"),
-        (sealed(with_header() + FRAMES, b"\3\7"), "block 0 claims a body of 7 bytes, expected 1 to 6, which fit"),
-        (sealed(with_header() + FRAMES, b"\3\xff\xff\xff\xff\x0f"), "a body of 4,294,967,295 bytes, expected 1 to 6,"),
+        (sealed(with_header() + FRAMES, b"\3\0"), "block 0 claims 0 bytes of content, expected 1 to 6, which fit"),
+        (sealed(with_header() + FRAMES, b"\3\7"), "block 0 claims 7 bytes of content, expected 1 to 6, which fit"),
+        (sealed(with_header() + FRAMES, b"\3\xff\xff\xff\xff\x0f"), "4,294,967,295 bytes of content, expected 1 to 6,"),
         (sealed(with_header() + FRAMES, b"\3\5"), "blocks end at byte 33, expected 34, where the index starts"),
         (sealed(with_header() + FRAMES, b""), "blocks end at byte 16, expected 34, where the index starts"),
         (
             sealed(with_header() + FRAMES, b"\3\6\3\6"),
-            "the index of block 1 claims a body of 6 bytes, expected 1 to -12",
+            "the index of block 1 claims 6 bytes of content, expected 1 to -12",
         ),
         (sealed(with_header() + FRAMES, b"\3"), "the index of block 0, got nothing at byte 1, expected a varint"),
         (
@@ -564,29 +564,29 @@ def test_files_that_are_none_say_why(tmp_path, data, message):
     ("frame", "index", "message"),
     [
         (b"\0" + FRAMES[1:], b"\3\6", r"block 0 \(bytes 16 to 33\) begins with 00 42 4b fa, expected b5 42 4b fa"),
-        (FRAMES[:4] + b"\7" + FRAMES[5:], b"\3\6", "claims a body of 7 bytes, the index says 6"),
+        (FRAMES[:4] + b"\7" + FRAMES[5:], b"\3\6", "claims 7 bytes of content, the index says 6"),
         (FRAMES[:-1] + b"?", b"\3\6", r"block 0 \(bytes 16 to 33\) is damaged: its CRC-32 is .*; recover"),
-        (FRAMES, b"\4\6", "the body of block 0 says 3 images, the index says 4"),
+        (FRAMES, b"\4\6", "the content of block 0 says 3 images, the index says 4"),
     ],
 )
-def test_bodies_that_do_not_fit_the_index_say_why(frame, index, message):
+def test_contents_that_do_not_fit_the_index_say_why(frame, index, message):
     archive = Archive.from_bytes(sealed(with_header() + frame, index))
     with pytest.raises(DamagedFile, match=message):
-        archive.body(0)
+        archive.content(0)
 
 
 def test_a_number_of_images_that_contradicts_the_index_is_unknown():
     found = recover(sealed(with_header() + FRAMES, b"\4\6"))
     assert found.blocks == [(None, BLOCKS[0][1])]
-    assert found.damage == ["this data: the body of block 0 says 3 images, the index says 4"]
+    assert found.damage == ["this data: the content of block 0 says 3 images, the index says 4"]
 
 
-def test_a_body_without_a_number_of_images_is_unknown():
+def test_a_block_without_a_number_of_images_is_unknown():
     head = container.MARKER + struct.pack("<I", 2)
     frame = head + struct.pack("<I", zlib.crc32(head + b"\0x")) + b"\0x"
     data = sealed(with_header() + frame, b"\3\2")
-    with pytest.raises(DamagedFile, match="the body of block 0 says no number of images, the index says 3"):
-        Archive.from_bytes(data).body(0)
+    with pytest.raises(DamagedFile, match="the content of block 0 says no number of images, the index says 3"):
+        Archive.from_bytes(data).content(0)
     assert recover(data).blocks == [(None, b"\0x")]
     found = recover(data[:-1])
     assert found.blocks == [(None, b"\0x")]
@@ -620,7 +620,7 @@ def test_only_the_block_asked_for_is_read(tmp_path, monkeypatch):
         assert sum(amounts) == 16 + 10 + len(index) + 16
         for i, num_bytes in ((0, 18), (2, 13)):
             amounts.clear()
-            assert archive.body(i) == BLOCKS[i // 2][1]
+            assert archive.content(i) == BLOCKS[i // 2][1]
             assert sum(amounts) == num_bytes
 
 
@@ -633,12 +633,12 @@ def test_pickled_archives_open_the_same_file(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     with pickle.loads(pickled) as again:
         assert again.header == HEADER
-        assert again.body(2) == BLOCKS[2][1]
+        assert again.content(2) == BLOCKS[2][1]
     append(tmp_path / "a.vq", HEADER, BLOCKS)
     with pytest.raises(ValueError, match="changed after it was opened elsewhere"):
         pickle.loads(pickled)
     with pickle.loads(pickle.dumps(Archive.from_bytes(PACKED))) as again:
-        assert again.body(2) == BLOCKS[2][1]
+        assert again.content(2) == BLOCKS[2][1]
 
 
 def test_pickled_errors_say_the_same():
@@ -656,7 +656,7 @@ def test_threads_share_an_archive(tmp_path):
             chance = random.Random(seed)
             for _ in range(300):
                 i = chance.randrange(4)
-                if archive.body(i) != BLOCKS[i][1]:
+                if archive.content(i) != BLOCKS[i][1]:
                     wrong.append(i)
 
         threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
@@ -670,7 +670,7 @@ def test_threads_share_an_archive(tmp_path):
 @pytest.mark.parametrize("i", [-1, 4])
 def test_blocks_that_are_not_there(i):
     with pytest.raises(ValueError, match=f"got block {i}, expected 0 to 3: there are 4"):
-        Archive.from_bytes(PACKED).body(i)
+        Archive.from_bytes(PACKED).content(i)
 
 
 def test_closed_archives_say_so_and_leave_no_handle(tmp_path):
@@ -682,7 +682,7 @@ def test_closed_archives_say_so_and_leave_no_handle(tmp_path):
     archive.close()
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ValueError, match="this archive is closed; open it again"):
-        archive.body(0)
+        archive.content(0)
     (tmp_path / "a.vq").write_bytes(PNG)
     with pytest.raises(DamagedFile):
         Archive.open(tmp_path / "a.vq")
@@ -696,9 +696,9 @@ def test_files_that_are_missing_or_shrink(tmp_path):
     write(tmp_path / "a.vq", HEADER, BLOCKS)
     with Archive.open(tmp_path / "a.vq") as archive:
         os.truncate(tmp_path / "a.vq", 100)
-        assert archive.body(1) == BLOCKS[1][1]
+        assert archive.content(1) == BLOCKS[1][1]
         with pytest.raises(DamagedFile, match="ends at byte 100 now, it had 252 when it was opened"):
-            archive.body(2)
+            archive.content(2)
 
 
 def test_a_disk_that_fails_says_where(tmp_path, monkeypatch):
@@ -710,4 +710,4 @@ def test_a_disk_that_fails_says_where(tmp_path, monkeypatch):
     with Archive.open(tmp_path / "a.vq") as archive:
         monkeypatch.setattr(os, "pread", broken)
         with pytest.raises(DamagedFile, match="byte 16 could not be read: Input/output error"):
-            archive.body(0)
+            archive.content(0)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from priors import UnigramPrior
 from vqvae.codec import Archive, Codec, CompressedImages, Compression, DamagedFile, Mode
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.body import STORED, Body
+from vqvae.codec.block import STORED, BlockContent
 from vqvae.codec.coder import SLACK, BadStream, RangeReader, RangeWriter, Stack
 from vqvae.codec.container import MAX_IMAGES, pack
-from vqvae.codec.tables import TOTAL, Intervals
+from vqvae.codec.integer_tables import TOTAL, Intervals
 
 # Of the message below, by the writer before the rule: its length, and the beginning of its SHA-256.
 FIXED = (119, "32cbe4b1f1652887")
@@ -33,20 +33,20 @@ def codec():
 
 @pytest.fixture
 def coded(codec, monkeypatch):
-    """How many units' codes are decoded, and how many of their pixels."""
-    counts = {"codes": 0, "units": 0}
-    decode_codes, decode_units = codec.coder.decode_codes, codec.coder.decode_units
+    """How many tiles' codes are decoded, and how many of their pixels."""
+    counts = {"codes": 0, "tiles": 0}
+    decode_codes, decode_tiles = codec.coder.decode_codes, codec.coder.decode_tiles
 
     def codes(sources, labels, offsets):
         counts["codes"] += len(offsets)
         return decode_codes(sources, labels, offsets)
 
-    def units(sources, codes, offsets):
-        counts["units"] += len(offsets)
-        return decode_units(sources, codes, offsets)
+    def tiles(sources, codes, offsets):
+        counts["tiles"] += len(offsets)
+        return decode_tiles(sources, codes, offsets)
 
     monkeypatch.setattr(codec.coder, "decode_codes", codes)
-    monkeypatch.setattr(codec.coder, "decode_units", units)
+    monkeypatch.setattr(codec.coder, "decode_tiles", tiles)
     return counts
 
 
@@ -57,10 +57,10 @@ def stripped(monkeypatch):
     monkeypatch.setattr(RangeWriter, "finish", lambda self: finish(self).rstrip(b"\0"))
 
 
-def bodies_of(codec, data):
+def contents_of(codec, data):
     channels = codec.coder.num_channels
     with Archive.from_bytes(data) as archive:
-        return [Body.unpack(archive.body(i), channels, codec.coder.size) for i in range(len(archive.blocks))]
+        return [BlockContent.unpack(archive.content(i), channels, codec.coder.size) for i in range(len(archive.blocks))]
 
 
 # ---- hostile streams
@@ -81,10 +81,10 @@ def test_case_16_few_bytes_that_claim_many_images(codec, coded, mode, has_labels
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 65_535), (4, 1000, 1000)])
-def test_case_16_one_image_that_claims_many_units(codec, coded, shape):
+def test_case_16_one_image_that_claims_many_tiles(codec, coded, shape):
     with pytest.raises(DamagedFile, match=ENDED):
         codec.decompress(claiming(codec, 1, shape=shape))
-    assert coded["units"] <= 2 * codec.coder.group_size
+    assert coded["tiles"] <= 2 * codec.coder.group_size
 
 
 def test_case_16_a_dataset_of_claims(codec, coded, tmp_path):
@@ -93,7 +93,7 @@ def test_case_16_a_dataset_of_claims(codec, coded, tmp_path):
     assert len(dataset) == 3 * MAX_IMAGES
     with pytest.raises(DamagedFile, match=f"block 2: {ENDED}"):
         dataset[-1]
-    assert coded["units"] <= 2 * codec.coder.group_size
+    assert coded["tiles"] <= 2 * codec.coder.group_size
 
 
 def test_case_16_a_lost_mode_is_looked_for_no_longer(codec, coded):
@@ -125,13 +125,13 @@ def test_case_16_labels_that_claim_more_than_there_is():
 
 
 def test_stored_pixels_take_no_more_than_their_own_memory(codec, coded, monkeypatch):
-    """A pixel that is stored is not padded to a unit; and nothing walks where all is stored."""
+    """A pixel that is stored is not padded to a tile; and nothing walks where all is stored."""
     noise = torch.randint(0, 256, (1, 1, 60), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = [noise[..., i : i + 1] for i in range(60)] + [noise, noise.view(1, 60, 1)]
     labels = torch.arange(62) % 3
     data = codec.compress(images, labels, Compression(images_per_block=400, verify=False))
-    [body] = bodies_of(codec, data)
-    assert set(body.kinds) == {STORED}
+    [content] = contents_of(codec, data)
+    assert set(content.kinds) == {STORED}
     coded.update(codes=0)
     sizes, zeros = [], torch.zeros
 
@@ -149,7 +149,7 @@ def test_stored_pixels_take_no_more_than_their_own_memory(codec, coded, monkeypa
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_units_stored_and_coded_in_one_image(channels):
+def test_tiles_stored_and_coded_in_one_image(channels):
     model = model_of("mixture" if channels == 1 else "colour mixture")
     codec = Codec(model, uniform_of(model))
     image = torch.zeros(3, 20, 27, dtype=torch.uint8)
@@ -161,7 +161,7 @@ def test_units_stored_and_coded_in_one_image(channels):
         image[place] = noise[place] if i % 3 == 1 else part
     images = [image, image[:1], noise[:, :9, :9]]
     data = codec.compress(images, options=Compression(verify=False))
-    kinds = bodies_of(codec, data)[0].kinds
+    kinds = contents_of(codec, data)[0].kinds
     assert STORED in kinds
     assert 0 in kinds
     assert all(torch.equal(*pair) for pair in zip(codec.decompress(data), images, strict=True))
@@ -180,13 +180,13 @@ def black_codec(certain):
         model.decoder.layers[-1].weight.zero_()
         model.decoder.layers[-1].bias.fill_(-8 if certain else -0.8)
     codec = Codec(model, prior)
-    codec.coder.encode = lambda units, labels: torch.zeros(len(units), *model.grid, dtype=torch.int64)
+    codec.coder.encode = lambda tiles, labels: torch.zeros(len(tiles), *model.grid, dtype=torch.int64)
     return codec
 
 
-def with_stream(codec, mode, body, stream):
-    body = dataclasses.replace(body, stream=stream)
-    return pack(codec.header(mode), [(len(body.cuts), body.pack())])
+def with_stream(codec, mode, content, stream):
+    content = dataclasses.replace(content, stream=stream)
+    return pack(codec.header(mode), [(len(content.tilings), content.pack())])
 
 
 THOUSANDS = [(Mode.LOSSLESS, 500), (Mode.LOSSY, 2000), pytest.param(Mode.LOSSLESS, 9000, marks=pytest.mark.slow)]
@@ -201,18 +201,18 @@ def test_case_16_thousands_of_black_images(mode, num):
     bits = float(cost.rate[0] if mode == Mode.LOSSY else cost.total[0])
     assert bits > 10
     data = codec.compress(black, options=Compression(mode=mode, images_per_block=num, verify=False))
-    [body] = bodies_of(codec, data)
-    assert STORED not in body.kinds
-    assert body.stream == bytes(len(body.stream))
+    [content] = contents_of(codec, data)
+    assert STORED not in content.kinds
+    assert content.stream == bytes(len(content.stream))
     # What the rule asks for when the last group begins, and no more.
     paid = (num - 1) // 128 * 128 * bits / 8 - SLACK
-    assert paid <= len(body.stream) <= paid * 1.001 + 2
+    assert paid <= len(content.stream) <= paid * 1.001 + 2
     [decoded] = codec.decode(Archive.from_bytes(data))
     assert len(decoded.images) == num
     assert mode == Mode.LOSSY or not torch.stack(decoded.images).any()
     for length in (0, int(paid) - 8):
         with pytest.raises(DamagedFile, match=ENDED):
-            codec.decompress(with_stream(codec, mode, body, bytes(length)))
+            codec.decompress(with_stream(codec, mode, content, bytes(length)))
 
 
 @pytest.mark.parametrize(("mode", "num"), THOUSANDS)
@@ -331,15 +331,15 @@ def test_case_16_the_bottom_of_a_stack_is_exact(kind, num):
         model.quantizer.error.fill_(1.0)
     codec = Codec(model, transformer_of(model, num_classes=3))
     y, labels = images_of(model, num), torch.arange(num) % 3
-    [body] = bodies_of(codec, codec.compress(y, labels, Compression(mode=Mode.BITS_BACK)))
-    assert STORED not in body.kinds
+    [content] = contents_of(codec, codec.compress(y, labels, Compression(mode=Mode.BITS_BACK)))
+    assert STORED not in content.kinds
     back = BitsBack(codec.coder)
 
     def decode(raised):
-        stack = back.open(body.stream)
+        stack = back.open(content.stream)
         stack._bottom += raised
         known = codec.coder.decode_labels(stack, num)
-        return back.decode(stack, body.kinds, known)[0]
+        return back.decode(stack, content.kinds, known)[0]
 
     assert torch.equal(decode(0), y)
     with pytest.raises(BadStream, match="popped below its bottom"):
@@ -374,11 +374,11 @@ def test_case_16_a_stream_that_feeds_itself(codec, coded, monkeypatch):
         return Intervals(torch.zeros_like(found.left), torch.full_like(found.width, 2)), clear
 
     y = images_of(model_of(quantizer=POSTERIORS["stochastic"][0]), 60)
-    [body] = bodies_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK, images_per_block=60)))
-    data = with_stream(codec, Mode.BITS_BACK, body, body.stream)
+    [content] = contents_of(codec, codec.compress(y, options=Compression(mode=Mode.BITS_BACK, images_per_block=60)))
+    data = with_stream(codec, Mode.BITS_BACK, content, content.stream)
     monkeypatch.setattr(BitsBack, "_posterior", unlikely)
     black = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
-    monkeypatch.setattr(codec.coder, "decode_units", lambda sources, codes, offsets: black[: len(codes)])
+    monkeypatch.setattr(codec.coder, "decode_tiles", lambda sources, codes, offsets: black[: len(codes)])
     coded.update(codes=0)
     with pytest.raises(DamagedFile, match="gives back more bits"):
         codec.decompress(data)

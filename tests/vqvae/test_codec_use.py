@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from vqvae.codec import Codec, CompressedImages, Compression, DamagedFile, dream, write
 from vqvae.codec.container import Mode
-from vqvae.codec.dreaming import awake
+from vqvae.codec.dreaming import undream
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_bytes_come_back(likelihood):
     chance = random.Random(0)
     for data in (chance.randbytes(1501), b"\0" * 1200, b"\xff" * 1203, b"", b"\0", chance.randbytes(3)):
         dreamt = dream(codec, data, most=6)  # bytes that are all alike may be hundreds of images
-        assert awake(codec, dreamt) == data
+        assert undream(codec, dreamt) == data
         assert len(dreamt.images) == len(dreamt.codes)
         assert dreamt.images.shape[1:] == images_of(model, 1).shape[1:]
 
@@ -187,8 +187,8 @@ def test_images_take_as_many_bits_as_they_cost(codec):
     data = random.Random(1).randbytes(4000)
     dreamt = dream(codec, data)
     assert len(dreamt.images) > 20
-    plan, _ = codec.coder.settle(dreamt.images, dreamt.codes, None)
-    bits = float((plan.rate() + plan.distortion()).sum())
+    intervals, _ = codec.coder.settle(dreamt.images, dreamt.codes, None)
+    bits = float((intervals.rate() + intervals.distortion()).sum())
     assert abs(8 * (len(data) - len(dreamt.left)) - bits) < 100
 
 
@@ -209,7 +209,7 @@ def test_no_more_than_asked_for(codec):
     data = random.Random(3).randbytes(3000)
     dreamt = dream(codec, data, most=2)
     assert len(dreamt.images) == 2
-    assert awake(codec, dreamt) == data
+    assert undream(codec, dreamt) == data
 
 
 # ---- whatever the caller's global state is
@@ -232,7 +232,7 @@ def test_case_11_bytes_are_the_same_under_any_default_type_and_device(images, mo
             assert codec.decompress(want).equal(back)
             assert codec.measure(images).total.equal(cost)
             assert dream(codec, bits, most=1).images.equal(dreamt.images)
-            assert awake(codec, dreamt) == bits
+            assert undream(codec, dreamt) == bits
         finally:
             torch.set_default_dtype(torch.float32)
             torch.set_default_device(None)
@@ -248,7 +248,7 @@ def test_what_a_caller_draws_between_blocks_is_his_own(codec):
     torch.manual_seed(3)
     blocks = list(codec.blocks(drawn(), options=Compression(images_per_block=1, verify=False)))
     torch.manual_seed(3)
-    assert [body for _, body in blocks] == [
-        body for _, body in codec.blocks(list(drawn()), options=Compression(images_per_block=1, verify=False))
+    assert [content for _, content in blocks] == [
+        content for _, content in codec.blocks(list(drawn()), options=Compression(images_per_block=1, verify=False))
     ]
-    assert len({body for _, body in blocks}) == 4
+    assert len({content for _, content in blocks}) == 4

@@ -18,13 +18,13 @@ BUSY = "is being written by another process"
 
 
 def block(name, size=20):
-    body = varint(1) + name.encode().ljust(size, b".")
-    return 1, body
+    content = varint(1) + name.encode().ljust(size, b".")
+    return 1, content
 
 
 def blocks_of(path):
     with Archive.open(path) as archive:
-        return [(each.num_images, archive.body(i)) for i, each in enumerate(archive.blocks)]
+        return [(each.num_images, archive.content(i)) for i, each in enumerate(archive.blocks)]
 
 
 def at_work(path, act, *, started, going_on, ended):
@@ -87,7 +87,7 @@ def test_case_06_a_reader_meanwhile_sees_a_whole_file(writer):
     with Archive.open(path) as before:
         assert blocks_of(path) == [block("old")]
         finish()
-        assert before.body(0) == block("old")[1]
+        assert before.content(0) == block("old")[1]
     assert len(blocks_of(path)) == 3
 
 

@@ -19,8 +19,8 @@ import safefolder
 from vqvae.cli.common import MODES, File, load_codec, printable
 from vqvae.codec import Archive, Codec, Mode
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.body import STORED, Body
-from vqvae.codec.codec import Decoded
+from vqvae.codec.block import STORED, BlockContent
+from vqvae.codec.codec import DecodedBlock
 from vqvae.codec.coder import RangeReader
 from vqvae.codec.container import BLOCK, HEADER, TRAILER, VERSION, read_varint
 from vqvae.codec.storage import file_to_write
@@ -40,7 +40,7 @@ _NOTES = {
 
 @dataclass(kw_only=True)
 class _Found:
-    """What was counted in the bodies: bytes, and a row an image."""
+    """What was counted in the blocks: bytes, and a row an image."""
 
     dims: int = 0
     streams: int = 0
@@ -76,7 +76,7 @@ def info(
         file_to_write(csv)
     with Archive.open(file) as archive:
         if run_or_model is None:
-            dims = sum(_num_dims(archive.body(i)) for i in range(len(archive.blocks)))
+            dims = sum(_num_dims(archive.content(i)) for i in range(len(archive.blocks)))
             print("\n".join(_summary(file, archive, dims)))
             return
         codec, num_weights = load_codec(run_or_model, prior)
@@ -89,22 +89,22 @@ def info(
     heads = sum(block.length for block in archive.blocks) - found.streams - found.stored - found.names
     lines += [
         f"    streams      {found.streams:,} bytes",
-        f"    stored       {found.stored:,} bytes of pixels that the model finds hopeless",
+        f"    stored       {found.stored:,} bytes of pixels that the model finds incompressible",
         f"    names        {found.names:,} bytes",
-        f"    body heads   {heads:,} bytes: shapes, kinds of units, checks of pixels",
+        f"    the rest     {heads:,} bytes: shapes, kinds of tiles, checks of pixels",
         f"weights          {num_weights:,} bytes of the model and the prior, which the file does not hold",
     ]
     if mode == Mode.BITS_BACK:
         lines.append(f"initial bits     {found.initial_bits:,} of the streams, {found.initial_bits // 8:,} bytes")
     if found.disagree:
-        lines.append(f"In {found.disagree} images the file stores other units than these figures are for.")
+        lines.append(f"In {found.disagree} images the file stores other tiles than these figures are for.")
     print("\n".join([*lines, "", *_table(found.rows), _NOTES[mode]]))
 
 
 def _summary(file: Path, archive: Archive, dims: int) -> list[str]:
-    bodies = sum(block.length for block in archive.blocks)
+    contents = sum(block.length for block in archive.blocks)
     heads = len(archive.blocks) * BLOCK.size
-    index = archive.size - HEADER.size - TRAILER.size - heads - bodies
+    index = archive.size - HEADER.size - TRAILER.size - heads - contents
     mode = next(name for name, mode in MODES.items() if mode == archive.header.mode)
     per_dim = f", {8 * archive.size / dims:.4f} bits/dim" if dims else ""
     return [
@@ -114,21 +114,21 @@ def _summary(file: Path, archive: Archive, dims: int) -> list[str]:
         f"fingerprint      {archive.header.fingerprint.hex()}",
         f"images           {archive.num_images:,} in {len(archive.blocks):,} blocks, {dims:,} pixels times channels",
         f"size             {archive.size:,} bytes{per_dim}",
-        f"  container      {archive.size - bodies:,} bytes: header {HEADER.size}, heads of blocks {heads:,}, "
+        f"  container      {archive.size - contents:,} bytes: header {HEADER.size}, heads of blocks {heads:,}, "
         f"index {index:,}, trailer {TRAILER.size}",
-        f"  bodies         {bodies:,} bytes",
+        f"  contents       {contents:,} bytes",
     ]
 
 
-def _num_dims(body: bytes) -> int:
-    """Pixels times channels of a body's images, without the model. See `vqvae.codec.body`."""
-    left, at = read_varint(body)
+def _num_dims(content: bytes) -> int:
+    """Pixels times channels of a block's images, without the model. See `vqvae.codec.block`."""
+    left, at = read_varint(content)
     at, dims = at + 1, 0
     while left > 0:
-        run, at = read_varint(body, at)
-        channels, at = int.from_bytes(body[at : at + 1]), at + 1
-        height, at = read_varint(body, at)
-        width, at = read_varint(body, at)
+        run, at = read_varint(content, at)
+        channels, at = int.from_bytes(content[at : at + 1]), at + 1
+        height, at = read_varint(content, at)
+        width, at = read_varint(content, at)
         run = min(max(run, 1), left)
         dims += run * channels * height * width
         left -= run
@@ -139,17 +139,17 @@ def _look(codec: Codec, archive: Archive) -> _Found:
     found, mode = _Found(), archive.header.mode
     with tqdm(total=archive.num_images, desc="info", unit="img", disable=None) as bar:
         for i, decoded in enumerate(codec.decode(archive)):
-            data = archive.body(i)
-            body = Body.unpack(data, codec.coder.num_channels, codec.coder.size)
-            found.streams += len(body.stream)
-            found.stored += len(body.stored)
-            found.names += len(data) - len(replace(body, names=None).pack())
+            data = archive.content(i)
+            content = BlockContent.unpack(data, codec.coder.num_channels, codec.coder.size)
+            found.streams += len(content.stream)
+            found.stored += len(content.stored)
+            found.names += len(data) - len(replace(content, names=None).pack())
             if mode == Mode.BITS_BACK:
-                found.initial_bits += BitsBack(codec.coder).initial_bits(body.stream)
-            owner = torch.tensor([j for j, cut in enumerate(body.cuts) for _ in range(cut.num_units)])
-            is_stored = (torch.tensor(body.kinds) == STORED).long()
-            stored = torch.zeros(len(body.cuts), dtype=torch.int64).index_add(0, owner, is_stored)
-            rate, distortion, expected = _measured(codec, body, decoded, owner, mode)
+                found.initial_bits += BitsBack(codec.coder).initial_bits(content.stream)
+            owner = torch.tensor([j for j, tiling in enumerate(content.tilings) for _ in range(tiling.num_tiles)])
+            is_stored = (torch.tensor(content.kinds) == STORED).long()
+            stored = torch.zeros(len(content.tilings), dtype=torch.int64).index_add(0, owner, is_stored)
+            rate, distortion, expected = _measured(codec, content, decoded, owner, mode)
             found.disagree += int((stored != expected).sum())
             for j, image in enumerate(decoded.images):
                 name = (decoded.names[j] if decoded.names else "") or f"{len(found.rows):06}"
@@ -163,13 +163,13 @@ def _look(codec: Codec, archive: Archive) -> _Found:
 
 
 def _measured(
-    codec: Codec, body: Body, decoded: Decoded, owner: Tensor, mode: Mode
+    codec: Codec, content: BlockContent, decoded: DecodedBlock, owner: Tensor, mode: Mode
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Tensor]:
-    """Rate and distortion of a block's images in bits, and how many of their units these figures take for stored."""
+    """Rate and distortion of a block's images in bits, and how many of their tiles these figures take for stored."""
     num = len(decoded.images)
     if mode == Mode.LOSSY:
         zeros = torch.zeros(num, dtype=torch.float64)
-        return _rate_of_codes(codec, body, owner), zeros, zeros.long()
+        return _rate_of_codes(codec, content, owner), zeros, zeros.long()
     size = num if sum(image.numel() for image in decoded.images) <= _MOST_BYTES else 1
     parts = [slice(start, start + size) for start in range(0, num, size)]
     labels = decoded.labels
@@ -179,18 +179,18 @@ def _measured(
 
 
 @torch.no_grad()
-def _rate_of_codes(codec: Codec, body: Body, owner: Tensor) -> Float[Tensor, " b"]:
+def _rate_of_codes(codec: Codec, content: BlockContent, owner: Tensor) -> Float[Tensor, " b"]:
     """Bits of the codes that are in a block of codes alone, and of the labels."""
-    coder, reader = codec.coder, RangeReader(body.stream)
-    rate = torch.zeros(len(body.cuts), dtype=torch.float64)
-    labels = coder.decode_labels(reader, len(body.cuts)) if body.has_labels else None
-    for part in torch.arange(len(body.kinds)).split(coder.group_size):
+    coder, reader = codec.coder, RangeReader(content.stream)
+    rate = torch.zeros(len(content.tilings), dtype=torch.float64)
+    labels = coder.decode_labels(reader, len(content.tilings)) if content.has_labels else None
+    for part in torch.arange(len(content.kinds)).split(coder.group_size):
         known = None if labels is None else labels[owner[part]]
-        offsets = torch.tensor(body.kinds)[part].to(coder.device)
+        offsets = torch.tensor(content.kinds)[part].to(coder.device)
         codes = coder.decode_codes([(reader, len(part))], known, offsets)
         intervals, _ = coder.code_intervals(codes, known, offsets)
         rate.index_add_(0, owner[part], intervals.bits().sum(1).cpu())
-    return rate + (coder.label_bits if body.has_labels else 0)
+    return rate + (coder.label_bits if content.has_labels else 0)
 
 
 def _png_bytes(image: Tensor) -> int:

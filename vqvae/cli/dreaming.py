@@ -79,7 +79,7 @@ def dream(
             f"{size:,} bytes are too few for an image, which may need up to {needed:,}; give at least {needed + 8:,}"
         )
     pictures.save_grid(output, dreamt.images, 8)
-    same = vqvae.codec.dreaming.awake(codec, dreamt) == data
+    same = vqvae.codec.dreaming.undream(codec, dreamt) == data
     num_images, used = len(dreamt.images), max(0, len(data) - len(dreamt.left))
     print(
         f"{output}: {num_images} images out of {used:,} of {size:,} bytes, "

@@ -25,10 +25,10 @@ from vqvae.cli.common import (
 )
 from vqvae.cli.reading import image_files, read_exactly
 from vqvae.codec import Codec, Compression
-from vqvae.codec.body import MAX_PIXELS, MAX_UNITS
+from vqvae.codec.block import MAX_PIXELS, MAX_TILES
 from vqvae.codec.codec import BlockOptions
 from vqvae.codec.container import destination
-from vqvae.codec.units import Cut
+from vqvae.codec.tiles import Tiling
 from vqvae.data import Images, batches
 
 # A block holds no more pixels than this, but for an image that is larger by itself.
@@ -53,9 +53,9 @@ class _Incoming:
             try:
                 image = read_exactly(path)
                 c, h, w = image.shape
-                cut = Cut(shape=(c, h, w), num_channels=codec.coder.num_channels, size=codec.coder.size)
-                if cut.num_units > MAX_UNITS or cut.num_padded > MAX_PIXELS:
-                    raise ValueError(f"it has {h:,} x {w:,} pixels, which are too many for this model's units")
+                tiling = Tiling(shape=(c, h, w), num_channels=codec.coder.num_channels, size=codec.coder.size)
+                if tiling.num_tiles > MAX_TILES or tiling.num_padded > MAX_PIXELS:
+                    raise ValueError(f"it has {h:,} x {w:,} pixels, which are too many for this model's tiles")
             except OSError as error:
                 self._skip(str(path), error.strerror or str(error))
             except ValueError as error:
@@ -221,8 +221,8 @@ def _parts(
 
 
 def _watched(blocks: Iterable[tuple[int, bytes]], incoming: _Incoming, bar: tqdm) -> Iterator[tuple[int, bytes]]:
-    for num_images, body in blocks:
-        yield num_images, body
+    for num_images, content in blocks:
+        yield num_images, content
         bar.total = incoming.total
         bar.update(num_images)
     if not incoming.num_read:

@@ -17,8 +17,8 @@ from safefolder.files import replacing
 from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
 from vqvae.cli.naming import Places, check_place
 from vqvae.codec import Archive, Codec, DamagedFile
-from vqvae.codec.body import Body
-from vqvae.codec.codec import Decoded
+from vqvae.codec.block import BlockContent
+from vqvae.codec.codec import DecodedBlock
 from vqvae.codec.storage import check_folder_to_write, check_readable
 
 # Images whose places are looked at before the first is decoded.
@@ -59,25 +59,25 @@ def decompress(
     check_folder_to_write(output)
     codec, _ = load_codec(run_or_model, prior)
     start, num_done = time.perf_counter(), 0
-    with contextlib.closing(_Bodies(codec, file, recover=recover)) as bodies:
-        wanted, firsts = bodies.wanted(images), list(accumulate(bodies.counts, initial=0))
-        _check_places(bodies, wanted, firsts, output, replace=force)
+    with contextlib.closing(_Blocks(codec, file, recover=recover)) as blocks:
+        wanted, firsts = blocks.wanted(images), list(accumulate(blocks.counts, initial=0))
+        _check_places(blocks, wanted, firsts, output, replace=force)
         places = Places()
         num_wanted = sum(map(len, wanted.values()))
         with tqdm(total=num_wanted, desc="decompress", unit="img", disable=None) as bar:
-            for number, decoded in bodies.decoded(list(wanted)):
+            for number, decoded in blocks.decoded(list(wanted)):
                 for i in wanted[number]:
                     place = places.place(decoded.names[i] if decoded.names else None, firsts[number] + i)
                     _save(check_place(output, place, replace=force), decoded.images[i])
                     num_done += 1
                     bar.update()
-        for line in bodies.damage:
+        for line in blocks.damage:
             tell(f"lost: {printable(line)}")
     print(f"{output}: {num_done:,} images of {file}; {speed(num_done, time.perf_counter() - start)}")
-    return 1 if bodies.damage else 0
+    return 1 if blocks.damage else 0
 
 
-class _Bodies:
+class _Blocks:
     """The blocks of a file, or what is left of them.
 
     Attributes:
@@ -104,9 +104,9 @@ class _Bodies:
                 raise
             found = vqvae.codec.recover(file)
             header, self.damage = found.header, list(found.damage)
-            # A block that does not say its number of images is no body, and says so when it is unpacked.
+            # A block that does not say its number of images is none, and says so when it is unpacked.
             self.counts = [count or 0 for count, _ in found.blocks]
-            self._rescued = [body for _, body in found.blocks]
+            self._rescued = [content for _, content in found.blocks]
         if header is not None:
             codec.check_header(header)
         self.mode = None if header is None else header.mode
@@ -127,27 +127,27 @@ class _Bodies:
     def names(self, number: int) -> Sequence[str] | None:
         """The names in a block. Raises DamagedFile."""
         coder = self.codec.coder
-        return Body.unpack(self._body(number), coder.num_channels, coder.size).names
+        return BlockContent.unpack(self._content(number), coder.num_channels, coder.size).names
 
-    def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
+    def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[int, DecodedBlock]]:
         """Blocks, several at once; or one by one where some may be damaged."""
         if not self.recover:
-            bodies = ((number, self._body(number)) for number in numbers)
+            contents = ((number, self._content(number)) for number in numbers)
             assert self.mode is not None  # only what is recovered may lack a header
-            yield from zip(numbers, self.codec.decoder.decode(bodies, self.mode), strict=True)
+            yield from zip(numbers, self.codec.decoder.decode(contents, self.mode), strict=True)
             return
         for number in numbers:
             try:
-                yield number, self.codec.decoder.decode_alone(number, self._body(number), self.mode)
+                yield number, self.codec.decoder.decode_alone(number, self._content(number), self.mode)
             except DamagedFile as error:
                 self.damage.append(error.args[0])
 
-    def _body(self, number: int) -> bytes:
-        return self._rescued[number] if self._archive is None else self._archive.body(number)
+    def _content(self, number: int) -> bytes:
+        return self._rescued[number] if self._archive is None else self._archive.content(number)
 
 
 def _check_places(
-    bodies: _Bodies, wanted: dict[int, Sequence[int]], firsts: Sequence[int], output: Path, *, replace: bool
+    blocks: _Blocks, wanted: dict[int, Sequence[int]], firsts: Sequence[int], output: Path, *, replace: bool
 ) -> None:
     """ValueError where one of the first images cannot go, before any is decoded. A file may claim any number."""
     places, left = Places(), _MOST_AHEAD
@@ -156,9 +156,9 @@ def _check_places(
         if left <= 0:
             return
         try:
-            names = bodies.names(number)
+            names = blocks.names(number)
         except DamagedFile as error:
-            if bodies.recover:
+            if blocks.recover:
                 continue  # it is noted when it is decoded
             prefix = "" if "block" in error.args[0] else f"block {number}: "
             raise DamagedFile(f"{prefix}{error.args[0]}", error.args[1]) from error

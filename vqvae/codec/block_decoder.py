@@ -1,6 +1,6 @@
 """Blocks to images: streams, walked through by the models, and pixels that were stored.
 
-Blocks that fit into one group of units are decoded together, each from its own stream.
+Blocks that fit into one group of tiles are decoded together, each from its own stream.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from safefolder.building import neutrally
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.body import STORED, Body
+from vqvae.codec.block import STORED, BlockContent
 from vqvae.codec.coder import BadStream, RangeReader
 from vqvae.codec.container import DamagedFile, Mode
-from vqvae.codec.unit_coder import Source, UnitCoder
-from vqvae.codec.units import Cut
+from vqvae.codec.tile_coder import Source, TileCoder
+from vqvae.codec.tiles import Tiling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
+class DecodedBlock:
     """The images of one block: uint8 "c h w" each, their labels "b" and their names, where it has any."""
 
     images: list[Tensor]
@@ -35,59 +35,61 @@ class Decoded:
 class BlockDecoder:
     """Decodes what a `Codec` with the same models wrote."""
 
-    def __init__(self, coder: UnitCoder):
+    def __init__(self, coder: TileCoder):
         self.coder = coder
 
     @neutrally
-    def decode(self, bodies: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[Decoded]:
-        """Numbered bodies, as many at once as make a full group of units."""
-        waiting: list[tuple[int, Body]] = []
-        for number, data in bodies:
+    def decode(self, contents: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[DecodedBlock]:
+        """Blocks by their numbers and contents, as many at once as make a full group of tiles."""
+        waiting: list[tuple[int, BlockContent]] = []
+        for number, data in contents:
             try:
-                body = Body.unpack(data, self.coder.num_channels, self.coder.size)
-                if mode == Mode.LOSSY and STORED in body.kinds:
+                content = BlockContent.unpack(data, self.coder.num_channels, self.coder.size)
+                if mode == Mode.LOSSY and STORED in content.kinds:
                     raise DamagedFile("a block of a lossy file has pixels in it")
             except DamagedFile as error:
                 raise DamagedFile(f"block {number}: {error.args[0]}", error.args[1]) from error
             num_waiting = sum(len(other.kinds) for _, other in waiting)
-            fits = num_waiting + len(body.kinds) <= self.coder.group_size
-            if waiting and not (fits and waiting[0][1].has_labels == body.has_labels and mode != Mode.BITS_BACK):
+            fits = num_waiting + len(content.kinds) <= self.coder.group_size
+            if waiting and not (fits and waiting[0][1].has_labels == content.has_labels and mode != Mode.BITS_BACK):
                 yield from self.decode_together(waiting, mode)
                 waiting = []
-            waiting.append((number, body))
+            waiting.append((number, content))
         if waiting:
             yield from self.decode_together(waiting, mode)
 
-    def decode_alone(self, number: int, body: bytes, mode: Mode | None) -> Decoded:
+    def decode_alone(self, number: int, content: bytes, mode: Mode | None) -> DecodedBlock:
         """One block. A mode that is lost is found: under another one the block's check does not hold.
 
         Raises:
             DamagedFile: it cannot be decoded.
         """
         if mode is not None:
-            [decoded] = self.decode([(number, body)], mode)
+            [decoded] = self.decode([(number, content)], mode)
             return decoded
         for mode in (Mode.LOSSY, Mode.BITS_BACK):
             with contextlib.suppress(ValueError):
-                return self.decode_alone(number, body, mode)
-        return self.decode_alone(number, body, Mode.LOSSLESS)
+                return self.decode_alone(number, content, mode)
+        return self.decode_alone(number, content, Mode.LOSSLESS)
 
-    def decode_together(self, numbered: Sequence[tuple[int, Body]], mode: Mode) -> Iterator[Decoded]:
-        """The images of bodies that are alike in having labels, group by group of their units."""
-        bodies = [body for _, body in numbered]
+    def decode_together(self, numbered: Sequence[tuple[int, BlockContent]], mode: Mode) -> Iterator[DecodedBlock]:
+        """The images of blocks that are alike in having labels, group by group of their tiles."""
+        contents = [content for _, content in numbered]
         try:
             back = BitsBack(self.coder) if mode == Mode.BITS_BACK else None
-            sources: list[Any] = [back.open(body.stream) if back else RangeReader(body.stream) for body in bodies]
-            labels = [
-                self.coder.decode_labels(source, len(body.cuts)) if body.has_labels else None
-                for source, body in zip(sources, bodies, strict=True)
+            sources: list[Any] = [
+                back.open(content.stream) if back else RangeReader(content.stream) for content in contents
             ]
-            of_units = [labels_of_units(body.cuts, mine) for body, mine in zip(bodies, labels, strict=True)]
+            labels = [
+                self.coder.decode_labels(source, len(content.tilings)) if content.has_labels else None
+                for source, content in zip(sources, contents, strict=True)
+            ]
+            of_tiles = [labels_of_tiles(content.tilings, mine) for content, mine in zip(contents, labels, strict=True)]
             if back:
-                parts = zip(sources, bodies, of_units, strict=True)
-                results = [back.decode(source, body.kinds, mine) for source, body, mine in parts]
+                parts = zip(sources, contents, of_tiles, strict=True)
+                results = [back.decode(source, content.kinds, mine) for source, content, mine in parts]
             else:
-                results = self._decode_streams(sources, bodies, of_units, lossy=mode == Mode.LOSSY)
+                results = self._decode_streams(sources, contents, of_tiles, lossy=mode == Mode.LOSSY)
         except (BadStream, DamagedFile) as error:
             if len(numbered) > 1:
                 # Which of them it is shows when they are alone, and the ones before it are had.
@@ -95,18 +97,23 @@ class BlockDecoder:
                     yield from self.decode_together([one], mode)
                 return
             raise DamagedFile(f"block {numbered[0][0]}: {error.args[0]}") from error
-        for (number, body), mine, (units, codes) in zip(numbered, labels, results, strict=True):
-            yield self._assemble(number, body, units, codes, mine, mode)
+        for (number, content), mine, (tiles, codes) in zip(numbered, labels, results, strict=True):
+            yield self._assemble(number, content, tiles, codes, mine, mode)
 
     def _decode_streams(
-        self, sources: Sequence[Source], bodies: Sequence[Body], labels: Sequence[Tensor | None], *, lossy: bool
+        self,
+        sources: Sequence[Source],
+        contents: Sequence[BlockContent],
+        labels: Sequence[Tensor | None],
+        *,
+        lossy: bool,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Coded units, and codes, of each body."""
+        """Coded tiles, and codes, of each block."""
         size = self.coder.group_size
-        every = [torch.tensor(body.kinds) for body in bodies]
+        every = [torch.tensor(content.kinds) for content in contents]
         coded = [(kinds != STORED).nonzero()[:, 0] for kinds in every]
-        found = [[self.coder.no_units()] for _ in bodies]
-        for start in range(0, max(len(body.kinds) for body in bodies), size):
+        found = [[self.coder.no_tiles()] for _ in contents]
+        for start in range(0, max(len(content.kinds) for content in contents), size):
             here = [rows[(rows >= start) & (rows < start + size)] for rows in coded]
             if not any(map(len, here)):
                 continue
@@ -115,52 +122,52 @@ class BlockDecoder:
             offsets = kinds.to(self.coder.device)
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
-            units = self.coder.model.decode(codes) if lossy else self.coder.decode_units(counted, codes, offsets)
+            tiles = self.coder.model.decode(codes) if lossy else self.coder.decode_tiles(counted, codes, offsets)
             begin = 0
             for mine, rows in zip(found, here, strict=True):
-                mine.append((units[begin : begin + len(rows)], codes[begin : begin + len(rows)]))
+                mine.append((tiles[begin : begin + len(rows)], codes[begin : begin + len(rows)]))
                 begin += len(rows)
-        return [(torch.cat([unit for unit, _ in parts]), torch.cat([code for _, code in parts])) for parts in found]
+        return [(torch.cat([tile for tile, _ in parts]), torch.cat([code for _, code in parts])) for parts in found]
 
     def _assemble(
-        self, number: int, body: Body, coded: Tensor, codes: Tensor, labels: Tensor | None, mode: Mode
-    ) -> Decoded:
-        """Images of units, coded and stored ones, with their check."""
+        self, number: int, content: BlockContent, coded: Tensor, codes: Tensor, labels: Tensor | None, mode: Mode
+    ) -> DecodedBlock:
+        """Images of tiles, coded and stored ones, with their check."""
         images, at, first, left = [], 0, 0, coded.cpu()
-        for cut in body.cuts:
-            kinds = body.kinds[first : first + cut.num_units]
-            first += cut.num_units
+        for tiling in content.tilings:
+            kinds = content.kinds[first : first + tiling.num_tiles]
+            first += tiling.num_tiles
             num_coded = sum(kind != STORED for kind in kinds)
             mine, left = left[:num_coded], left[num_coded:]
             if num_coded == len(kinds):
-                images.append(cut.join(mine))
+                images.append(tiling.join(mine))
                 continue
-            # Unit by unit, so that a stored one takes no more memory than its pixels.
-            image, of_mine = torch.zeros(cut.shape, dtype=torch.uint8), iter(mine)
-            for unit, kind in enumerate(kinds):
-                place = image[cut.place(unit)]
+            # Tile by tile, so that a stored one takes no more memory than its pixels.
+            image, of_mine = torch.zeros(tiling.shape, dtype=torch.uint8), iter(mine)
+            for tile, kind in enumerate(kinds):
+                place = image[tiling.place(tile)]
                 if kind == STORED:
-                    pixels = bytearray(body.stored[at : at + place.numel()])
+                    pixels = bytearray(content.stored[at : at + place.numel()])
                     at += place.numel()
                     place.copy_(torch.frombuffer(pixels, dtype=torch.uint8).view(place.shape))
                 else:
-                    place.copy_(next(of_mine)[cut.inside(unit)])
+                    place.copy_(next(of_mine)[tiling.inside(tile)])
             images.append(image)
         check = check_of(images, labels, codes if mode == Mode.LOSSY else None)
-        if check != body.check:
+        if check != content.check:
             raise DamagedFile(
                 f"block {number}: other {'codes' if mode == Mode.LOSSY else 'pixels'} come out than went in: CRC-32 "
-                f"{check:08x}, expected {body.check:08x}",
+                f"{check:08x}, expected {content.check:08x}",
                 "the stream was changed, or this machine computes the model differently",
             )
-        return Decoded(images=images, labels=labels, names=body.names)
+        return DecodedBlock(images=images, labels=labels, names=content.names)
 
 
-def labels_of_units(cuts: Sequence[Cut], labels: Int[Tensor, " b"] | None) -> Int[Tensor, " u"] | None:
-    """The label of each unit's image."""
+def labels_of_tiles(tilings: Sequence[Tiling], labels: Int[Tensor, " b"] | None) -> Int[Tensor, " t"] | None:
+    """The label of each tile's image."""
     if labels is None:
         return None
-    return labels.cpu().repeat_interleave(torch.tensor([cut.num_units for cut in cuts]))
+    return labels.cpu().repeat_interleave(torch.tensor([tiling.num_tiles for tiling in tilings]))
 
 
 def bytes_of(pixels: UInt8[Tensor, "*n"]) -> bytes:
@@ -168,7 +175,7 @@ def bytes_of(pixels: UInt8[Tensor, "*n"]) -> bytes:
     return pixels.cpu().contiguous().numpy().tobytes()
 
 
-def check_of(images: Iterable[Tensor], labels: Int[Tensor, " b"] | None, codes: Int[Tensor, "u *grid"] | None) -> int:
+def check_of(images: Iterable[Tensor], labels: Int[Tensor, " b"] | None, codes: Int[Tensor, "t *grid"] | None) -> int:
     """The CRC-32 of what must come out: of images, or where there are codes of their shapes and those; of labels."""
     crc = 0
     for image in images:

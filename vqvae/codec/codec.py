@@ -6,7 +6,7 @@
     codec.decompress(data)                          # the same pixels
 
 A file's size is the negative ELBO of its images in bits, plus some bytes a block and a file (`vqvae.codec.container`,
-`vqvae.codec.body`), which the tests state. The modes:
+`vqvae.codec.block`), which the tests state. The modes:
 
 - `Mode.LOSSLESS`: codes under the prior, then pixels under the decoder's likelihood.
 - `Mode.LOSSY`: codes alone; the decoder's mean comes back.
@@ -14,8 +14,8 @@ A file's size is the negative ELBO of its images in bits, plus some bytes a bloc
   decoding, so that a file has rate + distortion - entropy (`vqvae.codec.bits_back`).
 
 Images of a block share a stream, so that its end and its checks are paid once; to read one image is to decode its
-block. An image that the model finds hopeless is stored as it is. The tables that a file was written with come out the
-same on every machine, with any number of threads and in any batch: see `vqvae.codec.tables`.
+block. An image that the model finds incompressible is stored as it is. The integer tables that a file was written with
+come out the same on every machine, with any number of threads and in any batch: see `vqvae.codec.integer_tables`.
 """
 
 import functools
@@ -35,15 +35,15 @@ from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
 from vqvae.codec.bits_back import BitsBack
-from vqvae.codec.block_decoder import BlockDecoder, Decoded, bytes_of, check_of, labels_of_units
-from vqvae.codec.body import STORED, Body, check_size, units_of
+from vqvae.codec.block import STORED, BlockContent, check_size, tiles_of
+from vqvae.codec.block_decoder import BlockDecoder, DecodedBlock, bytes_of, check_of, labels_of_tiles
 from vqvae.codec.coder import RangeWriter
 from vqvae.codec.container import Archive, DamagedFile, Header, Mode
+from vqvae.codec.integer_tables import Intervals
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.codec.pixels import AnyImage, as_images
-from vqvae.codec.tables import Intervals
-from vqvae.codec.unit_coder import Plan, UnitCoder, WalkingPrior
-from vqvae.codec.units import Cut
+from vqvae.codec.tile_coder import TileCoder, TileIntervals, WalkingPrior
+from vqvae.codec.tiles import Tiling
 
 IMAGES_PER_BLOCK = 128
 
@@ -88,7 +88,7 @@ class Cost:
     Attributes:
         rate: codes, and the label where there is one.
         distortion: pixels; for an image that is stored, 8 bits each.
-        stored: how many of its units are stored.
+        stored: how many of its tiles are stored.
     """
 
     rate: Float[Tensor, " b"]
@@ -113,7 +113,7 @@ class Codec:
     """
 
     def __init__(self, model: Autoencoder, prior: WalkingPrior):
-        self.coder = UnitCoder(model, prior)
+        self.coder = TileCoder(model, prior)
         self.fingerprint = fingerprint(model, prior)
         self.decoder = BlockDecoder(self.coder)
 
@@ -175,23 +175,23 @@ class Codec:
             for what, values in given.items():
                 if values is not None and len(values) < start:
                     raise ValueError(f"got {len(values)} {what} for {start} images or more, expected one for each")
-            body = self._body(
+            content = self._content(
                 part,
                 None if known is None else known[here],
                 None if names is None else names[here],
                 options.mode,
                 options.verify,
             )
-            yield len(part), body.pack()
+            yield len(part), content.pack()
         for what, values in given.items():
             if values is not None and len(values) > start:
                 raise ValueError(f"got {len(values)} {what} for {start} images, expected one for each")
 
-    def decode(self, archive: Archive, blocks: Iterable[int] | None = None) -> Iterator[Decoded]:
+    def decode(self, archive: Archive, blocks: Iterable[int] | None = None) -> Iterator[DecodedBlock]:
         """Blocks of an archive, all unless named, in their order. Errors as `decompress`."""
         self.check_header(archive.header)
         wanted = range(len(archive.blocks)) if blocks is None else blocks
-        yield from self.decoder.decode(((i, archive.body(i)) for i in wanted), archive.header.mode)
+        yield from self.decoder.decode(((i, archive.content(i)) for i in wanted), archive.header.mode)
 
     def check_header(self, header: Header) -> None:
         """ValueError unless a file is of this model and prior."""
@@ -206,16 +206,19 @@ class Codec:
     def measure(self, images: ImagesLike, labels: LabelsLike | None = None) -> Cost:
         """What images cost by the integer tables, in bits, without writing anything. Arguments as `compress`."""
         pixels = list(as_images(images))
-        cuts = [self._cut(image) for image in pixels]
-        known = None if labels is None else self.coder.checked_labels(labels, len(cuts))
-        owner = torch.tensor([i for i, cut in enumerate(cuts) for _ in range(cut.num_units)]).long()
-        sizes = torch.tensor([8.0 * cut.inside_bytes(unit) for cut, unit in units_of(cuts)], dtype=torch.float64)
+        tilings = [self._tiling(image) for image in pixels]
+        known = None if labels is None else self.coder.checked_labels(labels, len(tilings))
+        owner = torch.tensor([i for i, tiling in enumerate(tilings) for _ in range(tiling.num_tiles)]).long()
+        sizes = torch.tensor(
+            [8.0 * tiling.inside_bytes(tile) for tiling, tile in tiles_of(tilings)], dtype=torch.float64
+        )
         groups = [
-            (plan.rate().cpu(), plan.distortion().cpu(), kinds) for plan, kinds in self._groups(cuts, pixels, known)
+            (intervals.rate().cpu(), intervals.distortion().cpu(), kinds)
+            for intervals, kinds in self._groups(tilings, pixels, known)
         ]
         rates, distortions, kinds = (torch.cat([sizes[:0], *column]) for column in zip(*groups, strict=True))
         stored = kinds == STORED
-        zeros = torch.zeros(len(cuts), dtype=torch.float64)
+        zeros = torch.zeros(len(tilings), dtype=torch.float64)
         return Cost(
             rate=zeros.index_add(0, owner, rates.masked_fill(stored, 0))
             + (0 if known is None else self.coder.label_bits),
@@ -223,73 +226,75 @@ class Codec:
             stored=zeros.long().index_add(0, owner, stored.long()),
         )
 
-    def _cut(self, image: Tensor) -> Cut:
+    def _tiling(self, image: Tensor) -> Tiling:
         c, h, w = image.shape
-        return Cut(shape=(c, h, w), num_channels=self.coder.num_channels, size=self.coder.size)
+        return Tiling(shape=(c, h, w), num_channels=self.coder.num_channels, size=self.coder.size)
 
-    def _units(self, cuts: Sequence[Cut], images: Iterable[Tensor]) -> UInt8[Tensor, "u c s s"]:
+    def _tiles(self, tilings: Sequence[Tiling], images: Iterable[Tensor]) -> UInt8[Tensor, "t c s s"]:
         none = torch.zeros(0, self.coder.num_channels, self.coder.size, self.coder.size, dtype=torch.uint8)
-        return torch.cat([none, *(cut.split(image) for cut, image in zip(cuts, images, strict=True))])
+        return torch.cat([none, *(tiling.split(image) for tiling, image in zip(tilings, images, strict=True))])
 
     def _groups(
-        self, cuts: Sequence[Cut], images: Iterable[Tensor], labels: Tensor | None, pixels: bool = True
-    ) -> Iterator[tuple[Plan, Int[Tensor, " u"]]]:
-        """Group by group of the units, how each is coded: its plan, and its kind."""
-        units, labels = self._units(cuts, images), labels_of_units(cuts, labels)
-        limits = torch.tensor([8.0 * cut.inside_bytes(unit) for cut, unit in units_of(cuts)], dtype=torch.float64)
-        for rows in torch.arange(len(units)).split(self.coder.group_size):
+        self, tilings: Sequence[Tiling], images: Iterable[Tensor], labels: Tensor | None, pixels: bool = True
+    ) -> Iterator[tuple[TileIntervals, Int[Tensor, " t"]]]:
+        """Group by group of the tiles, how each is coded: its intervals, and its kind."""
+        tiles, labels = self._tiles(tilings, images), labels_of_tiles(tilings, labels)
+        limits = torch.tensor(
+            [8.0 * tiling.inside_bytes(tile) for tiling, tile in tiles_of(tilings)], dtype=torch.float64
+        )
+        for rows in torch.arange(len(tiles)).split(self.coder.group_size):
             known = None if labels is None else labels[rows]
-            codes = self.coder.encode(units[rows], known)
-            plan, offsets = self.coder.settle(units[rows], codes, known, pixels=pixels)
-            hopeless = ~plan.clear.cpu()
+            codes = self.coder.encode(tiles[rows], known)
+            intervals, offsets = self.coder.settle(tiles[rows], codes, known, pixels=pixels)
+            incompressible = ~intervals.clear.cpu()
             if pixels:
-                hopeless |= (plan.rate() + plan.distortion()).cpu() >= limits[rows]
-            elif hopeless.any():
+                incompressible |= (intervals.rate() + intervals.distortion()).cpu() >= limits[rows]
+            elif incompressible.any():
                 raise ValueError("codes of some images cannot be written so that every machine reads them the same")
-            yield plan, offsets.masked_fill(hopeless, STORED)
+            yield intervals, offsets.masked_fill(incompressible, STORED)
 
     @neutrally
-    def _body(
+    def _content(
         self,
         images: Sequence[Tensor],
         labels: Tensor | None,
         names: Sequence[str] | None,
         mode: Mode,
         verify: bool,
-    ) -> Body:
-        cuts = [self._cut(image) for image in images]
-        check_size(cuts)
+    ) -> BlockContent:
+        tilings = [self._tiling(image) for image in images]
+        check_size(tilings)
         first = None if labels is None else self.coder.labels_as_intervals(labels)
         codes = None
         if mode == Mode.BITS_BACK:
-            units, known = self._units(cuts, images), labels_of_units(cuts, labels)
-            stream, kinds = BitsBack(self.coder).encode(units, known, first)
+            tiles, known = self._tiles(tilings, images), labels_of_tiles(tilings, labels)
+            stream, kinds = BitsBack(self.coder).encode(tiles, known, first)
         else:
             writer, kinds, found = self._writer(first), [], []
-            for plan, mine in self._groups(cuts, images, labels, pixels=mode == Mode.LOSSLESS):
-                writer.put(self.coder.in_order(plan.rows((mine != STORED).nonzero()[:, 0])))
+            for intervals, mine in self._groups(tilings, images, labels, pixels=mode == Mode.LOSSLESS):
+                writer.put(self.coder.in_order(intervals.rows((mine != STORED).nonzero()[:, 0])))
                 kinds += mine.tolist()
-                found.append(plan.codes)
+                found.append(intervals.codes)
             stream = writer.finish()
             codes = torch.cat(found) if mode == Mode.LOSSY else None
-        make = functools.partial(self._with_stored, cuts, images, labels, check_of(images, labels, codes), names)
-        body = make(kinds, stream)
+        make = functools.partial(self._with_stored, tilings, images, labels, check_of(images, labels, codes), names)
+        content = make(kinds, stream)
         if mode == Mode.LOSSY:
-            if verify and not self._comes_back(body, images, labels, mode):
+            if verify and not self._comes_back(content, images, labels, mode):
                 raise ValueError("the codes that were written do not come back; this machine computes them in two ways")
-            return body
-        stored = make([STORED] * len(kinds), self._without_units(first, mode))
-        if len(stored.pack()) <= len(body.pack()):
+            return content
+        stored = make([STORED] * len(kinds), self._without_tiles(first, mode))
+        if len(stored.pack()) <= len(content.pack()):
             return stored
-        if verify and not self._comes_back(body, images, labels, mode):
+        if verify and not self._comes_back(content, images, labels, mode):
             warnings.warn("a block did not come back as it was, so its images are stored as they are", stacklevel=3)
             return stored
-        return body
+        return content
 
-    def _without_units(self, first: Intervals | None, mode: Mode) -> bytes:
-        """The stream of a block whose units are all stored."""
+    def _without_tiles(self, first: Intervals | None, mode: Mode) -> bytes:
+        """The stream of a block whose tiles are all stored."""
         if mode == Mode.BITS_BACK:
-            return BitsBack(self.coder).encode(self._units([], []), None, first)[0]
+            return BitsBack(self.coder).encode(self._tiles([], []), None, first)[0]
         return self._writer(first).finish()
 
     def _writer(self, first: Intervals | None) -> RangeWriter:
@@ -302,24 +307,24 @@ class Codec:
 
     def _with_stored(
         self,
-        cuts: Sequence[Cut],
+        tilings: Sequence[Tiling],
         images: Sequence[Tensor],
         labels: Tensor | None,
         check: int,
         names: Sequence[str] | None,
         kinds: Sequence[int],
         stream: bytes,
-    ) -> Body:
-        stored, unit = [], 0
-        for cut, image in zip(cuts, images, strict=True):
-            mine = kinds[unit : unit + cut.num_units]
-            unit += cut.num_units
+    ) -> BlockContent:
+        stored, tile = [], 0
+        for tiling, image in zip(tilings, images, strict=True):
+            mine = kinds[tile : tile + tiling.num_tiles]
+            tile += tiling.num_tiles
             if STORED in mine:
                 stored += [
-                    bytes_of(each[cut.inside(i)]) for i, each in enumerate(cut.split(image)) if mine[i] == STORED
+                    bytes_of(each[tiling.inside(i)]) for i, each in enumerate(tiling.split(image)) if mine[i] == STORED
                 ]
-        return Body(
-            cuts=cuts,
+        return BlockContent(
+            tilings=tilings,
             kinds=kinds,
             has_labels=labels is not None,
             check=check,
@@ -328,9 +333,9 @@ class Codec:
             names=names,
         )
 
-    def _comes_back(self, body: Body, images: Sequence[Tensor], labels: Tensor | None, mode: Mode) -> bool:
+    def _comes_back(self, content: BlockContent, images: Sequence[Tensor], labels: Tensor | None, mode: Mode) -> bool:
         try:
-            [decoded] = self.decoder.decode([(0, body.pack())], mode)
+            [decoded] = self.decoder.decode([(0, content.pack())], mode)
         except DamagedFile:
             return False
         if labels is not None and (decoded.labels is None or not torch.equal(decoded.labels, labels)):

@@ -11,7 +11,7 @@ where constriction's own ends after a word of 32 bits. An ANS coder's is a stack
 Both are read beyond their end without an error: a queue goes on in zeros, and a stack at its bottom pops the first
 symbol for ever. So each has a rule by which a stream that is exhausted is told from one that is not.
 
-A queue: what it holds is read in parts (labels; a group of units), and no part but the first begins once the symbols
+A queue: what it holds is read in parts (labels; a group of tiles), and no part but the first begins once the symbols
 before it hold more than 8 (n + SLACK) bits, for a stream of n bytes. The last part may hold any number: a message that
 ends in first symbols (code 0, a black pixel) lies at the lower end of its interval and takes no byte for them, since
 zeros at the end are left out. Whoever writes adds zeros where the rule asks for more bytes than the message.
@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from vqvae.codec.tables import PRECISION, TOTAL, Intervals
+from vqvae.codec.integer_tables import PRECISION, TOTAL, Intervals
 
 _WORD = 4
 # Bytes that a queue may lack when a part of it begins: 16 bits for each of 128 images. A message at no edge, of which
@@ -74,7 +74,7 @@ def _threes(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
     return place, table.astype(np.float64) - 1
 
 
-def _log_conditionals(widths: Int[Tensor, "n k"]) -> np.ndarray:
+def _widths_less_one(widths: Int[Tensor, "n k"]) -> np.ndarray:
     # constriction reads a table whose rows do not follow each other in memory wrongly, without saying so.
     return np.ascontiguousarray(widths.cpu().numpy(), np.float64) - 1
 
@@ -134,7 +134,7 @@ class RangeReader:
         """The next n symbols, int32, each under its own widths, which add up to 2^24."""
         if not len(widths):
             return np.zeros(0, np.int32)
-        table = _log_conditionals(widths)
+        table = _widths_less_one(widths)
         try:
             found = self._decoder.decode(self._family, table)
         except AssertionError as error:
@@ -163,7 +163,7 @@ class Stack:
         """The top n symbols, int32, under widths that add up to 2^24. Raises BadStream below the bottom."""
         if not len(widths):
             return np.zeros(0, np.int32)
-        found = self._coder.decode(self._family, _log_conditionals(widths))
+        found = self._coder.decode(self._family, _widths_less_one(widths))
         if self._bottom is not None:
             depth, state = self._coder.pos()
             if depth < self._bottom or state < _FULL:

@@ -1,6 +1,6 @@
 r"""The file of the image codec: a header, blocks of images, an index, a trailer.
 
-A block is a whole number of images coded together; its body is opaque here but for one thing: it begins with its
+A block is a whole number of images coded together; its content is opaque here but for one thing: it begins with its
 number of images as a varint. So a block that lost its index still says how many images it holds, and the two are
 checked against each other. Every integer is little-endian. A varint is unsigned LEB128 below 2^32, in as few bytes
 as the value needs; a longer spelling is refused, so a file has one spelling only.
@@ -12,17 +12,17 @@ as the value needs; a longer spelling is refused, so a file has one spelling onl
                 14  check            u16, low half of the CRC-32 of the 14 bytes before
 
     block        0  marker           B5 42 4B FA
-    12 bytes     4  length           u32, bytes of the body, at least 1
-    and body     8  check            u32, CRC-32 of marker, length and body
-                12  body
+    12 bytes     4  length           u32, bytes of the content, at least 1
+    and content  8  check            u32, CRC-32 of marker, length and content
+                12  content
 
-    index           for each block:  varint number of images (1 to 65,535), varint length of the body
+    index           for each block:  varint number of images (1 to 65,535), varint length of the content
 
     trailer      0  index length     u32
     10 bytes     4  check            u32, CRC-32 of header, index and index length
                  8  end magic        FA 5A
 
-The four parts tile the file: nothing lies between, before or after. A file of one image whose body has n bytes has
+The four parts fill the file: nothing lies between, before or after. A file of one image whose content has n bytes has
 16 + 12 + (1 + v) + 10 = 39 + v more, v being the bytes of n as a varint: 40 below 128 bytes, 41 below 16 KiB, 42
 below 2 MiB, never above 44. Each further block costs 12 bytes and its index entry, 2 to 8 bytes.
 
@@ -67,7 +67,7 @@ END_MAGIC = b"\xfaZ"
 VERSION = 1
 FINGERPRINT_BYTES = 8
 MAX_IMAGES = 65_535  # of a block
-MAX_BODY = 2**32 - 1  # bytes of a block's body, and of the index
+MAX_CONTENT = 2**32 - 1  # bytes of a block's content, and of the index
 
 HEADER = struct.Struct("<4sBB8sH")
 BLOCK = struct.Struct("<4sII")
@@ -76,7 +76,7 @@ CHUNK = 1 << 20
 
 
 class Mode(enum.IntEnum):
-    """What the bodies of a file hold: the images themselves, an approximation, or images coded with bits back."""
+    """What the blocks of a file hold: the images themselves, an approximation, or images coded with bits back."""
 
     LOSSLESS = 0
     LOSSY = 1
@@ -97,7 +97,7 @@ class Header:
 
 
 class Block(NamedTuple):
-    """One line of the index: number of images, where the body lies in the file, bytes of the body."""
+    """One line of the index: number of images, where the content lies in the file, bytes of the content."""
 
     num_images: int
     offset: int
@@ -136,10 +136,10 @@ def read_varint(data: bytes, offset: int = 0) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def count_images(body: bytes) -> int | None:
-    """The number of images that a body says it has."""
+def count_images(content: bytes) -> int | None:
+    """The number of images that the content of a block says it has."""
     try:
-        count, _ = read_varint(body)
+        count, _ = read_varint(content)
     except DamagedFile:
         return None
     return count if 1 <= count <= MAX_IMAGES else None
@@ -151,29 +151,31 @@ def _spell_header(header: Header) -> bytes:
     return start + struct.pack("<H", zlib.crc32(start) & 0xFFFF)
 
 
-def _spell_block(num_images: int, body: bytes) -> bytes:
-    """The 12 bytes before a body."""
+def _spell_block(num_images: int, content: bytes) -> bytes:
+    """The 12 bytes of a block before its content."""
     if not 1 <= num_images <= MAX_IMAGES:
         raise ValueError(f"got a block of {num_images} images, expected 1 to {MAX_IMAGES:,}; split or drop it")
-    if not 1 <= len(body) <= MAX_BODY:
-        raise ValueError(f"got a body of {len(body):,} bytes, expected 1 to {MAX_BODY:,}; code fewer images a block")
-    if count_images(body) != num_images:
+    if not 1 <= len(content) <= MAX_CONTENT:
         raise ValueError(
-            f"got a block of {num_images} images whose body begins with {body[:3].hex(' ')}, "
+            f"got {len(content):,} bytes of content, expected 1 to {MAX_CONTENT:,}; code fewer images a block"
+        )
+    if count_images(content) != num_images:
+        raise ValueError(
+            f"got a block of {num_images} images whose content begins with {content[:3].hex(' ')}, "
             f"expected it to begin with its number of images, {varint(num_images).hex(' ')}"
         )
-    start = MARKER + struct.pack("<I", len(body))
-    return start + struct.pack("<I", zlib.crc32(body, zlib.crc32(start)))
+    start = MARKER + struct.pack("<I", len(content))
+    return start + struct.pack("<I", zlib.crc32(content, zlib.crc32(start)))
 
 
 def _spell_rest(header: bytes, index: bytearray, blocks: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
     """Blocks, then the index that `index` begins, then the trailer, in parts to be written one after another."""
-    for num_images, body in blocks:
-        yield _spell_block(num_images, body)
-        yield body
-        index += varint(num_images) + varint(len(body))
-        if len(index) > MAX_BODY:
-            raise ValueError(f"the index exceeds {MAX_BODY:,} bytes; put fewer blocks into a file")
+    for num_images, content in blocks:
+        yield _spell_block(num_images, content)
+        yield content
+        index += varint(num_images) + varint(len(content))
+        if len(index) > MAX_CONTENT:
+            raise ValueError(f"the index exceeds {MAX_CONTENT:,} bytes; put fewer blocks into a file")
     length = struct.pack("<I", len(index))
     check = zlib.crc32(length, zlib.crc32(index, zlib.crc32(header)))
     yield bytes(index)
@@ -187,7 +189,7 @@ def _spell(header: Header, blocks: Iterable[tuple[int, bytes]]) -> Iterator[byte
 
 
 def pack(header: Header, blocks: Iterable[tuple[int, bytes]]) -> bytes:
-    """The bytes of a file of `blocks`, each (number of images, body); a body begins with its number as a varint."""
+    """The bytes of a file of `blocks`, each (number of images, content); this begins with the number as a varint."""
     return b"".join(_spell(header, blocks))
 
 
@@ -240,7 +242,7 @@ def destination(path: str | Path) -> Iterator[Destination]:
 
 
 def write(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
-    """Write a file of `blocks` whole or not at all; one body and the index are in memory.
+    """Write a file of `blocks` whole or not at all; one block and the index are in memory.
 
     Raises:
         ValueError: another process or thread writes the file, or the place cannot be written, before the first block is
@@ -251,10 +253,10 @@ def write(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]])
 
 
 def append(path: str | Path, header: Header, blocks: Iterable[tuple[int, bytes]]) -> None:
-    """Add blocks to a file of the same header, whole or not at all; one body and the index are in memory.
+    """Add blocks to a file of the same header, whole or not at all; one block and the index are in memory.
 
     The new file is written beside the old one and takes its place: it is byte for byte what `write` of all blocks
-    gives, and a reader that has the old file open keeps the old one. Old bodies are copied as they are, so a damaged
+    gives, and a reader that has the old file open keeps the old one. Old blocks are copied as they are, so a damaged
     one stays a damaged one and shows when it is read.
 
     Raises:
@@ -330,7 +332,7 @@ def _read_index(source: Storage) -> tuple[list[Block], int, bytes]:
             raise DamagedFile(f"{where} claims {num_images:,} images, expected 1 to {MAX_IMAGES:,}")
         most = start - offset - BLOCK.size
         if not 1 <= size <= most:
-            raise DamagedFile(f"{where} claims a body of {size:,} bytes, expected 1 to {most:,}, which fit")
+            raise DamagedFile(f"{where} claims {size:,} bytes of content, expected 1 to {most:,}, which fit")
         blocks.append(Block(num_images, offset + BLOCK.size, size))
         offset += BLOCK.size + size
     if offset != start:
@@ -341,7 +343,7 @@ def _read_index(source: Storage) -> tuple[list[Block], int, bytes]:
 class Archive:
     """A file of blocks, open for reading; made by `Archive.open` or `Archive.from_bytes`.
 
-    Opening checks the header, the index, and that the blocks tile the file. A body is read and checked when asked
+    Opening checks the header, the index, and that the blocks fill the file. A block is read and checked when asked
     for, so a file larger than memory is no matter. Threads and forked processes may share one; one that was opened
     by its path can be pickled, and is opened again where it is unpickled, if the file there is still the same.
 
@@ -375,17 +377,17 @@ class Archive:
             source.close()
             raise
 
-    def body(self, i: int) -> bytes:
-        """Read block i, and only it.
+    def content(self, i: int) -> bytes:
+        """The content of block i, for which nothing else is read.
 
         Raises:
             DamagedFile: its marker, length, CRC-32 or number of images is not as it must be.
             ValueError: there is no block i, or the archive is closed.
         """
-        body = self._checked(i)
-        if (got := count_images(body)) != self.blocks[i].num_images:
+        content = self._checked(i)
+        if (got := count_images(content)) != self.blocks[i].num_images:
             raise DamagedFile(self._miscounted(i, got))
-        return body
+        return content
 
     def _checked(self, i: int) -> bytes:
         if self._closed:
@@ -395,19 +397,21 @@ class Archive:
         _, offset, length = self.blocks[i]
         data = self._source.read(offset - BLOCK.size, BLOCK.size + length)
         marker, claimed, check = BLOCK.unpack_from(data)
-        body = data[BLOCK.size :]
+        content = data[BLOCK.size :]
         where = f"{self._source.name}: block {i} (bytes {offset - BLOCK.size} to {offset + length - 1})"
         if marker != MARKER:
             raise DamagedFile(f"{where} begins with {marker.hex(' ')}, expected {MARKER.hex(' ')}")
         if claimed != length:
-            raise DamagedFile(f"{where} claims a body of {claimed:,} bytes, the index says {length:,}")
-        if check != (got := zlib.crc32(body, zlib.crc32(data[:8]))):
+            raise DamagedFile(f"{where} claims {claimed:,} bytes of content, the index says {length:,}")
+        if check != (got := zlib.crc32(content, zlib.crc32(data[:8]))):
             raise DamagedFile(f"{where} is damaged: its CRC-32 is {got:08x}, expected {check:08x}")
-        return body
+        return content
 
     def _miscounted(self, i: int, got: int | None) -> str:
         says = "no number of images" if got is None else f"{got:,} images"
-        return f"{self._source.name}: the body of block {i} says {says}, the index says {self.blocks[i].num_images:,}"
+        return (
+            f"{self._source.name}: the content of block {i} says {says}, the index says {self.blocks[i].num_images:,}"
+        )
 
     def locate(self, image: int) -> tuple[int, int]:
         """Where an image is: (block, image within the block)."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae.codec.codec import Codec, Decoded
+from vqvae.codec.codec import Codec, DecodedBlock
 from vqvae.codec.container import Archive
 
 # Decoded blocks that are kept: enough for a reader that goes through the file, or for a batch's neighbours.
@@ -45,7 +45,7 @@ class CompressedImages(Dataset[Any]):
         self._begin()
 
     def _begin(self) -> None:
-        self._kept: OrderedDict[int, Decoded] = OrderedDict()
+        self._kept: OrderedDict[int, DecodedBlock] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class CompressedImages(Dataset[Any]):
             raise IndexError(f"got image {number} of a file of {len(self)}")
         return self.archive.locate(number % len(self))
 
-    def _decode(self, wanted: set[int]) -> dict[int, Decoded]:
+    def _decode(self, wanted: set[int]) -> dict[int, DecodedBlock]:
         missing = sorted(wanted - self._kept.keys())
         found = dict(zip(missing, self.codec.decode(self.archive, missing), strict=True))
         found |= {block: self._kept[block] for block in wanted & self._kept.keys()}
@@ -93,6 +93,6 @@ class CompressedImages(Dataset[Any]):
             self._kept.popitem(last=False)
         return found
 
-    def _item(self, block: Decoded, within: int) -> Tensor | tuple[Tensor, int]:
+    def _item(self, block: DecodedBlock, within: int) -> Tensor | tuple[Tensor, int]:
         image = block.images[within].clone()  # the block is kept, and its reader may write on what he gets
         return image if block.labels is None else (image, int(block.labels[within]))

@@ -1,6 +1,6 @@
 """Images from arbitrary bits: decompression of what nobody compressed.
 
-A stack of bits, whatever they are, is popped under the prior and then under the likelihood, unit by unit, as a file is
+A stack of bits, whatever they are, is popped under the prior and then under the likelihood, tile by tile, as a file is
 decoded. If the bits are evenly random, the images are samples of the model (Shannon 1948: an ideal code makes its
 output look random, so that random input looks like what it was made for). Each image takes as many bits as it costs.
 Its symbols, pushed in the opposite order, give the bits back to the last one.
@@ -65,16 +65,16 @@ def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], objec
     stack = Stack(_to_words(data), any_bits=True)
     enough = -(-bytes_for_an_image(codec) // _WORD)
     offset = torch.zeros(1, dtype=torch.int64, device=coder.device)
-    units, codes = [], []
-    while len(units) < most and stack.depth > enough:
+    tiles, codes = [], []
+    while len(tiles) < most and stack.depth > enough:
         code = coder.decode_codes([(stack, 1)], None, offset)
-        units.append(coder.decode_units([(stack, 1)], code, offset))
+        tiles.append(coder.decode_tiles([(stack, 1)], code, offset))
         codes.append(code)
         if watch is not None:
             watch()
     size = coder.size
     return Dream(
-        images=torch.cat(units) if units else torch.zeros(0, coder.num_channels, size, size, dtype=torch.uint8),
+        images=torch.cat(tiles) if tiles else torch.zeros(0, coder.num_channels, size, size, dtype=torch.uint8),
         codes=torch.cat(codes) if codes else torch.zeros(0, *coder.model.grid, dtype=torch.int64),
         left=stack.words().astype("<u4").tobytes(),
         length=len(data),
@@ -82,13 +82,13 @@ def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], objec
 
 
 @neutrally
-def awake(codec: Codec, dreamt: Dream) -> bytes:
+def undream(codec: Codec, dreamt: Dream) -> bytes:
     """The bytes that a dream was made from."""
     coder = codec.coder
     stack = Stack(np.frombuffer(dreamt.left, "<u4").astype(np.uint32))
     offset = torch.zeros(1, dtype=torch.int64, device=coder.device)
     for i in reversed(range(len(dreamt.images))):
-        # The walk once more, with known symbols: the same steps on the same shapes give the same tables.
+        # The walk once more, with known symbols: the same steps on the same shapes give the same integer tables.
         stack.push(coder.walked(dreamt.images[i : i + 1], dreamt.codes[i : i + 1], offset))
     return stack.any_bits().astype("<u4").tobytes()[: dreamt.length]
 

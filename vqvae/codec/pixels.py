@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqvae.codec.units import MAX_CHANNELS
+from vqvae.codec.tiles import MAX_CHANNELS
 
 AnyImage = Tensor | np.ndarray | Image.Image
 _EXPECTED = 'expected uint8 "c h w", or a picture of Pillow in mode L or RGB'

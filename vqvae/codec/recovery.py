@@ -4,11 +4,11 @@ Where the index cannot be trusted it looks for markers, and any bytes
 may claim to be a block: taking the CRC of each claim costs the square of the file's size where many long claims
 overlap. It is linear all the same, and no claim is left untried. One pass keeps the CRC c(p) of the file's first p
 bytes at every 1,024th p. Since crc(AB) = crc(A)·x^(8|B|) + crc(B) over GF(2)[x] modulo the CRC's polynomial, the
-check of a claim whose body spans [s, e), with h the CRC of its marker and length, must be
+check of a claim whose content spans [s, e), with h the CRC of its marker and length, must be
 
     check = (h + c(s)) · x^(8(e - s)) + c(e),
 
-so a false claim costs two reads below 1,024 bytes and a few products, however long a body it claims. What passes is
+so a false claim costs two reads below 1,024 bytes and a few products, however long its content. What passes is
 read and its CRC taken plainly. Blocks do not overlap, so that is linear too.
 """
 
@@ -42,8 +42,8 @@ STRIDE = 1 << 10  # between the kept CRCs of `recover`
 class Recovered:
     """What `recover` found.
 
-    `header` is None where it is damaged. `blocks` are (number of images, body) in the order of the file; the number
-    is None where the body does not say one, or says another than the index. `damage` has a sentence for each thing
+    `header` is None where it is damaged. `blocks` are (number of images, content) in the order of the file; the number
+    is None where the content does not say one, or says another than the index. `damage` has a sentence for each thing
     that is wrong, with the range of bytes; a whole file has none.
     """
 
@@ -53,10 +53,10 @@ class Recovered:
 
 
 def recover(source: bytes | str | Path) -> Recovered:
-    """Read what is whole of a damaged file (its bytes, or its path); the bodies are all in memory at the end.
+    """Read what is whole of a damaged file (its bytes, or its path); the blocks are all in memory at the end.
 
     A whole index tells where the blocks are. Without one, what begins with a marker and fulfils its CRC-32 is a block,
-    wherever it lies outside another; its body says how many images it has. See the module's text for the cost.
+    wherever it lies outside another; its content says how many images it has. See the module's text for the cost.
 
     Raises:
         ValueError: there is no such file, or it may not be read.
@@ -77,15 +77,15 @@ def _follow(archive: Archive) -> Recovered:
     damage = []
     for i, block in enumerate(archive.blocks):
         try:
-            body = archive._checked(i)
+            content = archive._checked(i)
         except DamagedFile as error:
             damage.append(error.args[0])
             continue
-        count = count_images(body)
+        count = count_images(content)
         if count != block.num_images:
             damage.append(archive._miscounted(i, count))
             count = None
-        blocks.append((count, body))
+        blocks.append((count, content))
     return Recovered(header=archive.header, blocks=blocks, damage=damage)
 
 
@@ -103,15 +103,15 @@ def _scan(source: Storage, reason: str) -> Recovered:
         if start < end or not _plausible(source, sums, start, head):
             continue
         _, length, check = BLOCK.unpack(head)
-        body = source.read(start + BLOCK.size, length)
-        if zlib.crc32(body, zlib.crc32(head[:8])) != check:  # the file changed between the two reads
+        content = source.read(start + BLOCK.size, length)
+        if zlib.crc32(content, zlib.crc32(head[:8])) != check:  # the file changed between the two reads
             continue
         if end < start and (end, start) != (0, HEADER.size):  # a damaged header is named already
             damage.append(f"bytes {end} to {start - 1} hold no whole block")
-        count = count_images(body)
+        count = count_images(content)
         if count is None:
             damage.append(f"the block at byte {start} does not say its number of images")
-        blocks.append((count, body))
+        blocks.append((count, content))
         index += varint(count or 0) + varint(length)
         end = start + BLOCK.size + length
     # Where only the header or the trailer is damaged, the rest is the index of just these blocks: nothing is lost.
@@ -122,7 +122,7 @@ def _scan(source: Storage, reason: str) -> Recovered:
 
 
 def _claims(source: Storage) -> Iterator[tuple[int, bytes]]:
-    """Every (start, 12 bytes) that begins with a marker and whose body fits into the file."""
+    """Every (start, 12 bytes) that begins with a marker and whose content fits into the file."""
     for base in range(0, source.size, CHUNK):
         data = source.read(base, min(CHUNK + BLOCK.size - 1, source.size - base))
         at = data.find(MARKER)
@@ -152,12 +152,12 @@ def _prefix_sum(source: Storage, sums: array, num_bytes: int) -> int:
 def _plausible(source: Storage, sums: array, start: int, head: bytes) -> bool:
     """Whether a claim fulfils its check, by the equation of the module's text."""
     _, length, check = BLOCK.unpack(head)
-    body = start + BLOCK.size
-    remainder = zlib.crc32(head[:8]) ^ _prefix_sum(source, sums, body)
+    content = start + BLOCK.size
+    remainder = zlib.crc32(head[:8]) ^ _prefix_sum(source, sums, content)
     # Two factors, so that few distinct ones are ever made.
     for num_bytes in (length & 0xFFFF, length & ~0xFFFF):
         remainder = _multiply(remainder, _power(num_bytes))
-    return remainder ^ _prefix_sum(source, sums, body + length) == check
+    return remainder ^ _prefix_sum(source, sums, content + length) == check
 
 
 def _multiply(a: int, b: int) -> int:

@@ -1,17 +1,17 @@
-"""What is in a block: which images, in what shape, which units are stored as they are, and the stream.
+"""What is in a block, its content: which images, in what shape, which tiles are stored as they are, and the stream.
 
     number of images     varint
     flags                u8: 1 labels are in the stream, 2 names follow at the end
     shapes               runs until they cover the images: varint how many, u8 channels, varint height, varint width
-    kinds                varint number of runs; each: varint units of kind 0 before it, varint length, u8 kind
+    kinds                varint number of runs; each: varint tiles of kind 0 before it, varint length, u8 kind
                          0 coded; 1 to 15 coded on a grid shifted by so many sixteenths; 255 stored
     check                u32, CRC-32 of what must come out: the shape of each image (three u32) with its pixels after
                          it; where only codes are kept, all shapes, then the codes (u32 each); then labels (u32 each)
     stream               varint length, bytes; fewer than its images need only as far as `vqvae.codec.coder` allows
-    stored pixels        of the units of kind 255, those inside the image
+    stored pixels        of the tiles of kind 255, those inside the image
     names                to the end: zlib of UTF-8 strings, each ended by a zero byte
 
-An image's units are those of `vqvae.codec.units`. Little-endian; varints as in `vqvae.codec.container`.
+An image's tiles are those of `vqvae.codec.tiles`. Little-endian; varints as in `vqvae.codec.container`.
 """
 
 import struct
@@ -21,31 +21,31 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vqvae.codec.container import MAX_IMAGES, DamagedFile, read_varint, varint
-from vqvae.codec.units import Cut
+from vqvae.codec.tiles import Tiling
 
 STORED = 255
 # A block that claims more is refused before anything is allocated for it.
-MAX_UNITS = 1 << 16
-# Of images, and of units with what pads them.
+MAX_TILES = 1 << 16
+# Of images, and of tiles with what pads them.
 MAX_PIXELS = 1 << 28
 _MAX_NAME = 4096
 _MAX_NAMES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Body:
-    """A block's content.
+class BlockContent:
+    """What is in a block.
 
     Attributes:
-        cuts: how each image is cut into units.
-        kinds: of each unit: its grid's offset, or `STORED`.
+        tilings: how each image is cut into tiles.
+        kinds: of each tile: its grid's offset, or `STORED`.
         has_labels: whether the stream begins with labels.
         check: CRC-32, see above.
-        stored: pixels of the stored units, one after the other.
+        stored: pixels of the stored tiles, one after the other.
         names: of the images, or None.
     """
 
-    cuts: Sequence[Cut]
+    tilings: Sequence[Tiling]
     kinds: Sequence[int]
     has_labels: bool
     check: int
@@ -59,8 +59,8 @@ class Body:
         Raises:
             ValueError: another number of names than of images, or names that cannot be written.
         """
-        parts = [varint(len(self.cuts)), bytes([self.has_labels | 2 * (self.names is not None)])]
-        for shape, run in groupby(cut.shape for cut in self.cuts):
+        parts = [varint(len(self.tilings)), bytes([self.has_labels | 2 * (self.names is not None)])]
+        for shape, run in groupby(tiling.shape for tiling in self.tilings):
             channels, height, width = shape
             parts += [varint(len(list(run))), bytes([channels]), varint(height), varint(width)]
         runs, gap = [], 0
@@ -74,8 +74,8 @@ class Body:
         parts += [varint(len(runs)), *runs, struct.pack("<I", self.check), varint(len(self.stream)), self.stream]
         parts.append(self.stored)
         if self.names is not None:
-            if len(self.names) != len(self.cuts):
-                raise ValueError(f"got {len(self.names)} names for {len(self.cuts)} images, expected one each")
+            if len(self.names) != len(self.tilings):
+                raise ValueError(f"got {len(self.names)} names for {len(self.tilings)} images, expected one each")
             spelled = b"".join(map(_spell_name, self.names))
             if len(spelled) > _MAX_NAMES:
                 raise ValueError(
@@ -86,7 +86,7 @@ class Body:
         return b"".join(parts)
 
     @classmethod
-    def unpack(cls, data: bytes, num_channels: int, size: int) -> "Body":
+    def unpack(cls, data: bytes, num_channels: int, size: int) -> "BlockContent":
         """What `pack` made, for a model of `num_channels` and `size`.
 
         Raises:
@@ -99,20 +99,20 @@ class Body:
         flags = reader.byte()
         if flags > 3:
             raise DamagedFile(f"a block has the flags {flags:#x}, of which this version knows 1 and 2")
-        cuts = reader.cuts(num_images, num_channels, size)
-        num_units = sum(cut.num_units for cut in cuts)
-        kinds = reader.kinds(num_units)
+        tilings = reader.tilings(num_images, num_channels, size)
+        num_tiles = sum(tiling.num_tiles for tiling in tilings)
+        kinds = reader.kinds(num_tiles)
         (check,) = struct.unpack("<I", reader.take(4))
         stream = reader.take(reader.varint())
         num_stored = 0
         if STORED in kinds:
-            units = zip(units_of(cuts), kinds, strict=True)
-            num_stored = sum(cut.inside_bytes(unit) for (cut, unit), kind in units if kind == STORED)
+            tiles = zip(tiles_of(tilings), kinds, strict=True)
+            num_stored = sum(tiling.inside_bytes(tile) for (tiling, tile), kind in tiles if kind == STORED)
         stored = reader.take(num_stored)
         names = reader.names(num_images) if flags & 2 else None
         reader.finish()
         return cls(
-            cuts=cuts,
+            tilings=tilings,
             kinds=kinds,
             has_labels=bool(flags & 1),
             check=check,
@@ -122,9 +122,9 @@ class Body:
         )
 
 
-def units_of(cuts: Sequence[Cut]) -> list[tuple[Cut, int]]:
-    """Each unit as its image's cut and its number there."""
-    return [(cut, unit) for cut in cuts for unit in range(cut.num_units)]
+def tiles_of(tilings: Sequence[Tiling]) -> list[tuple[Tiling, int]]:
+    """Each tile as its image's tiling and its number there."""
+    return [(tiling, tile) for tiling in tilings for tile in range(tiling.num_tiles)]
 
 
 def _spell_name(name: str) -> bytes:
@@ -140,18 +140,18 @@ def _spell_name(name: str) -> bytes:
     return spelled + b"\0"
 
 
-def check_size(cuts: Sequence[Cut]) -> None:
+def check_size(tilings: Sequence[Tiling]) -> None:
     """ValueError for more in one block than a reader takes."""
-    num_units, num_pixels = sum(cut.num_units for cut in cuts), sum(cut.num_padded for cut in cuts)
-    if num_units > MAX_UNITS or num_pixels > MAX_PIXELS:
+    num_tiles, num_pixels = sum(tiling.num_tiles for tiling in tilings), sum(tiling.num_padded for tiling in tilings)
+    if num_tiles > MAX_TILES or num_pixels > MAX_PIXELS:
         raise ValueError(
-            f"a block of {len(cuts)} images has {num_units} units with {num_pixels} bytes of pixels, expected at most "
-            f"{MAX_UNITS} and {MAX_PIXELS}; put fewer images into a block, or cut them"
+            f"a block of {len(tilings)} images has {num_tiles} tiles with {num_pixels} bytes of pixels, expected at "
+            f"most {MAX_TILES} and {MAX_PIXELS}; put fewer images into a block, or cut them"
         )
 
 
 class _Reader:
-    """Reads on through a body, and never beyond it."""
+    """Reads on through the content of a block, and never beyond it."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -167,41 +167,41 @@ class _Reader:
     def take(self, length: int) -> bytes:
         left = len(self._data) - self._at
         if length > left:
-            raise DamagedFile(f"a block claims {length} more bytes at byte {self._at} of its body and has {left}")
+            raise DamagedFile(f"a block claims {length} more bytes at byte {self._at} of its content and has {left}")
         self._at += length
         return self._data[self._at - length : self._at]
 
-    def cuts(self, num_images: int, num_channels: int, size: int) -> list[Cut]:
-        cuts: list[Cut] = []
-        num_units = num_pixels = 0
-        while len(cuts) < num_images:
+    def tilings(self, num_images: int, num_channels: int, size: int) -> list[Tiling]:
+        tilings: list[Tiling] = []
+        num_tiles = num_pixels = 0
+        while len(tilings) < num_images:
             run, channels, height, width = self.varint(), self.byte(), self.varint(), self.varint()
-            if not 1 <= run <= num_images - len(cuts):
-                raise DamagedFile(f"a block of {num_images} images has {run} of one shape after {len(cuts)} others")
+            if not 1 <= run <= num_images - len(tilings):
+                raise DamagedFile(f"a block of {num_images} images has {run} of one shape after {len(tilings)} others")
             try:
-                cut = Cut(shape=(channels, height, width), num_channels=num_channels, size=size)
+                tiling = Tiling(shape=(channels, height, width), num_channels=num_channels, size=size)
             except ValueError as error:
                 raise DamagedFile(f"a block cannot be read: {error}") from error
-            num_units += run * cut.num_units
-            num_pixels += run * cut.num_padded
-            if num_units > MAX_UNITS or num_pixels > MAX_PIXELS:
+            num_tiles += run * tiling.num_tiles
+            num_pixels += run * tiling.num_padded
+            if num_tiles > MAX_TILES or num_pixels > MAX_PIXELS:
                 raise DamagedFile(
-                    f"a block claims {num_units} units with {num_pixels} bytes of pixels, expected at most {MAX_UNITS} "
+                    f"a block claims {num_tiles} tiles with {num_pixels} bytes of pixels, expected at most {MAX_TILES} "
                     f"and {MAX_PIXELS}"
                 )
-            cuts += [cut] * run
-        return cuts
+            tilings += [tiling] * run
+        return tilings
 
-    def kinds(self, num_units: int) -> list[int]:
+    def kinds(self, num_tiles: int) -> list[int]:
         kinds: list[int] = []
         for _ in range(self.varint()):
             gap, length, kind = self.varint(), self.varint(), self.byte()
-            if length < 1 or gap + length > num_units - len(kinds) or not (1 <= kind <= 15 or kind == STORED):
+            if length < 1 or gap + length > num_tiles - len(kinds) or not (1 <= kind <= 15 or kind == STORED):
                 raise DamagedFile(
-                    f"a block of {num_units} units has {length} of kind {kind} after {len(kinds)} and {gap} others"
+                    f"a block of {num_tiles} tiles has {length} of kind {kind} after {len(kinds)} and {gap} others"
                 )
             kinds += [0] * gap + [kind] * length
-        return kinds + [0] * (num_units - len(kinds))
+        return kinds + [0] * (num_tiles - len(kinds))
 
     def names(self, num_images: int) -> list[str]:
         unpacker = zlib.decompressobj()

@@ -1,4 +1,4 @@
-"""A block's body: its layout byte by byte, and that whatever else is refused without harm."""
+"""A block's content: its layout byte by byte, and that whatever else is refused without harm."""
 
 import struct
 import tracemalloc
@@ -8,25 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae.codec.body import MAX_UNITS, STORED, Body, units_of
+from vqvae.codec.block import MAX_TILES, STORED, BlockContent, tiles_of
 from vqvae.codec.container import MAX_IMAGES, DamagedFile, varint
-from vqvae.codec.units import MAX_SIDE, Cut
+from vqvae.codec.tiles import MAX_SIDE, Tiling
 
 SIZE = 4
 
 
-def cuts_of(*shapes, num_channels=1):
-    return [Cut(shape=shape, num_channels=num_channels, size=SIZE) for shape in shapes]
+def tilings_of(*shapes, num_channels=1):
+    return [Tiling(shape=shape, num_channels=num_channels, size=SIZE) for shape in shapes]
 
 
-def a_body(shapes, kinds=None, *, num_channels=1, has_labels=False, check=0, stream=b"", names=None):
+def a_content(shapes, kinds=None, *, num_channels=1, has_labels=False, check=0, stream=b"", names=None):
     """With as many stored pixels as its kinds need."""
-    cuts = cuts_of(*shapes, num_channels=num_channels)
-    units = units_of(cuts)
-    kinds = [0] * len(units) if kinds is None else [kinds[i % len(kinds)] for i in range(len(units))]
-    num = sum(cut.inside_bytes(unit) for (cut, unit), kind in zip(units, kinds, strict=True) if kind == STORED)
-    return Body(
-        cuts=cuts,
+    tilings = tilings_of(*shapes, num_channels=num_channels)
+    tiles = tiles_of(tilings)
+    kinds = [0] * len(tiles) if kinds is None else [kinds[i % len(kinds)] for i in range(len(tiles))]
+    num = sum(tiling.inside_bytes(tile) for (tiling, tile), kind in zip(tiles, kinds, strict=True) if kind == STORED)
+    return BlockContent(
+        tilings=tilings,
         kinds=kinds,
         has_labels=has_labels,
         check=check,
@@ -37,7 +37,7 @@ def a_body(shapes, kinds=None, *, num_channels=1, has_labels=False, check=0, str
 
 
 def read(data, num_channels=1):
-    return Body.unpack(data, num_channels, SIZE)
+    return BlockContent.unpack(data, num_channels, SIZE)
 
 
 shapes = st.lists(
@@ -51,15 +51,15 @@ a_name = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 
 @st.composite
-def bodies(draw):
+def contents(draw):
     some = draw(st.one_of(shapes, repeated))
     names = draw(st.one_of(st.none(), st.lists(a_name, min_size=len(some), max_size=len(some))))
     num_channels = draw(st.sampled_from([1, 3]))
     kinds = draw(st.lists(a_kind, min_size=1, max_size=30))
     has_labels, check = draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
     stream = draw(st.binary(max_size=300))
-    # Types are checked at random places, which a strategy must not see: the test itself makes the body.
-    return num_channels, lambda: a_body(
+    # Types are checked at random places, which a strategy must not see: the test itself makes the content.
+    return num_channels, lambda: a_content(
         some,
         kinds,
         num_channels=num_channels,
@@ -71,17 +71,17 @@ def bodies(draw):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(bodies())
+@given(contents())
 def test_what_is_packed_is_read(pair):
-    num_channels, body = pair[0], pair[1]()
-    assert read(body.pack(), num_channels) == body
+    num_channels, content = pair[0], pair[1]()
+    assert read(content.pack(), num_channels) == content
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(bodies(), st.floats(0, 1, exclude_max=True))
+@given(contents(), st.floats(0, 1, exclude_max=True))
 def test_truncations_are_refused(pair, where):
-    num_channels, body = pair[0], pair[1]()
-    data = body.pack()
+    num_channels, content = pair[0], pair[1]()
+    data = content.pack()
     with pytest.raises(DamagedFile):
         read(data[: int(where * len(data))], num_channels)
     with pytest.raises(DamagedFile, match="a block has 1 bytes at its end that mean nothing"):
@@ -90,9 +90,9 @@ def test_truncations_are_refused(pair, where):
 
 @pytest.mark.parametrize("names", [None, ["a", "b.png", "ü"]])
 def test_every_truncation_is_refused(names):
-    body = a_body([(1, 4, 4), (1, 4, 4), (3, 5, 2)], [0, STORED, 3], stream=bytes(range(150)), names=names)
-    data = body.pack()
-    assert read(data) == body
+    content = a_content([(1, 4, 4), (1, 4, 4), (3, 5, 2)], [0, STORED, 3], stream=bytes(range(150)), names=names)
+    data = content.pack()
+    assert read(data) == content
     for length in range(len(data)):
         with pytest.raises(DamagedFile):
             read(data[:length])
@@ -101,19 +101,19 @@ def test_every_truncation_is_refused(names):
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=60))
 def test_any_bytes(data):
-    """Refused, or what packs to a body of the same content."""
+    """Refused, or what packs to a content of the same content."""
     try:
-        body = read(data)
+        content = read(data)
     except DamagedFile:
         return
-    assert read(body.pack()) == body
+    assert read(content.pack()) == content
 
 
 # The layout
 
 
 def test_the_layout_is_as_documented():
-    body = a_body(
+    content = a_content(
         [(1, 4, 4), (1, 4, 4), (3, 5, 300)],
         [0, 0, 0, 3, 3, STORED] + [0] * 450,
         has_labels=True,
@@ -125,30 +125,30 @@ def test_the_layout_is_as_documented():
     expected += b"\x02\x01\x04\x04" + b"\x01\x03\x05\xac\x02"
     expected += b"\x02" + b"\x03\x02\x03" + b"\x00\x01\xff"
     expected += bytes.fromhex("78563412") + b"\xc8\x01" + b"s" * 200
-    assert body.pack()[: len(expected)] == expected
-    # The sixth unit is the fourth of the long image, whole: 16 pixels.
-    assert body.stored == bytes(i * 7 for i in range(16))
-    assert body.pack()[len(expected) : len(expected) + 16] == body.stored
+    assert content.pack()[: len(expected)] == expected
+    # The sixth tile is the fourth of the long image, whole: 16 pixels.
+    assert content.stored == bytes(i * 7 for i in range(16))
+    assert content.pack()[len(expected) : len(expected) + 16] == content.stored
     names = b"a\0" + b"\0" + b"\xc3\xbc\0"
-    assert zlib.decompress(body.pack()[len(expected) + 16 :]) == names
+    assert zlib.decompress(content.pack()[len(expected) + 16 :]) == names
 
 
-def test_the_least_body():
-    assert a_body([(1, 4, 4)]).pack() == bytes.fromhex("01 00 01 01 04 04 00 00000000 00")
+def test_the_least_content():
+    assert a_content([(1, 4, 4)]).pack() == bytes.fromhex("01 00 01 01 04 04 00 00000000 00")
 
 
 def test_only_pixels_inside_are_stored():
-    assert len(a_body([(1, 5, 5)], [STORED]).stored) == 25
-    assert len(a_body([(3, 5, 5)], [STORED]).stored) == 75
-    assert len(a_body([(1, 5, 5)], [STORED], num_channels=3).stored) == 25
+    assert len(a_content([(1, 5, 5)], [STORED]).stored) == 25
+    assert len(a_content([(3, 5, 5)], [STORED]).stored) == 75
+    assert len(a_content([(1, 5, 5)], [STORED], num_channels=3).stored) == 25
 
 
 def test_flags():
     for has_labels in (False, True):
         for names in (None, ["n"]):
-            data = a_body([(1, 4, 4)], has_labels=has_labels, names=names).pack()
+            data = a_content([(1, 4, 4)], has_labels=has_labels, names=names).pack()
             assert data[1] == has_labels + 2 * (names is not None)
-    data = bytearray(a_body([(1, 4, 4)]).pack())
+    data = bytearray(a_content([(1, 4, 4)]).pack())
     for flags in (4, 8, 128, 255):
         data[1] = flags
         with pytest.raises(DamagedFile, match=rf"a block has the flags {flags:#x}, of which this version knows 1 and"):
@@ -163,7 +163,7 @@ def spelled(num_images=b"\x01", flags=b"\x00", shapes=b"\x01\x01\x04\x04", kinds
 
 
 def peak_of(data, match):
-    """The most memory taken while a body is refused."""
+    """The most memory taken while a content is refused."""
     tracemalloc.start()
     try:
         with pytest.raises(DamagedFile, match=match):
@@ -216,25 +216,25 @@ def test_channels_that_the_model_cannot_take():
         (MAX_IMAGES, (4, MAX_SIDE, MAX_SIDE)),
     ],
 )
-def test_units_beyond_the_most(num_images, shape):
+def test_tiles_beyond_the_most(num_images, shape):
     data = spelled(num_images=varint(num_images), shapes=shape_run(num_images, *shape))
-    assert peak_of(data, f"units with .* bytes of pixels, expected at most {MAX_UNITS} and") < 100_000
+    assert peak_of(data, f"tiles with .* bytes of pixels, expected at most {MAX_TILES} and") < 100_000
 
 
-def test_units_beyond_the_most_in_many_runs():
+def test_tiles_beyond_the_most_in_many_runs():
     """They are counted while they are read."""
     run = shape_run(1, 1, 64 * SIZE, 64 * SIZE)
     data = spelled(num_images=varint(1000), shapes=run * 1000)
-    assert peak_of(data, f"a block claims {17 * 2**12} units") < 100_000
+    assert peak_of(data, f"a block claims {17 * 2**12} tiles") < 100_000
 
 
 def test_pixels_beyond_the_most():
-    """Those that pad count too: a pixel alone takes a whole unit of the model."""
-    for shape, num_units in (((1, 30_000, 30_000), 450), ((1, 1, 1), 2)):
+    """Those that pad count too: a pixel alone takes a whole tile of the model."""
+    for shape, num_tiles in (((1, 30_000, 30_000), 450), ((1, 1, 1), 2)):
         data = spelled(num_images=b"\x02", shapes=shape_run(2, *shape))
-        size = 2000 if num_units == 450 else 20_000
-        with pytest.raises(DamagedFile, match=f"a block claims {num_units} units with {num_units * size**2} bytes"):
-            Body.unpack(data, 1, size)
+        size = 2000 if num_tiles == 450 else 20_000
+        with pytest.raises(DamagedFile, match=f"a block claims {num_tiles} tiles with {num_tiles * size**2} bytes"):
+            BlockContent.unpack(data, 1, size)
 
 
 @pytest.mark.parametrize(
@@ -252,17 +252,17 @@ def test_pixels_beyond_the_most():
     ],
 )
 def test_runs_of_kinds(runs):
-    """Of one unit."""
+    """Of one tile."""
     kinds = varint(len(runs)) + b"".join(varint(gap) + varint(length) + bytes([kind]) for gap, length, kind in runs)
     gap, length, kind = runs[-1]
-    match = f"a block of 1 units has {length} of kind {kind} after {len(runs) - 1} and {gap} others"
+    match = f"a block of 1 tiles has {length} of kind {kind} after {len(runs) - 1} and {gap} others"
     assert peak_of(spelled(kinds=kinds), match) < 100_000
 
 
 def test_claims_of_more_than_there_is():
     most = varint(2**32 - 1)
     assert (
-        peak_of(spelled(kinds=most), r"got nothing at byte 11, expected a varint|a block of 1 units has 0 of kind 0")
+        peak_of(spelled(kinds=most), r"got nothing at byte 11, expected a varint|a block of 1 tiles has 0 of kind 0")
         < 100_000
     )
     assert peak_of(spelled(rest=bytes(4) + most), r"a block claims 4294967295 more bytes at byte 16 of .* has 0") < 1e5
@@ -317,8 +317,8 @@ def test_names_that_unpack_to_gigabytes(byte):
 def test_the_longest_names():
     """As long as they may be, all of them; zlib stops short of its end just there."""
     for names in (["x" * 4096], ["ü" * 2048] * 3, [str(i).ljust(4096, "y") for i in range(5)]):
-        body = a_body([(1, 4, 4)] * len(names), names=names)
-        assert read(body.pack()) == body
+        content = a_content([(1, 4, 4)] * len(names), names=names)
+        assert read(content.pack()) == content
 
 
 @pytest.mark.parametrize(
@@ -334,16 +334,16 @@ def test_the_longest_names():
 )
 def test_names_that_cannot_be_written(names, message):
     with pytest.raises(ValueError, match=message):
-        a_body([(1, 4, 4)], names=names).pack()
+        a_content([(1, 4, 4)], names=names).pack()
 
 
 def test_many_images_of_one_shape_take_few_bytes():
-    body = a_body([(1, 4, 4)] * 5000)
-    assert len(body.pack()) == len(varint(5000)) * 2 + 1 + 3 + 1 + 4 + 1
-    assert read(body.pack()) == body
+    content = a_content([(1, 4, 4)] * 5000)
+    assert len(content.pack()) == len(varint(5000)) * 2 + 1 + 3 + 1 + 4 + 1
+    assert read(content.pack()) == content
 
 
 def test_the_check_is_little_endian():
-    data = a_body([(1, 4, 4)], check=0xA1B2C3D4).pack()
+    data = a_content([(1, 4, 4)], check=0xA1B2C3D4).pack()
     assert struct.pack("<I", 0xA1B2C3D4) in data
     assert read(data).check == 0xA1B2C3D4

@@ -1,16 +1,16 @@
-"""Units to intervals and back: codes under the prior, then pixels under the decoder's likelihood.
+"""Tiles to intervals and back: codes under the prior, then pixels under the decoder's likelihood.
 
-An encoder knows all symbols, so it computes all tables at once, as in evaluation. A decoder walks: place by place
-through the prior, then step by step through the likelihood, and asks the stream for each step's symbols. Its tables
-are the encoder's (see `vqvae.codec.tables`).
+An encoder knows all symbols, so it computes all integer tables at once, as in evaluation. A decoder walks: place by
+place through the prior, then step by step through the likelihood, and asks the stream for each step's symbols. Its
+integer tables are the encoder's (see `vqvae.codec.integer_tables`).
 
-A stream begins with the labels of its images, at even odds, if it has any. Then come its units, a group at a time, each
+A stream begins with the labels of its images, at even odds, if it has any. Then come its tiles, a group at a time, each
 in the order of the decoder:
 
-    for each place of the grid:     the codes of all units
-    for each step of the likelihood: of all units, the sixteens of its symbols; then their places in the sixteens
+    for each place of the grid:     the codes of all tiles
+    for each step of the likelihood: of all tiles, the sixteens of its symbols; then their places in the sixteens
 
-Labels come in parts of 2^20 // num_classes, at least 1. Each of those, and each group of units, is a part of the
+Labels come in parts of 2^20 // num_classes, at least 1. Each of those, and each group of tiles, is a part of the
 stream, which begins only while the stream lasts (`vqvae.codec.coder`): so a block costs its reader no more time and
 memory than its stream pays for and one group takes, whatever number of images it claims.
 """
@@ -29,18 +29,18 @@ from torch import Tensor
 
 from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
-from vqvae.codec import tables
+from vqvae.codec import integer_tables
 from vqvae.codec.coder import BadStream, require_constriction
-from vqvae.codec.tables import Intervals
+from vqvae.codec.integer_tables import Intervals
 from vqvae.elbo import PriorLike, check_fit, is_continuous
 from vqvae.likelihoods.base import Symbols
 
 # Numbers in the largest tensor of one chunk of work.
 _CHUNK = 1 << 22
-# Units of one group are coded together: enough to make work for the networks, few enough to hold.
-_UNITS_PER_GROUP = 128
+# Tiles of one group are coded together: enough to make work for the networks, few enough to hold.
+_TILES_PER_GROUP = 128
 _DIMS_PER_GROUP = 1 << 19
-# Numbers in the tables of labels that are read together.
+# Numbers in the integer tables of labels that are read together.
 _LABEL_NUMBERS = 1 << 20
 
 
@@ -63,56 +63,56 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How units would be coded, u of them with n codes and d symbols each, in the order of the stream.
+class TileIntervals:
+    """How tiles would be coded, t of them with n codes and d symbols each, in the order of the stream.
 
     Attributes:
-        units: "u c s s".
-        codes: "u *grid".
-        labels: "u", or None.
-        code_intervals: "u n".
-        high, low: the two steps of each symbol's level, "u d"; with d = 0 where codes alone are coded.
-        clear: whether every number is far enough from the border between two grid points, "u".
+        tiles: "t c s s".
+        codes: "t *grid".
+        labels: "t", or None.
+        code_intervals: "t n".
+        high, low: the two steps of each symbol's level, "t d"; with d = 0 where codes alone are coded.
+        clear: whether every number is far enough from the border between two grid points, "t".
     """
 
-    units: UInt8[Tensor, "u c s s"]
-    codes: Int[Tensor, "u *grid"]
-    labels: Int[Tensor, " u"] | None
+    tiles: UInt8[Tensor, "t c s s"]
+    codes: Int[Tensor, "t *grid"]
+    labels: Int[Tensor, " t"] | None
     code_intervals: Intervals
     high: Intervals
     low: Intervals
-    clear: Bool[Tensor, " u"]
+    clear: Bool[Tensor, " t"]
 
-    def rate(self) -> Float[Tensor, " u"]:
+    def rate(self) -> Float[Tensor, " t"]:
         """Bits of the codes."""
         return self.code_intervals.bits().sum(1)
 
-    def distortion(self) -> Float[Tensor, " u"]:
+    def distortion(self) -> Float[Tensor, " t"]:
         """Bits of the pixels."""
         return (self.high.bits() + self.low.bits()).sum(1)
 
-    def rows(self, kept: Tensor) -> "Plan":
-        """Some of the units."""
+    def rows(self, kept: Tensor) -> "TileIntervals":
+        """Some of the tiles."""
         return self._each(lambda mine: mine[kept])
 
-    def with_rows(self, where: Tensor, other: "Plan") -> "Plan":
-        """This plan with the units at the indices `where` planned as in another."""
+    def with_rows(self, where: Tensor, other: "TileIntervals") -> "TileIntervals":
+        """These with the tiles at the indices `where` as in another."""
         return self._each(lambda mine, theirs: mine.index_copy(0, where.to(mine.device), theirs), other)
 
-    def _each(self, change: Callable[..., Tensor], *others: "Plan") -> "Plan":
+    def _each(self, change: Callable[..., Tensor], *others: "TileIntervals") -> "TileIntervals":
         def of(name: str) -> Any:
-            mine, *theirs = (getattr(plan, name) for plan in (self, *others))
+            mine, *theirs = (getattr(each, name) for each in (self, *others))
             if mine is None:
                 return None
             if isinstance(mine, Intervals):
                 return Intervals(*(change(*parts) for parts in zip(mine, *theirs, strict=True)))
             return change(mine, *theirs)
 
-        return Plan(**{field.name: of(field.name) for field in dataclasses.fields(self)})
+        return TileIntervals(**{field.name: of(field.name) for field in dataclasses.fields(self)})
 
 
-class UnitCoder:
-    """A model and a prior as a coder of units. Both are copied, in float64 and for evaluation.
+class TileCoder:
+    """A model and a prior as a coder of tiles. Both are copied, in float64 and for evaluation.
 
     Raises:
         ValueError: a prior for other codes, a model whose latents are no codes, or one of more than 2^20 codes.
@@ -135,11 +135,13 @@ class UnitCoder:
         self.num_channels: int = model.config.num_channels
         num_codes: Any = self.model.num_codes
         self.num_codes: int = num_codes
-        if num_codes > tables.MAX_CODES:
-            raise ValueError(f"got a model of {num_codes:,} codes, expected at most {tables.MAX_CODES:,} for a codec")
+        if num_codes > integer_tables.MAX_CODES:
+            raise ValueError(
+                f"got a model of {num_codes:,} codes, expected at most {integer_tables.MAX_CODES:,} for a codec"
+            )
         self.likelihood = self.model.likelihood
         self.order = [step.to(self.device) for step in self.likelihood.order(self.size, self.size)]
-        self.group_size = max(1, min(_UNITS_PER_GROUP, _DIMS_PER_GROUP // model.num_dims))
+        self.group_size = max(1, min(_TILES_PER_GROUP, _DIMS_PER_GROUP // model.num_dims))
 
     @property
     def num_classes(self) -> int | None:
@@ -149,88 +151,88 @@ class UnitCoder:
     def label_bits(self) -> float:
         """What a label costs at most."""
         num = self.num_classes or 1
-        return float((tables.PRECISION - tables.even_widths(num)[:num].log2()).max())
+        return float((integer_tables.PRECISION - integer_tables.even_widths(num)[:num].log2()).max())
 
-    def no_units(self) -> tuple[UInt8[Tensor, "0 c s s"], Int[Tensor, "0 *grid"]]:
-        """No units and no codes, for others to follow."""
+    def no_tiles(self) -> tuple[UInt8[Tensor, "0 c s s"], Int[Tensor, "0 *grid"]]:
+        """No tiles and no codes, for others to follow."""
         return (
             torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8, device=self.device),
             torch.zeros(0, *self.model.grid, dtype=torch.int64, device=self.device),
         )
 
     @torch.no_grad()
-    def encode(self, units: UInt8[Tensor, "u c s s"], labels: Int[Tensor, " u"] | None) -> Int[Tensor, "u *grid"]:
-        """The codes of units, weighing the prior where the model does."""
+    def encode(self, tiles: UInt8[Tensor, "t c s s"], labels: Int[Tensor, " t"] | None) -> Int[Tensor, "t *grid"]:
+        """The codes of tiles, weighing the prior where the model does."""
         known = None if self.num_classes is None else labels
-        return self.model.through(self.prior, known).encode(units.to(self.device))
+        return self.model.through(self.prior, known).encode(tiles.to(self.device))
 
     @torch.no_grad()
-    def plan(
+    def intervals(
         self,
-        units: UInt8[Tensor, "u c s s"],
-        codes: Int[Tensor, "u *grid"],
-        labels: Int[Tensor, " u"] | None,
-        offsets: Int[Tensor, " u"],
+        tiles: UInt8[Tensor, "t c s s"],
+        codes: Int[Tensor, "t *grid"],
+        labels: Int[Tensor, " t"] | None,
+        offsets: Int[Tensor, " t"],
         *,
         pixels: bool = True,
-    ) -> Plan:
-        """How units with these codes are coded on grids shifted by these offsets, with or without their pixels."""
-        units, codes, offsets = (each.to(self.device) for each in (units, codes, offsets))
+    ) -> TileIntervals:
+        """How tiles with these codes are coded on grids shifted by these offsets, with or without their pixels."""
+        tiles, codes, offsets = (each.to(self.device) for each in (tiles, codes, offsets))
         code_intervals, clear = self.code_intervals(codes, labels, offsets)
         none = code_intervals.left[:, :0]
         high = low = Intervals(none, none)
         if pixels:
-            high, low, levels_clear = self.level_intervals(units, codes, offsets)
+            high, low, levels_clear = self.level_intervals(tiles, codes, offsets)
             clear = clear & levels_clear
-        return Plan(
-            units=units, codes=codes, labels=labels, code_intervals=code_intervals, high=high, low=low, clear=clear
+        return TileIntervals(
+            tiles=tiles, codes=codes, labels=labels, code_intervals=code_intervals, high=high, low=low, clear=clear
         )
 
     def settle(
         self,
-        units: UInt8[Tensor, "u c s s"],
-        codes: Int[Tensor, "u *grid"],
-        labels: Int[Tensor, " u"] | None,
+        tiles: UInt8[Tensor, "t c s s"],
+        codes: Int[Tensor, "t *grid"],
+        labels: Int[Tensor, " t"] | None,
         *,
         pixels: bool = True,
-    ) -> tuple[Plan, Int[Tensor, " u"]]:
-        """`plan` on the first grid on which each unit is clear, and that grid's offset. Some may be clear on none."""
-        offsets = torch.zeros(len(units), dtype=torch.int64)
-        plan = self.plan(units, codes, labels, offsets, pixels=pixels)
-        for offset in range(1, tables.NUM_OFFSETS):
-            unclear = (~plan.clear).nonzero()[:, 0].cpu()
+    ) -> tuple[TileIntervals, Int[Tensor, " t"]]:
+        """`intervals` on the first grid on which each tile is clear, and its offset. Some may be clear on none."""
+        offsets = torch.zeros(len(tiles), dtype=torch.int64)
+        found = self.intervals(tiles, codes, labels, offsets, pixels=pixels)
+        for offset in range(1, integer_tables.NUM_OFFSETS):
+            unclear = (~found.clear).nonzero()[:, 0].cpu()
             if not len(unclear):
                 break
             offsets[unclear] = offset
-            some = plan.rows(unclear)
-            again = self.plan(some.units, some.codes, some.labels, offsets[unclear], pixels=pixels)
-            plan = plan.with_rows(unclear, again)
-        return plan, offsets
+            some = found.rows(unclear)
+            again = self.intervals(some.tiles, some.codes, some.labels, offsets[unclear], pixels=pixels)
+            found = found.with_rows(unclear, again)
+        return found, offsets
 
     def code_intervals(
-        self, codes: Int[Tensor, "u *grid"], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
-    ) -> tuple[Intervals, Bool[Tensor, " u"]]:
-        """Of codes under the prior, "u n", and whether all of a unit's tables are clear."""
+        self, codes: Int[Tensor, "t *grid"], labels: Int[Tensor, " t"] | None, offsets: Int[Tensor, " t"]
+    ) -> tuple[Intervals, Bool[Tensor, " t"]]:
+        """Of codes under the prior, "t n", and whether all of a tile's integer tables are clear."""
         parts = []
         for rows in self._chunks(len(codes), self.num_codes * codes[0].numel() if len(codes) else 1):
             known = labels[rows] if labels is not None and self.num_classes is not None else None
             log_probs = self.prior.log_conditionals(codes[rows], known).flatten(1, -2)
-            found = tables.CodeTables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
+            found = integer_tables.CodeTables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
             parts.append((*found.intervals(codes[rows].flatten(1)), found.clear.all(1)))
         left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))
         return Intervals(left, width), clear
 
     def level_intervals(
-        self, units: UInt8[Tensor, "u c s s"], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
-    ) -> tuple[Intervals, Intervals, Bool[Tensor, " u"]]:
-        """Of the pixels under the likelihood, both steps "u d", and whether all of a unit's are clear."""
+        self, tiles: UInt8[Tensor, "t c s s"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
+    ) -> tuple[Intervals, Intervals, Bool[Tensor, " t"]]:
+        """Of the pixels under the likelihood, both steps "t d", and whether all of a tile's are clear."""
         order = torch.cat(self.order)
         parts = []
-        for rows in self._chunks(len(units), self.likelihood.num_features * self.size**2):
+        for rows in self._chunks(len(tiles), self.likelihood.num_features * self.size**2):
             features = self.model.decoder(self.model.vectors(codes[rows]))
-            parameters = self.likelihood.symbol_parameters(units[rows], features).flatten(1, 3)[:, order]
-            levels = units[rows].flatten(1)[:, order].long()
-            found = tables.level_intervals(
+            parameters = self.likelihood.symbol_parameters(tiles[rows], features).flatten(1, 3)[:, order]
+            levels = tiles[rows].flatten(1)[:, order].long()
+            found = integer_tables.level_intervals(
                 self.likelihood.cdf,
                 parameters.flatten(0, 1),
                 levels.flatten(),
@@ -240,14 +242,14 @@ class UnitCoder:
         first, wide, left, width, clear = (torch.cat(column) for column in zip(*parts, strict=True))
         return Intervals(first, wide), Intervals(left, width), clear.all(1)
 
-    def in_order(self, plan: Plan) -> Intervals:
-        """The symbols of a group of units, in the order of its stream, "n"; pixels if the plan has them."""
-        parts = [Intervals(*(part.T.flatten() for part in plan.code_intervals))]
+    def in_order(self, intervals: TileIntervals) -> Intervals:
+        """The symbols of a group of tiles, in the order of its stream, "n"; with pixels if they have them."""
+        parts = [Intervals(*(part.T.flatten() for part in intervals.code_intervals))]
         start = 0
-        for step in self.order if plan.high.left.shape[1] else []:
+        for step in self.order if intervals.high.left.shape[1] else []:
             here = slice(start, start + len(step))
             parts += [
-                Intervals(*(part[:, here].flatten() for part in intervals)) for intervals in (plan.high, plan.low)
+                Intervals(*(part[:, here].flatten() for part in each)) for each in (intervals.high, intervals.low)
             ]
             start = here.stop
         return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
@@ -301,13 +303,13 @@ class UnitCoder:
     def _label_widths(self) -> Int[Tensor, " k"]:
         if self.num_classes is None:
             raise BadStream("the stream has labels, and this prior was made without num_classes")
-        return tables.even_widths(self.num_classes)
+        return integer_tables.even_widths(self.num_classes)
 
     @torch.no_grad()
     def decode_codes(
-        self, sources: Sequence[tuple[Source, int]], labels: Int[Tensor, " u"] | None, offsets: Int[Tensor, " u"]
-    ) -> Int[Tensor, "u *grid"]:
-        """Codes of a group of units with these labels, from one stream or several at once, so many units of each.
+        self, sources: Sequence[tuple[Source, int]], labels: Int[Tensor, " t"] | None, offsets: Int[Tensor, " t"]
+    ) -> Int[Tensor, "t *grid"]:
+        """Codes of a group of tiles with these labels, from one stream or several at once, so many tiles of each.
 
         Raises:
             ValueError: a stream that cannot be one of this model's, or ended before.
@@ -318,34 +320,36 @@ class UnitCoder:
                 source.begin()
 
         def choose(log_probs: Tensor) -> Tensor:
-            widths = tables.CodeTables(log_probs, offsets).widths()
+            widths = integer_tables.CodeTables(log_probs, offsets).widths()
             return self._ask(sources, widths, num, self.num_codes, "codes")
 
         return self.prior.walk(num, choose, labels)
 
     @torch.no_grad()
-    def decode_units(
-        self, sources: Sequence[tuple[Source, int]], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
-    ) -> UInt8[Tensor, "u c s s"]:
-        """Pixels of units whose codes are known. Errors as `decode_codes`."""
+    def decode_tiles(
+        self, sources: Sequence[tuple[Source, int]], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
+    ) -> UInt8[Tensor, "t c s s"]:
+        """Pixels of tiles whose codes are known. Errors as `decode_codes`."""
         num = len(codes)
 
         def choose(symbols: Symbols) -> Tensor:
             rows = len(symbols.parameters) // max(num, 1)
-            found = tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, _spread(offsets, rows).flatten())
-            high = self._ask(sources, found.high(), num, tables.STEP, "pixels")
-            return high * tables.STEP + self._ask(sources, found.low(high), num, tables.STEP, "pixels")
+            found = integer_tables.LevelTables(
+                symbols.likelihood.cdf, symbols.parameters, _spread(offsets, rows).flatten()
+            )
+            high = self._ask(sources, found.high(), num, integer_tables.STEP, "pixels")
+            return high * integer_tables.STEP + self._ask(sources, found.low(high), num, integer_tables.STEP, "pixels")
 
         return self.likelihood.visit(self.model.decoder(self.model.vectors(codes)), choose)
 
     @torch.no_grad()
     def walked(
-        self, units: UInt8[Tensor, "u c s s"], codes: Int[Tensor, "u *grid"], offsets: Int[Tensor, " u"]
+        self, tiles: UInt8[Tensor, "t c s s"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
     ) -> Intervals:
-        """`in_order` of known units and codes by the decoder's own walk, for bits that no encoder chose.
+        """`in_order` of known tiles and codes by the decoder's own walk, for bits that no encoder chose.
 
-        The grid's guard cannot be kept there. What makes the tables agree is that the steps and their shapes are those
-        of the decoder.
+        The grid's guard cannot be kept there. What makes the integer tables agree is that the steps and their shapes
+        are those of the decoder.
         """
         parts: list[Intervals] = []
         flat, place, step = codes.flatten(1), 0, 0
@@ -354,14 +358,14 @@ class UnitCoder:
             nonlocal place
             known = flat[:, place]
             place += 1
-            parts.append(tables.CodeTables(log_probs, offsets).intervals(known))
+            parts.append(integer_tables.CodeTables(log_probs, offsets).intervals(known))
             return known
 
         def choose_level(symbols: Symbols) -> Tensor:
             nonlocal step
-            levels = units.flatten(1)[:, self.order[step]].flatten().long()
+            levels = tiles.flatten(1)[:, self.order[step]].flatten().long()
             spread = _spread(offsets, len(self.order[step])).flatten()
-            found = tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, spread)
+            found = integer_tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, spread)
             parts.extend(found.intervals(levels))
             step += 1
             return levels
@@ -373,7 +377,7 @@ class UnitCoder:
     def _ask(
         self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str
     ) -> Tensor:
-        """Symbols "n" for n rows of widths, units by units, from the source of each unit."""
+        """Symbols "n" for n rows of widths, tile by tile, from the source of each tile."""
         rows = len(widths) // max(num, 1)
         parts = widths.split([count * rows for _, count in sources])
         found = [source.get(part) for (source, _), part in zip(sources, parts, strict=True)]
@@ -388,5 +392,5 @@ class UnitCoder:
         return [slice(start, start + length) for start in range(0, max(num, 1), length)]
 
 
-def _spread(offsets: Tensor, rows: int) -> Int[Tensor, "u m"]:
-    return rearrange(offsets, "u -> u 1").expand(-1, rows)
+def _spread(offsets: Tensor, rows: int) -> Int[Tensor, "t m"]:
+    return rearrange(offsets, "t -> t 1").expand(-1, rows)

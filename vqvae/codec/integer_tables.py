@@ -25,7 +25,7 @@ place there, since a decoder that looks for it then needs c(v) at 31 levels and 
     low: ((c(16 high - 1 + j) - c(16 high - 1)) (2^24 - 16)) // (c(16 high + 15) - c(16 high - 1)) + j for j = low
 
 The bits that are reported are 24 - log2(width), of these integers. What rounding and the least width of 1 cost is held
-by tests/vqvae/test_codec_tables.py: below 1e-6 bit a code for 1,024 codes of ordinary odds.
+by tests/vqvae/test_codec_integer_tables.py: below 1e-6 bit a code for 1,024 codes of ordinary odds.
 """
 
 import functools
@@ -123,7 +123,7 @@ def _weights() -> Int[Tensor, " n"]:
 class CodeTables:
     """Integer tables over K codes, of normalised log-probabilities.
 
-    Fewer than three codes get company that never occurs: a symbol must leave room on either side (`vqvae.codec.coder`).
+    Fewer than three codes get padding that never occurs: a symbol must leave room on either side (`vqvae.codec.coder`).
 
     Attributes:
         ends: 0, and the right ends of all intervals, `"*n k+1"` int64.
@@ -161,10 +161,10 @@ class CodeTables:
 
 
 def even_widths(num_symbols: int) -> Int[Tensor, " k"]:
-    """The widths of symbols at even odds; fewer than three get company of width 1."""
-    company = max(0, 3 - num_symbols)
-    ends = torch.arange(num_symbols + 1) * (TOTAL - company) // num_symbols
-    return torch.cat((ends.diff(), torch.ones(company, dtype=torch.int64)))
+    """The widths of symbols at even odds; fewer than three get padding of width 1."""
+    padding = max(0, 3 - num_symbols)
+    ends = torch.arange(num_symbols + 1) * (TOTAL - padding) // num_symbols
+    return torch.cat((ends.diff(), torch.ones(padding, dtype=torch.int64)))
 
 
 Cdf = Callable[[Tensor, Tensor], Tensor]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from likelihood_worlds import MEMBERS, generator, some_features, some_images
 from torch import Tensor
 
-from vqvae.codec import tables
-from vqvae.codec.tables import (
+from vqvae.codec import integer_tables
+from vqvae.codec.integer_tables import (
     CDF_GUARD,
     GUARD,
     LEAST_LOG_PROB,
@@ -62,7 +62,7 @@ def assert_tables(widths: Tensor) -> None:
 
 
 def test_weights_are_exact():
-    weights = tables._weights()
+    weights = integer_tables._weights()
     num = 22 * 1024 * 16 + 1
     assert len(weights) == num
     chance = random.Random(0)
@@ -94,7 +94,7 @@ def test_codes_have_tables(num_codes):
         found = CodeTables(row.expand(NUM_OFFSETS, -1), OFFSETS)
         assert_tables(found.widths())
         assert found.clear.float().mean() > 0.6, name
-        probs = with_company(row).exp()
+        probs = with_padding(row).exp()
         # A grid step of 2^-10, shared by all, and the least width of 1.
         off = (found.widths() / TOTAL - probs).abs()
         assert (off <= probs * 2**-9 + (1 + num_codes * probs) * 2.0**-23).all(), name
@@ -105,14 +105,14 @@ def test_codes_have_tables(num_codes):
             assert torch.equal(width, found.widths()[:, i])
 
 
-def with_company(row: Tensor) -> Tensor:
+def with_padding(row: Tensor) -> Tensor:
     return torch.cat((row, row.new_full((max(0, 3 - len(row)),), -torch.inf)))
 
 
 def cost(log_probs: Tensor, offset: int) -> Tensor:
     """Bits a symbol beyond the entropy, "n"."""
     widths = CodeTables(log_probs, torch.full((len(log_probs),), offset)).widths()
-    bits = tables.PRECISION - widths.double().log2() + log_probs / math.log(2)
+    bits = integer_tables.PRECISION - widths.double().log2() + log_probs / math.log(2)
     return (log_probs.exp() * bits).sum(-1)
 
 
@@ -202,12 +202,12 @@ def test_even_widths(num):
 # Pixels
 
 
-def bits_of(found: tables.LevelIntervals) -> Tensor:
+def bits_of(found: integer_tables.LevelIntervals) -> Tensor:
     """Of both steps."""
     return found.high.bits() + found.low.bits()
 
 
-def random_points(intervals: tables.Intervals, seed: int) -> Tensor:
+def random_points(intervals: integer_tables.Intervals, seed: int) -> Tensor:
     """Both ends of each interval and two points within, "4 n"."""
     left, width = intervals
     inside = (uniform((2, len(left)), 0, 1, seed) * width).long().clamp_max(width - 1)
@@ -390,7 +390,7 @@ def test_a_cdf_that_falls_has_tables():
     assert_tables(decoder.high())
     for high in range(16):
         assert_tables(decoder.low(torch.full((2,), high)))
-    raw, _ = tables.level_ends(given_cdf(table), torch.zeros(2, 1), torch.tensor([[99, 100]] * 2))
+    raw, _ = integer_tables.level_ends(given_cdf(table), torch.zeros(2, 1), torch.tensor([[99, 100]] * 2))
     assert raw.diff()[:, 0].tolist() == [0, 1]
 
 

@@ -1,8 +1,8 @@
-"""Images of any size as units: what a model of one size and one number of channels can code.
+"""Images of any size as tiles: what a model of one size and one number of channels can code.
 
 An image is cut into squares of the model's size from its upper left corner on; where the last ones reach beyond it, its
-border is repeated. Units come row by row, and are cropped back. A model of grey images takes the channels of a colour
-image one after another, each cut into units; a model of colour takes a grey image three times over and gives it back
+border is repeated. Tiles come row by row, and are cropped back. A model of grey images takes the channels of a colour
+image one after another, each cut into tiles; a model of colour takes a grey image three times over and gives it back
 once.
 """
 
@@ -22,7 +22,7 @@ MAX_CHANNELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Tiling:
     """How an image "c h w" is cut for a model of `num_channels` and `size`.
 
     Raises:
@@ -52,54 +52,54 @@ class Cut:
         return self.shape[0] if self.num_channels == 1 else 1
 
     @functools.cached_property
-    def tiles(self) -> tuple[int, int]:
-        """Rows and columns of units."""
+    def rows_and_columns(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
         return math.ceil(self.shape[1] / self.size), math.ceil(self.shape[2] / self.size)
 
     @functools.cached_property
-    def num_units(self) -> int:
-        return self.planes * math.prod(self.tiles)
+    def num_tiles(self) -> int:
+        return self.planes * math.prod(self.rows_and_columns)
 
     @property
     def num_padded(self) -> int:
-        """Of the pixels of all units, which are padded."""
-        return self.num_units * self.num_channels * self.size**2
+        """Of the pixels of all tiles, which are padded."""
+        return self.num_tiles * self.num_channels * self.size**2
 
-    def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "u cm s s"]:
-        """The image's units."""
+    def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "t cm s s"]:
+        """The image's tiles."""
         _, h, w = self.shape
-        rows, columns = self.tiles
+        rows, columns = self.rows_and_columns
         tall, wide = rows * self.size - h, columns * self.size - w
         # Padding of integers is not implemented for repeated borders, and float32 holds them exactly.
         padded = F.pad(image[None].float(), (0, wide, 0, tall), mode="replicate")[0].to(torch.uint8)
         if self.num_channels != 1 and self.shape[0] == 1:
             padded = padded.expand(self.num_channels, -1, -1)
         return rearrange(
-            padded, "(p c) (r s) (q t) -> (p r q) c s t", c=self.num_channels, s=self.size, t=self.size
+            padded, "(p c) (r y) (q x) -> (p r q) c y x", c=self.num_channels, y=self.size, x=self.size
         ).contiguous()
 
-    def join(self, units: UInt8[Tensor, "u cm s s"]) -> UInt8[Tensor, "c h w"]:
-        """The image that these are the units of."""
+    def join(self, tiles: UInt8[Tensor, "t cm s s"]) -> UInt8[Tensor, "c h w"]:
+        """The image that these are the tiles of."""
         c, h, w = self.shape
-        rows, columns = self.tiles
-        image = rearrange(units, "(p r q) c s t -> (p c) (r s) (q t)", r=rows, q=columns)
+        rows, columns = self.rows_and_columns
+        image = rearrange(tiles, "(p r q) c y x -> (p c) (r y) (q x)", r=rows, q=columns)
         return image[:c, :h, :w].contiguous()
 
-    def place(self, unit: int) -> tuple[slice, slice, slice]:
-        """Where that part of a unit lies in the image "c h w"."""
-        plane, tile = divmod(unit, math.prod(self.tiles))
-        corner = (plane, *(self.size * at for at in divmod(tile, self.tiles[1])))
-        parts = zip(corner, self.inside(unit), strict=True)
+    def place(self, tile: int) -> tuple[slice, slice, slice]:
+        """Where that part of a tile lies in the image "c h w"."""
+        plane, within = divmod(tile, math.prod(self.rows_and_columns))
+        corner = (plane, *(self.size * at for at in divmod(within, self.rows_and_columns[1])))
+        parts = zip(corner, self.inside(tile), strict=True)
         return tuple(slice(start, start + part.stop) for start, part in parts)  # pyrefly: ignore[bad-return]
 
-    def inside(self, unit: int) -> tuple[slice, slice, slice]:
-        """Which part of a unit "cm s s" is of the image: what is stored of it where the model finds it hopeless."""
-        row, column = divmod(unit % math.prod(self.tiles), self.tiles[1])
+    def inside(self, tile: int) -> tuple[slice, slice, slice]:
+        """Which part of a tile "cm s s" is of the image: what is stored of an incompressible one."""
+        row, column = divmod(tile % math.prod(self.rows_and_columns), self.rows_and_columns[1])
         height = min(self.size, self.shape[1] - row * self.size)
         width = min(self.size, self.shape[2] - column * self.size)
         channels = 1 if self.shape[0] == 1 else self.num_channels
         return slice(0, channels), slice(0, height), slice(0, width)
 
-    def inside_bytes(self, unit: int) -> int:
+    def inside_bytes(self, tile: int) -> int:
         """How many pixels, over channels, that is."""
-        return math.prod(part.stop for part in self.inside(unit))
+        return math.prod(part.stop for part in self.inside(tile))
