@@ -367,7 +367,7 @@ def test_everything_may_be_drawn_anew(call, anywhere, picture, tmp_path, decoded
 )
 def test_masks_of_any_size(call, anywhere, picture, tmp_path, seen, size, box, positions):
     call(anywhere, "--inpaint", picture, "--mask", save_mask(tmp_path, *box, size=size), "--num", 1)
-    assert seen[0]["mask"].nonzero().tolist() == [list(position) for position in places]
+    assert seen[0]["mask"].nonzero().tolist() == [list(position) for position in positions]
 
 
 def test_a_mask_of_the_images_shape_lies_over_it(call, anywhere, tmp_path):

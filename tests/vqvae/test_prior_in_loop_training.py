@@ -95,7 +95,7 @@ def test_gradients_to_the_costs_are_differences(prior, beta):
     # ln(q/p) is −c/β but for a constant, so β · KL has the gradient q · (c − E[c]) / β.
     chosen = posterior_at(codes, costs, loop)
     (gradient,) = torch.autograd.grad(beta * (chosen.rate - chosen.entropy).sum(), costs)
-    probs = conditionals(prior.log_conditionals(codes).detach(), costs.detach(), beta)
+    probs = posteriors(prior.log_conditionals(codes).detach(), costs.detach(), beta)
     mean = (probs * costs.detach()).sum(-1, keepdim=True)
     torch.testing.assert_close(gradient, probs * (costs.detach() - mean) / beta, rtol=0, atol=1e-12)
 
@@ -112,7 +112,7 @@ def test_gradients_stay_finite_where_the_posterior_is_certain(prior):
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_prior_learns_by_cross_entropy_to_the_posterior_as_it_is(prior, beta):
     codes, costs = some_codes(20), make_costs(20)
-    probs = conditionals(prior.log_conditionals(codes).detach(), costs, beta)
+    probs = posteriors(prior.log_conditionals(codes).detach(), costs, beta)
     parameters = list(prior.parameters())
     chosen = posterior_at(codes, costs, make_loop(prior, 20, beta))
     assert not chosen.log_posterior.requires_grad
@@ -151,7 +151,7 @@ def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_it
     (expected,) = torch.autograd.grad(quantizer.estimator(found, table[q.codes]), found, slopes)
     expected = expected + 2 * quantizer.commitment_weight * (found.detach() - table[q.codes]) / z_e.numel()
     costs = distances_in_nats(quantizer, z_e).detach()
-    probs = conditionals(prior.log_conditionals(q.codes).detach(), costs, beta)
+    probs = posteriors(prior.log_conditionals(q.codes).detach(), costs, beta)
     centred = probs * (costs - (probs * costs).sum(-1, keepdim=True))
     covariance = centred @ table
     assert (covariance.norm(dim=-1) > 0).all()

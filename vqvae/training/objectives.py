@@ -20,7 +20,7 @@ from vqvae.training.prior_kinds import make_prior
 # that move, and its steps cost twice those without it. Its weight then grows over a further share.
 START = 0.6
 RAMP = 0.2
-# Sweeps of the prior in a step of training.
+# Jacobi iterations of the prior in the loop in a step of training.
 NUM_ITERATIONS = 1
 # Steps that model and prior take before it is the other's turn, where they alternate.
 TURN = 50
