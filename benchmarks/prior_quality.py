@@ -95,7 +95,7 @@ def rate(prior: Prior, codes: dict[str, Tensor]) -> float:
         labels = codes["test_labels"][part] if prior.num_classes else None
         nats.append(-prior.log_prob(codes["test"][part], labels))
     label = math.log(prior.num_classes) if prior.num_classes else 0.0
-    return (torch.cat(nats).mean().item() + label) / prior.num_places / math.log(2)
+    return (torch.cat(nats).mean().item() + label) / prior.num_positions / math.log(2)
 
 
 def train_all(model: VQVAE, codes: dict[str, Tensor], seconds: float, out: Path) -> None:
@@ -141,7 +141,7 @@ def fitting(prior: Prior, codes: dict[str, Tensor], learning_rate: float, second
                 group["lr"] = learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
             chosen = torch.randint(len(codes["train"]), (BATCH,), generator=generator)
             with torch.autocast("cpu", torch.bfloat16):
-                nats = -prior(codes["train"][chosen], codes["train_labels"][chosen]).mean() / prior.num_places
+                nats = -prior(codes["train"][chosen], codes["train_labels"][chosen]).mean() / prior.num_positions
             nats.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
@@ -191,7 +191,7 @@ def against_steps(
     basis = torch.linalg.svd(real - centre, full_matrices=False).Vh[:64].T
 
     def bits(grids: Tensor, classes: Tensor) -> float:
-        return -judge.log_prob(grids, classes).mean().item() / judge.num_places / math.log(2)
+        return -judge.log_prob(grids, classes).mean().item() / judge.num_positions / math.log(2)
 
     test = bits(codes["test"][:num], codes["test_labels"][:num])
     print(f"\ntest codes: {test:.3f} bits per code under the raster transformer\n")

@@ -5,9 +5,9 @@
     python -m benchmarks quantizers --num-codes 16384 --steps 500     # goes on from what --results holds
 
 Each kind has its defaults but for the number of codes. Encoder, decoder, likelihood, seed, batches and learning rate
-are the same for all. Usage and perplexity are those of the codes of the 2,000 test images (98,000 places), means over
-codebooks where a kind has several, and the least used codebook beside it. Distortion is in bits/dim; `code bits` is
-what the codes of an image cost at even odds, so that kinds with more codes a place are not taken for better ones.
+are the same for all. Usage and perplexity are those of the codes of the 2,000 test images (98,000 positions), means
+over codebooks where a kind has several, and the least used codebook beside it. Distortion is in bits/dim; `code bits`
+is what the codes of an image cost at even odds, so that kinds with more codes a position are not taken for better ones.
 """
 
 import math

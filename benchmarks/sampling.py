@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def multiplied(self) -> int:
-        """Weights that every place is multiplied by: all but embeddings."""
+        """Weights that every position is multiplied by: all but embeddings."""
         return self.depth * (4 * self.width + 3 * self.hidden) * self.width + self.width * self.num_codes
 
     def prior(self, num_tokens: int) -> TransformerPrior:

@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
 
     train, test = CodeDataset(args.codes / "train"), CodeDataset(args.codes / "test")
-    num_places = math.prod(train.grid)
+    num_positions = math.prod(train.grid)
     torch.manual_seed(0)
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -50,7 +50,7 @@ def main() -> None:
             intermediate_size=352,
             num_hidden_layers=3,
             num_attention_heads=4,
-            max_position_embeddings=1 + num_places,
+            max_position_embeddings=1 + num_positions,
             bos_token_id=train.num_codes,
             eos_token_id=None,
             # What load_llama asks for; transformers keeps it, and has no use for it.
@@ -76,7 +76,7 @@ def main() -> None:
     known = {} if held.labels is None else {"labels known": held.labels}
     for name, labels in {**known, "no labels": None}.items():
         with torch.no_grad():
-            bits = -prior.log_prob(held.codes, labels).mean().item() / math.log(2) / num_places
+            bits = -prior.log_prob(held.codes, labels).mean().item() / math.log(2) / num_positions
         print(f"{bits:.3f} bits a code on test codes, {name}; {even}")
 
     codebook = args.model / "codebook"

@@ -7,10 +7,10 @@
     prior.sample(16)           # codes, int64 "16 7 7"
     prior.sample(16, sampling=Sampling(temperature=0.9, top_p=0.95))
 
-In place of raster order: `AnyOrderPrior` draws under any mask and several codes a step, `DepthTransformerPrior` is for
-several codes a place, `NextScalePrior` for pictures of codes from coarse to fine. `LlamaPrior` is for software that
-serves language models (`priors.llama_folder`). `PixelCNNPrior`, `NGramPrior`, `UnigramPrior` and `UniformPrior` are
-what they have to beat. Real vectors:
+In place of raster order: `AnyOrderPrior` samples under any mask and several codes a step, `DepthTransformerPrior` is
+for several codes a position, `NextScalePrior` for pictures of codes from coarse to fine. `LlamaPrior` is for software
+that serves language models (`priors.llama_folder`). `PixelCNNPrior`, `NGramPrior`, `UnigramPrior` and `UniformPrior`
+are what they have to beat. Real vectors:
 
     from priors import MixtureTransformerPrior
 

@@ -1,8 +1,8 @@
-"""One input through a trunk by operations that are the same at every place: to be compiled, or kept as a CUDA graph.
+"""One input through a trunk by operations that are the same at every position: to be compiled, or kept as a CUDA graph.
 
-The place is a number in memory, keys and values are written by index, and attention looks at the whole cache with what
-lies ahead hidden. torch.compile makes one pass over the cache of it, which eager operations cannot; a CUDA graph takes
-away the launches, which in a small trunk take longer than the work.
+The position is a number in memory, keys and values are written by index, and attention looks at the whole cache with
+what lies ahead hidden. torch.compile makes one pass over the cache of it, which eager operations cannot; a CUDA graph
+takes away the launches, which in a small trunk take longer than the work.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def step_to_compile(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    place: Tensor,
+    position: Tensor,
     ahead: Tensor,
     layers: list[Layer],
     dtype: torch.dtype,
@@ -43,12 +43,12 @@ def step_to_compile(
 
     Args:
         cos, sin: of the rotary of query and key, "b 2 1 pairs".
-        place: int64 "1", where in the cache this input goes.
-        ahead: "n n", what is added to the scores of the input at a place (first): -inf for later places.
+        position: int64 "1", where in the cache this input goes.
+        ahead: "n n", what is added to the scores of the input at a position (first): -inf for later positions.
         dtype: of the products with weights.
         normalised: whether queries and keys are, as in `Trunk`.
     """
-    bias = ahead.index_select(0, place)
+    bias = ahead.index_select(0, position)
     for layer in layers:
         b, h, _, d = layer.keys.shape
         split = multiply(rms_norm(x).to(dtype), layer.qkv).to(x.dtype).view(b, 3, h, d)
@@ -56,8 +56,8 @@ def step_to_compile(
         first, second = both[..., 0::2], both[..., 1::2]
         rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2)
         cached = layer.keys.dtype
-        layer.keys.index_copy_(2, place, rotated[:, 1, :, None].to(cached))
-        layer.values.index_copy_(2, place, split[:, 2, :, None].to(cached))
+        layer.keys.index_copy_(2, position, rotated[:, 1, :, None].to(cached))
+        layer.values.index_copy_(2, position, split[:, 2, :, None].to(cached))
         scores = (rotated[:, 0, :, None] * layer.keys).sum(-1) * d**-0.5 + bias
         mixed = (scores.softmax(-1)[..., None] * layer.values).sum(2)
         x = x + multiply(mixed.reshape(b, h * d).to(dtype), layer.out)

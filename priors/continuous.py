@@ -1,6 +1,6 @@
 """The interface of a prior over grids of real vectors, the latents of a Gaussian encoder.
 
-A continuous prior is a density p(z) over grids z of `math.prod(grid)` places, each a vector of R^d:
+A continuous prior is a density p(z) over grids z of `math.prod(grid)` positions, each a vector of R^d:
 
     ln p(z | label) = sum_i ln p(z_i | z_1 .. z_{i-1}, label)
 
@@ -51,7 +51,7 @@ class ContinuousPrior(GridModel):
 
     @abstractmethod
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
-        """Latents "b n d", drawn in evaluation mode and without gradients."""
+        """Latents "b n d", sampled in evaluation mode and without gradients."""
 
     def log_prob(self, latents: Vectors, labels: Labels | None = None) -> Float[Tensor, " b"]:
         """Log-density of whole grids, in nats; gradients reach the latents too.
@@ -78,10 +78,10 @@ class ContinuousPrior(GridModel):
         """Draw `num` grids. The same seed of `generator` gives the same latents.
 
         Args:
-            labels: class of each grid "b", or one class for all of them; None draws under "no label".
+            labels: class of each grid "b", or one class for all of them; None samples under "no label".
             sampling: of which there is only the temperature T. It multiplies every Gaussian's standard deviation, and
                 weights w of a mixture become w^(1/T), normalised. 1 is the model itself, 0 takes the mean of the
-                heaviest component at each place.
+                heaviest component at each position.
             generator: of the draws; torch's global one unless given.
 
         Raises ValueError for a bad count or labels, and for options that it does not have.
@@ -89,7 +89,9 @@ class ContinuousPrior(GridModel):
         check_sampling(sampling)
         if others := [name for name in sampling.changed() if name != "temperature"]:
             told = " and ".join(f"{name}={getattr(sampling, name)!r}" for name in others)
-            raise ValueError(f"got {told}, expected only a temperature: {type(self).__name__} draws vectors, not codes")
+            raise ValueError(
+                f"got {told}, expected only a temperature: {type(self).__name__} samples vectors, not codes"
+            )
         num = self._check_num(num)
         found = self._check_labels(labels, num)
         with self.evaluating():
@@ -110,7 +112,7 @@ class ContinuousPrior(GridModel):
                 f"got latents with {num_bad} of {latents.numel()} values NaN or infinite as {self.dtype}, "
                 "expected finite numbers: see whether the encoder's training diverged"
             )
-        return latents.reshape(len(latents), self.num_places, self.dim)
+        return latents.reshape(len(latents), self.num_positions, self.dim)
 
 
 def draw_noise(

@@ -1,4 +1,4 @@
-"""Many grids to be drawn: what is asked for, checked, and how many grids are drawn at once."""
+"""Many grids to be sampled: what is asked for, checked, and how many grids are sampled at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from safefolder.arrays import Codes, Mask
 
 Prefix = Integer[Tensor, "b n"] | Integer[np.ndarray, "b n"] | Sequence[Any]
 
-# Bytes that caches and tables of one block of grids may take, and the most grids in it: more make nothing faster.
+# Bytes that caches and conditionals of one block of grids may take, and the most grids in it: more make nothing faster.
 CACHE_BYTES = 2**30
 MOST_GRIDS = 256
 # Grids with seeds of their own are always computed by so many, filled up if need be: matrix products of another shape
@@ -41,7 +41,7 @@ class Blocks:
         self._chooser([])  # what is wrong is said now, not at the first grid
 
     def __iter__(self) -> Iterator[tuple[list[int], int, Chooser]]:
-        """Of each block: its grids, the last again until it is full; how many were asked for; and what draws them."""
+        """Of each block: its grids, the last again until it is full; how many were asked for; and what samples them."""
         for begin in range(0, self.num, self.size):
             stop = min(self.num, begin + self.size)
             end = stop if self._seeds is None else begin + self.size
@@ -77,7 +77,9 @@ def seeds_for(num: int, seeds: Seeds | None, sampling: Sampling) -> list[int] | 
     if len(listed) != num:
         raise ValueError(f"got {len(listed)} seeds for {num} grids, expected one each")
     if sampling.batch_size is not None:
-        raise ValueError(f"got batch_size={sampling.batch_size} beside seeds, which are drawn {SEEDED_GRIDS} at a time")
+        raise ValueError(
+            f"got batch_size={sampling.batch_size} beside seeds, which are sampled {SEEDED_GRIDS} at a time"
+        )
     return listed
 
 
@@ -95,21 +97,21 @@ def check_codes(model: GridModel, num_codes: int, codes: Codes, name: str, shape
 def check_given(
     model: GridModel, num_codes: int, num: int, prefix: Prefix | None, given: Codes | None, mask: Mask | None
 ) -> tuple[Tensor, Tensor]:
-    """Given codes "b n" (zero where to draw), and where they are kept; one row for all if nothing is given.
+    """Given codes "b n" (zero where to sample), and where they are kept; one row for all if nothing is given.
 
     Raises ValueError for what is none of a prefix, or codes with a mask, of `num` grids.
     """
     rows = 1 if prefix is None and given is None else num
-    codes = torch.zeros(rows, model.num_places, dtype=torch.int64, device=model.device)
+    codes = torch.zeros(rows, model.num_positions, dtype=torch.int64, device=model.device)
     kept = torch.zeros_like(codes, dtype=torch.bool)
     if (given is None) != (mask is None) or (given is not None and prefix is not None):
         raise ValueError("expected given codes and a mask together, or a prefix, or neither")
     if prefix is not None:
         prefix = arrays.integers(prefix, "prefix", model.device)
-        if prefix.ndim != 2 or prefix.shape[0] != num or prefix.shape[1] > model.num_places:
+        if prefix.ndim != 2 or prefix.shape[0] != num or prefix.shape[1] > model.num_positions:
             raise ValueError(
                 f"got prefix of shape {tuple(prefix.shape)}, expected ({num}, n) with n from 0 to "
-                f"{model.num_places}, the first places in raster order"
+                f"{model.num_positions}, the first positions in raster order"
             )
         codes[:, : prefix.shape[1]] = check_codes(model, num_codes, prefix, "prefix", (prefix.shape[1],))
         kept[:, : prefix.shape[1]] = True
@@ -119,22 +121,22 @@ def check_given(
             expected = ", ".join(map(str, model.grid))
             raise ValueError(
                 f"got a mask of {mask.dtype} {tuple(mask.shape)}, expected booleans of shape ({expected}) or "
-                f"({num}, {expected}), True where to draw"
+                f"({num}, {expected}), True where to sample"
             )
         if tuple(given.shape) != (num, *model.grid):
             expected = ", ".join(map(str, (num, *model.grid)))
             raise ValueError(f"got given codes of shape {tuple(given.shape)}, expected ({expected})")
-        kept = ~mask.to(model.device).expand(num, *model.grid).reshape(num, model.num_places)
-        # What stands where codes are to be drawn is nobody's business, such as a -1 for "unknown".
+        kept = ~mask.to(model.device).expand(num, *model.grid).reshape(num, model.num_positions)
+        # What stands where codes are to be sampled is nobody's business, such as a -1 for "unknown".
         given = given.to(model.device).where(kept.reshape(given.shape), 0)
-        codes = check_codes(model, num_codes, given, "given codes", model.grid).reshape(num, model.num_places)
+        codes = check_codes(model, num_codes, given, "given codes", model.grid).reshape(num, model.num_positions)
     return codes, kept
 
 
 def strengths_of(model: GridModel, guidance: float | Sequence[float] | None, labels: Tensor | None) -> Tensor | None:
-    """Guidance "n" at each place of the walk; None where it is 1 everywhere.
+    """Guidance "n" at each position of the walk; None where it is 1 everywhere.
 
-    Raises ValueError for another number of places, and where there is nothing to guide to.
+    Raises ValueError for another number of positions, and where there is nothing to guide to.
     """
     if guidance is None or guidance == 1:
         return None
@@ -142,10 +144,10 @@ def strengths_of(model: GridModel, guidance: float | Sequence[float] | None, lab
         raise ValueError(f"got guidance={guidance}, expected None: this prior was made without num_classes")
     if labels is None or bool((labels == model.num_classes).any()):
         raise ValueError(f"got guidance={guidance} without labels, expected labels to guide to")
-    strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * model.num_places
-    if len(strengths) != model.num_places:
+    strengths = list(guidance) if isinstance(guidance, Sequence) else [guidance] * model.num_positions
+    if len(strengths) != model.num_positions:
         raise ValueError(
-            f"got guidance of {len(strengths)} numbers, expected one for each of {model.num_places} places"
+            f"got guidance of {len(strengths)} numbers, expected one for each of {model.num_positions} positions"
         )
     if all(strength == 1 for strength in strengths):
         return None

@@ -1,7 +1,7 @@
 """What a prior over grids of codes and one over grids of vectors share.
 
-A grid has `math.prod(grid)` places, taken in raster order (row-major, the last axis fastest). Its model knows where it
-lives, which labels it takes, and how to be saved and loaded; what stands at a place is its subclasses' affair.
+A grid has `math.prod(grid)` positions, taken in raster order (row-major, the last axis fastest). Its model knows where
+it lives, which labels it takes, and how to be saved and loaded; what stands at a position is its subclasses' affair.
 """
 
 import math
@@ -71,7 +71,7 @@ class GridModel(SavedModel):
 
     run_part = "prior"
     card_name = "prior"
-    summary = "A prior over the latents of an image tokenizer: it draws them, and says how probable they are."
+    summary = "A prior over the latents of an image tokenizer: it samples them, and says how probable they are."
     _noted = ("trained_on",)
 
     @classmethod
@@ -89,8 +89,8 @@ class GridModel(SavedModel):
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
 
     @property
-    def num_places(self) -> int:
-        """Places of the grid, i.e. codes or vectors an image."""
+    def num_positions(self) -> int:
+        """Positions of the grid, i.e. codes or vectors an image."""
         return math.prod(self.grid)
 
     @property
@@ -124,7 +124,7 @@ class GridModel(SavedModel):
         self.trained_on = TrainedOn.from_plain(notes.get("trained_on"))
 
     def _check_num(self, num: int) -> int:
-        """How many grids to draw."""
+        """How many grids to sample."""
         if not isinstance(num, numbers.Integral) or isinstance(num, bool) or num < 0:
             raise ValueError(f"got num={num!r}, expected an integer >= 0")
         return int(num)

@@ -1,8 +1,8 @@
-"""A trunk step by step: what a walk computes at each place, with the keys and values of the places before it kept.
+"""A trunk step by step: what a walk computes at each position, with the keys and values of those before it kept.
 
-The result is that of `Trunk.forward` over all places at once, to rounding. Linear maps are in the type of the walk
+The result is that of `Trunk.forward` over all positions at once, to rounding. Linear maps are in the type of the walk
 (`priors.precision`); what is added up over the depth and the norms are in float32 or better, and so is attention unless
-many rows are drawn in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand,
+many rows are sampled in bfloat16. Attention of one query is two batched products of vectors with the cache, by hand,
 which on a CPU is faster than scaled_dot_product_attention; keys are kept transposed for it.
 """
 
@@ -17,8 +17,8 @@ from priors.packed_linear import plain, prepare
 from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, Trunk, gated_width
 
-# Takes the vectors at the places fixed since the last call, "b n w", and gives the features of the
-# next place, "b w".
+# Takes the vectors at the positions fixed since the last call, "b n w", and gives the features of the
+# next position, "b w".
 Advance = Callable[[Tensor], Tensor]
 
 
@@ -29,11 +29,11 @@ _LARGE = 2**19
 class CachedTrunk:
     """One walk through a trunk over `rows` rows. Caches and scratch memory are allocated once, for all steps.
 
-    Attributes: `length`, places that are in the cache.
+    Attributes: `length`, positions that are in the cache.
     """
 
-    def __init__(self, trunk: Trunk, rows: int, num_places: int, arithmetic: Arithmetic):
-        self.length, self.rows, self.num_places = 0, rows, num_places
+    def __init__(self, trunk: Trunk, rows: int, num_positions: int, arithmetic: Arithmetic):
+        self.length, self.rows, self.num_positions = 0, rows, num_positions
         self.num_heads, self.head_width, self.width = trunk.num_heads, trunk.head_width, trunk.width
         self.mlp_width, self.normalised = trunk.mlp_width, trunk.normalised
         self.dtype, self.wide = arithmetic.dtype, torch.promote_types(arithmetic.dtype, torch.float32)
@@ -44,7 +44,7 @@ class CachedTrunk:
         static = arithmetic.compiled or self.device.type == "cuda"
         # Products of bfloat16 vectors pay for whole caches that are large, though what lies ahead is multiplied too:
         # of a part oneDNN makes a copy first.
-        large = rows * num_places * trunk.width >= _LARGE
+        large = rows * num_positions * trunk.width >= _LARGE
         self.whole = not static and self.device.type == "cpu" and self.dtype == torch.bfloat16 and large
         self.cached = self.dtype if static or self.whole else self.wide
         options = {"dtype": self.cached, "device": self.device}
@@ -54,7 +54,7 @@ class CachedTrunk:
             centred = self._centred if self.normalised else None
             qkv = prepare(block.attention.qkv.weight, arithmetic, rows, centred, packed=not static)
             # Zeros, as what lies ahead is hidden from a static step but must be numbers.
-            values = torch.zeros(rows, self.num_heads, num_places, self.head_width, **options)
+            values = torch.zeros(rows, self.num_heads, num_positions, self.head_width, **options)
             shape = values.shape if static else values.mT.shape
             keys = torch.zeros(shape, **options)
             keys = keys.mT if static else keys
@@ -69,10 +69,10 @@ class CachedTrunk:
     def _make_static(self, trunk: Trunk, arithmetic: Arithmetic) -> None:
         step = Compiled() if arithmetic.compiled else step_to_compile
         self.one = Graph(step) if self.device.type == "cuda" else step
-        self.place = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.cos = self.eps.new_empty(self.rows, 2, 1, self.head_width // 2)
         self.sin = torch.empty_like(self.cos)
-        self.ahead = self.eps.new_full((self.num_places, self.num_places), -torch.inf).triu(1)
+        self.ahead = self.eps.new_full((self.num_positions, self.num_positions), -torch.inf).triu(1)
         self.static_layers = []
         for (keys, values, *_), block in zip(self.layers, trunk.blocks, strict=True):
             maps = (block.attention.qkv, block.attention.out, block.mlp.gate_and_value, block.mlp.out)
@@ -104,12 +104,12 @@ class CachedTrunk:
         begin = self.length
         self.length += m if num_kept is None else num_kept
         if self.one is not None and m == 1:
-            self.place.fill_(begin)
+            self.position.fill_(begin)
             # One program for rotary of all rows and of each row.
-            turn = torch.view_as_real(rotary[0] if rotary.ndim == 4 else rotary[:, 0])
-            self.cos.copy_(turn[..., 0])
-            self.sin.copy_(turn[..., 1])
-            memory = (self.cos, self.sin, self.place, self.ahead)
+            angles = torch.view_as_real(rotary[0] if rotary.ndim == 4 else rotary[:, 0])
+            self.cos.copy_(angles[..., 0])
+            self.sin.copy_(angles[..., 1])
+            memory = (self.cos, self.sin, self.position, self.ahead)
             features = self.one(s.x, *memory, self.static_layers, self.dtype, self.normalised)
             return features.to(self.dtype, copy=True)[:, None]
         hidden = None
@@ -123,7 +123,7 @@ class CachedTrunk:
         b, m, heads = self.rows, s.m, self.rows * self.num_heads
         end = new.stop
         # How much of the cache is multiplied.
-        length = self.num_places if self.whole else end
+        length = self.num_positions if self.whole else end
         scores = s.scores[: heads * m * length].view(heads, m, length)
         for keys, values, qkv_map, out_map, gate_and_value_map, mlp_out_map in self.layers:
             s.qkv.copy_(qkv_map(self._normed(s)))
@@ -132,7 +132,7 @@ class CachedTrunk:
                 # The rest of each head's LayerNorm.
                 norm = torch.linalg.vector_norm(s.queries_and_keys, dim=-1, keepdim=True, out=s.head_norm)
                 torch.addcmul(self.eps, norm, norm, value=1 / self.head_width, out=norm).rsqrt_()
-                torch.mul(s.turned_real, norm, out=s.turned_real)
+                torch.mul(s.rotated_real, norm, out=s.rotated_real)
             keys[..., new].copy_(s.new_keys)
             values[:, :, new].copy_(s.new_values)
             if s.queries is not s.wide_queries:
@@ -183,32 +183,32 @@ class _Scratch:
         self.head_norm = torch.empty(b, m, 2, h, 1, **wide)
         rotated = torch.empty(2, b, h, m, d, **wide)
         # Written in the order of the products, read in the order of attention.
-        self.turned_real = rotated.permute(1, 3, 0, 2, 4)
-        self.rotated = torch.view_as_complex(self.turned_real.unflatten(-1, (d // 2, 2)))
+        self.rotated_real = rotated.permute(1, 3, 0, 2, 4)
+        self.rotated = torch.view_as_complex(self.rotated_real.unflatten(-1, (d // 2, 2)))
         self.new_keys = rotated[1].transpose(-1, -2)
         self.new_values = split[:, :, 2].transpose(1, 2)
         self.wide_queries = rotated[0].view(b * h, m, d)
         narrow = {"dtype": cached.dtype if cached.whole else cached.wide, "device": cached.device}
         self.queries = torch.empty_like(self.wide_queries, **narrow) if cached.whole else self.wide_queries
-        self.scores = torch.empty(b * h * m * cached.num_places, **narrow)
+        self.scores = torch.empty(b * h * m * cached.num_positions, **narrow)
         self.mixed = torch.empty(b * h, m, d, **narrow)
         self.mixed_rows = self.mixed.view(b, h, m, d).transpose(1, 2)
         self.input = torch.empty(b, m, h, d, **own)
 
 
-def cache_bytes(trunk: Trunk, num_places: int, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
+def cache_bytes(trunk: Trunk, num_positions: int, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
     """Bytes of a row: keys and values, and what a step over so many inputs needs, at most."""
     wide = torch.promote_types(arithmetic.dtype, torch.float32).itemsize
-    kept = 2 * trunk.depth * num_places * trunk.width
+    kept = 2 * trunk.depth * num_positions * trunk.width
     # Queries, keys and values twice, the stream, its norm and the gated branch; and the scores.
     wider = max(0, trunk.mlp_width - gated_width(trunk.width))
-    step = num_inputs * (16 * trunk.width + 3 * wider + trunk.num_heads * num_places)
+    step = num_inputs * (16 * trunk.width + 3 * wider + trunk.num_heads * num_positions)
     return wide * (kept + step)
 
 
 def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, arithmetic: Arithmetic) -> Advance:
-    """The trunk place by place in raster order, after the start tokens "b w"."""
-    cached = CachedTrunk(trunk.trunk, len(start), trunk.num_places, arithmetic)
+    """The trunk position by position in raster order, after the start tokens "b w"."""
+    cached = CachedTrunk(trunk.trunk, len(start), trunk.num_positions, arithmetic)
     rotary = trunk.rotary(start)
 
     def advance(vectors: Tensor) -> Tensor:

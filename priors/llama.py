@@ -15,11 +15,11 @@ behind a start token. Of it are:
 - SwiGLU (Shazeer 2020), no biases, and another matrix for the logits than for the embeddings.
 
 Departures: none that its weights or its outputs show. Dropout, label dropout and noise on the codes read belong to
-training. Logits are of codes alone, as start tokens are never drawn, and pairs of a head are neighbours here and half a
-head apart in Hugging Face's layout, which is another order of the same rows (`priors.llama_folder` changes it).
+training. Logits are of codes alone, as start tokens are never sampled, and pairs of a head are neighbours here and half
+a head apart in Hugging Face's layout, which is another order of the same rows (`priors.llama_folder` changes it).
 
-A `TransformerPrior` is told the axes of the grid and has learned vectors of its places; take this one where the prior
-is to be served by software for language models.
+A `TransformerPrior` is told the axes of the grid and has learned vectors of its positions; take this one where the
+prior is to be served by software for language models.
 """
 
 import math
@@ -61,4 +61,4 @@ class LlamaPrior(RasterPrior):
             raise ValueError(f"got rope_base={options.rope_base!r}, expected a number above 1, e.g. 10000")
 
     def make_trunk(self) -> SequenceTrunk:
-        return SequenceTrunk(self.config, self.num_places, self.config.mlp_width, self.config.rope_base)
+        return SequenceTrunk(self.config, self.num_positions, self.config.mlp_width, self.config.rope_base)

@@ -1,4 +1,4 @@
-"""What stands beside the weights of a `LlamaPrior` in a folder for other software: its config, how to draw, a README.
+"""What stands beside the weights of a `LlamaPrior` in a folder for other software: its config, how to sample, a README.
 
 The tokens are those of `priors.llama_folder`.
 """
@@ -30,7 +30,7 @@ def llama_config(prior: LlamaPrior) -> dict[str, Any]:
         # The second is what readers from before transformers 5 know.
         "rope_parameters": {"rope_type": "default", "rope_theta": rope_base},
         "rope_theta": rope_base,
-        "max_position_embeddings": prior.num_places + 1,
+        "max_position_embeddings": prior.num_positions + 1,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -49,15 +49,15 @@ def llama_config(prior: LlamaPrior) -> dict[str, Any]:
 
 
 def generation_of(prior: LlamaPrior) -> dict[str, Any]:
-    """generation_config.json: draws from the prior as it is, as many codes as the grid has places."""
+    """generation_config.json: samples from the prior as it is, as many codes as the grid has positions."""
     specials = prior.start.embedding.num_embeddings
     return {
         "do_sample": True,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
-        "min_new_tokens": prior.num_places,
-        "max_new_tokens": prior.num_places,
+        "min_new_tokens": prior.num_positions,
+        "max_new_tokens": prior.num_positions,
         "suppress_tokens": list(range(prior.num_codes, prior.num_codes + specials)),
         "bos_token_id": prior.num_codes,
         "eos_token_id": None,
@@ -67,8 +67,8 @@ def generation_of(prior: LlamaPrior) -> dict[str, Any]:
 
 
 def readme_of(prior: LlamaPrior) -> str:
-    """README.md: what the tokens are, and how other software draws."""
-    codes, places, classes = prior.num_codes, prior.num_places, prior.num_classes
+    """README.md: what the tokens are, and how other software samples."""
+    codes, positions, classes = prior.num_codes, prior.num_positions, prior.num_classes
     grid = " x ".join(map(str, prior.grid))
     tokens = (
         f"- 0 to {codes - 1}: the codes.\n- {codes}: begins a grid{'' if classes is None else ' without a label'}.\n"
@@ -79,8 +79,8 @@ def readme_of(prior: LlamaPrior) -> str:
         begin, comment = f"{codes} + 1 + label", f"label = 0  # 0 to {classes - 1}\n"
     return f"""# A prior over grids of codes, as a Llama
 
-It gives grids of {grid} codes in raster order, the last axis fastest: {places} tokens behind one that begins the grid.
-Written by vqvae-priors (`LlamaPrior`), which decodes the codes to images. There is no tokenizer. Tokens are:
+It gives grids of {grid} codes in raster order, the last axis fastest: {positions} tokens behind one that begins the
+grid. Written by vqvae-priors (`LlamaPrior`), which decodes the codes to images. There is no tokenizer. Tokens are:
 
 {tokens}
 With transformers:
@@ -95,7 +95,8 @@ tokens = model.generate(start, attention_mask=torch.ones_like(start))
 codes = tokens[:, 1:].reshape(4, {", ".join(map(str, prior.grid))})
 ```
 
-generation_config.json draws from the model as it is, {places} tokens a grid, and leaves out the tokens that begin one.
+generation_config.json samples from the model as it is, {positions} tokens a grid, and leaves out the tokens that begin
+one.
 
 With vLLM (untested):
 
@@ -104,10 +105,10 @@ from vllm import LLM, SamplingParams
 
 llm = LLM(model=".", skip_tokenizer_init=True)
 {comment}params = SamplingParams(
-    temperature=1.0, max_tokens={places}, ignore_eos=True, detokenize=False, allowed_token_ids=list(range({codes}))
+    temperature=1.0, max_tokens={positions}, ignore_eos=True, detokenize=False, allowed_token_ids=list(range({codes}))
 )
 (output,) = llm.generate([{{"prompt_token_ids": [{begin}]}}], params)
-codes = output.outputs[0].token_ids  # {places} codes, a grid of {grid}
+codes = output.outputs[0].token_ids  # {positions} codes, a grid of {grid}
 ```
 
 `allowed_token_ids` leaves out the tokens that begin a grid, as `suppress_tokens` does in transformers.

@@ -2,7 +2,7 @@
 
 Tokens are the K codes, 0 .. K-1; K, which begins a grid without a label; and K+1+label, which begins one of a class.
 config.json says what `LlamaForCausalLM` reads and, in keys that it keeps and ignores, the grid: `code_grid`,
-`num_codes` and `num_classes`. There is no tokenizer, and no end: a grid is as many tokens as it has places.
+`num_codes` and `num_classes`. There is no tokenizer, and no end: a grid is as many tokens as it has positions.
 
 Weights go over as they are, with three exceptions:
 
@@ -63,16 +63,16 @@ _FILES = (CONFIG, "generation_config.json", WEIGHTS, "README.md")
 # What is read, for a download.
 PATTERNS = (CONFIG, WEIGHTS, index_of(WEIGHTS), "model-?????-of-?????.safetensors")
 # Weights tell nothing of the grid, so it is held to what any Llama's context is far below.
-MOST_AXES, MOST_PLACES = 8, 2**24
+MOST_AXES, MOST_POSITIONS = 8, 2**24
 # Below it a norm's epsilon would be a residual stream of more than float32 holds.
 LEAST_EPSILON = 1e-12
 MOST_ROPE_BASE = 1e30
 
 _WHY_NOT: dict[type[GridModel], str] = {
     TransformerPrior: "its positions follow the axes of the grid, it normalises queries and keys, and it adds a vector "
-    "of the place to predict",
-    AnyOrderPrior: "it takes the places in any order, where a Llama has one",
-    DepthTransformerPrior: "it is two transformers, one of them over the several codes of a place",
+    "of the position to predict",
+    AnyOrderPrior: "it takes the positions in any order, where a Llama has one",
+    DepthTransformerPrior: "it is two transformers, one of them over the several codes of a position",
     NextScalePrior: "it gives all codes of a scale in one step, where a Llama gives one",
     PixelCNNPrior: "it is made of convolutions",
     NGramPrior: "it is a table of counts and no transformer",
@@ -93,7 +93,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
 def save_llama(prior: GridModel, folder: str | Path) -> None:
     """Write a prior as a folder of `LlamaForCausalLM`; one that is there is replaced, if it holds these files only.
 
-    It holds config.json, generation_config.json, model.safetensors and a README.md with how to draw from it. What
+    It holds config.json, generation_config.json, model.safetensors and a README.md with how to sample from it. What
     training alone uses (dropout and the like) is not kept: `save_pretrained` keeps it.
     Raises ValueError for a prior that is no Llama, and where the folder cannot be written or has something else in it.
     """
@@ -306,8 +306,8 @@ def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         found[name.removeprefix("code_")] = known if known is not None else value
     axes = found["grid"]
     numbers = isinstance(axes, list) and all(isinstance(axis, int) for axis in axes)
-    if numbers and (len(axes) > MOST_AXES or math.prod(axes) > MOST_PLACES):
-        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes and {MOST_PLACES:,} places")
+    if numbers and (len(axes) > MOST_AXES or math.prod(axes) > MOST_POSITIONS):
+        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes and {MOST_POSITIONS:,} positions")
     if missing := [name for name in ("grid", "num_codes") if found[name] is None]:
         raise ValueError(
             f"it does not say {' and '.join(missing)}, expected as arguments: load_llama(folder, grid=...)"

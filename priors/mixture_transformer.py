@@ -1,4 +1,4 @@
-"""A decoder-only transformer over grids of real vectors, with a mixture of Gaussians at each place.
+"""A decoder-only transformer over grids of real vectors, with a mixture of Gaussians at each position.
 
 Tschannen, Eastwood & Mentzer 2023, "GIVT: Generative infinite-vocabulary transformers", causal kind:
 
@@ -14,7 +14,7 @@ so one linear map takes the place of a code's embedding and mixture parameters t
   model that starts near N(0, I). They are saved with the weights and take no gradient.
 - The floor e^-7 (in standard units) of a standard deviation: where latents lie on a surface of fewer
   dimensions than d, or repeat, the likelihood of a Gaussian has no maximum, and ever narrower ones
-  give an infinite density. With the floor a place has at most 6.1 d nats. Softplus, as a clamp would
+  give an infinite density. With the floor a position has at most 6.1 d nats. Softplus, as a clamp would
   give no gradient to a component that has come to the floor.
 - The head starts small: N(0, 0.001) weights, logits 0, log-standard deviations 0, means N(0, 0.1), so
   that components differ and can part.
@@ -84,7 +84,7 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
 
     @torch.no_grad()
     def standardise(self, latents: Vectors) -> "MixtureTransformerPrior":
-        """Set `shift` and `scale` to the mean and standard deviation of each channel over images and places.
+        """Set `shift` and `scale` to the mean and standard deviation of each channel over images and positions.
 
         Call it once, before training, with a good share of the training latents: weights that were
         trained under another scale no longer fit. Returns the prior itself.
@@ -106,19 +106,19 @@ class MixtureTransformerPrior(ContinuousPrior, TrunkModel):
         scale = widen(self.scale)
         units = (latents - widen(self.shift)) / scale
         features = self.trunk(self.start(len(units), labels), _in_full(self.vector, units[:, :-1]))
-        return self._mixtures(features).log_prob(units).sum(1) - self.num_places * scale.log().sum()
+        return self._mixtures(features).log_prob(units).sum(1) - self.num_positions * scale.log().sum()
 
     def _start_walk(self, num: int, labels: Tensor | None) -> Callable[[Tensor], "_Mixture"]:
-        """A step takes the standardised vectors "b n d" fixed since the last, and gives the next place's mixture."""
+        """A step takes the standardised vectors "b n d" fixed since the last, and gives the next position's mixture."""
         advance = raster_walk(self.trunk, self.start(num, labels), Arithmetic(self.dtype))
         return lambda fixed: self._mixtures(advance(_in_full(self.vector, fixed)))
 
     def _sample(self, num: int, labels: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
-        units = torch.zeros(num, self.num_places, self.dim, dtype=self.dtype, device=self.device)
+        units = torch.zeros(num, self.num_positions, self.dim, dtype=self.dtype, device=self.device)
         step = self._start_walk(num, labels)
-        for place in range(self.num_places):
-            mixture = step(units[:, max(place - 1, 0) : place])
-            units[:, place] = mixture.sample(temperature, generator)
+        for position in range(self.num_positions):
+            mixture = step(units[:, max(position - 1, 0) : position])
+            units[:, position] = mixture.sample(temperature, generator)
         return widen(self.shift) + widen(self.scale) * units
 
     def _mixtures(self, features: Tensor) -> "_Mixture":

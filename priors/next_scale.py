@@ -1,22 +1,22 @@
 """A transformer from coarse pictures of codes to fine ones, a whole scale at once.
 
-Tian et al. 2024, "Visual Autoregressive Modeling" (VAR). Codes are one row of pictures r_1 .. r_L of s_l x s_l places,
-coarsest first, each in raster order, as multi-scale residual quantisation gives them:
+Tian et al. 2024, "Visual Autoregressive Modeling" (VAR). Codes are one row of pictures r_1 .. r_L of s_l x s_l
+positions, coarsest first, each in raster order, as multi-scale residual quantisation gives them:
 
     ln P(r_1 .. r_L | label) = sum_l sum_i ln P(r_li | r_1 .. r_{l-1}, label)
 
 The codes of a scale are independent of each other given all coarser scales, so that a walk takes L steps. The input of
-place i of scale l is
+position i of scale l is
 
     x_1i = start(label) + target_1i + scale_1
     x_li = area_l( sum_{m<l} bicubic(code(r_m)) )_i + target_li + scale_l,      l > 1
 
 where each picture of embedded codes is enlarged to the finest grid, and their sum shrunk to scale l, as the quantizer
-does with its vectors. Attention sees the place's own scale and all coarser ones.
+does with its vectors. Attention sees the position's own scale and all coarser ones.
 
 Departures: the embeddings summed are the prior's own, since it knows no quantizer; both maps being linear, they are
 one matrix, made once, without the quantizer's convolutions; the class comes in through the start token alone, by the
-trunk of `priors.trunk`; and queries and keys are rotated by where the place's middle lies on the finest grid.
+trunk of `priors.trunk`; and queries and keys are rotated by where the position's middle lies on the finest grid.
 """
 
 import itertools
@@ -40,7 +40,7 @@ from priors.trunk import (
     widen,
 )
 from priors.trunk_model import TrunkPrior
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 from safefolder.configured import ConfiguredOptions
 from safefolder.options import Given
 
@@ -60,8 +60,8 @@ class NextScalePrior(TrunkPrior):
     """
 
     # Not saved: they follow from the scales.
-    gathering: Tensor  # "n m", the share of each place's embedding (second) in each place's input
-    scale_of: Tensor  # "n", the index of each place's scale
+    gathering: Tensor  # "n m", the share of each position's embedding (second) in each position's input
+    scale_of: Tensor  # "n", the index of each position's scale
 
     def __init__(
         self, *, scales: Given[Sequence[int]] = (1, 2, 3, 4, 7), grid: Given[Sequence[int]] = (), **options: Any
@@ -70,11 +70,11 @@ class NextScalePrior(TrunkPrior):
         config = self.config
         self.scales = tuple(scales)
         self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
-        self.target = nn.Parameter(torch.empty(self.num_places, config.width))
+        self.target = nn.Parameter(torch.empty(self.num_positions, config.width))
         self.scale = nn.Parameter(torch.empty(len(self.scales), config.width))
         self.trunk = Trunk(config)
         self.logits = nn.Linear(config.width, config.num_codes, bias=False)
-        self.num_read = self.num_places - self.scales[-1] ** 2  # the finest scale is read by none
+        self.num_read = self.num_positions - self.scales[-1] ** 2  # the finest scale is read by none
         self.register_buffer("gathering", self._gathering(), persistent=False)
         scale_of = [index for index, scale in enumerate(self.scales) for _ in range(scale**2)]
         self.register_buffer("scale_of", torch.tensor(scale_of), persistent=False)
@@ -92,13 +92,13 @@ class NextScalePrior(TrunkPrior):
             check_size(scale, "a scale")
         if any(a >= b for a, b in itertools.pairwise(options.scales)):
             raise ValueError(f"got scales={options.scales}, expected each larger than the one before")
-        places = sum(scale**2 for scale in options.scales)
-        if options.grid != () and check_grid(options.grid) != (places,):
+        positions = sum(scale**2 for scale in options.scales)
+        if options.grid != () and check_grid(options.grid) != (positions,):
             raise ValueError(
-                f"got grid={tuple(options.grid)} with scales={options.scales}, expected ({places},), their places in a "
-                "row; leave grid out"
+                f"got grid={tuple(options.grid)} with scales={options.scales}, expected ({positions},), their "
+                "positions in a row; leave grid out"
             )
-        options.put(grid=(places,))
+        options.put(grid=(positions,))
         super().check_options(options)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
@@ -112,13 +112,13 @@ class NextScalePrior(TrunkPrior):
         return self._all_logits(mixtures, labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
-        """Logits "b n k" of every place, from the embedded codes "b m w" of all scales but the finest."""
-        everywhere = slice(0, self.num_places)
+        """Logits "b n k" of every position, from the embedded codes "b m w" of all scales but the finest."""
+        everywhere = slice(0, self.num_positions)
         x = self._inputs(self.start(len(embedded), labels), embedded, everywhere)
-        return widen(self.logits(self.trunk(x, self._turns(), self._visible(everywhere))))
+        return widen(self.logits(self.trunk(x, self._rotary(), self._visible(everywhere))))
 
     def _inputs(self, start: Tensor, embedded: Tensor, here: slice) -> Tensor:
-        """Inputs "b n w" of some places, from start tokens "b w" and the codes "b m w" known, all of coarser scales."""
+        """Inputs "b n w" of some positions, from start tokens "b w" and the codes "b m w" of coarser scales."""
         with torch.autocast(embedded.device.type, enabled=False):
             shares = self.gathering[here, : embedded.shape[1]]
             gathered = (shares @ embedded.to(shares.dtype)).to(embedded.dtype)
@@ -135,22 +135,22 @@ class NextScalePrior(TrunkPrior):
         self.gathering = self._gathering()  # made anew: what was rounded to float32 is no float64 matrix
         return self
 
-    def _turns(self) -> Tensor:
+    def _rotary(self) -> Tensor:
         like, finest = widen(self.target), self.scales[-1]
-        places = []
+        positions = []
         for scale in self.scales:
             middles = (torch.arange(scale, device=like.device, dtype=like.dtype) + 0.5) * (finest / scale) - 0.5
-            places.append(torch.cartesian_prod(middles, middles))
-        rotation = rotations(torch.cat(places), (finest, finest), self.trunk.head_width)
+            positions.append(torch.cartesian_prod(middles, middles))
+        rotation = rotations(torch.cat(positions), (finest, finest), self.trunk.head_width)
         return rotary_pairs(rotation, rotation)
 
     def _visible(self, here: slice) -> Tensor:
-        """Which of some places (second) each of them sees."""
+        """Which of some positions (second) each of them sees."""
         return self.scale_of[here, None] >= self.scale_of[None, here]
 
-    def _start_walk(self, start: Start) -> Step:
-        token, rotary = self.start(start.num, start.labels), self._turns()
-        cached = CachedTrunk(self.trunk, start.num, self.num_places, start.arithmetic)
+    def _start_walk(self, start: WalkStart) -> Step:
+        token, rotary = self.start(start.num, start.labels), self._rotary()
+        cached = CachedTrunk(self.trunk, start.num, self.num_positions, start.arithmetic)
         to_logits = prepare(self.logits.weight, start.arithmetic, start.num * self.scales[-1] ** 2)
         ends = list(itertools.accumulate(scale**2 for scale in self.scales))
         codes = torch.empty(start.num, 0, dtype=torch.int64, device=self.device)
@@ -173,11 +173,11 @@ class NextScalePrior(TrunkPrior):
         return self.scales[-1] ** 2
 
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk, self.num_places, arithmetic, num_inputs)
+        return cache_bytes(self.trunk, self.num_positions, arithmetic, num_inputs)
 
 
 def gathering(scales: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """The matrix "n m" from embedded codes of all scales but the finest to the inputs of all places, float64.
+    """The matrix "n m" from embedded codes of all scales but the finest to the inputs of all positions, float64.
 
     It enlarges each scale to the finest by bicubic interpolation and shrinks the sum by averaging; rows of a scale are
     zero for its own codes and those of finer ones.

@@ -1,9 +1,9 @@
 """The n-gram prior: counts of codes after their neighbours, and no learning beyond them. What a transformer must beat.
 
-The neighbours of a place are the codes one step back along each axis of the grid: left and above in two dimensions. One
-that lies outside the grid is a code of its own, "none". Tables of counts n(c, k), of code k after context c, are kept
-for three kinds of context: the place itself, each neighbour alone, and all neighbours together. They are smoothed from
-the broadest to the narrowest:
+The neighbours of a position are the codes one step back along each axis of the grid: left and above in two dimensions.
+One that lies outside the grid is a code of its own, "none". Tables of counts n(c, k), of code k after context c, are
+kept for three kinds of context: the position itself, each neighbour alone, and all neighbours together. They are
+smoothed from the broadest to the narrowest:
 
     P(k)        = (n_k + 1/2) / (n + K/2)                                             as in `priors.unigram`
     P(k | c)    = [max(n(c, k) - D, 0) + (D T(c) + 20) Q(k)] / (n(c) + 20)            one table over a broader Q
@@ -14,14 +14,14 @@ the broadest to the narrowest:
 - D discounts each count by a number that is read from the table, the share n_1 / (n_1 + 2 n_2) of counts that are 1
   or 2. It is the leave-one-out estimate of absolute discounting: Ney, Essen & Kneser 1994, "On structuring
   probabilistic dependences in stochastic language modelling".
-- The 20 codes drawn from Q are the concentration of a hierarchical Pitman-Yor process, with one table for each kind of
-  code (Teh 2006, "A hierarchical Bayesian language model based on Pitman-Yor processes"; MacKay & Peto 1995, "A
+- The 20 codes sampled from Q are the concentration of a hierarchical Pitman-Yor process, with one table for each kind
+  of code (Teh 2006, "A hierarchical Bayesian language model based on Pitman-Yor processes"; MacKay & Peto 1995, "A
   hierarchical Dirichlet language model", is D = 0). On 7 x 7 grids of 1024 codes any number from
   20 to 100 gives the same bits to 0.02.
 - Q_1 is a product of experts, a logarithmic opinion pool (Genest & Zidek 1986), normalised by summing over all K codes.
   Were the contexts independent given the code, the exponent would be 1; they are not, and count the same evidence
   again. m^(-0.4) is within about 0.02 bits of the best exponent for 2, 3 and 4 contexts of those grids.
-- With one axis the neighbour is the full context, and Q_1 holds the place alone.
+- With one axis the neighbour is the full context, and Q_1 holds the position alone.
 
 So no code has probability 0, and before any fit all codes have 1/K. The tables are sparse, sorted keys c K + k beside
 their counts, and take 16 bytes for each different pair that was seen, whatever K is.
@@ -38,12 +38,12 @@ from torch import Tensor, nn
 
 from priors.base import Prior
 from priors.grid import check_size
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 from safefolder.arrays import Codes
 from safefolder.configured import ConfiguredOptions
 from safefolder.options import Given
 
-# Codes drawn from the broader distribution, beside those that a context has seen.
+# Codes sampled from the broader distribution, beside those that a context has seen.
 _CONCENTRATION = 20.0
 # The m contexts of the product weigh m^-0.4 each.
 _REDUNDANCY = -0.4
@@ -59,7 +59,7 @@ class NGramPrior(Prior):
 
     Attributes:
         counts: int64 "k", how often each code was seen.
-        counted: the tables of counts: of the place, of each neighbour if there are several, and of all neighbours.
+        counted: the tables of counts: of the position, of each neighbour if there are several, and of all neighbours.
     """
 
     counts: Tensor
@@ -100,8 +100,8 @@ class NGramPrior(Prior):
         """Add the codes to the counts; call it once a batch. Returns the prior itself."""
         codes = self._check_codes(codes, "codes", self.grid).flatten(1)
         self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)
-        places = torch.arange(self.num_places, device=self.device).expand_as(codes)
-        for table, contexts in zip(self.count_tables, self._contexts(codes, places, self.neighbours), strict=True):
+        positions = torch.arange(self.num_positions, device=self.device).expand_as(codes)
+        for table, contexts in zip(self.count_tables, self._contexts(codes, positions, self.neighbours), strict=True):
             table.add(contexts.flatten(), codes.flatten())
         stored = tuple(table.keys.numel() for table in self.count_tables)
         self.config = dataclasses.replace(self.config, num_stored=stored)
@@ -112,18 +112,18 @@ class NGramPrior(Prior):
         """The tables of `counted`."""
         return [cast(CountTable, table) for table in self.counted]
 
-    def _contexts(self, codes: Tensor, places: Tensor, neighbours: Tensor) -> list[Tensor]:
-        """The contexts "b n" for each table, at places "b n" with neighbours "n axes", from codes "b *"."""
+    def _contexts(self, codes: Tensor, positions: Tensor, neighbours: Tensor) -> list[Tensor]:
+        """The contexts "b n" for each table, at positions "b n" with neighbours "n axes", from codes "b *"."""
         around = F.pad(codes, (0, 1), value=self.num_codes)[:, neighbours].unbind(-1)
-        together = torch.zeros_like(places)
+        together = torch.zeros_like(positions)
         for code in around:
             together = together * (self.num_codes + 1) + code
-        return [places, together] if len(around) == 1 else [places, *around, together]
+        return [positions, together] if len(around) == 1 else [positions, *around, together]
 
-    def _place_tables(self, readers: list["CountReader"], codes: Tensor, place: int) -> Tensor:
-        """ln P(z_place = . | before) "b k" from codes "b n", of which only those before the place are read."""
-        places = codes.new_full((len(codes), 1), place)
-        contexts = self._contexts(codes, places, self.neighbours[place : place + 1])
+    def _log_probs_at(self, readers: list["CountReader"], codes: Tensor, position: int) -> Tensor:
+        """ln P(z_position = . | before) "b k" from codes "b n", of which only those before the position are read."""
+        positions = codes.new_full((len(codes), 1), position)
+        contexts = self._contexts(codes, positions, self.neighbours[position : position + 1])
         *narrow, together = [context[:, 0] for context in contexts]
         unigram = (self.counts.to(readers[0].counts.dtype) + 0.5).log()
         unigram = unigram - unigram.logsumexp(0)
@@ -146,31 +146,31 @@ class NGramPrior(Prior):
         rows = max(1, _ENTRIES // self.num_codes)
         for begin in range(0, len(codes), rows):
             part = codes[begin : begin + rows]
-            for place in range(self.num_places):
-                table = self._place_tables(readers, part, place)
-                total[begin : begin + rows] += table.gather(1, part[:, place, None])[:, 0]
+            for position in range(self.num_positions):
+                log_probs = self._log_probs_at(readers, part, position)
+                total[begin : begin + rows] += log_probs.gather(1, part[:, position, None])[:, 0]
         return total
 
     def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         readers = self._readers()
-        return torch.stack([self._place_tables(readers, codes, place) for place in range(self.num_places)], 1)
+        return torch.stack([self._log_probs_at(readers, codes, position) for position in range(self.num_positions)], 1)
 
-    def _start_walk(self, start: Start) -> Step:
+    def _start_walk(self, start: WalkStart) -> Step:
         readers = self._readers()
-        codes = torch.zeros(start.num, self.num_places, dtype=torch.int64, device=self.device)
-        place = 0
+        codes = torch.zeros(start.num, self.num_positions, dtype=torch.int64, device=self.device)
+        position = 0
 
         def step(fixed: Tensor) -> Tensor:
-            nonlocal place
-            codes[:, place : place + fixed.shape[1]] = fixed
-            place += fixed.shape[1]
-            return self._place_tables(readers, codes, place)[:, None]
+            nonlocal position
+            codes[:, position : position + fixed.shape[1]] = fixed
+            position += fixed.shape[1]
+            return self._log_probs_at(readers, codes, position)[:, None]
 
         return step
 
     def check_loaded(self) -> None:
         limits = [
-            self.num_places,
+            self.num_positions,
             *[self.num_codes + 1] * (len(self.counted) - 2),
             (self.num_codes + 1) ** len(self.grid),
         ]
@@ -213,13 +213,13 @@ class CountTable(nn.Module):
         fresh = ~known
         self.counts[at[known]] += num[known]
         # Two sorted lists become one: each new key stands behind the old ones below it and the new ones before.
-        places = at[fresh] + torch.arange(int(fresh.sum()), device=at.device)
-        old = torch.ones(len(self.keys) + len(places), dtype=torch.bool, device=at.device)
-        old[places] = False
+        positions = at[fresh] + torch.arange(int(fresh.sum()), device=at.device)
+        old = torch.ones(len(self.keys) + len(positions), dtype=torch.bool, device=at.device)
+        old[positions] = False
         self.keys = torch.empty_like(old, dtype=torch.int64).masked_scatter_(old, self.keys)
-        self.keys[places] = new[fresh]
+        self.keys[positions] = new[fresh]
         self.counts = torch.empty_like(self.keys).masked_scatter_(old, self.counts)
-        self.counts[places] = num[fresh]
+        self.counts[positions] = num[fresh]
 
 
 class CountReader:
@@ -237,27 +237,27 @@ class CountReader:
         last = torch.searchsorted(self.keys, (contexts + 1) * self.num_codes)
         kinds = last - first
         total = (self.before[last] - self.before[first]).to(broader.dtype) + _CONCENTRATION
-        table = broader + ((self.discount * kinds + _CONCENTRATION) / total).log()[:, None]
+        log_probs = broader + ((self.discount * kinds + _CONCENTRATION) / total).log()[:, None]
         # The entries of all rows in one list; each row's begin where those of the rows before it end.
         rows = torch.arange(len(contexts), device=contexts.device).repeat_interleave(kinds)
         entries = (first - kinds.cumsum(0) + kinds).index_select(0, rows)
         entries += torch.arange(len(rows), device=rows.device)
         seen = (self.counts.index_select(0, entries) - self.discount).log() - total.log().index_select(0, rows)
-        # Key c K + code of row i stands at i K + code of the table.
+        # Key c K + code of row i stands at i K + code of the result.
         offset = (torch.arange(len(contexts), device=rows.device) - contexts) * self.num_codes
         cells = self.keys.index_select(0, entries) + offset.index_select(0, rows)
-        flat = table.view(-1)
+        flat = log_probs.view(-1)
         flat.index_copy_(0, cells, torch.logaddexp(flat.index_select(0, cells), seen))
-        return table
+        return log_probs
 
 
 def _neighbours(grid: Sequence[int]) -> Tensor:
-    """The place one step back from each place along each axis, "n axes"; the number of places where there is none."""
+    """The position one step back from each position along each axis, "n axes"; n where there is none."""
     num = math.prod(grid)
-    places = torch.arange(num).reshape(*grid)
+    positions = torch.arange(num).reshape(*grid)
     return torch.stack(
         [
-            torch.cat((torch.full_like(places.narrow(axis, 0, 1), num), places.narrow(axis, 0, size - 1)), axis)
+            torch.cat((torch.full_like(positions.narrow(axis, 0, 1), num), positions.narrow(axis, 0, size - 1)), axis)
             for axis, size in enumerate(grid)
         ],
         -1,

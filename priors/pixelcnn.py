@@ -2,26 +2,26 @@
 
 van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders"; over the codes of a VQ-VAE: van den
 Oord, Vinyals & Kavukcuoglu 2017, "Neural discrete representation learning". Two stacks of convolutions see the codes
-before a place, and together all of them: a single stack of masked convolutions has a blind spot at the right above.
+before a position, and together all of them: a single stack of masked convolutions has a blind spot at the right above.
 
     v_1 = embedded codes, one row down;     h_1 = embedded codes, one column to the right
     a_l = Conv(v_l)                         over the rows up to this one, in columns from -r to r
-    v_{l+1} = gate(a_l + V_l s)             the vertical stack: all rows above the place
+    v_{l+1} = gate(a_l + V_l s)             the vertical stack: all rows above the position
     b_l = Conv(h_l) + W_l a_l               over the columns up to this one
-    h_{l+1} = h_l + U_l gate(b_l + V'_l s)  the horizontal stack: the places at the left as well
+    h_{l+1} = h_l + U_l gate(b_l + V'_l s)  the horizontal stack: the positions at the left as well
     gate(x, y) = tanh(x) sigmoid(y)
     ln P(z_i | before, label) = log-softmax(Linear(relu(Linear(relu(h_i)))))
 
 with r half of the kernel size, and s a learned vector of the label ("no label" is one too; without classes there is one
-vector, and V s are biases). A place sees `depth * r` places back, and what lies outside of the grid is 0. For relaxed
-codes the embedding is the mixture sum_k w_ik embedding_k.
+vector, and V s are biases). A position sees `depth * r` positions back, and what lies outside of the grid is 0. For
+relaxed codes the embedding is the mixture sum_k w_ik embedding_k.
 
 Departures: the input is shifted once where the paper masks the first layer, so that all layers are the same, and
 convolutions are cropped instead of masked; residuals begin at the first layer; a learned s in place of one-hot labels.
 Weights start so that no stack fades: tanh(x) sigmoid(y) is x/2 near 0, thus a gain of 2 in the vertical stack, which
 has no residuals.
 
-The walk keeps the last r rows and columns of every layer, and computes one place at a time. It uses the prior's own
+The walk keeps the last r rows and columns of every layer, and computes one position at a time. It uses the prior's own
 weights, whatever precision is asked for.
 """
 
@@ -38,7 +38,7 @@ from priors.code_embedding import CodeEmbedding, code_nats
 from priors.grid import check_size
 from priors.precision import Arithmetic
 from priors.trunk import StartToken, check_share, widen
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 from safefolder.configured import ConfiguredOptions
 
 
@@ -102,7 +102,7 @@ class PixelCNNPrior(Prior):
         return self._all_logits(weights.to(self.code.weight.dtype) @ self.code.weight, labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
-        """Logits "b n k" of every place, from the embedded codes "b n c" of all places."""
+        """Logits "b n k" of every position, from the embedded codes "b n c" of all positions."""
         x = rearrange(embedded, "b (h w) c -> b c h w", h=self.grid[0])
         v, h = F.pad(x, (0, 0, 1, -1)), F.pad(x, (1, -1))
         label, reach = self.label(len(x), labels), self.config.kernel_size // 2
@@ -116,7 +116,7 @@ class PixelCNNPrior(Prior):
         """Logits "b n k" of the horizontal stack's features "b n c"."""
         return widen(self.logits(self.hidden(features.relu()).relu()))
 
-    def _start_walk(self, start: Start) -> Step:
+    def _start_walk(self, start: WalkStart) -> Step:
         walk = _Walk(self, self.label(start.num, start.labels))
 
         def step(fixed: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ class PixelCNNPrior(Prior):
         return [cast(GatedLayer, layer) for layer in self.layers]
 
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
-        # In both stacks the places that the kernels reach back to, and the links of a row.
+        # In both stacks the positions that the kernels reach back to, and the links of a row.
         config, columns = self.config, self.grid[1]
-        places = (config.kernel_size // 2) * (columns + 1) + 2 * columns
-        return config.depth * config.width * places * self.dtype.itemsize
+        positions = (config.kernel_size // 2) * (columns + 1) + 2 * columns
+        return config.depth * config.width * positions * self.dtype.itemsize
 
 
 class GatedLayer(nn.Module):
@@ -171,9 +171,9 @@ class GatedLayer(nn.Module):
 
 
 class _Walk:
-    """Place by place through the layers.
+    """Position by position through the layers.
 
-    Attributes: `features` "b 1 c", of the next place.
+    Attributes: `features` "b 1 c", of the next position.
     """
 
     def __init__(self, prior: PixelCNNPrior, label: Tensor):
@@ -185,12 +185,12 @@ class _Walk:
         self._begin_row(self.zeros.expand(-1, -1, 1, self.columns))
 
     def go_on(self, vectors: Tensor) -> None:
-        """Over a place whose embedded codes "b c" are known."""
+        """Over a position whose embedded codes "b c" are known."""
         self.row.append(vectors[..., None, None])
         if len(self.row) == self.columns:
             self._begin_row(torch.cat(self.row, -1))
         else:
-            self._place(self.row[-1])
+            self._horizontal(self.row[-1])
 
     def _begin_row(self, above: Tensor) -> None:
         """The vertical stack of a row, from the embedded codes "b c 1 w" of the row above."""
@@ -201,15 +201,15 @@ class _Walk:
             v, link = layer.vertical(seen, biases)
             self.links.append(link)
         self.row: list[Tensor] = []
-        self.places = [self.zeros.expand(-1, -1, -1, self.reach) for _ in self.layers]
-        self._place(self.zeros)
+        self.left = [self.zeros.expand(-1, -1, -1, self.reach) for _ in self.layers]
+        self._horizontal(self.zeros)
 
-    def _place(self, h: Tensor) -> None:
-        """The horizontal stack at one place, from the embedded codes "b c 1 1" of the place before."""
+    def _horizontal(self, h: Tensor) -> None:
+        """The horizontal stack at one position, from the embedded codes "b c 1 1" of the position before."""
         column = len(self.row)
         for i, (layer, biases) in enumerate(zip(self.layers, self.biases, strict=True)):
-            seen = torch.cat((self.places[i], h), 3)
-            self.places[i] = seen[..., 1:]
+            seen = torch.cat((self.left[i], h), 3)
+            self.left[i] = seen[..., 1:]
             h = layer.horizontal(seen, self.links[i][..., column : column + 1], biases)
         self.features = h[:, None, :, 0, 0]
 

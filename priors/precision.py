@@ -1,8 +1,8 @@
 """In which arithmetic a walk is computed, and what pays on which device.
 
-Scoring is in float32 or better. A walk that only draws can do with less: its tables are then those of a model whose
-weights are rounded, which is far below what samples differ by. What pays was measured (benchmarks/README.md): a step
-reads every weight once, so few rows are bound by memory and many by arithmetic. On a CPU with instructions for it
+Scoring is in float32 or better. A walk that only samples can do with less: its conditionals are then those of a model
+whose weights are rounded, which is far below what samples differ by. What pays was measured (benchmarks/README.md): a
+step reads every weight once, so few rows are bound by memory and many by arithmetic. On a CPU with instructions for it
 bfloat16 wins from about 16 rows on, and for fewer where the weights are too many to stay near a core; 8-bit weights win
 for one or a few rows.
 """

@@ -18,7 +18,7 @@ from priors.packed_linear import prepare
 from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, initialise, widen
 from priors.trunk_model import TrunkPrior
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 
 
 class RasterPrior(TrunkPrior):
@@ -46,13 +46,13 @@ class RasterPrior(TrunkPrior):
         return self._all_logits(mixtures, labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
-        """Logits "b n k" of every place, from the embedded codes "b n-1 w" of all but the last."""
+        """Logits "b n k" of every position, from the embedded codes "b n-1 w" of all but the last."""
         return widen(self.logits(self.trunk(self.start(len(embedded), labels), embedded)))
 
-    def _start_walk(self, start: Start) -> Step:
+    def _start_walk(self, start: WalkStart) -> Step:
         advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.arithmetic)
         to_logits = prepare(self.logits.weight, start.arithmetic, start.num)
         return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
 
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
-        return cache_bytes(self.trunk.trunk, self.num_places, arithmetic, num_inputs)
+        return cache_bytes(self.trunk.trunk, self.num_positions, arithmetic, num_inputs)

@@ -2,8 +2,8 @@
 
     prior.sample(16, labels, Sampling(temperature=0.9, top_p=0.95))
 
-A chooser is any callable from a table of log-probabilities, "b k", to the codes that it fixes, "b".
-`random_chooser` draws (generation); `known_chooser` answers with codes given beforehand and adds up
+A chooser is any callable from log-probabilities, "b k", to the codes that it fixes, "b".
+`random_chooser` samples (generation); `known_chooser` answers with codes given beforehand and adds up
 their log-probability (scoring).
 
 The filters take logits or log-probabilities over the last axis and return them with the codes that
@@ -21,7 +21,7 @@ are ruled out at -inf. They need no normalised input and give none.
 one uniform number an image, so a generator on the CPU gives a model on any device the same numbers.
 With a seed for each image the numbers of an image come from its seed alone.
 
-`guidance_ramp` is a schedule for classifier-free guidance: early places lay out the picture and are
+`guidance_ramp` is a schedule for classifier-free guidance: early positions lay out the picture and are
 hurt by strong guidance, later ones follow (a rising scale is used by Tian et al. 2024, VAR, and by
 Yu et al. 2024, RAR).
 """
@@ -46,35 +46,35 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Seeds = Sequence[int] | Integer[np.ndarray, " b"] | Integer[Tensor, " b"]
 Chooser = Callable[[Float[Tensor, "b k"]], Int[Tensor, " b"]]
 
-# More would be lost in the rounding of a table.
+# More would be lost in the rounding of log-probabilities.
 _MOST_GUIDANCE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Options):
-    """How grids are drawn from a prior. The default is the model itself.
+    """How grids are sampled from a prior. The default is the model itself.
 
-    Guidance may also be a number for each place, in the order of the walk (`guidance_ramp`); a tuple then.
+    Guidance may also be a number for each position, in the order of the walk (`guidance_ramp`); a tuple then.
     """
 
     temperature: float = 1.0
     """under 1 more typical, over 1 more varied; 0 is the likeliest code each time"""
     top_k: int | None = None
-    """draw among the k likeliest codes only"""
+    """sample among the k likeliest codes only"""
     top_p: float | None = None
-    """draw among the likeliest codes that hold this share of the probability"""
+    """sample among the likeliest codes that hold this share of the probability"""
     min_p: float | None = None
-    """draw among the codes at least this share as likely as the likeliest"""
+    """sample among the codes at least this share as likely as the likeliest"""
     guidance: float | Sequence[float] | None = None
     """strength of the label, by classifier-free guidance; 1 is none"""
     num_steps: int | None = None
-    """draw several codes at once, in so many steps, with a prior that can: faster, a little worse"""
+    """sample several codes at once, in so many steps, with a prior that can: faster, a little worse"""
     precision: Precision = "auto"
     """arithmetic of the draws; auto is what is fastest for the device and the number of grids"""
     compiled: bool = False
     """use torch.compile, which takes a while the first time and pays for many grids"""
     batch_size: int | None = None
-    """grids drawn at once, by default as many as 1 GiB holds, at most 256; other sizes give other draws, as good"""
+    """grids sampled at once, by default as many as 1 GiB holds, at most 256; other sizes give other draws, as good"""
 
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
@@ -132,15 +132,15 @@ def keep_min_p(logits: Float[Tensor, "*b k"], share: float) -> Float[Tensor, "*b
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(share), -math.inf)
 
 
-def guidance_ramp(strength: float, num_places: int, power: float = 1.0) -> list[float]:
-    """Guidance that rises from 1 at the first place to `strength` at the last: 1 + (strength - 1) (i / (n - 1))^power.
+def guidance_ramp(strength: float, num_positions: int, power: float = 1.0) -> list[float]:
+    """Guidance from 1 at the first position to `strength` at the last, 1 + (strength - 1) (i / (n - 1))^power.
 
-    Power 0 is `strength` everywhere, 1 a straight line; higher ones leave more of the first places alone.
+    Power 0 is `strength` everywhere, 1 a straight line; higher ones leave more of the first positions alone.
     """
     if not (power >= 0 and math.isfinite(power)):
         raise ValueError(f"got power={power}, expected a number >= 0")
-    last = max(num_places - 1, 1)
-    return [1 + (strength - 1) * (place / last) ** power for place in range(num_places)]
+    last = max(num_positions - 1, 1)
+    return [1 + (strength - 1) * (position / last) ** power for position in range(num_positions)]
 
 
 def random_chooser(
@@ -149,12 +149,13 @@ def random_chooser(
     generator: torch.Generator | None = None,
     seeds: Seeds | None = None,
 ) -> Chooser:
-    """A chooser that draws at random: temperature, then top-k, top-p and min-p, then one draw a row.
+    """A chooser that samples at random: temperature, then top-k, top-p and min-p, then one draw a row.
 
     Args:
         sampling: of which it takes those four.
         generator: of the draws; torch's global one unless given.
-        seeds: in its place, a seed of its own for each row; row i then depends on seed i and its own tables alone.
+        seeds: in its place, a seed of its own for each row; row i then depends on seed i and its own conditionals
+            alone.
     Raises ValueError for seeds beside a generator, and for seeds outside 0 .. 2^32 - 1.
     """
     if seeds is not None and generator is not None:
@@ -185,7 +186,7 @@ def random_chooser(
 class KnownChooser:
     """A chooser that answers with known codes, and adds up what they cost.
 
-    Attributes: `log_prob` "b", nats, of the places chosen so far (None before the first).
+    Attributes: `log_prob` "b", nats, of the positions chosen so far (None before the first).
     """
 
     def __init__(self, codes: Codes):
@@ -194,29 +195,29 @@ class KnownChooser:
             raise ValueError(f'got codes of shape {tuple(found.shape)}, expected integers "b *grid"')
         self.codes = found.reshape(found.shape[0], math.prod(found.shape[1:]))
         self.log_prob: Tensor | None = None
-        self._place = 0
+        self._position = 0
 
     def __call__(self, log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
-        num, num_places = self.codes.shape
-        if self._place >= num_places:
+        num, num_positions = self.codes.shape
+        if self._position >= num_positions:
             raise ValueError(
-                f"got more than {num_places} steps, expected one for each known code; "
-                "a KnownChooser serves one walk over places that no prefix covers"
+                f"got more than {num_positions} steps, expected one for each known code; "
+                "a KnownChooser serves one walk over positions that no prefix covers"
             )
         if log_probs.shape[0] != num:
             raise ValueError(f"got a walk of {log_probs.shape[0]} grids, expected {num} as in codes")
-        if self._place == 0:
+        if self._position == 0:
             self.codes = self.codes.to(log_probs.device)
             check_range(self.codes, log_probs.shape[1], "codes")
-        chosen = self.codes[:, self._place]
+        chosen = self.codes[:, self._position]
         cost = log_probs.gather(1, chosen[:, None])[:, 0]
         self.log_prob = cost if self.log_prob is None else self.log_prob + cost
-        self._place += 1
+        self._position += 1
         return chosen
 
 
 def known_chooser(codes: Codes) -> KnownChooser:
-    """A chooser that fixes `codes` in raster order, one place a call: scoring by the walk."""
+    """A chooser that fixes `codes` in raster order, one position a call: scoring by the walk."""
     return KnownChooser(codes)
 
 
@@ -247,12 +248,12 @@ def check_seeds(seeds: Seeds) -> list[int]:
 
 
 def _movable(log_probs: Tensor) -> Tensor:
-    # MPS has no float64; a table is small enough to be drawn from on the CPU.
+    # MPS has no float64; what is sampled from is small enough for the CPU.
     return log_probs.cpu() if log_probs.device.type == "mps" else log_probs
 
 
 def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One code a row: the first place where the CDF exceeds u. Never one of probability 0.
+    """One code a row: the first one whose CDF exceeds u. Never one of probability 0.
 
     The CDF is summed by blocks and then inside the block that it falls in, in float64: one running sum over all codes
     takes longer than the rest of a small prior's step.
@@ -296,7 +297,7 @@ def _check_min_p(share: Any) -> None:
 
 def _check_guidance(guidance: Any) -> None:
     if not isinstance(guidance, numbers.Real | Sequence) or isinstance(guidance, str):
-        raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each place")
+        raise ValueError(f"got guidance of {type(guidance).__name__}, expected a number, or one for each position")
     strengths = guidance if isinstance(guidance, Sequence) else [guidance]
     if not all(_is_real(each) and 0 <= each <= _MOST_GUIDANCE for each in strengths):
         told = f"guidance={guidance}" if strengths is not guidance else "one of them in guidance"

@@ -1,12 +1,12 @@
-"""The transformer that priors over grids share: from the vectors at the places done to features of the next place.
+"""The transformer that priors over grids share: from the vectors at the positions done to features of the next one.
 
     x_1 = start + target_1,      x_i = vector_{i-1} + target_i,       i = 1 .. N
     x  <- x + Attention(RMSNorm(x));    x  <- x + SwiGLU(RMSNorm(x))         `depth` times
     features_i = RMSNorm(x_i)
 
 What a vector holds (the embedding of a code, the map of a latent) and what is read from the features is the prior's.
-A `SequenceTrunk` has the same blocks in Llama's design: no targets, places counted along the sequence, and queries and
-keys as the linear map gives them.
+A `SequenceTrunk` has the same blocks in Llama's design: no targets, positions counted along the sequence, and queries
+and keys as the linear map gives them.
 
 - Causal self-attention: Vaswani et al. 2017, "Attention is all you need".
 - RMSNorm before each branch, x / sqrt(mean(x^2) + 1e-6): Zhang & Sennrich 2019. Without their
@@ -18,11 +18,11 @@ keys as the linear map gives them.
 - Rotary positions, pairs (a, b) of a head rotated by an angle: Su et al. 2021, "RoFormer". The
   pairs are dealt out to the grid's axes (half to rows, half to columns in two dimensions), and
   pair j of the n of an axis rotary by coordinate * base^(-j/n). Two departures: the base is
-  max(100, length of the axis), since axes are tens of places long and not thousands; and a query is
-  rotated by the place that it predicts, a key by the place whose vector it holds, so that "the place
-  above" is the same rotation everywhere, also where a row begins, and in any order of the places.
+  max(100, length of the axis), since axes are tens of positions long and not thousands; and a query is
+  rotated by the position that it predicts, a key by the position whose vector it holds, so that "the position
+  above" is the same rotation everywhere, also where a row begins, and in any order of the positions.
   The start token's key stands at (-1, .., -1).
-- `target_i`, a learned vector of the place to predict, is our addition: grids are small and fixed.
+- `target_i`, a learned vector of the position to predict, is our addition: grids are small and fixed.
 - The start token of a prior with labels is the class's embedding, or a learned "no label" one, which in
   training also replaces a share `label_dropout` of the labels, for guidance (Ho & Salimans 2022).
 - Weights start at N(0, 0.02), those that write into the residual stream at 0.02 / sqrt(2 depth)
@@ -137,7 +137,7 @@ class Trunk(nn.Module):
 
 
 class GridTrunk(nn.Module):
-    """A trunk over the places of a grid, in raster order or any other."""
+    """A trunk over the positions of a grid, in raster order or any other."""
 
     def __init__(self, config: TrunkConfig, grid: Sequence[int]):
         super().__init__()
@@ -147,52 +147,52 @@ class GridTrunk(nn.Module):
         self.trunk = Trunk(config)
 
     def forward(self, start: Tensor, vectors: Tensor, order: Tensor | None = None) -> Tensor:
-        """Features "b n w" of all places at once, in their order.
+        """Features "b n w" of all positions at once, in their order.
 
         Args:
             start: start tokens "b w".
-            vectors: those at all places but the last, "b n-1 w", in order.
-            order: places in the order in which they are taken, "b n"; None is raster order.
+            vectors: those at all positions but the last, "b n-1 w", in order.
+            order: positions in the order in which they are taken, "b n"; None is raster order.
         """
         target = self.target if order is None else self.target[order]
         return self.trunk(torch.cat((start[:, None], vectors), 1) + target, self.rotary(start, order))
 
     @property
-    def num_places(self) -> int:
+    def num_positions(self) -> int:
         return len(self.target)
 
     def inputs(self, vectors: Tensor, here: slice) -> Tensor:
-        """What the blocks take, "b m w", for the places `here` in raster order, from the vectors before each."""
+        """What the blocks take, "b m w", for the positions `here` in raster order, from the vectors before each."""
         return vectors + self.target[here]
 
     def rotary(self, like: Tensor, order: Tensor | None = None) -> Tensor:
-        """Turns of the places in an order, as `Trunk` takes them: a key stands where the query before it pointed."""
-        rotation = rotations(grid_places(self.grid, like), self.grid, self.trunk.head_width)
+        """Rotary pairs of the positions in an order, for `Trunk`: a key stands where the query before it pointed."""
+        rotation = rotations(grid_positions(self.grid, like), self.grid, self.trunk.head_width)
         queries = rotation[1:] if order is None else rotation[1:][order]
         before = rotation[:1].expand(*queries.shape[:-2], 1, -1)
         return rotary_pairs(queries, torch.cat((before, queries[..., :-1, :]), -2))
 
 
 class SequenceTrunk(nn.Module):
-    """A trunk over places in one sequence, in the design of Llama (Touvron et al. 2023, "LLaMA: Open and efficient
+    """A trunk over positions in one sequence, in the design of Llama (Touvron et al. 2023, "LLaMA: Open and efficient
     foundation language models"): the vector at position i = 0 .. N-1 is all that enters there, and pair j of a head of
     d channels is rotated by i * base^(-2j/d), query and key alike."""
 
-    def __init__(self, config: TrunkConfig, num_places: int, mlp_width: int | None, rope_base: float):
+    def __init__(self, config: TrunkConfig, num_positions: int, mlp_width: int | None, rope_base: float):
         super().__init__()
-        self.num_places, self.rope_base = num_places, rope_base
+        self.num_positions, self.rope_base = num_positions, rope_base
         self.trunk = Trunk(config, normalised=False, mlp_width=mlp_width)
 
     def forward(self, start: Tensor, vectors: Tensor) -> Tensor:
-        """Features "b n w" of all places at once, from start tokens "b w" and vectors "b n-1 w" of all but the last."""
+        """Features "b n w" of all positions at once, from start tokens "b w" and vectors "b n-1 w" before the last."""
         return self.trunk(torch.cat((start[:, None], vectors), 1), self.rotary(start))
 
     def rotary(self, like: Tensor) -> Tensor:
-        """Turns of the positions, as `Trunk` takes them."""
+        """Rotary pairs of the positions, as `Trunk` takes them."""
         options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         head_width = self.trunk.head_width
         speeds = self.rope_base ** (-torch.arange(0, head_width, 2, **options) / head_width)
-        angle = torch.arange(self.num_places, **options)[:, None] * speeds
+        angle = torch.arange(self.num_positions, **options)[:, None] * speeds
         rotation = torch.polar(torch.ones_like(angle), angle)
         return rotary_pairs(rotation, rotation)
 
@@ -225,8 +225,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor, visible: Tensor | None) -> Tensor:
         qkv = rearrange(self.qkv(x), "b n (s h d) -> b n s h d", s=3, h=self.num_heads)
-        turn = normalise_and_rotate if self.normalised else rotated
-        queries, keys = rearrange(turn(qkv[:, :, :2], rotary), "b n s h d -> s b h n d")
+        rotate = normalise_and_rotate if self.normalised else rotated
+        queries, keys = rearrange(rotate(qkv[:, :, :2], rotary), "b n s h d -> s b h n d")
         values = rearrange(qkv[:, :, 2], "b n h d -> b h n d")
         return self.out(rearrange(_attend(queries, keys, values, visible), "b h n d -> b n (h d)"))
 
@@ -281,32 +281,32 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def grid_places(grid: tuple[int, ...], like: Tensor) -> Tensor:
-    """Coordinates "n+1 axes" of the start token, (-1, .., -1), and of the places in raster order."""
+def grid_positions(grid: tuple[int, ...], like: Tensor) -> Tensor:
+    """Coordinates "n+1 axes" of the start token, (-1, .., -1), and of the positions in raster order."""
     options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
     axes = torch.meshgrid(*(torch.arange(size, **options) for size in grid), indexing="ij")
-    places = torch.stack([axis.flatten() for axis in axes], 1)
-    return torch.cat((places.new_full((1, len(grid)), -1), places))
+    positions = torch.stack([axis.flatten() for axis in axes], 1)
+    return torch.cat((positions.new_full((1, len(grid)), -1), positions))
 
 
-def rotations(places: Tensor, lengths: Sequence[int], head_width: int) -> Tensor:
+def rotations(positions: Tensor, lengths: Sequence[int], head_width: int) -> Tensor:
     """Unit complex numbers "n pairs" for coordinates "n axes" of a grid whose axes are so long."""
     pairs, angles = head_width // 2, []
     for i, size in enumerate(lengths):
         num = pairs // len(lengths) + (i < pairs % len(lengths))
-        turn = max(100, size) ** (-torch.arange(num, device=places.device, dtype=places.dtype) / num)
-        angles.append(places[:, i, None] * turn)
+        speeds = max(100, size) ** (-torch.arange(num, device=positions.device, dtype=positions.dtype) / num)
+        angles.append(positions[:, i, None] * speeds)
     angle = torch.cat(angles, -1)
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def rotary_pairs(queries: Tensor, keys: Tensor) -> Tensor:
-    """Turns "*b n 2 1 pairs" of the queries' and keys' rotations "*b n pairs"."""
+    """Complex rotations "*b n 2 1 pairs" of the queries' and keys' rotations "*b n pairs"."""
     return torch.stack((queries, keys), -2)[..., None, :]
 
 
 def normalise_and_rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """LayerNorm each head of "b n s h d" in float32 or better, then turn it as `rotated`."""
+    """LayerNorm each head of "b n s h d" in float32 or better, then rotate it as `rotated`."""
     return rotated(F.layer_norm(widen(x), x.shape[-1:], eps=1e-6), rotary).to(x.dtype)
 
 

@@ -1,6 +1,6 @@
 """The uniform prior: every grid is as likely as any other.
 
-    ln P(z) = -N ln K,   N places, K codes
+    ln P(z) = -N ln K,   N positions, K codes
 
 The rate of a code stream that is stored without any model, and the bar under every other prior.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from priors.base import Prior
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 from safefolder.options import Given
 
 
@@ -23,7 +23,7 @@ class UniformPrior(Prior):
         super().__init__(num_codes=num_codes, grid=grid)
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
-        nats = -self.num_places * math.log(self.num_codes)
+        nats = -self.num_positions * math.log(self.num_codes)
         return torch.full((len(codes),), nats, dtype=self.dtype, device=codes.device)
 
     def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
@@ -33,7 +33,7 @@ class UniformPrior(Prior):
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return weights.new_tensor(-math.log(self.num_codes)).expand_as(weights)
 
-    def _start_walk(self, start: Start) -> Step:
+    def _start_walk(self, start: WalkStart) -> Step:
         nats = -math.log(self.num_codes)
-        table = torch.full((start.num, 1, self.num_codes), nats, dtype=self.dtype, device=self.device)
-        return lambda fixed: table
+        log_probs = torch.full((start.num, 1, self.num_codes), nats, dtype=self.dtype, device=self.device)
+        return lambda fixed: log_probs

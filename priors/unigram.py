@@ -1,4 +1,4 @@
-"""The unigram prior: places are independent and share one histogram of codes.
+"""The unigram prior: positions are independent and share one histogram of codes.
 
     ln P(z) = sum_i ln theta_{z_i},   theta_k = (n_k + 1/2) / (n + K/2)
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from priors.base import Prior
-from priors.walks import Start, Step
+from priors.walks import Step, WalkStart
 from safefolder.arrays import Codes
 from safefolder.options import Given
 
@@ -50,6 +50,6 @@ class UnigramPrior(Prior):
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return self._code_log_probs().expand_as(weights)
 
-    def _start_walk(self, start: Start) -> Step:
-        table = self._code_log_probs().expand(start.num, 1, -1)
-        return lambda fixed: table
+    def _start_walk(self, start: WalkStart) -> Step:
+        log_probs = self._code_log_probs().expand(start.num, 1, -1)
+        return lambda fixed: log_probs

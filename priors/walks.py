@@ -9,20 +9,21 @@ from torch import Tensor
 from priors.precision import Arithmetic
 
 # Takes the codes fixed since the last call, "b n" (at the first call those known before, perhaps n = 0),
-# and gives the log-probabilities of the next places, "b m k", which are all fixed before the next call.
+# and gives the log-probabilities of the next positions, "b m k", which are all fixed before the next call.
 Step = Callable[[Int[Tensor, "b n"]], Float[Tensor, "b m k"]]
 
 
 @dataclass(frozen=True)
-class Route:
+class WalkOrder:
     """Which codes a walk fixes, and in which order.
 
     Attributes:
         known: int64 "b n", flattened; what is kept where `kept` says so. One row stands for any number of grids.
-        kept: bool "b n": places that hold their known code.
-        num_before: places at the start of the order that are known in every grid; no table of theirs is offered.
-        order: int64 "b n", places in the order in which they are taken; None is raster order.
-        sizes: how many places each step fixes after those; None leaves it to the model.
+        kept: bool "b n": positions that hold their known code.
+        num_before: positions at the start of the order that are known in every grid; no conditional of theirs is
+            offered.
+        order: int64 "b n", positions in the order in which they are taken; None is raster order.
+        sizes: how many positions each step fixes after those; None leaves it to the model.
     """
 
     known: Tensor
@@ -33,13 +34,13 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a walk begins with: rows, their labels, their route, and how to compute.
+class WalkStart:
+    """What a walk begins with: rows, their labels, their order, and how to compute.
 
     Attributes:
         num: rows b; with guidance two for each grid.
         labels: int64 "b", `num_classes` for "no label"; None for a prior without classes.
-        order, sizes: as in `Route`, for these rows.
+        order, sizes: as in `WalkOrder`, for these rows.
     """
 
     num: int
@@ -49,11 +50,11 @@ class Start:
     sizes: tuple[int, ...] | None = None
 
 
-def taken(route: Route, rows: Tensor) -> Route:
-    """The route of some of the grids; one that is the same for all is so for them."""
+def taken(walk_order: WalkOrder, rows: Tensor) -> WalkOrder:
+    """The order of some of the grids; one that is the same for all is so for them."""
 
     def some(each: Tensor) -> Tensor:
         return each.expand(len(rows), -1) if len(each) == 1 else each[rows]
 
-    order = None if route.order is None else some(route.order)
-    return replace(route, known=some(route.known), kept=some(route.kept), order=order)
+    order = None if walk_order.order is None else some(walk_order.order)
+    return replace(walk_order, known=some(walk_order.known), kept=some(walk_order.kept), order=order)

@@ -38,13 +38,13 @@ class Output(abc.ABC):
         features: the parameters of the likelihood at each pixel, `"b f h w"`.
         latents: codes `"b *grid"`, int64; or vectors `"b *grid d"`.
         auxiliary: named terms to add to the training objective, each a scalar, already weighted.
-        entropy: of the posterior in nats per image, `"b"`; zero where the latents were not drawn.
-        log_posterior: ln P_enc(z|y) of these latents in nats per image, `"b"`; zero where they were not drawn.
+        entropy: of the posterior in nats per image, `"b"`; zero where the latents were not sampled.
+        log_posterior: ln P_enc(z|y) of these latents in nats per image, `"b"`; zero where they were not sampled.
     """
 
     distortion: Float[Tensor, " b"]
     features: Float[Tensor, "b f h w"]
-    latents: Shaped[Tensor, "b *places"]
+    latents: Shaped[Tensor, "b *positions"]
     auxiliary: Mapping[str, Float[Tensor, ""]]
     entropy: Float[Tensor, " b"]
     log_posterior: Float[Tensor, " b"]
@@ -67,7 +67,7 @@ class Autoencoder(SavedModel):
 
     Attributes:
         grid: axes of the latents of one image: of codes all of them, of vectors without their width.
-        stochastic: whether there is a posterior over latents to draw from.
+        stochastic: whether there is a posterior over latents to sample from.
     """
 
     class Config(ConfiguredOptions):
@@ -133,7 +133,7 @@ class Autoencoder(SavedModel):
 
     @property
     def side(self) -> int:
-        """Places along each side of the encoder's features."""
+        """Positions along each side of the encoder's features."""
         return self.config.image_size // self.factor
 
     @property
@@ -144,7 +144,7 @@ class Autoencoder(SavedModel):
     @property
     @abc.abstractmethod
     def stochastic(self) -> bool:
-        """Whether there is a posterior over latents to draw from."""
+        """Whether there is a posterior over latents to sample from."""
 
     @abc.abstractmethod
     def forward(self, images: Images) -> Output:
@@ -160,10 +160,10 @@ class Autoencoder(SavedModel):
         images: Images,
         generator: torch.Generator | None = None,
     ) -> Output:
-        """`forward` in evaluation, with latents drawn from the posterior P_enc(z|y). Errors as `forward`."""
+        """`forward` in evaluation, with latents sampled from the posterior P_enc(z|y). Errors as `forward`."""
 
     @abc.abstractmethod
-    def encode(self, images: Images) -> Shaped[Tensor, "b *places"]:
+    def encode(self, images: Images) -> Shaped[Tensor, "b *positions"]:
         """Images to their latents, without draws. Errors as `forward`."""
 
     @abc.abstractmethod
@@ -194,7 +194,7 @@ class Autoencoder(SavedModel):
         sample: bool = False,
         generator: torch.Generator | None = None,
     ) -> UInt8[Tensor, "b c h w"]:
-        """Latents to images: the likelihood's point, which is its mean for most, rounded to levels; or pixels drawn.
+        """Latents to images: the likelihood's point estimate, its mean for most, rounded to levels; or pixels sampled.
 
         Raises:
             ValueError: latents of another grid, or outside their range.
@@ -206,7 +206,7 @@ class Autoencoder(SavedModel):
 
     @torch.no_grad()
     def reconstruct(self, images: Images | Output) -> UInt8[Tensor, "b c h w"]:
-        """What `decode(encode(images))` gives; of a forward pass, the likelihood's point, rounded to levels."""
+        """What `decode(encode(images))` gives; of a forward pass, its point estimate, rounded to levels."""
         if isinstance(images, Output):
             return self._levels(images.features)
         return self.decode(self.encode(images))

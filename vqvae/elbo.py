@@ -18,7 +18,7 @@ Averaged over images y of a population Pop, the slack of the bound is a divergen
 
     mean negative  =  H(Pop)  +  KL(Pop(y) P_enc(z | y)  ||  P_pri(z) P_dec(y | z))
 
-For a stochastic encoder the expectation is over latents that are drawn, and `sampled_elbo` estimates it with its
+For a stochastic encoder the expectation is over latents that are sampled, and `sampled_elbo` estimates it with its
 standard error. The most probable codes alone make a deterministic encoder with a bound of its own (`elbo` in evaluation
 mode), which is another number and never mixed with it. The mean of a Gaussian posterior makes none: a density at a
 point is no probability. With k draws there is a tighter bound (Burda et al. 2015,
@@ -149,7 +149,7 @@ def rate(prior: PriorLike, latents: Latents, labels: Labels | None = None) -> Fl
 
 @dataclass(frozen=True, kw_only=True)
 class SampledELBO(ELBO):
-    """The terms of the bound as means over latents drawn from the posterior, in nats per image, "b" each.
+    """The terms of the bound as means over latents sampled from the posterior, in nats per image, "b" each.
 
     Attributes:
         rates: of each draw, "s b"; `rate` is their mean.
@@ -179,11 +179,11 @@ def sampled_elbo(
     num_samples: int = 1,
     generator: torch.Generator | None = None,
 ) -> SampledELBO:
-    """The terms of the bound for some images, estimated on latents drawn from the posterior.
+    """The terms of the bound for some images, estimated on latents sampled from the posterior.
 
     Args:
-        model: `model.draw(images, generator)` gives `distortion` "b", and `latents` drawn from the posterior with their
-            `entropy` and `log_posterior`, "b" each; has `num_codes` or `dim`, and `grid`.
+        model: `model.draw(images, generator)` gives `distortion` "b", and `latents` sampled from the posterior with
+            their `entropy` and `log_posterior`, "b" each; has `num_codes` or `dim`, and `grid`.
         num_samples: draws an image.
 
     Raises:
@@ -249,7 +249,7 @@ def elbo(
     if is_continuous(model):
         raise ValueError(
             f"the latents of {type(model).__name__} are real vectors, whose density at a point is no probability: "
-            "use sampled_elbo, which draws them"
+            "use sampled_elbo, which samples them"
         )
     result = model(images)
     nats = rate(prior, result.latents, labels)

@@ -28,7 +28,7 @@ class Bound:
 
     Attributes:
         rate: cross entropy of the latents under each prior; differential for real vectors.
-        entropy: of the encoder's posterior, differential for real vectors; 0 where codes are not drawn.
+        entropy: of the encoder's posterior, differential for real vectors; 0 where codes are not sampled.
     """
 
     rate: dict[str, float]
@@ -53,18 +53,18 @@ class Evaluation:
         images: how many images were read and counted.
         skipped: how many could not be read.
         dims: C·H·W, what bits per dimension divide by.
-        bound: of the system itself: on drawn latents, where there is a posterior to draw from.
+        bound: of the system itself: on sampled latents, where there is a posterior to sample from.
         deterministic: of its most probable codes instead; None where those are the system's codes, and for real
             vectors, of which a single one has no probability.
-        draws: latents drawn an image, for the bound; 0 where none are.
+        draws: latents sampled an image, for the bound; 0 where none are.
         rate_error: standard error of the bound's rate, as an estimate on so many draws.
         importance_weighted: the importance-weighted bound of all draws together; None where none are.
         code_usage: how often each code of each codebook occurred, without draws; for real vectors, the KL of each
             channel to N(0, 1).
         features_distortion: of the pixels given the latents alone, where the likelihood also looks at pixels nearby:
             what the codes know of an image by themselves; None elsewhere.
-        psnr: of the reconstruction, the likelihood's point, against the image, without draws, in dB; the mean over
-            images that differ.
+        psnr: of the reconstruction, the likelihood's point estimate, against the image, without draws, in dB; the mean
+            over images that differ.
     """
 
     images: int
@@ -168,7 +168,7 @@ def evaluate(
         model: in eval mode.
         priors: by name; the negative ELBO is that of the last, which is also in the loop of a model that has one.
         batches: of images and labels, read once. Where a prior takes labels, it is given those of the images.
-        num_draws: latents drawn an image, for a model with a posterior to draw from.
+        num_draws: latents sampled an image, for a model with a posterior to sample from.
         seed: of the draws.
 
     Raises:
@@ -180,7 +180,7 @@ def evaluate(
         check_fit(model, prior, name)
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    plain, drawn = _Sums(priors), _Sums(priors)
+    plain, sampled = _Sums(priors), _Sums(priors)
     usage = model.usage()
     in_loop = list(priors.values())[-1]
     stochastic = model.through(in_loop).stochastic
@@ -206,7 +206,7 @@ def evaluate(
         if stochastic:
             terms = sampled_elbos(encoder, priors, levels, labels, num_samples=num_draws, generator=generator)
             last = list(terms.values())[-1]
-            drawn.add({name: term.rate for name, term in terms.items()}, last.distortion, last.entropy)
+            sampled.add({name: term.rate for name, term in terms.items()}, last.distortion, last.entropy)
             weighted += last.importance_weighted.double().sum().item()
             variance += last.rate_error.double().square().sum().item()
     if not images:
@@ -217,7 +217,7 @@ def evaluate(
         images=images,
         skipped=skipped,
         dims=model.num_dims,
-        bound=(drawn if stochastic else plain).mean(images),
+        bound=(sampled if stochastic else plain).mean(images),
         deterministic=plain.mean(images) if stochastic and has_codes else None,
         draws=num_draws if stochastic else 0,
         rate_error=variance**0.5 / images,

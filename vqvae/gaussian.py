@@ -16,17 +16,17 @@ so that neither σ² (at most e¹⁶) nor 1/σ² overflows, no clamp cuts the gr
 run away to a density without bound. A fresh encoder's numbers are small, so training starts with σ near 1.
 
 Free bits (Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow"): the latent channels
-are the paper's groups, and a channel's KL counts only above a floor of λ nats a place,
+are the paper's groups, and a channel's KL counts only above a floor of λ nats a position,
 
-    auxiliary = β / num_dims · Σ_channels max(λ · places, mean over the batch of the channel's KL in nats per image)
+    auxiliary = β / num_dims · Σ_channels max(λ · positions, mean over the batch of the channel's KL in nats per image)
 
 with λ = `free_bits` · ln 2, since the option is in bits. A channel under its floor gets no gradient from the KL, so it
 costs nothing to use it. The mean is over the images of one process. The bound is then no longer the objective; `kl`
 and `draw` are without floor and weight.
 
 Collapse. A channel whose posterior is the prior says nothing. As with the "active units" of Burda et al. 2015, who look
-at the variance of the means, a channel counts as active above a small threshold: here a mean KL of 0.01 nats a place.
-`update` watches a moving average of it, and warns once when under a tenth of the channels are active.
+at the variance of the means, a channel counts as active above a small threshold: here a mean KL of 0.01 nats a
+position. `update` watches a moving average of it, and warns once when under a tenth of the channels are active.
 """
 
 import math
@@ -59,7 +59,7 @@ class GaussianOutput(Output):
     Attributes:
         mean: μ, `"b h w d"`.
         log_std: ln σ, `"b h w d"`.
-        channel_kl: KL(q(z|y) ‖ N(0, 1)) of each place and channel in nats, `"b h w d"`.
+        channel_kl: KL(q(z|y) ‖ N(0, 1)) of each position and channel in nats, `"b h w d"`.
     """
 
     mean: Float[Tensor, "b h2 w2 d"]
@@ -73,7 +73,7 @@ class GaussianOutput(Output):
 
     @property
     def counted(self) -> Float[Tensor, "b h2 w2 d"]:
-        """The KL of each place and channel."""
+        """The KL of each position and channel."""
         return self.channel_kl
 
 
@@ -85,9 +85,9 @@ class GaussianVAE(ResidualAutoencoder):
         model.decode(means)                   # uint8 "b 3 32 32", the likelihood's mean
         model.draw(images)                    # terms of the bound: distortion, entropy, log_posterior, "b" each
 
-    A forward in training draws z. In evaluation it takes z = μ, for reconstructions: its distortion is NOT a bound on
+    A forward in training samples z. In evaluation it takes z = μ, for reconstructions: its distortion is NOT a bound on
     −ln P(y) together with anything, since a density at a point is no probability, and its `entropy` and `log_posterior`
-    are zero because nothing was drawn. Only `draw` gives bits.
+    are zero because nothing was sampled. Only `draw` gives bits.
 
     Args:
         dim: latent channels of each position.
@@ -118,11 +118,11 @@ class GaussianVAE(ResidualAutoencoder):
 
     @property
     def stochastic(self) -> bool:
-        """There is always a posterior to draw from."""
+        """There is always a posterior to sample from."""
         return True
 
     def forward(self, images: Images) -> GaussianOutput:
-        """Images (uint8, or float in [0, 1]) to distortion and latents: z drawn in training, the mean in evaluation.
+        """Images (uint8, or float in [0, 1]) to distortion and latents: z sampled in training, the mean in evaluation.
 
         The draw is from torch's global generator. In evaluation the result is no bound, see the class.
 
@@ -142,7 +142,7 @@ class GaussianVAE(ResidualAutoencoder):
         images: Images,
         generator: torch.Generator | None = None,
     ) -> GaussianOutput:
-        """`forward` in evaluation, with z drawn from the posterior: the terms of the bound. Errors as `forward`.
+        """`forward` in evaluation, with z sampled from the posterior: the terms of the bound. Errors as `forward`.
 
         Args:
             generator: of the model's device; torch's global one unless given.
@@ -232,7 +232,7 @@ class GaussianVAE(ResidualAutoencoder):
             self.warned = True
             warnings.warn(
                 f"the posterior of GaussianVAE has collapsed: in recent batches {active} of {self.dim} latent channels "
-                f"had a mean KL above {ACTIVE} nats a place; set free_bits above zero (a tenth of a bit, say), or "
+                f"had a mean KL above {ACTIVE} nats a position; set free_bits above zero (a tenth of a bit, say), or "
                 "lower beta",
                 stacklevel=2,
             )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from safefolder import arrays
 from safefolder.arrays import Codes
 
-# A latent channel is active if its posterior is further than this from N(0, 1), in nats a place. As with the "active
+# A latent channel is active if its posterior is further than this from N(0, 1), in nats a position. As with the "active
 # units" of Burda et al. 2015, where to draw the line is a convention: it only has to be well under what a use costs.
 ACTIVE = 0.01
 
@@ -82,11 +82,11 @@ class CodeUsage:
 class ChannelUsage:
     """The mean KL(q(z|y) ‖ N(0, 1)) of each latent channel over any number of batches, for real latents.
 
-    usage = fraction of the channels that are active: above `ACTIVE` nats a place. A perplexity does not exist.
+    usage = fraction of the channels that are active: above `ACTIVE` nats a position. A perplexity does not exist.
 
     Args:
         dim: latent channels.
-        grid: places of an image.
+        grid: positions of an image.
     """
 
     def __init__(self, dim: int, grid: tuple[int, ...]):
@@ -96,13 +96,13 @@ class ChannelUsage:
         self._num = 0
 
     def add(self, channel_kl: Float[Tensor, "b *grid d"]) -> None:
-        """Count the KL of each place and channel, in nats."""
+        """Count the KL of each position and channel, in nats."""
         self._sum += channel_kl.reshape(-1, self.dim).sum(0, dtype=torch.float64).cpu()
         self._num += channel_kl.numel() // self.dim
 
     @property
     def channels(self) -> list[float]:
-        """The mean KL of each channel, in nats a place."""
+        """The mean KL of each channel, in nats a position."""
         return (self._sum / max(self._num, 1)).tolist()
 
     @property
@@ -143,7 +143,7 @@ def psnr(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> 
 def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """Structural similarity of each image (Wang et al. 2004): Gaussian window of 11 and σ 1.5, K1 0.01, K2 0.03.
 
-    The mean over channels and over the places where the window fits inside the image.
+    The mean over channels and over the positions where the window fits inside the image.
 
     Raises:
         ValueError: an image is smaller than the window, or what are no levels (uint8), or of two shapes.

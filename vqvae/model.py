@@ -54,7 +54,7 @@ class VQVAE(ResidualAutoencoder):
 
         model = VQVAE(image_size=32, num_channels=3)
         codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"
-        model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's point
+        model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's point estimate
         model(images).distortion              # nats per image, "b"
 
     What people mean is taken (`safefolder.options`): `VQVAE(image_size=(64, 64), quantizer="FSQ", likelihood="Normal")`
@@ -90,7 +90,7 @@ class VQVAE(ResidualAutoencoder):
 
     @property
     def stochastic(self) -> bool:
-        """Whether there is a posterior over codes to draw from."""
+        """Whether there is a posterior over codes to sample from."""
         return self.quantizer.stochastic
 
     def forward(self, images: Images, loop: PriorInTheLoop | None = None) -> VQVAEOutput:
@@ -111,7 +111,7 @@ class VQVAE(ResidualAutoencoder):
         generator: torch.Generator | None = None,
         loop: PriorInTheLoop | None = None,
     ) -> VQVAEOutput:
-        """`forward` in evaluation, with codes drawn from the posterior P_enc(z|y). Errors as `forward`."""
+        """`forward` in evaluation, with codes sampled from the posterior P_enc(z|y). Errors as `forward`."""
         with self.evaluating():
             levels = self.to_levels(images)
             z_e = self.encoder(levels)
@@ -159,7 +159,7 @@ class VQVAE(ResidualAutoencoder):
         )
 
     def posterior_scores(self, images: Images) -> tuple[Float[Tensor, "b *grid k"], bool]:
-        """Scores whose log-softmax is the posterior over codes, and whether the prior's table is added to them first.
+        """Scores whose log-softmax is the posterior over codes, and whether the prior's conditional is added first.
 
         In evaluation; see `vqvae.quantizers.Quantizer.posterior_scores`.
 
@@ -270,7 +270,7 @@ class PriorGuidedEncoder:
         images: Images,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "b *grid"]:
-        """`VQVAE.encode` with the prior in the loop; with a generator, codes that are drawn."""
+        """`VQVAE.encode` with the prior in the loop; with a generator, codes that are sampled."""
         with self.model.evaluating():
             levels = self.model.to_levels(images)
             return self.model.quantizer.codes_through_prior(self.model.encoder(levels), self._loop(levels), generator)

@@ -103,7 +103,7 @@ def _draw_codes(axes: Any, usage: CodeUsage) -> None:
     of = "" if len(shares) == 1 else f", mean of {len(shares)} codebooks"
     axes.set(
         xlabel="code, most frequent first",
-        ylabel="share of places",
+        ylabel="share of positions",
         xlim=(0, max(1, shown - 1)),
         ylim=(0, None),
         title=f"{usage.usage:.1%} of {usage.num_codes} codes used, perplexity {usage.perplexity:.0f}{of}",
@@ -116,7 +116,7 @@ def _draw_channels(axes: Any, usage: ChannelUsage) -> None:
     axes.axhline(ACTIVE, color="#cc6677", linewidth=1, label="active above")
     axes.set(
         xlabel="latent channel, highest KL first",
-        ylabel="KL, nats a place",
+        ylabel="KL, nats a position",
         ylim=(0, None),
         title=f"{usage.usage:.1%} of {usage.dim} channels active, KL to N(0, I) {usage.kl:.1f} nats an image",
     )

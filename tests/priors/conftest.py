@@ -11,7 +11,7 @@ def prior(request: pytest.FixtureRequest) -> Prior:
 
 @pytest.fixture(params=CONTINUOUS)
 def density(request: pytest.FixtureRequest) -> ContinuousPrior:
-    """A continuous prior of one channel at two places, whose density can be integrated."""
+    """A continuous prior of one channel at two positions, whose density can be integrated."""
     return CONTINUOUS[request.param](dim=1, grid=(2,))
 
 

@@ -107,7 +107,7 @@ def make_unigram() -> UnigramPrior:
 
 
 def make_ngram(*, num_codes: int, grid: tuple[int, ...]) -> NGramPrior:
-    """An n-gram prior of grids in which a code is likely to be that of the place before, plus 0 or 1."""
+    """An n-gram prior of grids in which a code is likely to be that of the position before, plus 0 or 1."""
     generator = torch.Generator().manual_seed(7)
     steps = (torch.rand(2000, math.prod(grid), generator=generator) < 0.3).long()
     codes = steps.cumsum(1) % num_codes
@@ -187,7 +187,7 @@ CONTINUOUS = {
 
 
 def every_grid(prior: Prior) -> Tensor:
-    """All grids of the prior's world, "K^N *grid", the last place changing fastest."""
+    """All grids of the prior's world, "K^N *grid", the last position changing fastest."""
     world = itertools.product(range(prior.num_codes), repeat=math.prod(prior.grid))
     return torch.tensor(list(world)).reshape(-1, *prior.grid)
 

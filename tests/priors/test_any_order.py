@@ -16,11 +16,11 @@ from priors.any_order import cosine_sizes, spread_ranks
 from priors.sampling import known_chooser
 
 ORDERS = [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1), (1, 3, 0, 2)]
-# Where to draw, one mask for each grid; they leave 1, 3, 0 and 4 places known.
+# Where to draw, one mask for each grid; they leave 1, 3, 0 and 4 positions known.
 MASKS = torch.tensor(
     [[[True, False], [True, True]], [[False, True], [False, False]], [[True, True], [True, True]], [[False] * 2] * 2]
 )
-# As many places each, but others: one is known, or two are.
+# As many positions each, but others: one is known, or two are.
 THREE = ~torch.eye(4, dtype=torch.bool).view(4, 2, 2)
 TWO = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]], [[True, True], [False, False]]])
 
@@ -29,17 +29,17 @@ def tiny(num_classes: int | None = None) -> AnyOrderPrior:
     return make_any_order(num_codes=3, grid=(2, 2), num_classes=num_classes).double()
 
 
-def places_of(mask: Tensor, spread: bool) -> tuple[list[int], list[int]]:
-    """The places that a mask "*grid" keeps, and those that it draws, as they are taken."""
+def positions_of(mask: Tensor, spread: bool) -> tuple[list[int], list[int]]:
+    """The positions that a mask "*grid" keeps, and those that it draws, as they are taken."""
     drawn = mask.flatten().tolist()
     ranks = spread_ranks(mask.shape).tolist() if spread else range(len(drawn))
-    places = range(len(drawn))
-    return [i for i in places if not drawn[i]], sorted((i for i in places if drawn[i]), key=lambda i: ranks[i])
+    positions = range(len(drawn))
+    return [i for i in positions if not drawn[i]], sorted((i for i in positions if drawn[i]), key=lambda i: ranks[i])
 
 
 def taken_order(masks: Tensor, spread: bool) -> Tensor:
-    """All places "b n" as they are taken under masks "b *grid"."""
-    return torch.tensor([[*kept, *drawn] for kept, drawn in (places_of(mask, spread) for mask in masks)])
+    """All positions "b n" as they are taken under masks "b *grid"."""
+    return torch.tensor([[*kept, *drawn] for kept, drawn in (positions_of(mask, spread) for mask in masks)])
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:
@@ -47,39 +47,43 @@ def in_order(values: Tensor, order: Tensor) -> Tensor:
     return values.flatten(1).gather(1, order)
 
 
-def tables_under(
+def conditionals_under(
     prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, mask: Tensor, sizes: tuple[int, ...], spread: bool
 ) -> Tensor:
-    """Tables "b m k" of the m places that one mask "*grid" draws, so many a step, from full passes alone.
+    """Conditionals "b m k" of the m positions that one mask "*grid" draws, so many a step, from full passes alone.
 
-    Each is that of an order in which its place comes right after all that the mask keeps and the steps before drew.
+    Each is that of an order in which its position comes right after all that the mask keeps and the steps before drew.
     """
-    fixed, drawn = places_of(mask, spread)
-    tables, remaining = [], list(drawn)
+    fixed, drawn = positions_of(mask, spread)
+    conditionals, remaining = [], list(drawn)
     for size in sizes:
         now, remaining = remaining[:size], remaining[size:]
-        for place in now:
-            before = [*fixed, place]
-            order = torch.tensor([*before, *(i for i in range(prior.num_places) if i not in before)])
+        for position in now:
+            before = [*fixed, position]
+            order = torch.tensor([*before, *(i for i in range(prior.num_positions) if i not in before)])
             with torch.no_grad():
-                tables.append(prior.log_conditionals(codes, labels, order).flatten(1, -2)[:, place])
+                conditionals.append(prior.log_conditionals(codes, labels, order).flatten(1, -2)[:, position])
         fixed = fixed + now
     assert remaining == []
-    return torch.stack(tables, 1) if tables else codes.new_zeros(len(codes), 0, prior.num_codes).to(prior.dtype)
+    return (
+        torch.stack(conditionals, 1)
+        if conditionals
+        else codes.new_zeros(len(codes), 0, prior.num_codes).to(prior.dtype)
+    )
 
 
 def follow_and_compare(
     prior: AnyOrderPrior, codes: Tensor, labels: Tensor | None, masks: Tensor, num_steps: int | None, tolerance: float
 ) -> None:
-    """A walk that takes `codes` is offered the tables that what is kept and drawn before says."""
+    """A walk that takes `codes` is offered the conditionals that what is kept and drawn before says."""
     spread, most = num_steps is not None, int(masks.flatten(1).sum(1).max())
     ordered, offered = in_order(codes, taken_order(masks, spread)), []
 
-    def follow(table: Tensor) -> Tensor:
-        offered.append(table)
-        return ordered[:, prior.num_places - most + len(offered) - 1]
+    def follow(log_probs: Tensor) -> Tensor:
+        offered.append(log_probs)
+        return ordered[:, prior.num_positions - most + len(offered) - 1]
 
-    # What stands at places to draw is not looked at.
+    # What stands at positions to draw is not looked at.
     known = codes.masked_fill(masks, -1)
     assert torch.equal(prior.walk(len(codes), follow, labels, given=known, mask=masks, num_steps=num_steps), codes)
     assert len(offered) == most
@@ -88,9 +92,9 @@ def follow_and_compare(
         num_drawn = int(mask.sum())
         sizes = cosine_sizes(most, num_steps) if num_steps is not None else (1,) * most
         sizes = sizes if num_drawn == most else (1,) * num_drawn
-        expected = tables_under(prior, codes[rows], None if labels is None else labels[rows], mask, sizes, spread)
+        expected = conditionals_under(prior, codes[rows], None if labels is None else labels[rows], mask, sizes, spread)
         got = torch.stack(offered, 1)[rows] if offered else expected
-        # Tables of places that are kept here and drawn in another grid are read by nobody.
+        # Conditionals of positions that are kept here and drawn in another grid are read by nobody.
         torch.testing.assert_close(got[:, most - num_drawn :], expected, atol=tolerance, rtol=0)
 
 
@@ -121,20 +125,20 @@ def test_orders_differ_and_raster_is_one_of_them() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_tables_in_an_order_stand_at_their_places(order: tuple[int, ...]) -> None:
+def test_conditionals_in_an_order_stand_at_their_positions(order: tuple[int, ...]) -> None:
     prior = tiny(num_classes=2)
     world, told = every_grid(prior), torch.tensor(order)
     labels = some_labels(prior, len(world))
-    tables = prior.log_conditionals(world, labels, told)
-    assert tables.shape == (*world.shape, 3)
-    assert (tables.exp().sum(-1) - 1).abs().max() < 1e-12
-    picked = tables.gather(-1, world[..., None]).flatten(1).sum(1)
+    conditionals = prior.log_conditionals(world, labels, told)
+    assert conditionals.shape == (*world.shape, 3)
+    assert (conditionals.exp().sum(-1) - 1).abs().max() < 1e-12
+    picked = conditionals.gather(-1, world[..., None]).flatten(1).sum(1)
     torch.testing.assert_close(picked, prior.log_prob(world, labels, told), atol=1e-11, rtol=0)
-    # A table reads the codes before its place in the order, all of them, and no others.
-    for at, place in enumerate(order):
+    # A conditional reads the codes before its position in the order, all of them, and no others.
+    for at, position in enumerate(order):
         other = world.clone()
-        other.flatten(1)[:, place] = (world.flatten(1)[:, place] + 1) % 3
-        moved = (prior.log_conditionals(other, labels, told) - tables).flatten(1, -2).abs().amax((0, 2))
+        other.flatten(1)[:, position] = (world.flatten(1)[:, position] + 1) % 3
+        moved = (prior.log_conditionals(other, labels, told) - conditionals).flatten(1, -2).abs().amax((0, 2))
         assert (moved[list(order[: at + 1])] == 0).all()
         assert (moved[list(order[at + 1 :])] > 1e-3).all()
 
@@ -164,7 +168,7 @@ def test_a_walk_in_an_order_scores_like_log_prob_in_it(num_classes: int | None) 
         (MASKS[:2], 3),
     ],
 )
-def test_a_walk_offers_the_exact_tables_under_any_masks(masks: Tensor, num_steps: int | None) -> None:
+def test_a_walk_offers_the_exact_conditionals_under_any_masks(masks: Tensor, num_steps: int | None) -> None:
     prior = tiny(num_classes=2)
     world = every_grid(prior)
     masks = masks.repeat(len(world), 1, 1)[: len(world)]
@@ -173,7 +177,7 @@ def test_a_walk_offers_the_exact_tables_under_any_masks(masks: Tensor, num_steps
 
 @pytest.mark.parametrize("num_steps", [None, 1, 4])
 def test_steps_of_many_codes_after_steps_of_many_codes(num_steps: int | None) -> None:
-    """A longer walk in float32, with an order for each grid: chains and probes of several places, again and again."""
+    """A longer walk in float32, with an order for each grid: chains and probes of several positions, repeatedly."""
     prior = make_any_order(num_codes=4, grid=(3, 5))
     torch.manual_seed(2)
     codes = torch.randint(4, (6, 3, 5))
@@ -201,7 +205,7 @@ def test_steps_of_several_codes_take_masks_of_one_size() -> None:
 
 @pytest.mark.parametrize("num_steps", [None, 2])
 def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | None) -> None:
-    """Two grids, with other places known in each; each is completed as the model's own conditional says."""
+    """Two grids, with other positions known in each; each is completed as the model's own conditional says."""
     prior = make_any_order(num_codes=3, grid=(2, 2), num_classes=2)
     num, world = 8_000, every_grid(prior)
     known = torch.tensor([[[2, 0], [1, 2]], [[1, 1], [0, 2]]])
@@ -216,9 +220,9 @@ def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | N
         fits = ((world == kept) | mask).flatten(1).all(1)
         sizes = (1,) * int(mask.sum()) if num_steps is None else (1, 2)
         spread = num_steps is not None
-        tables = tables_under(prior, world, labels[: len(world)], mask, sizes, spread)
-        at = world.flatten(1)[:, places_of(mask, spread)[1]]
-        expected = tables.gather(-1, at[..., None])[..., 0].sum(1).double().masked_fill(~fits, -math.inf)
+        conditionals = conditionals_under(prior, world, labels[: len(world)], mask, sizes, spread)
+        at = world.flatten(1)[:, positions_of(mask, spread)[1]]
+        expected = conditionals.gather(-1, at[..., None])[..., 0].sum(1).double().masked_fill(~fits, -math.inf)
         assert abs(expected.exp().sum().item() - 1) < 1e-5
         statistic, bound = chi_square(prior, drawn, expected.softmax(0))
         assert statistic < bound
@@ -227,7 +231,7 @@ def test_inpainted_grids_are_as_frequent_as_they_are_probable(num_steps: int | N
         assert statistic > bound
 
 
-def test_one_step_draws_each_place_from_its_own_table() -> None:
+def test_one_step_draws_each_position_from_its_own_conditional() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
     samples = prior.sample(8_000, sampling=Sampling(num_steps=1), generator=torch.Generator().manual_seed(3))
     world = every_grid(prior)
@@ -246,7 +250,7 @@ def test_one_step_draws_each_place_from_its_own_table() -> None:
 def test_prefixes_masks_and_whole_grids() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
     codes = torch.randint(3, (5, 2, 2), generator=torch.Generator().manual_seed(0))
-    # A mask that leaves the first places known is a prefix.
+    # A mask that leaves the first positions known is a prefix.
     mask = torch.tensor([[False, False], [True, True]])
     one = prior.sample(5, given=codes, mask=mask, generator=torch.Generator().manual_seed(1))
     other = prior.sample(5, prefix=codes.flatten(1)[:, :2], generator=torch.Generator().manual_seed(1))
@@ -273,18 +277,18 @@ def test_guidance_and_blocks_in_steps() -> None:
     assert not torch.equal(draw(), draw(guidance=4.0))
     for drawn in (draw(guidance=4.0), draw(batch_size=7), draw(precision="bfloat16")):
         assert torch.equal(drawn[~masks], codes[~masks])
-    # Guidance mixes the tables of the step with the label and without it.
-    prior, tables, mask = prior.double(), [], THREE[2]
+    # Guidance mixes the conditionals of the step with the label and without it.
+    prior, conditionals, mask = prior.double(), [], THREE[2]
 
-    def follow(table: Tensor) -> Tensor:
-        tables.append(table)
-        return codes.flatten(1)[:, places_of(mask, True)[1][len(tables) - 1]]
+    def follow(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs)
+        return codes.flatten(1)[:, positions_of(mask, True)[1][len(conditionals) - 1]]
 
     prior.walk(40, follow, labels, guidance=(1.0, 2.0, 0.0, 3.0), given=codes, mask=mask, num_steps=2)
-    given, free = (tables_under(prior, codes, told, mask, (1, 2), True) for told in (labels, None))
-    strength = torch.tensor([2.0, 0.0, 3.0]).double()[:, None]  # the first place is known
+    given, free = (conditionals_under(prior, codes, told, mask, (1, 2), True) for told in (labels, None))
+    strength = torch.tensor([2.0, 0.0, 3.0]).double()[:, None]  # the first position is known
     expected = (free + strength * (given - free)).log_softmax(-1)
-    torch.testing.assert_close(torch.stack(tables, 1), expected, atol=1e-11, rtol=0)
+    torch.testing.assert_close(torch.stack(conditionals, 1), expected, atol=1e-11, rtol=0)
 
 
 def test_a_seeded_grid_is_the_same_alone() -> None:
@@ -331,7 +335,7 @@ def test_training_draws_orders_and_reaches_every_weight() -> None:
         assert weight.grad.abs().sum() > 0
     assert (prior.origin.grad.abs().sum(1) > 0).all()
     assert (prior.trunk.target.grad.abs().sum(1) > 0).all()
-    # What is told counts in training too, and tables stay in raster order.
+    # What is told counts in training too, and conditionals stay in raster order.
     plain = copy.deepcopy(prior).eval()
     order = torch.tensor(ORDERS[1])
     assert torch.equal(prior.log_prob(codes[:1], order=order), plain.log_prob(codes[:1], order=order))
@@ -384,29 +388,29 @@ def test_sizes_of_steps_follow_a_cosine() -> None:
     assert cosine_sizes(49, 8) == (1, 3, 4, 6, 8, 8, 9, 10)
     assert cosine_sizes(10, 8) == (1, 1, 1, 1, 1, 1, 2, 2)
     assert cosine_sizes(0, 1) == ()
-    for num_places in range(1, 40):
-        for num_steps in range(1, num_places + 1):
-            sizes = cosine_sizes(num_places, num_steps)
+    for num_positions in range(1, 40):
+        for num_steps in range(1, num_positions + 1):
+            sizes = cosine_sizes(num_positions, num_steps)
             assert len(sizes) == num_steps
-            assert sum(sizes) == num_places
+            assert sum(sizes) == num_positions
             assert min(sizes) >= 1
             assert list(sizes) == sorted(sizes)
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (16, 16), (5, 9), (30,), (4, 4, 4), (1, 1)])
-def test_places_drawn_together_stand_apart(grid: tuple[int, ...]) -> None:
-    places = torch.tensor(list(itertools.product(*map(range, grid)))).double()
+def test_positions_drawn_together_stand_apart(grid: tuple[int, ...]) -> None:
+    positions = torch.tensor(list(itertools.product(*map(range, grid)))).double()
 
     def share_with_a_neighbour(ranks: Tensor) -> float:
-        assert sorted(ranks.tolist()) == list(range(len(places)))
-        steps = places[ranks.argsort()].split(list(cosine_sizes(len(places), min(12, len(places)))))
+        assert sorted(ranks.tolist()) == list(range(len(positions)))
+        steps = positions[ranks.argsort()].split(list(cosine_sizes(len(positions), min(12, len(positions)))))
         nearest = [(torch.cdist(step, step) + 100 * torch.eye(len(step))).amin(1) for step in steps]
         return (torch.cat(nearest) < 1.01).double().mean().item()
 
-    # By chance a fifth of the places and more have a neighbour in their step.
+    # By chance a fifth of the positions and more have a neighbour in their step.
     assert share_with_a_neighbour(spread_ranks(grid)) < 0.05
-    if len(places) > 1:
-        assert share_with_a_neighbour(torch.randperm(len(places), generator=torch.Generator().manual_seed(0))) > 0.12
+    if len(positions) > 1:
+        assert share_with_a_neighbour(torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))) > 0.12
 
 
 @pytest.mark.usefixtures("untyped")
@@ -432,11 +436,11 @@ def test_bad_orders(order: Tensor, message: str) -> None:
 def test_bad_steps_and_masks() -> None:
     prior = make_any_order(num_codes=3, grid=(2, 2))
     codes = torch.zeros(2, 2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="num_steps=5, expected an integer from 1 to 4, with 4 places"):
+    with pytest.raises(ValueError, match="num_steps=5, expected an integer from 1 to 4, with 4 positions"):
         prior.sample(2, sampling=Sampling(num_steps=5))
-    with pytest.raises(ValueError, match="num_steps=4, expected an integer from 1 to 3, with 3 places"):
+    with pytest.raises(ValueError, match="num_steps=4, expected an integer from 1 to 3, with 3 positions"):
         prior.sample(2, sampling=Sampling(num_steps=4), given=codes, mask=MASKS[:2])
-    with pytest.raises(ValueError, match="num_steps=2, expected an integer from 1 to 1, with 0 places"):
+    with pytest.raises(ValueError, match="num_steps=2, expected an integer from 1 to 1, with 0 positions"):
         prior.sample(2, sampling=Sampling(num_steps=2), given=codes, mask=MASKS[3])
     for mask, message in (
         (torch.ones(2, 2), r"mask of torch.float32 \(2, 2\)"),

@@ -19,7 +19,7 @@ def integration_grid(prior: ContinuousPrior) -> tuple[Tensor, float]:
 
     For smooth functions that die out at its border the plain sum is exact but for e^{-c/h}.
     """
-    assert prior.num_places * prior.dim == 2
+    assert prior.num_positions * prior.dim == 2
     centre, unit = (prior.shift.item(), prior.scale.item()) if hasattr(prior, "shift") else (0.0, 1.0)
     points = torch.linspace(-14, 14, 281, dtype=torch.float64) * unit + centre
     both = torch.cartesian_prod(points, points)[..., None]
@@ -64,7 +64,7 @@ def test_samples_have_the_moments_of_the_density(density: ContinuousPrior) -> No
     errors = (moments(samples).mean(0) - expected) / (variance / num).sqrt()
     assert errors.abs().max() < 4
     if not isinstance(density, NormalPrior):
-        # The test can fail: places are dependent and skewed, which N(mean, diag) draws would not show.
+        # The test can fail: positions are dependent and skewed, which N(mean, diag) draws would not show.
         independent = samples[:, 0], samples[torch.randperm(num), 1]
         wrong = (moments(torch.stack(independent, -1)).mean(0) - expected) / (variance / num).sqrt()
         assert wrong.abs().max() > 4

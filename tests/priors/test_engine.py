@@ -17,10 +17,10 @@ from priors.compiled_step import Compiled, step_to_compile
 from priors.kv_cache import CachedTrunk, cache_bytes
 from priors.precision import Arithmetic, choose
 from priors.trunk import GridTrunk, Trunk, initialise
-from priors.walks import Route
+from priors.walks import WalkOrder
 
 ROWS, GRID = 3, (2, 4)
-PLACES = 8
+POSITIONS = 8
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.15}
 
 
@@ -36,8 +36,8 @@ def make_trunk(dtype: torch.dtype = torch.float64, width: int = 24, depth: int =
 
 
 def some_inputs(trunk: GridTrunk) -> tuple[Tensor, Tensor]:
-    """Inputs "b n w", and the rotary of their places."""
-    x = torch.randn(ROWS, PLACES, trunk.trunk.width, generator=torch.Generator().manual_seed(1)).double()
+    """Inputs "b n w", and the rotary of their positions."""
+    x = torch.randn(ROWS, POSITIONS, trunk.trunk.width, generator=torch.Generator().manual_seed(1)).double()
     x = x.to(trunk.target.dtype)
     return x, trunk.rotary(x)
 
@@ -55,11 +55,11 @@ def test_steps_are_the_trunk_at_once(dtype: torch.dtype, sizes: tuple[int, ...])
     trunk = make_trunk(torch.float64 if dtype == torch.float64 else torch.float32)
     x, rotary = some_inputs(trunk)
     expected = trunk.trunk(x, rotary).detach()
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(dtype))
     got = steps(cached, x, rotary, sizes)
     assert got.dtype == dtype
     assert not got.requires_grad
-    assert cached.length == PLACES
+    assert cached.length == POSITIONS
     torch.testing.assert_close(got.to(x.dtype), expected, atol=TOLERANCES[dtype], rtol=0)
     cached.reset()
     assert cached.length == 0
@@ -69,7 +69,7 @@ def test_steps_are_the_trunk_at_once(dtype: torch.dtype, sizes: tuple[int, ...])
 def test_int8_steps_are_near_the_trunk() -> None:
     trunk = make_trunk(torch.float32, width=32)
     x, rotary = some_inputs(trunk)
-    got = steps(CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16, int8=True)), x, rotary, (1,) * 8)
+    got = steps(CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.bfloat16, int8=True)), x, rotary, (1,) * 8)
     error = (got - trunk.trunk(x, rotary)).detach().square().mean().sqrt()
     assert 1e-4 < error < 0.1  # features have a mean square of 1
 
@@ -78,10 +78,10 @@ def test_int8_steps_are_near_the_trunk() -> None:
 def test_rows_may_be_turned_each_in_its_own_order(sizes: tuple[int, ...]) -> None:
     trunk = make_trunk()
     x, _ = some_inputs(trunk)
-    order = torch.stack([torch.randperm(PLACES, generator=torch.Generator().manual_seed(i)) for i in range(ROWS)])
+    order = torch.stack([torch.randperm(POSITIONS, generator=torch.Generator().manual_seed(i)) for i in range(ROWS)])
     rotary = trunk.rotary(x, order)
     assert rotary.ndim == 5
-    got = steps(CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64)), x, rotary, sizes)
+    got = steps(CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float64)), x, rotary, sizes)
     torch.testing.assert_close(got, trunk.trunk(x, rotary).detach(), atol=1e-11, rtol=0)
     assert not torch.allclose(got, trunk.trunk(x, trunk.rotary(x)).detach())
 
@@ -90,9 +90,9 @@ def test_what_sees_what_within_a_call() -> None:
     trunk = make_trunk()
     x, rotary = some_inputs(trunk)
     blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
-    visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
+    visible = torch.ones(POSITIONS, POSITIONS, dtype=torch.bool).tril() | blocks
     expected = trunk.trunk(x, rotary, visible).detach()
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float64))
     parts = [slice(0, 1), slice(1, 4), slice(4, 8)]
     got = torch.cat([cached(x[:, part], rotary[part], visible[part, part]) for part in parts], 1)
     torch.testing.assert_close(got, expected, atol=1e-11, rtol=0)
@@ -111,10 +111,10 @@ def test_large_walks_in_bfloat16_multiply_whole_caches(
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
     if order:
-        rotary = trunk.rotary(x, torch.stack([torch.arange(PLACES).roll(3 * i) for i in range(ROWS)]))
+        rotary = trunk.rotary(x, torch.stack([torch.arange(POSITIONS).roll(3 * i) for i in range(ROWS)]))
     monkeypatch.setattr("priors.kv_cache._LARGE", 1)
-    assert not CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32)).whole
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16))
+    assert not CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float32)).whole
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.bfloat16))
     assert cached.whole
     assert all(cache.dtype == torch.bfloat16 for layer in cached.layers for cache in layer[:2])
     expected = trunk.trunk(x, rotary).detach()
@@ -129,15 +129,15 @@ def test_large_walks_see_and_keep_what_they_are_told(monkeypatch: pytest.MonkeyP
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
     blocks = torch.block_diag(*[torch.ones(size, size) for size in (1, 3, 4)]).bool()
-    visible = torch.ones(PLACES, PLACES, dtype=torch.bool).tril() | blocks
+    visible = torch.ones(POSITIONS, POSITIONS, dtype=torch.bool).tril() | blocks
     expected = trunk.trunk(x, rotary, visible).detach()
     assert (expected - trunk.trunk(x, rotary).detach()).square().mean().sqrt() > 0.2
     monkeypatch.setattr("priors.kv_cache._LARGE", 1)
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.bfloat16))
     got = []
     for part in (slice(0, 1), slice(1, 4), slice(4, 8)):
-        # Before each part a call whose inputs are all dropped, over places that are written anew.
-        dropped = slice(part.start, min(part.stop + 2, PLACES))
+        # Before each part a call whose inputs are all dropped, over positions that are written anew.
+        dropped = slice(part.start, min(part.stop + 2, POSITIONS))
         cached(torch.full_like(x[:, dropped], 100.0), rotary[dropped], num_kept=0)
         assert cached.length == part.start
         got.append(cached(x[:, part], rotary[part], visible[part, part]))
@@ -161,19 +161,19 @@ def test_large_walks_draw_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyP
     assert (prior.sample(9, sampling=sampling, prefix=prefix) == small).float().mean() > 0.9
 
 
-def test_a_walk_is_large_by_its_rows_places_and_width() -> None:
+def test_a_walk_is_large_by_its_rows_positions_and_width() -> None:
     trunk = make_trunk(torch.float32, width=64, depth=1)
     for rows, whole in ((2**10, True), (2**10 - 1, False)):
-        assert CachedTrunk(trunk.trunk, rows, PLACES, Arithmetic(torch.bfloat16)).whole == whole
+        assert CachedTrunk(trunk.trunk, rows, POSITIONS, Arithmetic(torch.bfloat16)).whole == whole
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 2])
 def test_dropped_inputs_leave_no_trace(num_kept: int) -> None:
     trunk = make_trunk()
     x, rotary = some_inputs(trunk)
-    plain = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    plain = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float64))
     expected = steps(plain, x, rotary, (2, num_kept, 6 - num_kept) if num_kept else (2, 6))
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float64))
     first = steps(cached, x, rotary, (2,))
     probes = torch.cat((x[:, 2 : 2 + num_kept], torch.full_like(x[:, :3], 100.0)), 1)
     cached(probes, rotary[2 : 5 + num_kept], num_kept=num_kept)
@@ -186,7 +186,7 @@ def test_dropped_inputs_leave_no_trace(num_kept: int) -> None:
 def test_no_rows() -> None:
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
-    cached = CachedTrunk(trunk.trunk, 0, PLACES, Arithmetic(torch.bfloat16))
+    cached = CachedTrunk(trunk.trunk, 0, POSITIONS, Arithmetic(torch.bfloat16))
     assert cached(x[:0, :2], rotary[:2]).shape == (0, 2, 24)
     assert cached(x[:0, :1], rotary[2:3]).dtype == torch.bfloat16
 
@@ -203,35 +203,35 @@ def test_features_are_not_overwritten_by_later_steps() -> None:
 
 
 def plain_stepper(trunk: Trunk) -> CachedTrunk:
-    return CachedTrunk(trunk, ROWS, PLACES, Arithmetic(torch.float64))
+    return CachedTrunk(trunk, ROWS, POSITIONS, Arithmetic(torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_caches_stay_where_they_are_and_take_what_is_said(dtype: torch.dtype) -> None:
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(dtype))
     caches = [cache for layer in cached.layers for cache in layer[:2]]
-    places = [cache.data_ptr() for cache in caches]
+    positions = [cache.data_ptr() for cache in caches]
     steps(cached, x, rotary, (3, 1, 1, 1, 1, 1))
     cached.reset()
     steps(cached, x, rotary, (1,) * 8)
-    assert [cache.data_ptr() for layer in cached.layers for cache in layer[:2]] == places
+    assert [cache.data_ptr() for layer in cached.layers for cache in layer[:2]] == positions
     taken = sum(cache.untyped_storage().nbytes() for cache in caches)
-    assert taken == ROWS * cache_bytes(trunk.trunk, PLACES, Arithmetic(dtype), 0)
-    assert taken == 4 * 2 * 2 * ROWS * PLACES * 24
+    assert taken == ROWS * cache_bytes(trunk.trunk, POSITIONS, Arithmetic(dtype), 0)
+    assert taken == 4 * 2 * 2 * ROWS * POSITIONS * 24
 
 
 @pytest.mark.parametrize("num_inputs", [1, 3, 8])
 def test_cache_bytes_are_those_of_a_step_at_most(num_inputs: int) -> None:
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
-    cached, arithmetic = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32)), Arithmetic(torch.float32)
+    cached, arithmetic = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float32)), Arithmetic(torch.float32)
     cached(x[:, :num_inputs], rotary[:num_inputs])
     parts = [part for part in vars(cached._scratch[num_inputs]).values() if isinstance(part, Tensor)]
     storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    of_a_step = cache_bytes(trunk.trunk, PLACES, arithmetic, num_inputs) - cache_bytes(
-        trunk.trunk, PLACES, arithmetic, 0
+    of_a_step = cache_bytes(trunk.trunk, POSITIONS, arithmetic, num_inputs) - cache_bytes(
+        trunk.trunk, POSITIONS, arithmetic, 0
     )
     gated = 3 * trunk.trunk.blocks[0].mlp.out.in_features * num_inputs * 4
     assert sum(storages.values()) / ROWS < of_a_step < 2 * sum(storages.values()) / ROWS + gated
@@ -243,9 +243,9 @@ def test_blocks_keep_the_caches_under_their_limit(guided: bool, monkeypatch: pyt
     arithmetic = Arithmetic(torch.float32)
     seen, walk = [], Prior._walk
 
-    def spy(self: Prior, chooser: object, labels: object, strengths: object, route: Route, *rest: object) -> Tensor:
-        seen.append(len(route.known))
-        return walk(self, chooser, labels, strengths, route, *rest)
+    def spy(self: Prior, chooser: object, labels: object, strengths: object, order: WalkOrder, *rest: object) -> Tensor:
+        seen.append(len(order.known))
+        return walk(self, chooser, labels, strengths, order, *rest)
 
     monkeypatch.setattr(Prior, "_walk", spy)
     labels = torch.arange(40) % 2
@@ -271,7 +271,7 @@ def first_block(prior: Prior, **options: object) -> int:
 
 
 def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step over many places has many inputs, scores and tables, beside the caches."""
+    """A step over many positions has many inputs, scores and conditionals, beside the caches."""
     arithmetic = Arithmetic(torch.float32)
     monkeypatch.setattr(priors.draws, "CACHE_BYTES", 2**20)
     sizes = []
@@ -296,7 +296,7 @@ def test_blocks_shrink_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -
 
 def eager_static(trunk: Trunk, dtype: torch.dtype) -> CachedTrunk:
     """A cached on its static path, not compiled."""
-    cached = CachedTrunk(trunk, ROWS, PLACES, Arithmetic(dtype, compiled=True))
+    cached = CachedTrunk(trunk, ROWS, POSITIONS, Arithmetic(dtype, compiled=True))
     cached.one = step_to_compile
     return cached
 
@@ -318,7 +318,7 @@ def test_static_steps_are_the_trunk_at_once(dtype: torch.dtype, tolerance: float
 def test_static_int8_steps_are_near_the_trunk() -> None:
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.bfloat16, int8=True, compiled=True))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.bfloat16, int8=True, compiled=True))
     cached.one = step_to_compile
     error = (steps(cached, x, rotary, (2, *(1,) * 6)) - trunk.trunk(x, rotary)).detach().square().mean().sqrt()
     assert error < 0.1
@@ -337,7 +337,7 @@ def test_a_static_walk_draws_the_same_codes(
         sampled(prior, 6, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
         for compiled in (False, True)
     ]
-    assert len(calls) == PLACES - 3
+    assert len(calls) == POSITIONS - 3
     assert torch.equal(*drawn)
 
 
@@ -358,12 +358,12 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_static_walk_under_masks_draws_the_same_codes(
     dtype: torch.dtype, precision: str, num_steps: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Turns are then those of each row."""
+    """Rotations are then those of each row."""
     prior = make_any_order(num_codes=7, grid=GRID, num_classes=2).to(dtype)
     rows, labels, num = counting(monkeypatch), torch.arange(6) % 2, 6
     codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
-    masks = (torch.rand(num, PLACES, generator=torch.Generator().manual_seed(1)).argsort(1) < 5).view(num, *GRID)
-    masks[0] = torch.tensor([False] * 4 + [True] * 4).view(GRID)  # one is known in more places
+    masks = (torch.rand(num, POSITIONS, generator=torch.Generator().manual_seed(1)).argsort(1) < 5).view(num, *GRID)
+    masks[0] = torch.tensor([False] * 4 + [True] * 4).view(GRID)  # one is known in more positions
     options = {"precision": precision, "guidance": 2.0, "given": codes, "mask": masks, "num_steps": num_steps}
     drawn = [
         sampled(prior, num, labels, compiled=compiled, generator=torch.Generator().manual_seed(0), **options)
@@ -383,17 +383,17 @@ def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeyp
     codes = torch.randint(7, (num, *GRID), generator=torch.Generator().manual_seed(0))
     masks = torch.rand(num, *GRID, generator=torch.Generator().manual_seed(1)) < 0.5
     masks[0] = True
-    masks[1] = (torch.arange(PLACES) > 2).view(GRID)
+    masks[1] = (torch.arange(POSITIONS) > 2).view(GRID)
     options = {"precision": precision, "compiled": True}
-    drawn, tables = recorded(prior, monkeypatch, num=num, seeds=range(num), given=codes, mask=masks, **options)
-    assert rows == [16] * PLACES
+    drawn, conditionals = recorded(prior, monkeypatch, num=num, seeds=range(num), given=codes, mask=masks, **options)
+    assert rows == [16] * POSITIONS
     for i in range(num):
-        alone, own_tables = recorded(
+        alone, own_conditionals = recorded(
             prior, monkeypatch, num=1, seeds=[i], given=codes[i : i + 1], mask=masks[i], **options
         )
         assert torch.equal(alone[0], drawn[i]), i
-        assert torch.equal(own_tables[0], tables[i]), i
-    assert rows == [16] * PLACES * (num + 1)
+        assert torch.equal(own_conditionals[0], conditionals[i]), i
+    assert rows == [16] * POSITIONS * (num + 1)
 
 
 @pytest.mark.slow
@@ -401,7 +401,7 @@ def test_static_walks_with_seeds_do_not_show_other_masks(precision: str, monkeyp
 def test_compiled_steps_are_eager_ones() -> None:
     trunk = make_trunk(torch.float32)
     x, rotary = some_inputs(trunk)
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(torch.float32, compiled=True))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(torch.float32, compiled=True))
     assert isinstance(cached.one, Compiled)
     got = steps(cached, x, rotary, (2, *(1,) * 6))
     torch.testing.assert_close(got, trunk.trunk(x, rotary).detach(), atol=1e-4, rtol=0)
@@ -421,7 +421,7 @@ def test_cuda_graphs_are_eager_steps(dtype: torch.dtype) -> None:
     trunk = make_trunk(dtype).cuda()
     x, rotary = some_inputs(trunk)
     x, rotary = x.cuda(), trunk.rotary(x.cuda())
-    cached = CachedTrunk(trunk.trunk, ROWS, PLACES, Arithmetic(dtype))
+    cached = CachedTrunk(trunk.trunk, ROWS, POSITIONS, Arithmetic(dtype))
     expected = trunk.trunk(x, rotary).detach()
     tolerance = {"atol": 1e-10 if dtype == torch.float64 else 1e-3, "rtol": 0}
     for sizes in ((1,) * 8, (3, *(1,) * 5)):

@@ -18,7 +18,7 @@ from torch import Tensor
 from priors import LlamaPrior, Sampling
 from priors.llama_folder import load_llama, save_llama
 
-NUM_CODES, GRID, PLACES, CLASSES = 11, (3, 4), 12, 3
+NUM_CODES, GRID, POSITIONS, CLASSES = 11, (3, 4), 12, 3
 
 
 def prior_of(**sizes: Any) -> LlamaPrior:
@@ -53,7 +53,7 @@ def tokens_of(codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) 
 
 
 @torch.no_grad()
-def their_tables(model: Any, codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
+def their_conditionals(model: Any, codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
     logits = model(input_ids=tokens_of(codes, labels, num_codes)).logits
     return logits[..., :num_codes].log_softmax(-1).view(*codes.shape, num_codes)
 
@@ -73,17 +73,17 @@ def test_logits_are_those_of_transformers(num_classes: int | None, labelled: boo
     inner = torch.full((5,), CLASSES) if num_classes and labels is None else labels
     own = prior._all_logits(prior.code(codes.flatten(1)[:, :-1]), inner)
     logits = model(input_ids=tokens_of(codes, labels)).logits
-    assert logits.shape == (5, PLACES, NUM_CODES + 1 + (num_classes or 0))
+    assert logits.shape == (5, POSITIONS, NUM_CODES + 1 + (num_classes or 0))
     assert own.std() > 0.5  # far from those of fresh weights
     torch.testing.assert_close(logits[..., :NUM_CODES], own, atol=1e-4, rtol=0)
     # A token that begins a grid is nowhere likelier than a code on average.
     mean = own.mean(-1, keepdim=True)
     torch.testing.assert_close(logits[..., NUM_CODES:], mean.expand_as(logits[..., NUM_CODES:]), atol=1e-4, rtol=0)
     assert (logits.softmax(-1)[..., NUM_CODES:] <= logits.softmax(-1)[..., :NUM_CODES].mean(-1, keepdim=True)).all()
-    tables = their_tables(model, codes, labels)
-    torch.testing.assert_close(tables, prior.log_conditionals(codes, labels), atol=1e-4, rtol=0)
+    conditionals = their_conditionals(model, codes, labels)
+    torch.testing.assert_close(conditionals, prior.log_conditionals(codes, labels), atol=1e-4, rtol=0)
     torch.testing.assert_close(
-        tables.gather(-1, codes[..., None]).sum((1, 2, 3)), prior.log_prob(codes, labels), atol=1e-4, rtol=0
+        conditionals.gather(-1, codes[..., None]).sum((1, 2, 3)), prior.log_prob(codes, labels), atol=1e-4, rtol=0
     )
 
 
@@ -92,9 +92,9 @@ def test_in_float64_they_agree_to_rounding(tmp_path: Path) -> None:
     save_llama(prior, tmp_path / "llama")
     assert read(tmp_path / "llama")["dtype"] == "float64"
     labels, codes = torch.arange(5) % CLASSES, some_codes()
-    tables = their_tables(theirs(tmp_path / "llama", torch.float64), codes, labels)
+    conditionals = their_conditionals(theirs(tmp_path / "llama", torch.float64), codes, labels)
     # Their angles are in float32.
-    torch.testing.assert_close(tables, prior.log_conditionals(codes, labels).detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(conditionals, prior.log_conditionals(codes, labels).detach(), atol=1e-5, rtol=0)
     again = load_llama(tmp_path / "llama")
     assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
 
@@ -111,13 +111,13 @@ def test_greedy_grids_are_theirs(tmp_path: Path) -> None:
     ):
         start = start[:, None]
         drawn = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False)
-        assert drawn.shape == (len(start), 1 + PLACES)
+        assert drawn.shape == (len(start), 1 + POSITIONS)
         assert torch.equal(drawn[:, 1:].view(-1, *GRID), own)
         # No token of a prompt is taken for padding.
         assert torch.equal(model.generate(start, do_sample=False), drawn)
         # From a prompt that holds codes, too.
         more = torch.cat((start, own.flatten(1)[:, :5]), 1)
-        options = {"do_sample": False, "max_new_tokens": PLACES - 5, "min_new_tokens": PLACES - 5}
+        options = {"do_sample": False, "max_new_tokens": POSITIONS - 5, "min_new_tokens": POSITIONS - 5}
         assert torch.equal(model.generate(more, attention_mask=torch.ones_like(more), **options), drawn)
     assert len(torch.unique(own)) > 1
 
@@ -176,7 +176,7 @@ def test_the_folder_says_what_readers_of_any_age_read(tmp_path: Path) -> None:
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "llama")
     generation.validate(strict=True)
     assert generation.suppress_tokens == [11, 12, 13, 14]
-    assert (generation.max_new_tokens, generation.eos_token_id) == (PLACES, None)
+    assert (generation.max_new_tokens, generation.eos_token_id) == (POSITIONS, None)
 
 
 # ---- what we make of theirs
@@ -213,13 +213,13 @@ def test_folders_by_transformers_are_priors(changes: dict[str, Any], shards: boo
     assert not prior.training
     codes = some_codes()
     for labels in (None, torch.arange(5) % CLASSES):
-        expected = their_tables(model, codes, labels)
+        expected = their_conditionals(model, codes, labels)
         assert expected.std() > 0.5
         torch.testing.assert_close(prior.log_conditionals(codes, labels).detach(), expected, atol=2e-4, rtol=0)
     # And they go back as what they are.
     save_llama(prior, tmp_path / "again")
-    again = their_tables(theirs(tmp_path / "again"), codes, None)
-    torch.testing.assert_close(again, their_tables(model, codes, None), atol=2e-4, rtol=0)
+    again = their_conditionals(theirs(tmp_path / "again"), codes, None)
+    torch.testing.assert_close(again, their_conditionals(model, codes, None), atol=2e-4, rtol=0)
 
 
 def test_ours_trained_on_by_transformers_comes_back(tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_ours_trained_on_by_transformers_comes_back(tmp_path: Path) -> None:
     assert not torch.equal(model.model.norm.weight, torch.ones(24))
     trained = load_llama(tmp_path / "trained")  # the grid is still said
     assert (trained.grid, trained.num_codes, trained.num_classes) == (GRID, NUM_CODES, CLASSES)
-    tables = trained.log_conditionals(codes, labels).detach()
-    torch.testing.assert_close(tables, their_tables(model, codes, labels), atol=1e-4, rtol=0)
-    assert (tables - prior.log_conditionals(codes, labels)).abs().max() > 0.01
+    conditionals = trained.log_conditionals(codes, labels).detach()
+    torch.testing.assert_close(conditionals, their_conditionals(model, codes, labels), atol=1e-4, rtol=0)
+    assert (conditionals - prior.log_conditionals(codes, labels)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -246,8 +246,8 @@ def test_half_precision_is_read_as_float32(dtype: torch.dtype, tmp_path: Path) -
     assert load_file(tmp_path / "llama" / "model.safetensors")["lm_head.weight"].dtype == dtype
     prior = load_llama(tmp_path / "llama")
     assert prior.logits.weight.dtype == torch.float32
-    tables = their_tables(theirs(tmp_path / "llama"), some_codes(), None)
-    torch.testing.assert_close(prior.log_conditionals(some_codes()).detach(), tables, atol=1e-4, rtol=0)
+    conditionals = their_conditionals(theirs(tmp_path / "llama"), some_codes(), None)
+    torch.testing.assert_close(prior.log_conditionals(some_codes()).detach(), conditionals, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -317,8 +317,8 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
         ({"num_codes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
         ({"num_classes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
         ({"num_classes": -1}, "got num_classes=-1"),
-        ({"code_grid": [9] * 10**5}, "expected at most 8 axes and 16,777,216 places"),
-        ({"code_grid": [10**9, 10**9]}, "expected at most 8 axes and 16,777,216 places"),
+        ({"code_grid": [9] * 10**5}, "expected at most 8 axes and 16,777,216 positions"),
+        ({"code_grid": [10**9, 10**9]}, "expected at most 8 axes and 16,777,216 positions"),
         ({"code_grid": "34"}, "got grid='34'"),
         ({"code_grid": {"a": 3}}, "got grid="),
         ({"rope_parameters": {"rope_theta": 10**90}}, "got rope_theta=1000.*, expected at most"),

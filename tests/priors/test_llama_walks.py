@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_engine import steps
-from test_llama import CLASSES, GRID, NUM_CODES, PLACES, prior_of, some_codes
+from test_llama import CLASSES, GRID, NUM_CODES, POSITIONS, prior_of, some_codes
 from torch import Tensor
 
 from priors import LlamaPrior, Prior, Sampling
@@ -41,10 +41,10 @@ def test_greedy_walks_are_those_of_exact_arithmetic(compiled: bool, monkeypatch:
 )
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("large", [False, True])
-def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
+def test_conditionals_of_walks_are_the_exact_ones_but_for_rounding(
     arithmetic: Arithmetic, most: float, most_kl: float, compiled: bool, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every place, of known codes: the largest difference, and the mean KL from the exact table, in nats."""
+    """At every position, of known codes: the largest difference, and the mean KL from the exact one, in nats."""
     monkeypatch.setattr("priors.kv_cache.Compiled", lambda: step_to_compile)
     if large:
         monkeypatch.setattr("priors.kv_cache._LARGE", 1)
@@ -54,9 +54,9 @@ def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
     arithmetic = dataclasses.replace(arithmetic, compiled=compiled)
     chooser, seen = known_chooser(codes), []
 
-    def watched(table: Tensor) -> Tensor:
-        seen.append(table.double())
-        return chooser(table)
+    def watched(log_probs: Tensor) -> Tensor:
+        seen.append(log_probs.double())
+        return chooser(log_probs)
 
     prior._walk(watched, labels, None, taken(route, torch.arange(16)), arithmetic, None)
     walked = torch.stack(seen, 1)
@@ -65,13 +65,13 @@ def test_tables_of_walks_are_the_exact_ones_but_for_rounding(
     assert (exact.exp() * (exact - walked)).sum(-1).mean() < most_kl
 
 
-@pytest.mark.parametrize("sizes", [(1,) * PLACES, (PLACES,), (3, 1, 1, 5, 1, 1)])
+@pytest.mark.parametrize("sizes", [(1,) * POSITIONS, (POSITIONS,), (3, 1, 1, 5, 1, 1)])
 @pytest.mark.parametrize("static", [False, True])
 def test_steps_are_the_trunk_at_once(static: bool, sizes: tuple[int, ...]) -> None:
     prior = prior_of(num_heads=3, mlp_width=40).double()
-    x = torch.randn(4, PLACES, 24, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(4, POSITIONS, 24, generator=torch.Generator().manual_seed(0)).double()
     rotary = prior.trunk.rotary(x)
-    cached = CachedTrunk(prior.trunk.trunk, 4, PLACES, Arithmetic(torch.float64, compiled=static))
+    cached = CachedTrunk(prior.trunk.trunk, 4, POSITIONS, Arithmetic(torch.float64, compiled=static))
     cached.one = step_to_compile if static else None
     expected = prior.trunk(x[:, 0], x[:, 1:]).detach()
     torch.testing.assert_close(steps(cached, x, rotary, sizes), expected, atol=1e-11, rtol=0)
@@ -84,9 +84,11 @@ def test_steps_are_the_trunk_at_once(static: bool, sizes: tuple[int, ...]) -> No
 def test_wide_branches_count_in_the_bytes_of_a_walk() -> None:
     plain, wide = prior_of(), prior_of(mlp_width=200)
     arithmetic = Arithmetic(torch.float32)
-    extra = cache_bytes(wide.trunk.trunk, PLACES, arithmetic, 2) - cache_bytes(plain.trunk.trunk, PLACES, arithmetic, 2)
+    extra = cache_bytes(wide.trunk.trunk, POSITIONS, arithmetic, 2) - cache_bytes(
+        plain.trunk.trunk, POSITIONS, arithmetic, 2
+    )
     assert extra == 4 * 2 * 3 * (200 - gated_width(24))
-    assert wide.walk_bytes(arithmetic, 2) == cache_bytes(wide.trunk.trunk, PLACES, arithmetic, 2)
+    assert wide.walk_bytes(arithmetic, 2) == cache_bytes(wide.trunk.trunk, POSITIONS, arithmetic, 2)
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_compiled_walks_are_eager_ones() -> None:
     assert (eager == compiled).float().mean() > 0.95
 
 
-def test_it_learns_what_one_place_says_of_the_next() -> None:
+def test_it_learns_what_one_position_says_of_the_next() -> None:
     torch.manual_seed(0)
     prior = LlamaPrior(num_codes=5, grid=(6,), width=32, depth=2, num_heads=2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
@@ -116,21 +118,24 @@ def test_it_learns_what_one_place_says_of_the_next() -> None:
     assert abs(loss.item() - torch.tensor(5.0).log().item()) < 0.2
 
 
-def test_relaxed_tables_at_corners_are_tables() -> None:
+def test_relaxed_conditionals_at_corners_are_conditionals() -> None:
     prior, codes = prior_of(), some_codes()
     relaxed = prior.relaxed_log_conditionals(torch.nn.functional.one_hot(codes, NUM_CODES).float())
     torch.testing.assert_close(relaxed, prior.log_conditionals(codes), atol=1e-5, rtol=0)
 
 
-def test_a_place_sees_only_what_is_before_it() -> None:
+def test_a_position_sees_only_what_is_before_it() -> None:
     prior, codes = prior_of(), some_codes(1)
-    tables = prior.log_conditionals(codes).flatten(1, 2)
-    for place in range(PLACES):
+    conditionals = prior.log_conditionals(codes).flatten(1, 2)
+    for position in range(POSITIONS):
         other = codes.flatten(1).clone()
-        other[:, place] = (other[:, place] + 1) % NUM_CODES
+        other[:, position] = (other[:, position] + 1) % NUM_CODES
         changed = prior.log_conditionals(other.view(1, *GRID)).flatten(1, 2)
-        assert torch.equal(changed[:, : place + 1], tables[:, : place + 1])
-        assert place == PLACES - 1 or (changed[:, place + 1 :] - tables[:, place + 1 :]).abs().min(-1)[0].max() > 1e-4
+        assert torch.equal(changed[:, : position + 1], conditionals[:, : position + 1])
+        assert (
+            position == POSITIONS - 1
+            or (changed[:, position + 1 :] - conditionals[:, position + 1 :]).abs().min(-1)[0].max() > 1e-4
+        )
 
 
 def test_it_is_loaded_by_what_was_saved(tmp_path: Path) -> None:

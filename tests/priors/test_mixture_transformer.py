@@ -50,14 +50,14 @@ def test_step_by_step_scores_like_all_at_once(grid: tuple, num_classes: int | No
     labels = None if num_classes is None else torch.arange(6) % 2
     units = ((latents - prior.shift) / prior.scale).flatten(1, -2)
     step = prior._start_walk(6, labels)
-    total = -prior.num_places * prior.scale.log().sum()
-    for place in range(prior.num_places):
-        total = total + step(units[:, max(place - 1, 0) : place]).log_prob(units[:, place])
+    total = -prior.num_positions * prior.scale.log().sum()
+    for position in range(prior.num_positions):
+        total = total + step(units[:, max(position - 1, 0) : position]).log_prob(units[:, position])
     torch.testing.assert_close(prior.log_prob(latents, labels), total, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_no_place_sees_itself_or_what_comes_after(autocast: bool) -> None:
+def test_no_position_sees_itself_or_what_comes_after(autocast: bool) -> None:
     prior = make_mixture(dim=2, grid=(2, 3))
     seen, latents = head_and_inputs(prior), some_latents(prior, 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -154,7 +154,7 @@ def test_repeated_latents_have_a_bounded_density() -> None:
 
 
 def test_temperature_is_what_it_says() -> None:
-    """One place, where the mixture can be had: w^(1/T), and T times each standard deviation."""
+    """One position, where the mixture can be had: w^(1/T), and T times each standard deviation."""
     prior = make_mixture(dim=2, grid=(1,)).double()
     mixture, temperature = prior._start_walk(1, None)(torch.zeros(1, 0, 2).double()), 0.6
     weights = (mixture.log_weights[0] / temperature).softmax(0).detach()
@@ -201,7 +201,7 @@ def ar1_field(num: int, size: int, dim: int, correlation: float) -> tuple[Tensor
 
 
 def test_it_learns_a_correlated_field() -> None:
-    """Fields of unit variance, at 4 channels: N(0, I) pays the entropy of independent places."""
+    """Fields of unit variance, at 4 channels: N(0, I) pays the entropy of independent positions."""
     fields, entropy = ar1_field(4096 + 512, 3, 4, 0.9)
     train, held_out = (5 + 3 * fields).split((4096, 512))
     entropy += 36 * math.log(3)

@@ -17,7 +17,7 @@ from priors import NextScalePrior, Prior
 from priors.kv_cache import CachedTrunk
 from priors.precision import Arithmetic
 from priors.sampling import known_chooser
-from priors.walks import Start
+from priors.walks import WalkStart
 
 SHAPES = [((1, 2, 3), None), ((1, 2), 2), ((2, 5), None), ((3,), 2), ((1, 2, 4), 3)]
 
@@ -42,7 +42,7 @@ def bicubic(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def averaged(picture: np.ndarray, size: int) -> np.ndarray:
-    """A picture "s s w" at size x size: the mean of the places that each touches."""
+    """A picture "s s w" at size x size: the mean of the positions that each touches."""
     side, out = len(picture), np.zeros((size, size, picture.shape[2]))
     for i, j in np.ndindex(size, size):
         rows, columns = (slice(at * side // size, -(-(at + 1) * side // size)) for at in (i, j))
@@ -50,59 +50,59 @@ def averaged(picture: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def reference_tables(prior: NextScalePrior, codes: list[int], label: int | None) -> np.ndarray:
-    """ln P(. | coarser scales) at each place of one row of codes, "n k"."""
+def reference_conditionals(prior: NextScalePrior, codes: list[int], label: int | None) -> np.ndarray:
+    """ln P(. | coarser scales) at each position of one row of codes, "n k"."""
     weights = {name: t.detach().numpy() for name, t in prior.state_dict().items()}
     finest = prior.scales[-1]
     label = len(weights["start.embedding.weight"]) - 1 if label is None else label
     total = np.zeros((finest, finest, prior.config.width))
-    x, places, seen, begin = [], [], [], 0
+    x, positions, seen, begin = [], [], [], 0
     for level, scale in enumerate(prior.scales):
         end = begin + scale**2
         start = weights["start.embedding.weight"][label]
         inputs = averaged(total, scale).reshape(scale**2, -1) if level else [start] * scale**2
         for i, (row, column) in enumerate(np.ndindex(scale, scale)):
             x.append(inputs[i] + weights["target"][begin + i] + weights["scale"][level])
-            places.append(tuple((at + 0.5) * finest / scale - 0.5 for at in (row, column)))
+            positions.append(tuple((at + 0.5) * finest / scale - 0.5 for at in (row, column)))
             seen.append(list(range(end)))
         total += bicubic(weights["code.weight"][codes[begin:end]].reshape(scale, scale, -1), finest)
         begin = end
     heads = prior.config.num_heads
-    features = reference_trunk(weights, "trunk", x, places, places, (finest, finest), heads, seen)
+    features = reference_trunk(weights, "trunk", x, positions, positions, (finest, finest), heads, seen)
     return np.array([log_softmax(weights["logits.weight"] @ feature) for feature in features])
 
 
 @pytest.mark.parametrize(("scales", "num_classes"), SHAPES)
-def test_tables_and_log_prob_are_the_reference_in_numpy(scales: tuple[int, ...], num_classes: int | None) -> None:
+def test_conditionals_and_log_prob_are_the_reference_in_numpy(scales: tuple[int, ...], num_classes: int | None) -> None:
     prior = make_next_scale(num_codes=5, scales=scales, num_classes=num_classes, depth=1).double()
     torch.manual_seed(1)
     codes = torch.randint(5, (2, *prior.grid))
     for label in [None] if num_classes is None else [None, num_classes - 1]:
         labels = None if label is None else torch.full((2,), label)
-        tables, log_probs = prior.log_conditionals(codes, labels).tolist(), prior.log_prob(codes, labels).tolist()
-        for row, (table, log_prob) in enumerate(zip(tables, log_probs, strict=True)):
-            expected = reference_tables(prior, codes[row].tolist(), label)
-            assert np.abs(np.array(table) - expected).max() < 1e-10
+        conditionals, log_probs = prior.log_conditionals(codes, labels).tolist(), prior.log_prob(codes, labels).tolist()
+        for row, (conditional, log_prob) in enumerate(zip(conditionals, log_probs, strict=True)):
+            expected = reference_conditionals(prior, codes[row].tolist(), label)
+            assert np.abs(np.array(conditional) - expected).max() < 1e-10
             assert abs(log_prob - expected[np.arange(len(expected)), codes[row]].sum()) < 1e-10
 
 
 @pytest.mark.parametrize("scales", [(1, 2, 3), (2, 3)])
-def test_a_table_depends_on_all_coarser_scales_and_nothing_else(scales: tuple[int, ...]) -> None:
+def test_a_conditional_depends_on_all_coarser_scales_and_nothing_else(scales: tuple[int, ...]) -> None:
     prior = make_next_scale(num_codes=5, scales=scales)
-    num, level = prior.num_places, [i for i, scale in enumerate(scales) for _ in range(scale**2)]
+    num, level = prior.num_positions, [i for i, scale in enumerate(scales) for _ in range(scale**2)]
     torch.manual_seed(0)
     weights = torch.randn(2, num, 5).softmax(-1).requires_grad_()
-    tables = prior._relaxed_log_conditionals(weights, None)
+    conditionals = prior._relaxed_log_conditionals(weights, None)
     codes = torch.randint(5, (4, num))
     base = prior._log_conditionals(codes, None)
-    for place in range(num):
-        target = tables[:, place].square().sum()
+    for position in range(num):
+        target = conditionals[:, position].square().sum()
         reach = torch.autograd.grad(target, weights, retain_graph=True)[0].abs().sum((0, 2))
-        assert (reach > 0).tolist() == [level[before] < level[place] for before in range(num)]
+        assert (reach > 0).tolist() == [level[before] < level[position] for before in range(num)]
         other = codes.clone()
-        other[:, place] = (codes[:, place] + 1) % 5
+        other[:, position] = (codes[:, position] + 1) % 5
         changed = (prior._log_conditionals(other, None) != base).any(-1).all(0).tolist()
-        assert changed == [level[after] > level[place] for after in range(num)]
+        assert changed == [level[after] > level[position] for after in range(num)]
 
 
 @pytest.mark.parametrize("num_classes", [None, 2])
@@ -124,11 +124,11 @@ def test_a_walk_after_any_prefix_takes_a_step_a_scale(num_classes: int | None, m
         left = [end for end in ends if end > prefix]
         bounds = [0, prefix, *left]
         with torch.no_grad():
-            step = prior._start_walk(Start(3, labels, Arithmetic(prior.dtype)))
-            tables = [step(codes[:, begin:end]) for begin, end in itertools.pairwise(bounds[:-1])]
+            step = prior._start_walk(WalkStart(3, labels, Arithmetic(prior.dtype)))
+            conditionals = [step(codes[:, begin:end]) for begin, end in itertools.pairwise(bounds[:-1])]
         sizes = [end - begin for begin, end in itertools.pairwise(bounds[1:])]
-        assert [table.shape[1] for table in tables] == sizes
-        torch.testing.assert_close(torch.cat(tables, 1), expected[:, prefix:], atol=1e-11, rtol=0)
+        assert [conditional.shape[1] for conditional in conditionals] == sizes
+        torch.testing.assert_close(torch.cat(conditionals, 1), expected[:, prefix:], atol=1e-11, rtol=0)
         assert inputs == [left[0], *(end - begin for begin, end in itertools.pairwise(left))]
 
 
@@ -146,7 +146,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_scale() -> None:
     prior = make_next_scale(num_codes=4, scales=(1, 2, 3), num_classes=2).double()
     torch.manual_seed(0)
     codes, labels = torch.randint(4, (3, 14)), torch.tensor([0, 1, 1])
-    strengths = [1 + 0.2 * place for place in range(14)]
+    strengths = [1 + 0.2 * position for position in range(14)]
     given, free = prior.log_conditionals(codes, labels), prior.log_conditionals(codes)
     mixed = (free + torch.tensor(strengths, dtype=torch.float64)[:, None] * (given - free)).log_softmax(-1)
     for prefix in (0, 1, 3, 5, 9):
@@ -154,7 +154,7 @@ def test_guidance_and_known_codes_in_the_middle_of_a_scale() -> None:
         prior.walk(3, chooser, labels, guidance=strengths, prefix=codes[:, :prefix])
         expected = mixed.gather(-1, codes[..., None])[:, prefix:, 0].sum(1)
         torch.testing.assert_close(chooser.log_prob, expected, atol=1e-11, rtol=0)
-    # Rows whose known parts end at different places.
+    # Rows whose known parts end at different positions.
     mask = torch.arange(14) >= torch.tensor([[1], [3], [8]])
     drawn = prior.sample(3, labels, given=codes, mask=mask)
     assert torch.equal(drawn[~mask], codes[~mask])
@@ -212,7 +212,7 @@ def test_a_prior_in_bfloat16_gathers_in_float32() -> None:
 
 
 def test_it_learns_how_a_fine_scale_follows_from_a_coarse_one() -> None:
-    """Four random quadrants; the finer picture repeats them, each place as its quadrant."""
+    """Four random quadrants; the finer picture repeats them, each position as its quadrant."""
     torch.manual_seed(0)
     config = NextScalePrior.Config(num_codes=3, scales=(2, 4), width=32, depth=1, num_heads=2)
     prior = config.build()

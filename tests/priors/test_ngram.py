@@ -15,29 +15,29 @@ def test_one_axis_by_hand() -> None:
     """Two grids of three codes: 0 0 1 and 0 0 0."""
     prior = NGramPrior(num_codes=2, grid=(3,)).double().fit(torch.tensor([[0, 0, 1], [0, 0, 0]]))
     p = [5.5 / 7, 1.5 / 7]
-    # Places count 0: 2, 2, 1 and 1: -, -, 1, so that n_1 = n_2 = 2 and D = 1/3. Codes count 0: 2 after none, 3 after 0,
-    # and 1: once after 0, so that n_1 = n_2 = 1 and D = 1/3 again.
+    # Positions count 0: 2, 2, 1 and 1: -, -, 1, so that n_1 = n_2 = 2 and D = 1/3. Codes count 0: 2 after none, 3 after
+    # 0, and 1: once after 0, so that n_1 = n_2 = 1 and D = 1/3 again.
     third = 1 / 3
     first = [(2 - third + (third + 20) * p[0]) / 22, (third + 20) * p[1] / 22]
     last = [(1 - third + (2 * third + 20) * p[code]) / 22 for code in (0, 1)]
     at_0 = [(2 - third + (third + 20) * first[0]) / 22, (third + 20) * first[1] / 22]
     after_0 = [(n - third + (2 * third + 20) * q) / 24 for n, q in zip((3, 1), last, strict=True)]
-    tables = prior.log_conditionals(torch.tensor([[0, 0, 1], [0, 1, 0]])).exp()
-    torch.testing.assert_close(tables[0, 0].tolist(), at_0)
-    torch.testing.assert_close(tables[0, 2].tolist(), after_0)
-    torch.testing.assert_close(tables[1, 2].tolist(), last)  # nothing was seen after a 1
+    conditionals = prior.log_conditionals(torch.tensor([[0, 0, 1], [0, 1, 0]])).exp()
+    torch.testing.assert_close(conditionals[0, 0].tolist(), at_0)
+    torch.testing.assert_close(conditionals[0, 2].tolist(), after_0)
+    torch.testing.assert_close(conditionals[1, 2].tolist(), last)  # nothing was seen after a 1
 
 
 def test_two_axes_by_hand() -> None:
     """One grid, 0 1 over 1 1: every count of a table by hand, without discounts that are not 1."""
     prior = NGramPrior(num_codes=2, grid=(2, 2)).double().fit(torch.tensor([[[0, 1], [1, 1]]]))
     p = [1.5 / 5, 3.5 / 5]
-    # Last place: the place saw one 1; 1 on the left, one 1; 1 above, one 1; both, one 1. Of the counts of the left
-    # neighbour's table n_1 = 2 (1 after 0, 1 after 1) and n_2 = 0 besides 0 and 1 after none: n_1 = 4, D = 1.
+    # Last position: the position saw one 1; 1 on the left, one 1; 1 above, one 1; both, one 1. Of the counts of the
+    # left neighbour's table n_1 = 2 (1 after 0, 1 after 1) and n_2 = 0 besides 0 and 1 after none: n_1 = 4, D = 1.
     # A count of 1 less 1 is nothing: all of it goes to what is broader, so every table gives P(k).
     expected = [[math.log(p[0]), math.log(p[1])]] * 4
-    tables = prior.log_conditionals(torch.tensor([[[0, 1], [1, 1]]])).flatten(1, 2)[0]
-    torch.testing.assert_close(tables.tolist(), expected)
+    conditionals = prior.log_conditionals(torch.tensor([[[0, 1], [1, 1]]])).flatten(1, 2)[0]
+    torch.testing.assert_close(conditionals.tolist(), expected)
     # Seen five times, no count is 1 or 2, and none is discounted.
     prior.fit(torch.tensor([[[0, 1], [1, 1]]]).repeat(4, 1, 1))
     p = [5.5 / 21, 15.5 / 21]
@@ -94,9 +94,9 @@ def test_uniform_before_any_fit() -> None:
 
 def test_no_code_is_impossible_after_much_of_another() -> None:
     prior = NGramPrior(num_codes=300, grid=(4, 4)).fit(torch.zeros(5000, 4, 4, dtype=torch.int64))
-    tables = prior.log_conditionals(torch.zeros(1, 4, 4, dtype=torch.int64))
-    assert tables.isfinite().all()
-    assert (tables.exp().sum(-1) - 1).abs().max() < 1e-5
+    conditionals = prior.log_conditionals(torch.zeros(1, 4, 4, dtype=torch.int64))
+    assert conditionals.isfinite().all()
+    assert (conditionals.exp().sum(-1) - 1).abs().max() < 1e-5
 
 
 def test_it_beats_the_histogram_where_neighbours_tell_something() -> None:
@@ -135,7 +135,7 @@ def test_counts_that_nobody_counted_are_refused(grid: tuple[int, ...], tmp_path:
     prior.save_pretrained(tmp_path / "good")
     config, tensors = safefolder.load(tmp_path / "good")
     num = len(prior.counted)
-    contexts = [prior.num_places, *[4] * (num - 2), 4 ** len(grid)]
+    contexts = [prior.num_positions, *[4] * (num - 2), 4 ** len(grid)]
     for table, num_contexts in enumerate(contexts):
         keys, counts = tensors[f"counted.{table}.keys"], tensors[f"counted.{table}.counts"]
         assert len(keys) > 2
@@ -201,5 +201,5 @@ def test_bad_inputs() -> None:
         with pytest.raises(ValueError, match=message):
             prior.fit(codes)
     assert all(torch.equal(before[name], tensor) for name, tensor in prior.state_dict().items())
-    with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes"):
+    with pytest.raises(ValueError, match="NGramPrior has no conditionals after mixtures of codes"):
         prior.relaxed_log_conditionals(torch.full((1, 2, 2, 3), 1 / 3))

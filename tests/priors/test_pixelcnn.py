@@ -12,20 +12,20 @@ from priors import PixelCNNPrior
 from priors.precision import Arithmetic
 
 
-def reach(prior: PixelCNNPrior, place: int) -> Tensor:
-    """Of which places' codes the table of a place has gradients, bool "*grid"."""
+def reach(prior: PixelCNNPrior, position: int) -> Tensor:
+    """Of which positions' codes the conditional of a position has gradients, bool "*grid"."""
     torch.manual_seed(0)
     weights = torch.randn(3, *prior.grid, prior.num_codes).double().softmax(-1).requires_grad_()
-    table = prior.relaxed_log_conditionals(weights).flatten(1, 2)[:, place]
-    return torch.autograd.grad(table.square().sum(), weights)[0].abs().sum((0, -1)) > 0
+    log_probs = prior.relaxed_log_conditionals(weights).flatten(1, 2)[:, position]
+    return torch.autograd.grad(log_probs.square().sum(), weights)[0].abs().sum((0, -1)) > 0
 
 
 @pytest.mark.parametrize(("depth", "kernel_size"), [(5, 3), (3, 5)])
 def test_no_blind_spot_and_nothing_ahead(depth: int, kernel_size: int) -> None:
-    """Every place before, the corner at the right above included, and none at or after."""
+    """Every position before, the corner at the right above included, and none at or after."""
     prior = make_pixelcnn(num_codes=3, grid=(4, 5), depth=depth, kernel_size=kernel_size).double()
-    for place in range(prior.num_places):
-        assert reach(prior, place).flatten().tolist() == [before < place for before in range(prior.num_places)]
+    for position in range(prior.num_positions):
+        assert reach(prior, position).flatten().tolist() == [before < position for before in range(prior.num_positions)]
 
 
 @pytest.mark.parametrize(("depth", "kernel_size"), [(1, 3), (2, 3), (1, 5), (2, 5)])
@@ -40,14 +40,14 @@ def test_the_receptive_field_grows_by_half_a_kernel_a_layer(depth: int, kernel_s
     assert torch.equal(reach(prior, row * 13 + column), expected)
 
 
-def test_labels_reach_every_place() -> None:
+def test_labels_reach_every_position() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(3, 3), num_classes=4)
     codes = torch.zeros(5, 3, 3, dtype=torch.int64)
-    tables = torch.cat((prior.log_conditionals(codes[:4], torch.arange(4)), prior.log_conditionals(codes[:1]))).flatten(
-        1, 2
-    )
-    for place in range(9):
-        assert len(tables[:, place].unique(dim=0)) == 5
+    conditionals = torch.cat(
+        (prior.log_conditionals(codes[:4], torch.arange(4)), prior.log_conditionals(codes[:1]))
+    ).flatten(1, 2)
+    for position in range(9):
+        assert len(conditionals[:, position].unique(dim=0)) == 5
 
 
 def test_the_walk_goes_on_from_any_prefix() -> None:
@@ -58,8 +58,8 @@ def test_the_walk_goes_on_from_any_prefix() -> None:
     for known in range(12):
         offered = []
 
-        def follow(table: Tensor, offered: list = offered, known: int = known) -> Tensor:
-            offered.append(table)
+        def follow(log_probs: Tensor, offered: list = offered, known: int = known) -> Tensor:
+            offered.append(log_probs)
             return codes.flatten(1)[:, known + len(offered) - 1]
 
         prior.walk(2, follow, labels, prefix=codes.flatten(1)[:, :known])
@@ -72,8 +72,8 @@ def test_narrow_grids(grid: tuple[int, int]) -> None:
     codes = torch.randint(3, (4, *grid), generator=torch.Generator().manual_seed(0))
     offered = []
 
-    def follow(table: Tensor) -> Tensor:
-        offered.append(table)
+    def follow(log_probs: Tensor) -> Tensor:
+        offered.append(log_probs)
         return codes.flatten(1)[:, len(offered) - 1]
 
     prior.walk(4, follow)
@@ -101,7 +101,7 @@ def test_noise_and_dropout_are_for_training_alone() -> None:
 
 
 def test_it_learns_a_pattern() -> None:
-    """Codes repeat the one at the left above, or start anew by the class: what each place needs is two places back."""
+    """Codes repeat the one at the left above, or start anew by the class: what each position needs is two back."""
     torch.manual_seed(0)
     prior = PixelCNNPrior(num_codes=4, grid=(4, 4), num_classes=2, width=32, depth=3)
     optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
@@ -119,7 +119,7 @@ def test_it_learns_a_pattern() -> None:
         (-prior(codes, labels).mean()).backward()
         optimiser.step()
     codes, labels = draw(64)
-    # Seven places are coins, ln 2 each; the nine others follow from them, and the class from the label.
+    # Seven positions are coins, ln 2 each; the nine others follow from them, and the class from the label.
     rate = -prior.eval()(codes, labels).mean().item()
     assert 7 * 0.69 < rate < 7 * 0.6931 + 0.5
     samples = prior.sample(64, labels, generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def test_walk_bytes_are_those_that_a_walk_keeps() -> None:
     assert prior.walk_bytes(Arithmetic(torch.bfloat16)) == kept
 
 
-def test_relaxed_tables_are_smooth() -> None:
+def test_relaxed_conditionals_are_smooth() -> None:
     prior = make_pixelcnn(num_codes=3, grid=(2, 2), width=4, num_classes=2).double()
     weights = torch.randn(2, 2, 2, 3).double().softmax(-1).requires_grad_()
     labels = torch.tensor([0, 1])

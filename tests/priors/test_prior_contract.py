@@ -38,19 +38,19 @@ def test_the_walk_scores_like_the_full_forward(prior: Prior, dtype: torch.dtype,
     torch.testing.assert_close(chooser.log_prob, prior.log_prob(codes, labels), atol=tolerance, rtol=0)
 
 
-def test_every_table_of_the_walk_is_normalised(prior: Prior) -> None:
-    tables = []
+def test_every_conditional_of_the_walk_is_normalised(prior: Prior) -> None:
+    conditionals = []
 
-    def first_code(table: Tensor) -> Tensor:
-        tables.append(table)
-        return torch.zeros(len(table), dtype=torch.int64)
+    def first_code(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs)
+        return torch.zeros(len(log_probs), dtype=torch.int64)
 
     prior.walk(2, first_code, some_labels(prior, 2))
-    assert len(tables) == prior.num_places
-    for table in tables:
-        assert table.shape == (2, prior.num_codes)
-        assert table.dtype == torch.float32
-        torch.testing.assert_close(table.exp().sum(1), torch.ones(2))
+    assert len(conditionals) == prior.num_positions
+    for log_probs in conditionals:
+        assert log_probs.shape == (2, prior.num_codes)
+        assert log_probs.dtype == torch.float32
+        torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(2))
 
 
 def chi_square(prior: Prior, samples: Tensor, probabilities: Tensor) -> tuple[float, float]:
@@ -121,18 +121,18 @@ def test_a_prefix_is_kept_and_goes_on_as_the_walk_would(prior: Prior, num_known:
     prefix = codes[:, :num_known]
     filled = prior.sample(6, prefix=prefix, generator=torch.Generator().manual_seed(1))
     assert torch.equal(filled.flatten(1)[:, :num_known], prefix)
-    # The tables after the prefix are those of a walk that chose the prefix's codes one by one.
+    # The conditionals after the prefix are those of a walk that chose the prefix's codes one by one.
     rest = known_chooser(codes[:, num_known:])
     whole = known_chooser(codes)
     prior.walk(6, rest, prefix=prefix)
     prior.walk(6, whole)
-    if num_known < prior.num_places:
-        start = prior_of_first_places(prior, codes, num_known)
+    if num_known < prior.num_positions:
+        start = prior_of_first_positions(prior, codes, num_known)
         torch.testing.assert_close(rest.log_prob + start, whole.log_prob, atol=1e-5, rtol=0)
 
 
-def prior_of_first_places(prior: Prior, codes: Tensor, num_known: int) -> Tensor:
-    """ln P(first places) by summing over every way to go on."""
+def prior_of_first_positions(prior: Prior, codes: Tensor, num_known: int) -> Tensor:
+    """ln P(first positions) by summing over every way to go on."""
     world = every_grid(prior)
     log_probs = prior.log_prob(world).detach()
     fits = (world.flatten(1)[None, :, :num_known] == codes[:, None, :num_known]).all(-1)
@@ -142,15 +142,15 @@ def prior_of_first_places(prior: Prior, codes: Tensor, num_known: int) -> Tensor
 def test_a_whole_prefix_leaves_nothing_to_choose(prior: Prior) -> None:
     codes = prior.sample(3)
 
-    def refuse(table: Tensor) -> Tensor:
-        raise AssertionError("no place was open")
+    def refuse(log_probs: Tensor) -> Tensor:
+        raise AssertionError("no position was open")
 
     assert torch.equal(prior.walk(3, refuse, prefix=codes.flatten(1)), codes)
 
 
 def test_greedy_by_temperature_and_by_top_k(prior: Prior) -> None:
     labels = some_labels(prior, 3)
-    greedy = prior.walk(3, lambda table: table.argmax(1), labels)
+    greedy = prior.walk(3, lambda log_probs: log_probs.argmax(1), labels)
     for options in ({"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}):
         if isinstance(prior, UniformPrior) and options == {"temperature": 1e-6}:
             continue  # among equals only the limit itself decides
@@ -208,8 +208,8 @@ def test_a_walk_leaves_modes_and_gradients_alone(prior: Prior) -> None:
     modes = [part.training for part in prior.modules()]
     seen = []
 
-    def fail(table: Tensor) -> Tensor:
-        seen.append((prior.training, table.requires_grad))
+    def fail(log_probs: Tensor) -> Tensor:
+        seen.append((prior.training, log_probs.requires_grad))
         raise RuntimeError("the chooser gave up")
 
     with pytest.raises(RuntimeError, match="gave up"):
@@ -350,7 +350,7 @@ def test_a_chooser_must_answer_with_one_code_a_grid() -> None:
     prior = UniformPrior(num_codes=3, grid=(2, 2))
     for answer in (torch.zeros(3, dtype=torch.int64), torch.zeros(2), torch.zeros(2, 1).long()):
         with pytest.raises(ValueError, match="from the chooser"):
-            prior.walk(2, lambda table, answer=answer: answer)
+            prior.walk(2, lambda log_probs, answer=answer: answer)
 
 
 @pytest.mark.usefixtures("untyped")

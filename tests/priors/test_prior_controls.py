@@ -36,10 +36,10 @@ def some_codes(prior: Prior, num: int) -> Tensor:
 
 
 def suffix_masks(prior: Prior, num: int) -> Tensor:
-    """Masks "b *grid" that draw the last places, of every number in turn."""
-    places = torch.arange(prior.num_places)
-    lengths = torch.arange(num) % (prior.num_places + 1)
-    return (places >= lengths[:, None]).reshape(num, *prior.grid)
+    """Masks "b *grid" that draw the last positions, of every number in turn."""
+    positions = torch.arange(prior.num_positions)
+    lengths = torch.arange(num) % (prior.num_positions + 1)
+    return (positions >= lengths[:, None]).reshape(num, *prior.grid)
 
 
 # ---- blocks
@@ -74,7 +74,7 @@ def test_no_grids_with_every_option(prior: Prior) -> None:
         {"batch_size": 2, "progress": True},
     ]
     options += [{"precision": "bfloat16"}, {"precision": "int8"}] if prior.has_arithmetic else []
-    options += [{"guidance": 2.0}, {"guidance": [2.0] * prior.num_places}] if labels is not None else []
+    options += [{"guidance": 2.0}, {"guidance": [2.0] * prior.num_positions}] if labels is not None else []
     options += [{"num_steps": 1}] if isinstance(prior, AnyOrderPrior) else []
     for option in options:
         drawn = sampled(prior, 0, labels, **option)
@@ -86,21 +86,21 @@ def test_no_grids_with_every_option(prior: Prior) -> None:
 def test_a_walk_over_no_grids(prior: Prior) -> None:
     rows = []
 
-    def choose(table: Tensor) -> Tensor:
-        rows.append(table.shape)
+    def choose(log_probs: Tensor) -> Tensor:
+        rows.append(log_probs.shape)
         return torch.zeros(0, dtype=torch.int64)
 
     assert prior.walk(0, choose, some_labels(prior, 0)).shape == (0, *prior.grid)
-    assert rows == [(0, prior.num_codes)] * prior.num_places
+    assert rows == [(0, prior.num_codes)] * prior.num_positions
 
 
 # ---- masks
 
 
 def test_masks_are_kept_and_what_stands_under_them_is_not_read(prior: Prior) -> None:
-    num = 2 * prior.num_places + 2
+    num = 2 * prior.num_positions + 2
     codes, masks, labels = some_codes(prior, num), suffix_masks(prior, num), some_labels(prior, num)
-    for mask in (masks, masks[1], masks[prior.num_places]):
+    for mask in (masks, masks[1], masks[prior.num_positions]):
         each = mask.expand_as(codes)
         first = prior.sample(num, labels, given=codes.masked_fill(each, -1), mask=mask, generator=seeded(1))
         second = prior.sample(num, labels, given=codes.masked_fill(each, 10**9), mask=mask, generator=seeded(1))
@@ -121,33 +121,33 @@ def test_a_mask_of_all_is_none_and_a_mask_of_nothing_is_the_grid(prior: Prior) -
 
 
 @pytest.mark.parametrize("num_known", [1, 3])
-def test_tables_after_a_mask_are_those_after_the_prefix(prior: Prior, num_known: int) -> None:
+def test_conditionals_after_a_mask_are_those_after_the_prefix(prior: Prior, num_known: int) -> None:
     codes, labels = some_codes(prior, 5), some_labels(prior, 5)
-    mask = (torch.arange(prior.num_places) >= num_known).reshape(prior.grid)
+    mask = (torch.arange(prior.num_positions) >= num_known).reshape(prior.grid)
     offered: list[list[Tensor]] = []
 
-    def record(table: Tensor) -> Tensor:
-        offered[-1].append(table)
-        return table.argmax(1)
+    def record(log_probs: Tensor) -> Tensor:
+        offered[-1].append(log_probs)
+        return log_probs.argmax(1)
 
     for known in ({"given": codes, "mask": mask}, {"prefix": codes.flatten(1)[:, :num_known]}):
         offered.append([])
         prior.walk(5, record, labels, **known)
-    assert len(offered[0]) == prior.num_places - num_known
+    assert len(offered[0]) == prior.num_positions - num_known
     for masked, after_prefix in zip(*offered, strict=True):
         assert torch.equal(masked, after_prefix)
 
 
-def test_tables_under_masks_that_differ_are_those_of_the_kept_codes(prior: Prior) -> None:
-    """Whatever the chooser says about a place that is kept, the walk goes on with the kept code."""
+def test_conditionals_under_masks_that_differ_are_those_of_the_kept_codes(prior: Prior) -> None:
+    """Whatever the chooser says about a position that is kept, the walk goes on with the kept code."""
     prior = prior.double()
-    num = prior.num_places + 1
+    num = prior.num_positions + 1
     codes, masks, labels = some_codes(prior, num), suffix_masks(prior, num), some_labels(prior, num)
     wrong = torch.where(masks, codes, (codes + 1) % prior.num_codes).flatten(1)
     offered = []
 
-    def choose(table: Tensor) -> Tensor:
-        offered.append(table)
+    def choose(log_probs: Tensor) -> Tensor:
+        offered.append(log_probs)
         return wrong[:, len(offered) - 1]
 
     assert torch.equal(prior.walk(num, choose, labels, given=codes, mask=masks), codes)
@@ -157,7 +157,7 @@ def test_tables_under_masks_that_differ_are_those_of_the_kept_codes(prior: Prior
 
 def test_a_mask_with_known_codes_behind_it(prior: Prior) -> None:
     codes, labels = some_codes(prior, 4), some_labels(prior, 4)
-    mask = (torch.arange(prior.num_places) == 1).reshape(prior.grid)
+    mask = (torch.arange(prior.num_positions) == 1).reshape(prior.grid)
     one_of_four = torch.stack([mask, *[torch.ones_like(mask)] * 3])
     for holes in (mask, one_of_four):
         if isinstance(prior, AnyOrderPrior):
@@ -223,7 +223,7 @@ def test_seeds_go_with_guidance(kind: str) -> None:
     labels, seeds = torch.arange(20) % 2, list(range(20))
     drawn = prior.sample(20, labels, Sampling(guidance=3.0), seeds=seeds)
     assert not torch.equal(drawn, prior.sample(20, labels, seeds=seeds))
-    part = prior.sample(3, labels[4:7], Sampling(guidance=[3.0] * prior.num_places), seeds=seeds[4:7])
+    part = prior.sample(3, labels[4:7], Sampling(guidance=[3.0] * prior.num_positions), seeds=seeds[4:7])
     assert torch.equal(part, drawn[4:7])
 
 
@@ -239,34 +239,34 @@ def test_seeds_go_with_masks_that_differ(prior: Prior) -> None:
 
 
 def recorded(prior: Prior, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[Tensor, Tensor]:
-    """Grids "b *grid" of `sample`, and the tables "b n k" that they were drawn from at the last places."""
-    tables: list[Tensor] = []
+    """Grids "b *grid" of `sample`, and the conditionals "b n k" that they were drawn from at the last positions."""
+    conditionals: list[Tensor] = []
 
     def spy(*sampling: object, **source: object) -> object:
         choose = random_chooser(*sampling, **source)
 
-        def record(table: Tensor) -> Tensor:
-            tables.append(table.clone())
-            return choose(table)
+        def record(log_probs: Tensor) -> Tensor:
+            conditionals.append(log_probs.clone())
+            return choose(log_probs)
 
         return record
 
     with monkeypatch.context() as patch:
         patch.setattr("priors.draws.random_chooser", spy)
         drawn = sampled(prior, **options)
-    assert len(tables) == prior.num_places
-    return drawn, torch.stack(tables, 1)
+    assert len(conditionals) == prior.num_positions
+    return drawn, torch.stack(conditionals, 1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("holes", [False, True])
-def test_tables_of_a_seeded_grid_do_not_show_other_masks(
+def test_conditionals_of_a_seeded_grid_do_not_show_other_masks(
     precision: str, holes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: what is known is stepped place by place, however much of it all grids of a block have in common."""
+    """Bit for bit: what is known is stepped one by one, however much of it all grids of a block have in common."""
     num, grid = 16, (3, 4)
     codes = torch.randint(7, (num, *grid), generator=seeded(0))
-    lengths = torch.tensor([3, 12, 7, 5] * 4)  # of what is known; every grid knows at least three places
+    lengths = torch.tensor([3, 12, 7, 5] * 4)  # of what is known; every grid knows at least three positions
     masks = (torch.arange(12) >= lengths[:, None]).reshape(num, *grid)
     for make in (make_any_order,) if holes else (make_any_order, make_transformer):
         prior = make(num_codes=7, grid=grid, num_classes=2, width=32)
@@ -275,27 +275,27 @@ def test_tables_of_a_seeded_grid_do_not_show_other_masks(
             masks[2] = True
         labels = torch.arange(num) % 2
         options = {"precision": precision, "guidance": 1.5}
-        drawn, tables = recorded(
+        drawn, conditionals = recorded(
             prior, monkeypatch, num=num, labels=labels, seeds=range(num), given=codes, mask=masks, **options
         )
         assert torch.equal(drawn[~masks], codes[~masks])
         for i in (0, 1, 2, 3, 4):
             own = {"labels": labels[i : i + 1], "seeds": [i], "given": codes[i : i + 1], "mask": masks[i]}
-            alone, own_tables = recorded(prior, monkeypatch, num=1, **own, **options)
+            alone, own_conditionals = recorded(prior, monkeypatch, num=1, **own, **options)
             assert torch.equal(alone[0], drawn[i]), (make, i)
-            assert torch.equal(own_tables[0], tables[i]), (make, i)
+            assert torch.equal(own_conditionals[0], conditionals[i]), (make, i)
 
 
 def test_tables_of_counts_do_not_show_other_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of rows that share a context or a block none shows in another's table, in float32."""
+    """Of rows that share a context or a block none shows in another's conditional, in float32."""
     codes = torch.randint(6, (60, 4, 4), generator=seeded(0)) ** 2 // 5
     prior = NGramPrior(num_codes=6, grid=(4, 4)).fit(codes)
-    drawn, tables = recorded(prior, monkeypatch, num=16, seeds=range(16))
-    assert tables.dtype == torch.float32
+    drawn, conditionals = recorded(prior, monkeypatch, num=16, seeds=range(16))
+    assert conditionals.dtype == torch.float32
     for i in (0, 9):
-        alone, own_tables = recorded(prior, monkeypatch, num=1, seeds=[i])
+        alone, own_conditionals = recorded(prior, monkeypatch, num=1, seeds=[i])
         assert torch.equal(alone[0], drawn[i])
-        assert torch.equal(own_tables[0], tables[i])
+        assert torch.equal(own_conditionals[0], conditionals[i])
     scores = prior(codes)
     assert torch.equal(torch.cat([prior(codes[i : i + 1]) for i in range(10)]), scores[:10])
 
@@ -332,7 +332,7 @@ def test_bad_seeds(seeds: object, message: str) -> None:
 
 def test_seeds_have_blocks_of_their_own() -> None:
     for kind in ("uniform", "transformer"):
-        with pytest.raises(ValueError, match="batch_size=2 beside seeds, which are drawn 16 at a time"):
+        with pytest.raises(ValueError, match="batch_size=2 beside seeds, which are sampled 16 at a time"):
             KINDS[kind]().samples(2, sampling=Sampling(batch_size=2), seeds=[1, 2])
 
 
@@ -350,9 +350,9 @@ def test_min_p_is_neutral_at_0_and_greedy_at_1(prior: Prior) -> None:
 
 
 @pytest.mark.parametrize("kind", LABELLED)
-def test_guidance_of_each_place(kind: str) -> None:
+def test_guidance_of_each_position(kind: str) -> None:
     prior = KINDS[kind]()
-    labels, n = torch.arange(64) % 2, prior.num_places
+    labels, n = torch.arange(64) % 2, prior.num_positions
 
     def draw(guidance: object) -> Tensor:
         return prior.sample(64, labels, Sampling(guidance=guidance), generator=seeded(2))
@@ -364,15 +364,15 @@ def test_guidance_of_each_place(kind: str) -> None:
     rising = [1.0] * (n - 1) + [6.0]
     drawn = draw(rising)
     assert not torch.equal(drawn, plain)
-    # The last place alone is guided: what comes before it is as without.
+    # The last position alone is guided: what comes before it is as without.
     assert torch.equal(drawn.flatten(1)[:, :-1], plain.flatten(1)[:, :-1])
 
 
 @pytest.mark.usefixtures("untyped")
-def test_bad_guidance_of_places() -> None:
+def test_bad_guidance_of_positions() -> None:
     prior, labels = KINDS["transformer-labels"](), torch.tensor([0, 1])
     for guidance, message in (
-        ([2.0] * 3, "guidance of 3 numbers, expected one for each of 4 places"),
+        ([2.0] * 3, "guidance of 3 numbers, expected one for each of 4 positions"),
         ([], "guidance of 0 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -442,7 +442,7 @@ def test_priors_that_draw_with_their_weights_as_they_are(prior: Prior) -> None:
     for precision, compiled in (("float32", False), ("bfloat16", False), ("int8", True), ("auto", True)):
         message = (
             f"got precision='{precision}' and compiled={compiled}, expected 'auto' and False: {type(prior).__name__} "
-            "draws with its weights as they are"
+            "samples with its weights as they are"
         )
         with pytest.raises(ValueError, match=f"^{message}$"):
             prior.samples(2, some_labels(prior, 2), Sampling(precision=precision, compiled=compiled))

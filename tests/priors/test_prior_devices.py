@@ -22,7 +22,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
     codes = every_grid(fresh)[:6]
     labels = some_labels(fresh, 6)
     mask = torch.zeros(fresh.grid, dtype=torch.bool)
-    mask.view(-1)[fresh.num_places // 2 :] = True
+    mask.view(-1)[fresh.num_positions // 2 :] = True
 
     def run() -> list[Tensor]:
         prior = copy.deepcopy(fresh)
@@ -38,7 +38,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
             *([{"num_steps": 2, "seeds": range(6)}] if isinstance(prior, AnyOrderPrior) else []),
         ):
             found.append(sampled(prior, 6, labels, **options))
-        found.append(prior.walk(6, lambda table: table.argmax(-1), labels))
+        found.append(prior.walk(6, lambda log_probs: log_probs.argmax(-1), labels))
         if not isinstance(prior, NGramPrior):
             weights = torch.nn.functional.one_hot(codes, prior.num_codes).float()
             found.append(prior.relaxed_log_conditionals(weights, labels))

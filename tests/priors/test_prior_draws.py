@@ -1,4 +1,4 @@
-"""The draw from a table, min-p and the guidance ramp, against definitions written out."""
+"""The draw from log-probabilities, min-p and the guidance ramp, against definitions written out."""
 
 import math
 
@@ -13,7 +13,7 @@ SIZES = [1, 2, 3, 17, 512, 1000]
 LAST = 1 - 2**-53  # the largest number that a generator gives
 
 
-def make_table(num_codes: int, kind: str) -> Tensor:
+def make_log_probs(num_codes: int, kind: str) -> Tensor:
     """Log-probabilities "k"."""
     generator = torch.Generator().manual_seed(num_codes)
     logits = torch.randn(num_codes, generator=generator)
@@ -31,12 +31,12 @@ def make_table(num_codes: int, kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["even", "skewed", "holes", "one"])
 @pytest.mark.parametrize("num_codes", SIZES)
 def test_draws_are_as_frequent_as_they_are_probable(num_codes: int, kind: str) -> None:
-    table, num = make_table(num_codes, kind), 40_000
+    log_probs, num = make_log_probs(num_codes, kind), 40_000
     chooser = random_chooser(generator=torch.Generator().manual_seed(5))
-    draws = torch.cat([chooser(table.expand(num // 4, -1)) for _ in range(4)])
+    draws = torch.cat([chooser(log_probs.expand(num // 4, -1)) for _ in range(4)])
     counts = torch.bincount(draws, minlength=num_codes).double()
     assert len(counts) == num_codes
-    expected = num * table.double().softmax(0)
+    expected = num * log_probs.double().softmax(0)
     assert counts[expected == 0].sum() == 0
     rare = expected < 5
     counts = torch.cat((counts[~rare], counts[rare].sum()[None]))
@@ -53,12 +53,12 @@ def test_draws_are_as_frequent_as_they_are_probable(num_codes: int, kind: str) -
 def test_draws_invert_the_cumulative_distribution(num_codes: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(num_codes)
     rows = 200
-    tables = (3 * torch.randn(rows, num_codes, generator=generator).to(dtype)).softmax(1)
+    probs = (3 * torch.randn(rows, num_codes, generator=generator).to(dtype)).softmax(1)
     uniform = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    cdf = tables.double().cumsum(1)
+    cdf = probs.double().cumsum(1)
     target = uniform * cdf[:, -1:]
     expected = (cdf <= target).sum(1)
-    got = _draw(tables, uniform)
+    got = _draw(probs, uniform)
     slack = 1e-6 if dtype == torch.float32 else 1e-13
     near = (cdf - target).abs().min(1).values < slack
     assert near.sum() < rows / 4
@@ -67,7 +67,7 @@ def test_draws_invert_the_cumulative_distribution(num_codes: int, dtype: torch.d
     below, above = ((cdf <= target + shift).sum(1) for shift in (-slack, slack))
     assert ((got >= below) & (got <= above)).all()
     # Rows do not know of each other.
-    alone = torch.cat([_draw(tables[i : i + 1], uniform[i : i + 1]) for i in range(0, rows, 10)])
+    alone = torch.cat([_draw(probs[i : i + 1], uniform[i : i + 1]) for i in range(0, rows, 10)])
     assert torch.equal(alone, got[::10])
 
 
@@ -75,11 +75,11 @@ def test_draws_invert_the_cumulative_distribution(num_codes: int, dtype: torch.d
 @pytest.mark.parametrize("num_codes", SIZES)
 def test_no_code_of_probability_zero_at_the_ends(num_codes: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(num_codes)
-    tables = 3 * torch.randn(300, num_codes, generator=generator).to(dtype)
-    tables[torch.rand(300, num_codes, generator=generator) < 0.5] = -math.inf
-    tables[torch.arange(300), torch.randint(num_codes, (300,), generator=generator)] = 0.0
-    possible = tables.isfinite()
-    probabilities = tables.softmax(1)
+    logits = 3 * torch.randn(300, num_codes, generator=generator).to(dtype)
+    logits[torch.rand(300, num_codes, generator=generator) < 0.5] = -math.inf
+    logits[torch.arange(300), torch.randint(num_codes, (300,), generator=generator)] = 0.0
+    possible = logits.isfinite()
+    probabilities = logits.softmax(1)
     for uniform in (0.0, 2**-53, 1e-300, LAST):
         drawn = _draw(probabilities, torch.full((300, 1), uniform, dtype=torch.float64))
         assert possible.gather(1, drawn[:, None]).all()
@@ -92,17 +92,17 @@ def test_no_code_of_probability_zero_at_the_borders_of_blocks(dtype: torch.dtype
     generator, num_codes, rows = torch.Generator().manual_seed(0), 1024, 64
     edges = torch.arange(0, num_codes, 32)
     for _ in range(10):
-        tables = torch.rand(rows, num_codes, generator=generator, dtype=dtype)
-        for places in (edges, edges + 1, edges - 1, edges - 2):
-            tables[:, places % num_codes] = 0
-        tables /= tables.sum(1, keepdim=True)
+        probs = torch.rand(rows, num_codes, generator=generator, dtype=dtype)
+        for positions in (edges, edges + 1, edges - 1, edges - 2):
+            probs[:, positions % num_codes] = 0
+        probs /= probs.sum(1, keepdim=True)
         for width in (32, 64):
-            ends = tables.view(rows, -1, width).sum(-1).double().cumsum(1)
+            ends = probs.view(rows, -1, width).sum(-1).double().cumsum(1)
             borders = ends[:, :-1] / ends[:, -1:]
             for sign in (-1.0, 0.0, 1.0):
                 for uniform in torch.nextafter(borders, borders + sign).clamp(0, LAST).T:
-                    drawn = _draw(tables, uniform[:, None])
-                    assert (tables.gather(1, drawn[:, None]) > 0).all()
+                    drawn = _draw(probs, uniform[:, None])
+                    assert (probs.gather(1, drawn[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize("num_codes", SIZES)
@@ -114,16 +114,16 @@ def test_no_rows(num_codes: int) -> None:
 
 
 def test_seeds_are_streams_of_their_rows() -> None:
-    tables = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    log_probs = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(1)
     together = random_chooser(seeds=[4, 9, 4])
     alone = random_chooser(seeds=[9])
     for _ in range(5):
-        assert torch.equal(together(tables)[1:2], alone(tables[1:2]))
+        assert torch.equal(together(log_probs)[1:2], alone(log_probs[1:2]))
     same = random_chooser(seeds=[4, 4])
     for _ in range(5):
-        assert len(set(same(tables[:1].expand(2, -1)).tolist())) == 1
+        assert len(set(same(log_probs[:1].expand(2, -1)).tolist())) == 1
     with pytest.raises(ValueError, match="got 2 seeds for a walk of 3 grids"):
-        same(tables)
+        same(log_probs)
 
 
 @pytest.mark.parametrize("share", [1e-300, 0.01, 0.3, 0.9, 1.0])
@@ -146,12 +146,12 @@ def test_min_p_of_ties_of_nothing_and_of_impossible_codes() -> None:
 
 
 def test_min_p_comes_after_the_temperature() -> None:
-    table = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(2000, -1)
+    log_probs = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(2000, -1)
     for temperature, expected in ((1.0, {0, 1}), (0.5, {0}), (2.0, {0, 1, 2})):
         chooser = random_chooser(
             Sampling(temperature=temperature, min_p=0.55), generator=torch.Generator().manual_seed(0)
         )
-        assert set(chooser(table).tolist()) == expected
+        assert set(chooser(log_probs).tolist()) == expected
 
 
 def test_a_guidance_ramp_rises_from_1_to_its_strength() -> None:

@@ -31,11 +31,11 @@ def test_case_25_codes_and_labels_of_a_small_type(kind: str) -> None:
 def test_case_25_codes_and_labels_of_any_type() -> None:
     prior = KINDS["transformer-labels"]()
     codes, labels = every_grid(prior)[:9], some_labels(prior, 9)
-    want, tables = prior.log_prob(codes, labels), prior.log_conditionals(codes, labels)
+    want, conditionals = prior.log_prob(codes, labels), prior.log_conditionals(codes, labels)
     for name in TYPES:
         for form, label in zip(forms(codes, name), forms(labels, name), strict=True):
             assert torch.equal(prior.log_prob(form, label), want)
-            assert torch.equal(prior.log_conditionals(form, label), tables)
+            assert torch.equal(prior.log_conditionals(form, label), conditionals)
     assert torch.equal(prior.log_prob(codes.tolist(), labels.tolist()), want)
 
 
@@ -44,7 +44,7 @@ def test_case_25_known_codes_of_any_type(kind: str) -> None:
     prior = KINDS[kind]()
     codes, labels = every_grid(prior)[:9], some_labels(prior, 9)
     mask = torch.zeros(prior.grid, dtype=torch.bool)
-    mask.view(-1)[prior.num_places // 2 :] = True
+    mask.view(-1)[prior.num_positions // 2 :] = True
     unknown = codes.masked_fill(mask, -1)
 
     def sample(**options) -> torch.Tensor:

@@ -74,14 +74,14 @@ def test_top_p_of_next_to_nothing_keeps_the_likeliest(mass: float, dtype: torch.
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_tables_that_are_not_finite_draw_nothing(bad: float) -> None:
+def test_log_probs_that_are_not_finite_draw_nothing(bad: float) -> None:
     logits = random_logits(1)
     logits[3, 2] = bad
-    table = logits.log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
     for options in ({}, {"seeds": range(5)}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 0.0}):
         sampling, seeds = Sampling(**{name: options[name] for name in options if name != "seeds"}), options.get("seeds")
         with pytest.raises(ValueError, match="probabilities that are not finite: see whether the prior's training"):
-            random_chooser(sampling, seeds=seeds)(table)
+            random_chooser(sampling, seeds=seeds)(log_probs)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_sampling_refuses_other_names_and_kinds() -> None:
         ({"topk": 3}, "Sampling has no topk; did you mean top_k?"),
         ({"seed": 1}, "Sampling has no seed"),
         ({"precision": "float16"}, "unknown precision 'float16', expected one of auto, float32, bfloat16, int8"),
-        ({"guidance": "2"}, "got guidance of str, expected a number, or one for each place"),
+        ({"guidance": "2"}, "got guidance of str, expected a number, or one for each position"),
         ({"guidance": torch.full((4,), 2.0)}, "got guidance of Tensor"),
         *[
             ({"guidance": [2.0, bad]}, r"one of them in guidance, expected numbers from 0 to 1e\+06")
@@ -168,21 +168,21 @@ def test_draws_follow_the_filtered_distribution() -> None:
 
 
 def test_codes_of_probability_zero_are_never_drawn() -> None:
-    table = torch.tensor([-math.inf, 0.0, -math.inf]).expand(10_000, -1)
-    assert (random_chooser(generator=torch.Generator().manual_seed(0))(table) == 1).all()
+    log_probs = torch.tensor([-math.inf, 0.0, -math.inf]).expand(10_000, -1)
+    assert (random_chooser(generator=torch.Generator().manual_seed(0))(log_probs) == 1).all()
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 def test_draws_at_the_ends_of_the_uniform_are_possible_codes(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = 3 * random_logits(7).repeat(200, 4)
-    tables += 0.1 * torch.randn(tables.shape, generator=torch.Generator().manual_seed(8))
-    tables[:, [0, 5, -1]] = -math.inf
-    cdf_ends = tables.softmax(-1).cumsum(-1)[:, -1]
+    log_probs = 3 * random_logits(7).repeat(200, 4)
+    log_probs += 0.1 * torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(8))
+    log_probs[:, [0, 5, -1]] = -math.inf
+    cdf_ends = log_probs.softmax(-1).cumsum(-1)[:, -1]
     assert (cdf_ends < 1).any()  # rounding leaves sums below and above one
     assert (cdf_ends > 1).any()
     monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.full(shape, uniform, dtype=dtype))
-    draws = random_chooser()(tables.log_softmax(-1))
-    assert tables.gather(1, draws[:, None]).isfinite().all()
+    draws = random_chooser()(log_probs.log_softmax(-1))
+    assert log_probs.gather(1, draws[:, None]).isfinite().all()
     if uniform == 0:
         assert (draws == 1).all()
 
@@ -195,25 +195,25 @@ def test_the_filters_leave_their_input_alone() -> None:
 
 
 def test_known_codes_are_answered_and_scored() -> None:
-    tables = [random_logits(seed)[:2].log_softmax(-1) for seed in (5, 6)]
+    log_probs = [random_logits(seed)[:2].log_softmax(-1) for seed in (5, 6)]
     codes = torch.tensor([[3, 0], [7, 2]], dtype=torch.int32)
     chooser = known_chooser(codes)
     assert chooser.log_prob is None
-    assert [chooser(table).tolist() for table in tables] == [[3, 7], [0, 2]]
-    expected = [tables[0][0, 3] + tables[1][0, 0], tables[0][1, 7] + tables[1][1, 2]]
+    assert [chooser(each).tolist() for each in log_probs] == [[3, 7], [0, 2]]
+    expected = [log_probs[0][0, 3] + log_probs[1][0, 0], log_probs[0][1, 7] + log_probs[1][1, 2]]
     assert chooser.log_prob.tolist() == pytest.approx([e.item() for e in expected])
 
 
 @pytest.mark.usefixtures("untyped")
 def test_known_codes_that_do_not_fit_the_walk() -> None:
-    table = random_logits()[:2]
+    log_probs = random_logits()[:2]
     with pytest.raises(ValueError, match="float32"):
         known_chooser(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="walk of 2 grids, expected 3"):
-        known_chooser(torch.zeros(3, 1, dtype=torch.int64))(table)
+        known_chooser(torch.zeros(3, 1, dtype=torch.int64))(log_probs)
     with pytest.raises(ValueError, match="codes from 8 to 8, expected 0 to 7"):
-        known_chooser(torch.full((2, 1), 8))(table)
+        known_chooser(torch.full((2, 1), 8))(log_probs)
     chooser = known_chooser(torch.zeros(2, 1, dtype=torch.int64))
-    chooser(table)
+    chooser(log_probs)
     with pytest.raises(ValueError, match="more than 1 steps"):
-        chooser(table)
+        chooser(log_probs)

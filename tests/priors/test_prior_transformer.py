@@ -26,14 +26,14 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / math.sqrt(((x - x.mean()) ** 2).mean() + 1e-6)
 
 
-def rotate(head: np.ndarray, place: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
-    """Turn each pair of neighbours of one head's vector by the place's angles, pair by pair."""
+def rotate(head: np.ndarray, position: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
+    """Rotate each pair of neighbours of one head's vector by the position's angles, pair by pair."""
     pairs = len(head) // 2
     rotated, at = np.empty_like(head), 0
     for axis, size in enumerate(grid):
         share = pairs // len(grid) + (1 if axis < pairs % len(grid) else 0)
         for j in range(share):
-            angle = place[axis] / max(100, size) ** (j / share)
+            angle = position[axis] / max(100, size) ** (j / share)
             a, b = head[2 * at], head[2 * at + 1]
             rotated[2 * at] = a * math.cos(angle) - b * math.sin(angle)
             rotated[2 * at + 1] = a * math.sin(angle) + b * math.cos(angle)
@@ -42,14 +42,14 @@ def rotate(head: np.ndarray, place: tuple[int, ...], grid: tuple[int, ...]) -> n
     return rotated
 
 
-def reference_tables(prior: TransformerPrior, codes: list[int], label: int | None) -> np.ndarray:
-    """ln P(. | before) at each place of one grid, "n k": loops over places, heads and keys."""
+def reference_conditionals(prior: TransformerPrior, codes: list[int], label: int | None) -> np.ndarray:
+    """ln P(. | before) at each position of one grid, "n k": loops over positions, heads and keys."""
     weights = {name: t.detach().numpy() for name, t in prior.state_dict().items()}
     config, grid = prior.config, prior.grid
     num, num_heads = len(codes), config.num_heads
     d = config.width // num_heads
-    places = list(np.ndindex(*grid))
-    held = [tuple(-1 for _ in grid), *places[:-1]]  # the place whose code each input token holds
+    positions = list(np.ndindex(*grid))
+    held = [tuple(-1 for _ in grid), *positions[:-1]]  # the position whose code each input token holds
     label = len(weights["start.embedding.weight"]) - 1 if label is None else label
     tokens = [weights["start.embedding.weight"][label], *(weights["code.weight"][c] for c in codes[:-1])]
     x = [token + weights["trunk.target"][i] for i, token in enumerate(tokens)]
@@ -62,7 +62,7 @@ def reference_tables(prior: TransformerPrior, codes: list[int], label: int | Non
             heads = []
             for h in range(num_heads):
                 part = slice(h * d, (h + 1) * d)
-                query = rotate(layer_norm(qkv[i][0][part]), places[i], grid)
+                query = rotate(layer_norm(qkv[i][0][part]), positions[i], grid)
                 scores = [
                     query @ rotate(layer_norm(qkv[j][1][part]), held[j], grid) / math.sqrt(d) for j in range(i + 1)
                 ]
@@ -87,29 +87,29 @@ def test_log_prob_is_the_reference_in_numpy(grid: tuple, num_classes: int | None
         labels = None if label is None else torch.full((3,), label)
         got = prior.log_prob(codes, labels).tolist()
         for row, value in zip(codes.flatten(1).tolist(), got, strict=True):
-            table = reference_tables(prior, row, label)
-            expected = sum(table[i, code] for i, code in enumerate(row))
+            log_probs = reference_conditionals(prior, row, label)
+            expected = sum(log_probs[i, code] for i, code in enumerate(row))
             assert abs(value - expected) < 1e-10
 
 
-def test_the_walk_offers_the_reference_tables() -> None:
+def test_the_walk_offers_the_reference_conditionals() -> None:
     prior = make_transformer(num_codes=5, grid=(3, 4), num_classes=3).double()
     codes = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(2))
-    tables = []
+    conditionals = []
 
-    def follow(table: Tensor) -> Tensor:
-        tables.append(table)
-        return codes[:, len(tables) - 1]
+    def follow(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs)
+        return codes[:, len(conditionals) - 1]
 
     prior.walk(2, follow, torch.tensor([2, 0]))
     for row, label in enumerate((2, 0)):
-        expected = reference_tables(prior, codes[row].tolist(), label)
-        got = torch.stack([table[row] for table in tables]).numpy()
+        expected = reference_conditionals(prior, codes[row].tolist(), label)
+        got = torch.stack([log_probs[row] for log_probs in conditionals]).numpy()
         assert np.abs(got - expected).max() < 1e-10
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_no_place_sees_itself_or_what_comes_after(autocast: bool) -> None:
+def test_no_position_sees_itself_or_what_comes_after(autocast: bool) -> None:
     prior = make_transformer(num_codes=5, grid=(3, 3))
     seen: dict[str, Tensor] = {}
     prior.logits.register_forward_hook(lambda _, __, out: seen.update(logits=out))
@@ -121,7 +121,7 @@ def test_no_place_sees_itself_or_what_comes_after(autocast: bool) -> None:
         for i in range(9):
             target = base[0, i].float().square().sum()
             gradient = torch.autograd.grad(target, embedded, retain_graph=True)[0]
-            reached = gradient[0].abs().sum(-1) > 0  # token j holds the code of place j
+            reached = gradient[0].abs().sum(-1) > 0  # token j holds the code of position j
             assert reached.tolist() == [j < i for j in range(8)]
         for changed in range(9):
             other = codes.clone()
@@ -189,42 +189,42 @@ def test_guidance_is_its_equation_on_the_enumerated_world(guidance: float) -> No
         each = [joint[fits & (flat[:, n] == code)].logsumexp(0) for code in range(3)]
         return torch.stack(each).log_softmax(0)
 
-    path, tables = [2, 0, 1, 1], []
+    path, conditionals = [2, 0, 1, 1], []
 
-    def follow(table: Tensor) -> Tensor:
-        tables.append(table[0])
-        return torch.tensor(path[len(tables) - 1 : len(tables)])
+    def follow(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs[0])
+        return torch.tensor(path[len(conditionals) - 1 : len(conditionals)])
 
     prior.walk(1, follow, torch.tensor([1]), guidance=guidance)
-    for place, table in enumerate(tables):
-        with_label = conditional(path[:place], 1)
-        free = conditional(path[:place], None)
+    for position, log_probs in enumerate(conditionals):
+        with_label = conditional(path[:position], 1)
+        free = conditional(path[:position], None)
         expected = (free + guidance * (with_label - free)).log_softmax(0)
-        torch.testing.assert_close(table, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(log_probs, expected, atol=1e-10, rtol=0)
 
 
 def test_guidance_goes_with_a_prefix_and_a_batch() -> None:
     prior = make_transformer(num_codes=3, grid=(2, 2), num_classes=2).double()
     prefix = torch.tensor([[2, 0], [0, 1]])
-    labels, tables = torch.tensor([1, 0]), []
+    labels, conditionals = torch.tensor([1, 0]), []
 
-    def record(table: Tensor) -> Tensor:
-        tables.append(table)
-        return torch.zeros(len(table), dtype=torch.int64)
+    def record(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs)
+        return torch.zeros(len(log_probs), dtype=torch.int64)
 
     prior.walk(2, record, labels, guidance=3.0, prefix=prefix)
-    together = list(tables)
+    together = list(conditionals)
     for row in range(2):
-        tables.clear()
+        conditionals.clear()
         one = slice(row, row + 1)
         steps = iter([*prefix[row].tolist(), 0, 0])
 
-        def follow(table: Tensor, steps=steps) -> Tensor:
-            record(table)
+        def follow(log_probs: Tensor, steps=steps) -> Tensor:
+            record(log_probs)
             return torch.tensor([next(steps)])
 
         prior.walk(1, follow, labels[one], guidance=3.0)
-        for a, b in zip(together, tables[2:], strict=True):
+        for a, b in zip(together, conditionals[2:], strict=True):
             torch.testing.assert_close(a[one], b, atol=1e-12, rtol=0)
 
 
@@ -259,11 +259,11 @@ def test_a_fresh_prior_is_nearly_uniform() -> None:
     torch.manual_seed(0)
     prior = TransformerPrior(num_codes=64, grid=(4, 4))
     codes = torch.randint(64, (16, 4, 4))
-    per_place = -prior(codes).mean().item() / 16
-    assert abs(per_place - math.log(64)) < 0.1
+    per_position = -prior(codes).mean().item() / 16
+    assert abs(per_position - math.log(64)) < 0.1
 
 
-def test_it_learns_what_labels_and_places_determine() -> None:
+def test_it_learns_what_labels_and_positions_determine() -> None:
     torch.manual_seed(0)
     config = TransformerPrior.Config(
         num_codes=4,

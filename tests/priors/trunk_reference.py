@@ -1,10 +1,10 @@
-"""The trunk of `priors.trunk` in NumPy, by loops over places, heads and keys."""
+"""The trunk of `priors.trunk` in NumPy, by loops over positions, heads and keys."""
 
 import math
 
 import numpy as np
 
-Place = tuple[float, ...]
+Position = tuple[float, ...]
 Weights = dict[str, np.ndarray]
 
 
@@ -20,14 +20,14 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / math.sqrt(((x - x.mean()) ** 2).mean() + 1e-6)
 
 
-def rotated(head: np.ndarray, place: Place, lengths: tuple[int, ...]) -> np.ndarray:
-    """One head's vector with each pair of neighbours rotated by the place's angles."""
+def rotated(head: np.ndarray, position: Position, lengths: tuple[int, ...]) -> np.ndarray:
+    """One head's vector with each pair of neighbours rotated by the position's angles."""
     pairs, rotated, at = len(head) // 2, np.empty_like(head), 0
     for axis, size in enumerate(lengths):
         share = pairs // len(lengths) + (1 if axis < pairs % len(lengths) else 0)
         for j in range(share):
             number = complex(head[2 * at], head[2 * at + 1])
-            number *= np.exp(1j * place[axis] / max(100, size) ** (j / share))
+            number *= np.exp(1j * position[axis] / max(100, size) ** (j / share))
             rotated[2 * at], rotated[2 * at + 1] = number.real, number.imag
             at += 1
     assert at == pairs
@@ -38,8 +38,8 @@ def reference_trunk(
     weights: Weights,
     name: str,
     x: list[np.ndarray],
-    queries: list[Place],
-    keys: list[Place],
+    queries: list[Position],
+    keys: list[Position],
     lengths: tuple[int, ...],
     num_heads: int,
     seen: list[list[int]],

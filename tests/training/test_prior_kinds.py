@@ -232,7 +232,7 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
     ("args", "message"),
     [
         (("--prior-kind", "Diffusion"), "unknown prior kind 'Diffusion', expected one of Transformer, AnyOrder"),
-        (("--prior-kind", "DepthTransformer"), "is for several codes a place, got a grid of (2, 2) by EMAVector"),
+        (("--prior-kind", "DepthTransformer"), "is for several codes a position, got a grid of (2, 2) by EMAVector"),
         (("--prior-kind", "NextScale"), "is for codes of several scales, got EMAVectorQuantizer"),
         (("--prior-kind", "PixelCNN", "--quantizer", "ResidualQuantizer"), "expected two axes, rows and columns"),
         (("--prior-kind", "AnyOrder", "--model.beta", "1"), "a prior in the loop (--model.beta) is a transformer"),

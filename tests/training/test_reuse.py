@@ -316,7 +316,7 @@ def test_codes_of_a_posterior_are_not_what_its_prior_is_for(run, photos, fails, 
         *FIT, "--stage", "prior", "--codes", str(tmp_path / "codes"), "--tokenizer", str(tmp_path / "drawn"),
         "--run", str(tmp_path / "new"),
     )  # fmt: skip
-    assert "a posterior that codes are drawn from" in line
+    assert "a posterior that codes are sampled from" in line
 
 
 def test_an_imported_tokenizer_trains_on_and_takes_a_prior(run, photos, tmp_path):

@@ -326,7 +326,7 @@ def test_a_prior_that_has_joined_in_encodes_and_one_that_has_not_does_not():
         objective.update()
 
 
-def test_a_prior_is_trained_on_draws_by_two_sweeps(photos, tmp_path, monkeypatch):
+def test_a_prior_is_trained_on_draws_by_two_iterations(photos, tmp_path, monkeypatch):
     objective = make_objective("joint")
     model, prior = objective.model.eval(), objective.prior.eval()
     with torch.no_grad():

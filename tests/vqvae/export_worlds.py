@@ -52,7 +52,7 @@ def shaken(model: VQVAE) -> VQVAE:
 
 
 def make(quantizer: str = "ema", likelihood: str = "normal", num_channels: int = 1, large: bool = False) -> VQVAE:
-    """A model of the member with 5 x 5 places; a large one has all parts of the networks."""
+    """A model of the member with 5 x 5 positions; a large one has all parts of the networks."""
     return copy.deepcopy(_made(quantizer, likelihood, num_channels, large))
 
 

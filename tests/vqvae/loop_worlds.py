@@ -11,9 +11,9 @@ from priors import Prior, TransformerPrior
 from vqvae.quantizers.codebook import CodebookQuantizer
 from vqvae.quantizers.prior_in_loop import Chosen, PriorInTheLoop, step_by_step
 
-NUM_CODES, GRID, PLACES = 3, (2, 2), 4
+NUM_CODES, GRID, POSITIONS = 3, (2, 2), 4
 # Every grid of codes, "81 2 2".
-GRIDS = torch.tensor(list(itertools.product(range(NUM_CODES), repeat=PLACES))).reshape(-1, *GRID)
+GRIDS = torch.tensor(list(itertools.product(range(NUM_CODES), repeat=POSITIONS))).reshape(-1, *GRID)
 BETAS = (0.3, 1.0, 2.5)
 
 
@@ -52,7 +52,7 @@ def distances_in_nats(quantizer: CodebookQuantizer, z_e: Tensor) -> Tensor:
 
 
 def written_out(prior: Prior, costs: Tensor, beta: float, labels: Tensor | None = None) -> Tensor:
-    """ln P_enc of every grid, "b 81": the product of softmax(ln P(. | before) - c / beta) over the places."""
+    """ln P_enc of every grid, "b 81": the product of softmax(ln P(. | before) - c / beta) over the positions."""
     rows = []
     for index, cost in enumerate(costs):
         known = None if labels is None else labels[index].expand(len(GRIDS))

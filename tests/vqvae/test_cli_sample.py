@@ -188,7 +188,7 @@ def test_every_option_of_sampling_is_a_flag(call, run, seen):
     }
     text = " ".join(call("--help", code=None).replace("│", " ").split())
     for name, said in (
-        ("top-k", "draw among the k likeliest codes only"),
+        ("top-k", "sample among the k likeliest codes only"),
         ("guidance", "strength of the label"),
     ):
         assert re.search(rf"--{name} \S+ {said}", text)
@@ -302,7 +302,9 @@ def test_a_gaussian_run_in_folders_and_batches(call, gaussian, tmp_path):
 
 def test_a_part_of_an_image_is_drawn_anew(call, anywhere, picture, tmp_path, seen, decoded):
     """Codes outside the mask are those of the image; inside they differ from draw to draw. So do pixels."""
-    mask = save_mask(tmp_path, 5, 7, 4, 13)  # places (1, 1), (1, 2), (1, 3): two whole in width, of the last a column
+    mask = save_mask(
+        tmp_path, 5, 7, 4, 13
+    )  # positions (1, 1), (1, 2), (1, 3): two whole in width, of the last a column
     call(anywhere, "--inpaint", picture, "--mask", mask, "--num", 12, "--temperature", 2, "-o", "folder")
     assert seen[0]["labels"] is None
     model = VQVAE.from_pretrained(anywhere / "codebook")
@@ -355,7 +357,7 @@ def test_everything_may_be_drawn_anew(call, anywhere, picture, tmp_path, decoded
 
 
 @pytest.mark.parametrize(
-    ("size", "box", "places"),
+    ("size", "box", "positions"),
     [
         ((SIZE, SIZE), (15, 16, 15, 16), [(3, 3)]),
         ((160, 160), (79, 81, 0, 1), [(1, 0), (2, 0)]),  # a line of a hundredth: nothing is averaged away
@@ -363,9 +365,9 @@ def test_everything_may_be_drawn_anew(call, anywhere, picture, tmp_path, decoded
         ((SIZE, 3 * SIZE), (0, 1, SIZE, SIZE + 1), [(0, 0)]),  # the middle of a wide one counts
     ],
 )
-def test_masks_of_any_size(call, anywhere, picture, tmp_path, seen, size, box, places):
+def test_masks_of_any_size(call, anywhere, picture, tmp_path, seen, size, box, positions):
     call(anywhere, "--inpaint", picture, "--mask", save_mask(tmp_path, *box, size=size), "--num", 1)
-    assert seen[0]["mask"].nonzero().tolist() == [list(place) for place in places]
+    assert seen[0]["mask"].nonzero().tolist() == [list(position) for position in positions]
 
 
 def test_a_mask_of_the_images_shape_lies_over_it(call, anywhere, tmp_path):
@@ -392,7 +394,7 @@ def test_a_prior_in_raster_order_draws_the_end(call, run, picture, tmp_path, dec
     assert "train.py --stage prior --prior-kind AnyOrder" in message
 
 
-def test_all_codes_of_a_place_go_together(call, tmp_path, picture, seen):
+def test_all_codes_of_a_position_go_together(call, tmp_path, picture, seen):
     deep = ResidualQuantizer.Config(depth=2, quantizer=FSQ.Config(levels=(3, 3)))
     folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior)
     call(folder, "--inpaint", picture, "--mask", save_mask(tmp_path, 0, 1, 4, 5), "--num", 1)
@@ -466,7 +468,7 @@ def test_mistakes_are_one_line(call, run, anywhere, gaussian, picture, tmp_path)
         ((anywhere, "--inpaint", picture, "--mask", tmp_path), "name an image with --mask"),
         ((anywhere, "--inpaint", tmp_path / "in" / "broken.png", "--mask", mask), "broken.png: "),
         ((anywhere, "--inpaint", picture, "--mask", tmp_path / "in" / "broken.png"), "--mask"),
-        ((anywhere, "--inpaint", picture, "--mask", black), "nothing to draw"),
+        ((anywhere, "--inpaint", picture, "--mask", black), "nothing to sample"),
         ((anywhere, *around, "--label", 3), "--label must lie in"),
         ((anywhere, *around, "--guidance", 2), "add --label"),
         ((gaussian, *around), "--inpaint cannot be had of a prior over real vectors"),

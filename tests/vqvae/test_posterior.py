@@ -128,7 +128,7 @@ IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=torch.Generator().manual_
 
 
 class World:
-    """One place a picture: all codes of a real model can be listed, with their probabilities."""
+    """One position a picture: all codes of a real model can be listed, with their probabilities."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

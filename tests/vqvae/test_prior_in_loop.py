@@ -11,7 +11,7 @@ from loop_worlds import (
     GRID,
     GRIDS,
     NUM_CODES,
-    PLACES,
+    POSITIONS,
     distances_in_nats,
     every_draw,
     forcing,
@@ -44,10 +44,10 @@ def prior() -> Prior:
 def greedy(prior: Prior, cost: Tensor, beta: float) -> list[int]:
     """The walk's codes of one image, written out."""
     before: list[int] = []
-    for place in range(PLACES):
-        known = torch.tensor([*before, *[0] * (PLACES - place)]).reshape(1, *GRID)
-        rates = -prior.log_conditionals(known).reshape(PLACES, NUM_CODES)[place]
-        here = [cost.reshape(PLACES, NUM_CODES)[place, k] + beta * rates[k] for k in range(NUM_CODES)]
+    for position in range(POSITIONS):
+        known = torch.tensor([*before, *[0] * (POSITIONS - position)]).reshape(1, *GRID)
+        rates = -prior.log_conditionals(known).reshape(POSITIONS, NUM_CODES)[position]
+        here = [cost.reshape(POSITIONS, NUM_CODES)[position, k] + beta * rates[k] for k in range(NUM_CODES)]
         before.append(min(range(NUM_CODES), key=lambda k: here[k].item()))
     return before
 
@@ -61,7 +61,7 @@ def test_each_code_costs_least_given_those_before(prior, beta):
     torch.testing.assert_close(chosen.rate, -prior.log_prob(chosen.codes).detach())
     assert (chosen.entropy == 0).all()
     assert (chosen.log_posterior == 0).all()
-    # The Lagrangian of every other code at one place, with the codes before it as they are.
+    # The Lagrangian of every other code at one position, with the codes before it as they are.
     lagrangian = costs - beta * prior.log_conditionals(chosen.codes)
     best = lagrangian.gather(-1, chosen.codes[..., None])
     assert (best <= lagrangian + 1e-12).all()
@@ -95,25 +95,25 @@ def test_draws_follow_the_posterior(prior):
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
     torch.testing.assert_close(chosen.log_posterior, probs.log()[index])
     error = chosen.entropy.std() / num**0.5
-    assert error > 0, "the entropy at a place depends on the codes before"
+    assert error > 0, "the entropy at a position depends on the codes before"
     assert (chosen.entropy.mean() - torch.special.entr(probs).sum()).abs() <= 4 * error
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_the_posterior_minimises_cost_and_divergence_at_each_place(prior, beta):
-    """E[c] + beta KL(P_enc || P_pri) at a place, given the codes before it, against other distributions there."""
+def test_the_posterior_minimises_cost_and_divergence_at_each_position(prior, beta):
+    """E[c] + beta KL(P_enc || P_pri) at a position, given the codes before it, against other distributions there."""
     cost = make_costs(1)[0]
-    joint = every_draw(prior, cost, beta).log_posterior.exp().reshape([NUM_CODES] * PLACES)
-    tables = prior.log_conditionals(GRIDS).detach().reshape(*[NUM_CODES] * PLACES, PLACES, NUM_CODES)
-    for place in range(PLACES):
-        upto = joint.sum(tuple(range(place + 1, PLACES))) if place < PLACES - 1 else joint
+    joint = every_draw(prior, cost, beta).log_posterior.exp().reshape([NUM_CODES] * POSITIONS)
+    conditionals = prior.log_conditionals(GRIDS).detach().reshape(*[NUM_CODES] * POSITIONS, POSITIONS, NUM_CODES)
+    for position in range(POSITIONS):
+        upto = joint.sum(tuple(range(position + 1, POSITIONS))) if position < POSITIONS - 1 else joint
         conditional = upto / upto.sum(-1, keepdim=True)
-        first = (slice(None),) * place + (0,) * (PLACES - place) + (place,)
-        log_prior = tables[first]  # "... k": of the codes before, whatever comes after
+        first = (slice(None),) * position + (0,) * (POSITIONS - position) + (position,)
+        log_prior = conditionals[first]  # "... k": of the codes before, whatever comes after
 
-        def free_energy(q: Tensor, log_prior: Tensor = log_prior, place: int = place) -> Tensor:
+        def free_energy(q: Tensor, log_prior: Tensor = log_prior, position: int = position) -> Tensor:
             divergence = (torch.xlogy(q, q) - q * log_prior).sum(-1)
-            return (q * cost.reshape(PLACES, NUM_CODES)[place]).sum(-1) + beta * divergence
+            return (q * cost.reshape(POSITIONS, NUM_CODES)[position]).sum(-1) + beta * divergence
 
         least = free_energy(conditional)
         for seed in range(50):
@@ -124,19 +124,19 @@ def test_the_posterior_minimises_cost_and_divergence_at_each_place(prior, beta):
 
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize("beta", BETAS)
-def test_sweeps_become_the_walk_place_by_place(prior, beta, with_noise):
+def test_iterations_become_the_walk_position_by_position(prior, beta, with_noise):
     costs = make_costs(40)
     noise = gumbel_noise(costs, generator(1)) if with_noise else None
     loop = make_loop(prior, 40, beta)
     walked = step_by_step(costs, loop, noise).codes.flatten(1)
     start = costs.argmin(-1)
     early = 0
-    for num_iterations in range(PLACES + 2):
-        swept = jacobi(start, costs, loop, noise, num_iterations).flatten(1)
-        assert torch.equal(swept[:, :num_iterations], walked[:, :num_iterations])
-        early += num_iterations < PLACES and not torch.equal(swept, walked)
-    assert torch.equal(swept, walked)
-    assert early > 0, "one sweep was enough, which shows nothing"
+    for num_iterations in range(POSITIONS + 2):
+        iterated = jacobi(start, costs, loop, noise, num_iterations).flatten(1)
+        assert torch.equal(iterated[:, :num_iterations], walked[:, :num_iterations])
+        early += num_iterations < POSITIONS and not torch.equal(iterated, walked)
+    assert torch.equal(iterated, walked)
+    assert early > 0, "one iteration was enough, which shows nothing"
 
 
 def test_limits(prior):
@@ -171,8 +171,8 @@ def test_a_beta_that_is_no_positive_number_is_refused(prior, beta):
         VQVAE.Config(beta=beta).build()
 
 
-def test_no_sweep_is_refused(prior):
-    with pytest.raises(ValueError, match="at least one sweep, or None for the walk, got 0"):
+def test_no_iterations_are_refused(prior):
+    with pytest.raises(ValueError, match="at least one iteration, or None for the walk, got 0"):
         make_loop(prior, 1, num_iterations=0)
 
 
@@ -183,7 +183,7 @@ POPULATION = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
 
 
 class World:
-    """A real model of 2x2 places with a prior in its loop: all its 81 grids of codes are listed for each image."""
+    """A real model of 2x2 positions with a prior in its loop: all its 81 grids of codes are listed for each image."""
 
     def __init__(self, beta: float, labelled: bool) -> None:
         torch.manual_seed(0)
@@ -334,9 +334,9 @@ def test_codes_of_a_model_through_its_prior(prior):
     world.model.eval()
     assert torch.equal(through(IMAGES).latents, through.encode(IMAGES))
     assert torch.equal(world.model.decode(codes), world.model.reconstruct(out))
-    swept = world.model.through(prior, num_iterations=PLACES)
-    assert torch.equal(swept.encode(IMAGES, generator(4)), codes)
-    assert torch.equal(swept(IMAGES).latents, through(IMAGES).latents)
+    iterated = world.model.through(prior, num_iterations=POSITIONS)
+    assert torch.equal(iterated.encode(IMAGES, generator(4)), codes)
+    assert torch.equal(iterated(IMAGES).latents, through(IMAGES).latents)
     assert (through.grid, through.num_codes) == (GRID, NUM_CODES)
     torch.manual_seed(1)
     first = through.draw(IMAGES).latents

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from loop_worlds import GRID, NUM_CODES, PLACES, distances_in_nats, make_loop, make_prior
+from loop_worlds import GRID, NUM_CODES, POSITIONS, distances_in_nats, make_loop, make_prior
 from quantizer_worlds import MEMBERS, PARAMS, features, generator, objective, trained
 from torch import Tensor
 from torch.nn import functional as F
@@ -155,7 +155,7 @@ def test_codes_weigh_distance_in_units_of_four_mean_errors(name, beta):
 @pytest.mark.parametrize("name", CODEBOOKS)
 @pytest.mark.parametrize("num_iterations", [1, 2, None])
 @pytest.mark.parametrize("training", [True, False])
-def test_draws_by_sweeps_start_from_the_nearest_codes(name, num_iterations, training):
+def test_draws_by_iterations_start_from_the_nearest_codes(name, num_iterations, training):
     quantizer = trained(name).double().train(training)
     prior = make_prior(quantizer.num_codes, SHAPE)
     z_e = features(quantizer.dim, 7, *SHAPE).double()
@@ -253,7 +253,7 @@ def fix_noise(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> Tensor
 def test_the_rates_gradient_goes_through_the_relaxed_sample(prior, monkeypatch, kind, hard):
     torch.manual_seed(0)
     quantizer = kind(num_codes=NUM_CODES, dim=2, hard=hard, temperature=0.75).build().double()
-    noise = fix_noise(monkeypatch, (2 * PLACES, NUM_CODES))
+    noise = fix_noise(monkeypatch, (2 * POSITIONS, NUM_CODES))
     z_e = features(2, 2, *GRID).double().requires_grad_()
     loop = make_loop(prior, 2)
     q, rate = quantizer.through_prior(z_e, loop)
@@ -262,8 +262,8 @@ def test_the_rates_gradient_goes_through_the_relaxed_sample(prior, monkeypatch, 
     relaxed = ((log_probs + noise.reshape(2, *GRID, NUM_CODES)) / quantizer.current_temperature).softmax(-1)
     codes = relaxed.argmax(-1)
     weights = F.one_hot(codes, NUM_CODES).double() + relaxed - relaxed.detach() if hard else relaxed
-    tables = prior.relaxed_log_conditionals(weights)
-    expected = -(log_probs.exp() * tables).sum((1, 2, 3))
+    conditionals = prior.relaxed_log_conditionals(weights)
+    expected = -(log_probs.exp() * conditionals).sum((1, 2, 3))
     torch.testing.assert_close(rate, expected, rtol=1e-12, atol=0)
     assert torch.equal(q.codes, codes)
     torch.testing.assert_close(q.z_q, weights @ quantizer.table)
@@ -274,8 +274,8 @@ def test_the_rates_gradient_goes_through_the_relaxed_sample(prior, monkeypatch, 
         strict=True,
     ):
         torch.testing.assert_close(got, known)
-    # Each place's own posterior is exact, given the weights before; the context's part is there too.
-    alone = torch.autograd.grad(-(log_probs.exp() * tables.detach()).sum(), z_e, retain_graph=True)[0]
+    # Each position's own posterior is exact, given the weights before; the context's part is there too.
+    alone = torch.autograd.grad(-(log_probs.exp() * conditionals.detach()).sum(), z_e, retain_graph=True)[0]
     whole = torch.autograd.grad(rate.sum(), z_e, retain_graph=True)[0]
     torch.testing.assert_close(whole[:, -1, -1], alone[:, -1, -1])
     assert not torch.allclose(whole[:, 0, 0], alone[:, 0, 0])

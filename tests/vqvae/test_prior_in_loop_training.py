@@ -33,9 +33,9 @@ def some_codes(num: int) -> Tensor:
     return GRIDS[torch.randint(len(GRIDS), (num,), generator=generator(5))]
 
 
-def conditionals(tables: Tensor, costs: Tensor, beta: float) -> Tensor:
+def posteriors(conditionals: Tensor, costs: Tensor, beta: float) -> Tensor:
     """P_enc(k | y, codes before) ∝ P_pri(k | codes before) · exp(−c_k / β), "b *grid k"."""
-    weights = tables.exp() * (-costs / beta).exp()
+    weights = conditionals.exp() * (-costs / beta).exp()
     return weights / weights.sum(-1, keepdim=True)
 
 
@@ -43,21 +43,21 @@ def conditionals(tables: Tensor, costs: Tensor, beta: float) -> Tensor:
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_rate_and_entropy_are_those_of_the_posterior_at_each_place(prior, beta):
+def test_rate_and_entropy_are_those_of_the_posterior_at_each_position(prior, beta):
     codes, costs = some_codes(20), make_costs(20)
     chosen = posterior_at(codes, costs, make_loop(prior, 20, beta))
-    tables = prior.log_conditionals(codes).detach()
-    probs = conditionals(tables, costs, beta)
+    conditionals = prior.log_conditionals(codes).detach()
+    probs = posteriors(conditionals, costs, beta)
     assert torch.equal(chosen.codes, codes)
     expected = {
-        "rate": -(probs * tables).sum((1, 2, 3)),
+        "rate": -(probs * conditionals).sum((1, 2, 3)),
         "entropy": -(probs * probs.log()).sum((1, 2, 3)),
         "log_posterior": probs.log().gather(-1, codes[..., None]).sum((1, 2, 3)),
     }
     for name, value in expected.items():
         torch.testing.assert_close(getattr(chosen, name).detach(), value, rtol=0, atol=1e-12)
     divergence = (chosen.rate - chosen.entropy).detach()
-    torch.testing.assert_close(divergence, (probs * (probs.log() - tables)).sum((1, 2, 3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(divergence, (probs * (probs.log() - conditionals)).sum((1, 2, 3)), rtol=0, atol=1e-12)
     assert (divergence > 0).all()
 
 
@@ -79,7 +79,7 @@ def test_over_draws_they_are_rate_and_entropy_of_the_whole_posterior(prior, beta
     probs, rates = log_probs.exp(), -prior.log_prob(GRIDS)
     torch.testing.assert_close(probs @ chosen.rate, probs @ rates, rtol=0, atol=1e-12)
     torch.testing.assert_close(probs @ chosen.entropy, torch.special.entr(probs).sum(), rtol=0, atol=1e-12)
-    # Summed over each place's posterior, the rate spreads less than that of the drawn codes alone.
+    # Summed over each position's posterior, the rate spreads less than that of the drawn codes alone.
     assert probs @ (chosen.rate - probs @ rates).square() < probs @ (rates - probs @ rates).square()
 
 
@@ -95,7 +95,7 @@ def test_gradients_to_the_costs_are_differences(prior, beta):
     # ln(q/p) is −c/β but for a constant, so β · KL has the gradient q · (c − E[c]) / β.
     chosen = posterior_at(codes, costs, loop)
     (gradient,) = torch.autograd.grad(beta * (chosen.rate - chosen.entropy).sum(), costs)
-    probs = conditionals(prior.log_conditionals(codes).detach(), costs.detach(), beta)
+    probs = posteriors(prior.log_conditionals(codes).detach(), costs.detach(), beta)
     mean = (probs * costs.detach()).sum(-1, keepdim=True)
     torch.testing.assert_close(gradient, probs * (costs.detach() - mean) / beta, rtol=0, atol=1e-12)
 
@@ -112,7 +112,7 @@ def test_gradients_stay_finite_where_the_posterior_is_certain(prior):
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_prior_learns_by_cross_entropy_to_the_posterior_as_it_is(prior, beta):
     codes, costs = some_codes(20), make_costs(20)
-    probs = conditionals(prior.log_conditionals(codes).detach(), costs, beta)
+    probs = posteriors(prior.log_conditionals(codes).detach(), costs, beta)
     parameters = list(prior.parameters())
     chosen = posterior_at(codes, costs, make_loop(prior, 20, beta))
     assert not chosen.log_posterior.requires_grad
@@ -151,7 +151,7 @@ def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_it
     (expected,) = torch.autograd.grad(quantizer.estimator(found, table[q.codes]), found, slopes)
     expected = expected + 2 * quantizer.commitment_weight * (found.detach() - table[q.codes]) / z_e.numel()
     costs = distances_in_nats(quantizer, z_e).detach()
-    probs = conditionals(prior.log_conditionals(q.codes).detach(), costs, beta)
+    probs = posteriors(prior.log_conditionals(q.codes).detach(), costs, beta)
     centred = probs * (costs - (probs * costs).sum(-1, keepdim=True))
     covariance = centred @ table
     assert (covariance.norm(dim=-1) > 0).all()
@@ -169,8 +169,8 @@ def test_the_divergence_moves_a_learned_codebook_too(name):
     z_e = features(quantizer.dim, 4, *shape).double()
     q, rate = quantizer.through_prior(z_e, make_loop(prior, 4, beta, 1))
     (gradient,) = torch.autograd.grad((rate - q.entropy).sum(), quantizer.codebook)
-    tables = prior.log_conditionals(q.codes).detach()
-    probs = conditionals(tables, distances_in_nats(quantizer, z_e), beta)
-    (expected,) = torch.autograd.grad((probs * (probs.log() - tables)).sum(), quantizer.codebook)
+    conditionals = prior.log_conditionals(q.codes).detach()
+    probs = posteriors(conditionals, distances_in_nats(quantizer, z_e), beta)
+    (expected,) = torch.autograd.grad((probs * (probs.log() - conditionals)).sum(), quantizer.codebook)
     assert expected.any()
     torch.testing.assert_close(gradient, expected)

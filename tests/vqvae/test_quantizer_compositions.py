@@ -226,7 +226,7 @@ def test_multiscale_refinement_is_differentiable(parameter):
     assert torch.autograd.grad(refinement(value), value)[0].abs().sum() > 0
 
 
-def test_a_coarse_place_counts_if_any_under_it_does():
+def test_a_coarse_position_counts_if_any_under_it_does():
     quantizer = trained("multiscale ema")
     mask = torch.zeros(1, 5, 5, dtype=torch.bool)
     mask[0, 0, 0] = True
@@ -236,7 +236,7 @@ def test_a_coarse_place_counts_if_any_under_it_does():
         assert part[0] >= 0
         assert (part[1:] == MASKED).all()
     alone = quantizer.quantizer(z_e[:, :1, :1])
-    assert codes[0][0] == alone.codes.item()  # the mean over the one place that counts
+    assert codes[0][0] == alone.codes.item()  # the mean over the one position that counts
 
 
 def test_residual_of_projections_passes_the_chain_rule():

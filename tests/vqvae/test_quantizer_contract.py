@@ -39,7 +39,7 @@ def quantizer(name):
 
 
 def some_mask(*shape: int) -> torch.Tensor:
-    """Two places in three count, and the last image has none that does."""
+    """Two positions in three count, and the last image has none that does."""
     mask = (torch.arange(math.prod(shape)) % 3 > 0).reshape(shape)
     mask[-1] = False
     return mask
@@ -62,9 +62,9 @@ def test_shapes_and_ranges(member, quantizer, training):
         assert q.codes.min() >= MASKED
         assert q.codes.max() < quantizer.num_codes
         assert q.entropy.shape == (3,)
-        places = math.prod(quantizer.code_grid(grid))
+        positions = math.prod(quantizer.code_grid(grid))
         assert (q.entropy >= 0).all()
-        assert (q.entropy <= places * math.log(quantizer.num_codes) * (1 + 1e-6)).all()
+        assert (q.entropy <= positions * math.log(quantizer.num_codes) * (1 + 1e-6)).all()
         if not (training and member.random):
             assert (q.entropy == 0).all()
         parts = (len(SCALES),) if not quantizer.positionwise else quantizer.code_axes
@@ -93,7 +93,7 @@ def test_draws_are_of_the_posterior_or_the_code_itself(quantizer, masked):
     assert torch.equal(drawn.codes < 0, plain.codes < 0)
     assert not drawn.z_q.requires_grad
     if quantizer.stochastic:
-        valid = slice(0, 3)  # of the last image, no place counts
+        valid = slice(0, 3)  # of the last image, no position counts
         assert (drawn.entropy[valid] > 0).all()
         assert (drawn.log_posterior[valid] < 0).all()
         if masked:
@@ -149,7 +149,7 @@ def test_one_code_for_a_vector_alone_or_in_a_batch(quantizer):
 
 
 def test_what_is_masked_does_not_matter(quantizer):
-    """Codes, vectors, terms, gradients and the state after an update are those with anything else at these places."""
+    """Codes, vectors, terms, gradients and the state after an update are those with anything else there."""
     twin = copy.deepcopy(quantizer)
     z_e, mask = features(quantizer.dim, 4, 5, 5), some_mask(4, 5, 5)
     spoiled = torch.where(mask[..., None], z_e, torch.nan).requires_grad_()
@@ -175,7 +175,7 @@ def test_what_is_masked_does_not_matter(quantizer):
 def test_what_is_kept_is_all_that_there_is(member, quantizer, training):
     """With a mask, a quantizer sees what one sees that is given the valid vectors alone."""
     if not quantizer.positionwise:
-        pytest.skip("places of a picture depend on each other")
+        pytest.skip("positions of a picture depend on each other")
     if training and member.random:
         pytest.skip("draws depend on the number of vectors; the evaluation is compared")
     quantizer.train(training)
@@ -211,7 +211,7 @@ def test_all_masked_is_nothing(quantizer, training):
     assert unchanged(quantizer, before)
 
 
-def test_a_mask_of_all_places_is_none(member, quantizer):
+def test_a_mask_of_all_positions_is_none(member, quantizer):
     z_e = features(quantizer.dim, 4, 5, 5)
     plain, masked = seeded(quantizer, z_e), seeded(quantizer, z_e, torch.ones(4, 5, 5, dtype=torch.bool))
     assert torch.equal(plain.codes, masked.codes)

@@ -10,7 +10,7 @@ What its source does, and what is not reproduced here:
 - The gradient of the task reaches the encoder once per depth of a `ResidualVQ` (straight through: times the depth).
 - Straight-through values are `x + (q - x)`, rounded; those of its rotation trick are a rounded product. SimVQ's are
   so in evaluation too.
-- NaN features get code 0. A masked place that holds NaN makes its codebook NaN (0 · NaN in a matrix product).
+- NaN features get code 0. A masked position that holds NaN makes its codebook NaN (0 · NaN in a matrix product).
 - Only CUDA's autocast is switched off for the search: on the CPU bfloat16 changes codes.
 - The terms of VQ and LFQ are zero in evaluation. A learned codebook has one term, whose weight is both the codebook's
   and the commitment's. LFQ lists all codes for each vector, and its entropies clamp probabilities at 1e-5.

@@ -29,7 +29,9 @@ def test_bits_are_packed_and_unpacked(num_bits):
     codes = pack_bits(bits)
     assert codes[0] == 0
     assert codes[1] == 2**num_bits - 1
-    assert codes[2] == sum(int(bit) << place for place, bit in enumerate(bits[2].tolist()))  # the lowest bit first
+    assert codes[2] == sum(
+        int(bit) << position for position, bit in enumerate(bits[2].tolist())
+    )  # the lowest bit first
     assert torch.equal(unpack_signs(codes, num_bits, torch.float32) > 0, bits)
 
 

@@ -163,7 +163,7 @@ def test_the_traffic_of_revival_counts_vectors():
     assert (quantizer.codebook[3] == features(DIM, 80).double()).all(1).any()
 
 
-def test_masked_places_do_not_count():
+def test_masked_positions_do_not_count():
     quantizer, z_e = started(), features(DIM, 4, 5).double()
     mask = torch.arange(20).reshape(4, 5) % 3 > 0
     q = quantizer(torch.where(mask[..., None], z_e, torch.nan), mask)

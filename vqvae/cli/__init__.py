@@ -22,7 +22,7 @@
     tokenizing.py   tokenize
     exporting.py    export, import
     pushing.py      push
-    inpainting.py   an image with a part to be drawn anew
+    inpainting.py   an image with a part to be sampled anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder
     common.py       what commands share

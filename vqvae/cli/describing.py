@@ -34,7 +34,7 @@ _NOTES = {
     Mode.LOSSLESS: "Bits of the integer tables, measured on the decoded images.",
     Mode.LOSSY: "Bits of the codes in the file. No pixels are in it: PNG is that of the images that come back.",
     Mode.BITS_BACK: "Rate and distortion are of each image's most probable codes, measured on the decoded images. The "
-    "file has codes that were drawn: it pays for those, and gets the bits back that drew them.",
+    "file has codes that were sampled: it pays for those, and gets back the bits that chose them.",
 }
 
 

@@ -43,7 +43,7 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
         if is_run:
             check_pair(Autoencoder.from_pretrained(run_or_model), prior, run_or_model)
         save_llama(prior, output)
-        print(f"{output}: a LlamaForCausalLM of {prior.num_places} codes a grid; its README.md says how to draw")
+        print(f"{output}: a LlamaForCausalLM of {prior.num_positions} codes a grid; its README.md says how to sample")
         return
     model = Autoencoder.from_pretrained(run_or_model)
     if not isinstance(model, VQVAE):

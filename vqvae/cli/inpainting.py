@@ -1,9 +1,9 @@
-"""An image with a part of it to be drawn anew, as a prior over codes takes it.
+"""An image with a part of it to be sampled anew, as a prior over codes takes it.
 
 The image is brought to the model's size as `vqvae.data` does it: upright, scaled until its short side fits, the middle
 cropped. So is the mask, by itself: one of the image's shape lies over the same pixels, and so does one of the model's
-own size. It is white (over 127) where to draw. Nothing masked is lost on the way: a pixel of the model's is masked if
-any of the mask's own pixels under it is, and a place of the code grid if any of its pixels is.
+own size. It is white (over 127) where to sample. Nothing masked is lost on the way: a pixel of the model's is masked if
+any of the mask's own pixels under it is, and a position of the code grid if any of its pixels is.
 """
 
 import math
@@ -27,31 +27,31 @@ _GREY = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Inpainting:
-    """What to draw, and around what.
+    """What to sample, and around what.
 
     Attributes:
         image: at the model's size.
-        mask: the pixels to draw anew.
+        mask: the pixels to sample anew.
         codes: of the whole image. Those beside the mask have seen a little of what is under it.
-        places: the codes to draw anew.
+        positions: the codes to sample anew.
     """
 
     image: UInt8[Tensor, "c h w"]
     mask: Bool[Tensor, "h w"]
     codes: Int[Tensor, "*grid"]
-    places: Bool[Tensor, "*grid"]
+    positions: Bool[Tensor, "*grid"]
 
     def shown(self) -> UInt8[Tensor, "1 c h w"]:
-        """The image, grey where it is to be drawn anew."""
+        """The image, grey where it is to be sampled anew."""
         return self.image.masked_fill(self.mask, _GREY)[None]
 
     def given(self, num: int) -> dict[str, Tensor]:
         """The arguments `given` and `mask` of `Prior.sample`, for `num` grids."""
-        return {"given": self.codes.expand(num, *self.codes.shape), "mask": self.places}
+        return {"given": self.codes.expand(num, *self.codes.shape), "mask": self.positions}
 
-    def put_back(self, drawn: UInt8[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    def put_back(self, sampled: UInt8[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
         """Images with the pixels outside the mask as they are in the image."""
-        return torch.where(self.mask, drawn, self.image)
+        return torch.where(self.mask, sampled, self.image)
 
 
 def read_inpainting(
@@ -63,25 +63,27 @@ def read_inpainting(
         encode: images to codes of the model's grid.
 
     Raises:
-        ValueError: no such file, or no image; a mask without white; or a model whose codes are no places of a picture.
+        ValueError: no such file, or no image; a mask without white; or a model whose codes are no positions of a
+            picture.
     """
     grid, side = model.grid, model.side
     if tuple(grid[:2]) != (side, side):
         raise ValueError(
-            f"the codes of this model are a row of {math.prod(grid)} over several scales, so that none is a place of "
-            "the picture; inpainting needs a model with a grid of codes, of any quantizer but MultiScaleQuantizer"
+            f"the codes of this model are a row of {math.prod(grid)} over several scales, so that none is a "
+            "position of the picture; inpainting needs a model with a grid of codes, of any quantizer but "
+            "MultiScaleQuantizer"
         )
     size = model.config.image_size
     pixels = _opened("--inpaint", image, decode, (size, size), model.config.num_channels)
     masked = _opened("--mask", mask, _read_mask, size)
     if not masked.any():
         raise ValueError(
-            f"nothing to draw: {mask} has no white (over 127) in what is left of it at the model's size; paint white "
-            "what to draw anew"
+            f"nothing to sample: {mask} has no white (over 127) in what is left of it at the model's size; paint white "
+            "what to sample anew"
         )
     cells = reduce(masked.float(), "(h p) (w q) -> h w", "max", h=side, w=side) > 0
-    places = cells.reshape(side, side, *[1] * (len(grid) - 2)).expand(grid)
-    return Inpainting(image=pixels, mask=masked, codes=encode(pixels[None])[0].cpu(), places=places)
+    positions = cells.reshape(side, side, *[1] * (len(grid) - 2)).expand(grid)
+    return Inpainting(image=pixels, mask=masked, codes=encode(pixels[None])[0].cpu(), positions=positions)
 
 
 def _opened(option: str, path: Path, reader: Callable[..., Any], *args: Any) -> Any:

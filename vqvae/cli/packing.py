@@ -104,7 +104,7 @@ class CompressionFlags(BlockOptions):
 
     mode: Literal["lossless", "lossy", "bits-back"] = "lossless"
     """lossless; or lossy, the codes alone, of which the decoder's mean comes back; or bits-back, lossless, for a model
-    that draws its codes"""
+    that samples its codes"""
 
 
 @dataclass(frozen=True, kw_only=True)

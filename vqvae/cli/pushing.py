@@ -116,7 +116,10 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         facts |= {f"prior, {name}": value for name, value in prior.card_facts().items() if name in kept}
         imports.insert(0, safefolder.cards.import_line(type(prior)))
         lines += [f"prior = {safefolder.cards.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
-        lines += ["images = model.decode(prior.sample(4))  # drawn anew", "codes = model.through(prior).encode(images)"]
+        lines += [
+            "images = model.decode(prior.sample(4))  # sampled anew",
+            "codes = model.through(prior).encode(images)",
+        ]
     figures = _figures(run, model, prior)
     usage = safefolder.cards.python(*imports, "", *lines)
     if prior is not None and revision is None:

@@ -26,39 +26,39 @@ BATCH_SIZE = 100
 _MOST_FILES = 1_000_000
 _MOST_AT_ONCE = 16_384
 _COLUMNS = 8
-# With a seed for each image its pixels have numbers of their own: the same ones drew its codes.
+# With a seed for each image its pixels have numbers of their own: the same ones sampled its codes.
 _FOR_PIXELS = 0x5BD1E995
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws(Options):
-    """What is drawn."""
+    """What is sampled."""
 
     num: int | None = None
     """how many images; 64 unless given, or one for each of --seeds"""
     label: tuple[int, ...] | None = None
-    """class to draw, or several in turn. Unless given, a prior that knows classes draws all in turn, and with --inpaint
-    none"""
+    """class to sample, or several in turn. Unless given, a prior that knows classes samples all in turn, and with
+    --inpaint none"""
     seed: int | None = None
     """the same seed gives the same images; 0 unless given"""
     seeds: tuple[int, ...] | None = None
-    """a seed for each image, which is then the same whatever others are drawn with it. Where classes are drawn in turn,
-    seed s has the turn of the image number s, counted from 0"""
+    """a seed for each image, which is then the same whatever others are sampled with it. Where classes take
+    turns, seed s has the turn of the image number s, counted from 0"""
     pixels: bool = False
-    """draw each pixel from the likelihood too, instead of its mean"""
+    """sample each pixel from the likelihood too, instead of its mean"""
     columns: int | None = None
     """images in a row of the grid; 8 unless given, or a multiple of the classes, which then are the columns"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintingFiles(Options):
-    """An image of which a part is drawn anew."""
+    """An image of which a part is sampled anew."""
 
     inpaint: Path | None = None
-    """an image file, a part of which to draw anew. It is scaled and cropped to the model's size"""
+    """an image file, a part of which to sample anew. It is scaled and cropped to the model's size"""
     mask: Path | None = None
-    """an image file of that part: white where to draw, black where to keep. It is scaled and cropped as the image is;
-    where a code's place has any white, the code is drawn anew"""
+    """an image file of that part: white where to sample, black where to keep. It is scaled and cropped as the image is;
+    where a code's position has any white, the code is sampled anew"""
     keep_pixels: bool = True
     """with --inpaint, put the pixels outside the mask back from the image, with a hard edge. Otherwise they are decoded
     too, as all of the picture is"""
@@ -66,19 +66,19 @@ class InpaintingFiles(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(Sampling):
-    """How it is drawn, by a prior of codes; one of vectors has the temperature alone."""
+    """How it is sampled, by a prior of codes; one of vectors has the temperature alone."""
 
     guidance: float | None = None
     guidance_power: float | None = None
-    """let guidance rise from 1 at the first place to its strength at the last, by this power of the way; 1 is a
+    """let guidance rise from 1 at the first position to its strength at the last, by this power of the way; 1 is a
     straight line"""
 
-    def for_places(self, num_places: int) -> Sampling:
-        """The options of the prior, of a grid of so many places."""
+    def for_positions(self, num_positions: int) -> Sampling:
+        """The options of the prior, of a grid of so many positions."""
         options = dataclasses.asdict(self)
         power = options.pop("guidance_power")
         if self.guidance is not None and power is not None:
-            options["guidance"] = guidance_ramp(self.guidance, num_places, power)
+            options["guidance"] = guidance_ramp(self.guidance, num_positions, power)
         return Sampling(**options)
 
 
@@ -93,26 +93,26 @@ def sample(
 ) -> None:
     """Draw images, and write them as a grid or as files in a folder.
 
-    Latents are drawn from the prior, and decoded.
+    Latents are sampled from the prior, and decoded.
 
     Example: vqvae sample runs/fashion-mini --label 7 --num 16 --temperature 0.9 --output sneakers.png
 
-    With --inpaint and --mask a part of an image is drawn anew: whatever is white in the mask. White borders continue
-    the image outwards (outpainting). A prior in raster order can only draw what comes after all that is kept; one that
-    was trained with `train.py --stage prior --prior-kind AnyOrder` draws anywhere. The grid then starts with the image,
-    grey where it is masked.
+    With --inpaint and --mask a part of an image is sampled anew: whatever is white in the mask. White borders continue
+    the image outwards (outpainting). A prior in raster order can only sample what comes after all that is kept; one
+    that was trained with `train.py --stage prior --prior-kind AnyOrder` samples anywhere. The grid then starts with the
+    image, grey where it is masked.
 
     Example: vqvae sample runs/any-order --inpaint shirt.png --mask sleeve.png --num 7 --output sleeves.png
 
     Args:
         run_or_model: a run's folder; or a tokenizer's folder or hub id, together with --prior.
         prior: folder or hub id of the prior; the run's own unless given.
-        output: a .png file to write a grid to; or a folder, for a PNG of each image, written as soon as it is drawn:
+        output: a .png file to write a grid to; or a folder, for a PNG of each image, written as soon as it is sampled:
             000000.png, 000001.png, ... or, with --seeds, seed-3.png, ...
     """
     num = _check_num(draws, sampling.batch_size)
     if (inpainting.inpaint is None) != (inpainting.mask is None):
-        raise ValueError("--inpaint names an image and --mask what to draw anew in it; give both or neither")
+        raise ValueError("--inpaint names an image and --mask what to sample anew in it; give both or neither")
     if inpainting.inpaint is None and not inpainting.keep_pixels:
         raise ValueError("--no-keep-pixels belongs to --inpaint; leave it out, or name an image with --inpaint")
     if sampling.guidance_power is not None and sampling.guidance is None:
@@ -127,7 +127,7 @@ def sample(
         _check_grid(num + (inpainting.inpaint is not None), model.config.image_size, draws.columns)
     choices = _classes(known, draws.label, everything=inpainting.inpaint is None)
     if sampling.guidance is not None and known.num_classes is not None and not choices:
-        raise ValueError("--guidance leads to a class, and with --inpaint none is drawn unless named; add --label")
+        raise ValueError("--guidance leads to a class, and with --inpaint none is sampled unless named; add --label")
     turns = torch.tensor(draws.seeds or range(num))
     labels = torch.tensor(choices)[turns % len(choices)] if choices else None
     generator = None if draws.seeds else torch.Generator().manual_seed(draws.seed or 0)
@@ -169,7 +169,7 @@ def _check_num(draws: Draws, batch_size: int | None) -> int:
         return 64 if num is None else num
     if seed is not None or batch_size is not None:
         option = "--seed" if seed is not None else "--batch-size"
-        raise ValueError(f"--seeds draws each image by itself, so {option} has no say; give one of them")
+        raise ValueError(f"--seeds samples each image by itself, so {option} has no say; give one of them")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError("--seeds takes one or more numbers, each once, as the same seed gives the same image")
     if min(seeds) < 0 or max(seeds) >= 2**32:
@@ -205,7 +205,7 @@ def _check_grid(num: int, size: int, columns: int | None) -> None:
 
 
 def _classes(prior: Prior | ContinuousPrior, label: Sequence[int] | None, *, everything: bool) -> Sequence[int]:
-    """The classes to draw in turn; none where no label is to be given."""
+    """The classes to sample in turn; none where no label is to be given."""
     if label is None:
         return range(prior.num_classes or 0) if everything else ()
     if prior.num_classes is None:
@@ -248,7 +248,7 @@ def _codes(
     hole: Inpainting | None,
 ) -> Iterator[Tensor]:
     """What is wrong with the options is said before the first block."""
-    sampling = flags.for_places(prior.num_places)
+    sampling = flags.for_positions(prior.num_positions)
     around = {} if hole is None else hole.given(num)
     try:
         blocks = prior.samples(num, labels, sampling, generator, **around, seeds=seeds, progress=True)

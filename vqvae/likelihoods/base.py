@@ -36,7 +36,7 @@ from safefolder.configured import Configured, ConfiguredOptions
 NUM_LEVELS = 256
 
 Chooser = Callable[[Float[Tensor, "n 256"]], Int[Tensor, " n"]]
-"""Answers a table of normalised log-probabilities with one level (0..255) a row."""
+"""Answers normalised log-probabilities with one level (0..255) a row."""
 
 Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`score(images, features, gradient)` returns log-probabilities "n" in nats of a group of images.
@@ -145,7 +145,7 @@ class Likelihood(nn.Module, Configured):
     def sample(
         self, features: Float[Tensor, "b f h w"], generator: torch.Generator | None = None
     ) -> UInt8[Tensor, "b c h w"]:
-        """Images drawn from the likelihood: the walk with a random chooser.
+        """Images sampled from the likelihood: the walk with a random chooser.
 
         The generator must live on the features' device. The same generator state gives the same
         images.
@@ -154,7 +154,7 @@ class Likelihood(nn.Module, Configured):
         def choose(symbols: Symbols) -> Tensor:
             parameters = symbols.parameters
             uniform = torch.rand(len(parameters), 1, generator=generator, dtype=torch.float64, device=parameters.device)
-            # A group of rows at a time, so that there never is a table of all symbols.
+            # A group of rows at a time, so that there never are the log-probabilities of all symbols.
             size = _rows_per_group(parameters, NUM_LEVELS)
             rows = zip(parameters.split(size), uniform.split(size), strict=True)
             return torch.cat([_inverse_transform(self._log_pmf(row), numbers) for row, numbers in rows])
@@ -279,11 +279,11 @@ class Likelihood(nn.Module, Configured):
     @torch.no_grad()
     def _log_probs(self, parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n 256"]:
         """`_log_pmf`, a group of rows at a time."""
-        table = parameters.new_empty(len(parameters), NUM_LEVELS)
+        log_probs = parameters.new_empty(len(parameters), NUM_LEVELS)
         size = _rows_per_group(parameters, NUM_LEVELS)
-        for part, row in zip(table.split(size), parameters.split(size), strict=True):
+        for part, row in zip(log_probs.split(size), parameters.split(size), strict=True):
             part.copy_(self._log_pmf(row))
-        return table
+        return log_probs
 
     def _checked_features(self, features: Tensor) -> Tensor:
         """The features in the computing dtype, contiguous."""
@@ -351,7 +351,7 @@ def _checked_answer(levels: Tensor, num: int) -> Tensor:
 def _inverse_transform(log_probs: Tensor, uniform: Tensor) -> Int[Tensor, " n"]:
     """The first symbols whose cumulative probability exceeds a number "n 1" in [0, 1).
 
-    So a symbol without mass is never drawn.
+    So a symbol without mass is never sampled.
     """
     cdf = log_probs.exp().cumsum(-1, dtype=torch.float64)
     symbols = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)

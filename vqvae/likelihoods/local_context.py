@@ -66,12 +66,12 @@ class MaskedConv(nn.Conv2d):
         return _convolve(padded, weight, self.bias)
 
     def taps(self) -> list[tuple[int, int]]:
-        """The places that it sees, as rows and columns from the pixel itself."""
-        places = self.mask.nonzero().tolist()
-        return [(row - self.rows, column - self.columns) for row, column in places]
+        """The positions that it sees, as rows and columns from the pixel itself."""
+        positions = self.mask.nonzero().tolist()
+        return [(row - self.rows, column - self.columns) for row, column in positions]
 
     def matrix(self) -> Float[Tensor, "g taps_f"]:
-        """Its weights on those places."""
+        """Its weights on those positions."""
         seen = self.mask.bool()
         return self.weight[:, :, seen].transpose(1, 2).flatten(1)
 

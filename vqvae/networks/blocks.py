@@ -29,8 +29,8 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.silu(self.spatial(F.silu(x))))
 
 
-class Attention(nn.Module):
-    """Self-attention over all places of a feature map, added to it; starts as the identity."""
+class SpatialAttention(nn.Module):
+    """Self-attention over all positions of a feature map, added to it; starts as the identity."""
 
     def __init__(self, channels: int, head_width: int = 32):
         super().__init__()
@@ -44,9 +44,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
         height = x.shape[2]
-        places = rearrange(x, "b f h w -> b (h w) f")
+        positions = rearrange(x, "b f h w -> b (h w) f")
         query, key, value = rearrange(
-            self.to_qkv(self.norm(places)),
+            self.to_qkv(self.norm(positions)),
             "b n (three heads f) -> three b heads n f",
             three=3,
             heads=self.num_heads,
@@ -68,7 +68,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A linear map of each place, then depth-to-space by `factor`: the transpose of `Downsample`."""
+    """A linear map of each position, then depth-to-space by `factor`: the transpose of `Downsample`."""
 
     def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
         super().__init__()
@@ -102,6 +102,6 @@ def level_widths(width: int, downsampling: int) -> list[int]:
     """Channels at each resolution, from the finest that residual blocks run at to that of the codes.
 
     The first level is half the image's resolution (full resolution only when nothing is downsampled). Each further
-    level doubles its channels, up to four times `width`: it has a quarter of the places, so its cost stays bounded.
+    level doubles its channels, up to four times `width`: it has a quarter of the positions, so its cost stays bounded.
     """
     return [width * min(4, 2**level) for level in range(max(1, num_levels(downsampling)))]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Attention, ResidualBlock, Upsample, depth_to_space, level_widths
+from vqvae.networks.blocks import ResidualBlock, SpatialAttention, Upsample, depth_to_space, level_widths
 
 
 class Decoder(nn.Module):
@@ -30,7 +30,7 @@ class Decoder(nn.Module):
         channels = widths[0]
         layers: list[nn.Module] = [nn.Conv2d(dim, channels, 3, padding=1)]
         if attention:
-            layers.append(Attention(channels))
+            layers.append(SpatialAttention(channels))
         for level, level_width in enumerate(widths):
             if level:
                 layers.append(Upsample(channels, level_width))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Attention, Downsample, ResidualBlock, level_widths
+from vqvae.networks.blocks import Downsample, ResidualBlock, SpatialAttention, level_widths
 
 
 class Encoder(nn.Module):
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
             channels = level_width
         if attention:
-            layers.append(Attention(channels))
+            layers.append(SpatialAttention(channels))
         layers += [nn.SiLU(), nn.Conv2d(channels, dim, 1)]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 

@@ -4,12 +4,12 @@
     z_q, post_quant_conv -> conv_in -> mid -> [residual blocks, attention?, double]* -> norm, SiLU, conv_out -> features
 
 with  mid = residual block, attention?, residual block. A residual block is x + conv(silu(norm(conv(silu(norm(x)))))),
-its convolutions 3×3, its shortcut a 1×1 convolution where the width changes. Attention has one head over all places, as
-wide as the features. Halving pads right and below by one and strides by two; doubling repeats each place. A level has
-one more residual block in the decoder than in the encoder. Norms are GroupNorm with eps 1e-6.
+its convolutions 3×3, its shortcut a 1×1 convolution where the width changes. Attention has one head over all positions,
+as wide as the features. Halving pads right and below by one and strides by two; doubling repeats each position. A level
+has one more residual block in the decoder than in the encoder. Norms are GroupNorm with eps 1e-6.
 
 With spatial norms the decoder is that of MoVQ (Zheng et al. 2022): each of its norms has no scale and shift for all
-places, but linear maps of z_q at each place,  GroupNorm(x) · (W_y z_q + b_y) + (W_b z_q + b_b).
+positions, but linear maps of z_q at each position,  GroupNorm(x) · (W_y z_q + b_y) + (W_b z_q + b_b).
 
 Weights have the names of diffusers' `VQModel`, so that its files load as they are; only `quant_conv` and
 `post_quant_conv`, which lie beside its encoder and decoder, lie within them here. One departure: a spatial norm maps
@@ -29,7 +29,7 @@ SPATIAL_GROUPS = 32
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm, then a scale and a shift that are linear in the codes' vectors at each place."""
+    """GroupNorm, then a scale and a shift that are linear in the codes' vectors at each position."""
 
     def __init__(self, channels: int, guide: int):
         super().__init__()
@@ -69,8 +69,8 @@ class ResnetBlock(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + inner
 
 
-class Attention(nn.Module):
-    """Self-attention over all places with one head, added to its input."""
+class SingleHeadAttention(nn.Module):
+    """Self-attention over all positions with one head, added to its input."""
 
     def __init__(self, channels: int, num_groups: int, guide: int | None = None):
         super().__init__()
@@ -89,8 +89,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b f h w"], z_q: Float[Tensor, "b d h2 w2"] | None = None
     ) -> Float[Tensor, "b f h w"]:
         normed = _normed(self.spatial_norm if self.guided else self.group_norm, x, z_q)
-        places = rearrange(normed, "b f h w -> b 1 (h w) f")
-        mixed = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
+        positions = rearrange(normed, "b f h w -> b 1 (h w) f")
+        mixed = F.scaled_dot_product_attention(self.to_q(positions), self.to_k(positions), self.to_v(positions))
         return x + rearrange(self.to_out[0](mixed), "b 1 (h w) f -> b f h w", h=x.shape[2])
 
 
@@ -137,7 +137,7 @@ class Level(nn.Module):
             [ResnetBlock(before, channels, num_groups, guide) for before in widths[:num_blocks]]
         )
         self.attentions = nn.ModuleList(
-            [Attention(channels, num_groups, guide) for _ in range(num_blocks if attention else 0)]
+            [SingleHeadAttention(channels, num_groups, guide) for _ in range(num_blocks if attention else 0)]
         )
         self.downsamplers = nn.ModuleList([Downsample(channels)] if downsample else [])
         self.upsamplers = nn.ModuleList([Upsample(channels)] if upsample else [])
@@ -160,7 +160,7 @@ class Middle(nn.Module):
     def __init__(self, channels: int, *, attention: bool, num_groups: int, guide: int | None = None):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(channels, channels, num_groups, guide) for _ in range(2)])
-        self.attentions = nn.ModuleList([Attention(channels, num_groups, guide)] if attention else [])
+        self.attentions = nn.ModuleList([SingleHeadAttention(channels, num_groups, guide)] if attention else [])
 
     def forward(
         self, x: Float[Tensor, "b f h w"], z_q: Float[Tensor, "b d h2 w2"] | None = None

@@ -6,8 +6,8 @@ EMAVectorQuantizer         nearest of a codebook of moving averages         van 
 SoftEMVectorQuantizer      nearest; vectors shared among codes in training  Roy et al. 2018
 SimVQ                      nearest of a frozen codebook seen through a map  Zhu et al. 2024
 IBQ                        most similar; all codes have gradients           Shi et al. 2024
-GumbelQuantizer            drawn from a posterior with learned logits       Jang et al. 2016, Ramesh et al. 2021
-StochasticVectorQuantizer  drawn from a posterior by distance (SQ-VAE)      Takida et al. 2022
+GumbelQuantizer            sampled, by learned logits                       Jang et al. 2016, Ramesh et al. 2021
+StochasticVectorQuantizer  sampled, by distance (SQ-VAE)                    Takida et al. 2022
 FSQ                        rounded channels                                 Mentzer et al. 2023
 LFQ                        signs                                            Yu et al. 2023
 BSQ                        signs of unit vectors                            Zhao et al. 2024

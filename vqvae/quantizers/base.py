@@ -45,17 +45,18 @@ class Quantized:
 
     Attributes:
         z_q: code vectors, with the estimator's gradient to the encoder; `"b *grid d"`.
-        codes: int64, a code a place, with further axes for residual and grouped kinds; masked places hold `MASKED`.
+        codes: int64, a code a position, with further axes for residual and grouped kinds; masked positions hold
+            `MASKED`.
         auxiliary: named terms to add to the training objective, each a scalar, already weighted.
-        entropy: posterior entropy H(z|y) in nats per image, `"b"`; zero where the codes were not drawn.
-        log_posterior: ln P_enc(z|y) of these codes in nats per image, `"b"`; zero where they were not drawn.
+        entropy: posterior entropy H(z|y) in nats per image, `"b"`; zero where the codes were not sampled.
+        log_posterior: ln P_enc(z|y) of these codes in nats per image, `"b"`; zero where they were not sampled.
         usage: fraction of the codebook that this batch used, in [0, 1].
         perplexity: exp of the entropy of this batch's code histogram, in [1, num_codes].
         dead_codes: how many codes this batch did not use.
     """
 
     z_q: Float[Tensor, "b *grid d"]
-    codes: Int[Tensor, "b *places"]
+    codes: Int[Tensor, "b *positions"]
     auxiliary: Mapping[str, Float[Tensor, ""]]
     entropy: Float[Tensor, " b"]
     log_posterior: Float[Tensor, " b"]
@@ -87,7 +88,7 @@ class Quantizer(nn.Module, Configured):
         code_axes: axes of `codes` after those of the grid: (depth,), (groups,), or none.
         estimator: how the gradient reaches `z_e`; None where the vectors of `quantize` have their own.
         on_sphere: codes are unit vectors, so what is left of a vector is none that a further step could quantise.
-        positionwise: each place of the features has codes of its own.
+        positionwise: each position of the features has codes of its own.
         stochastic: there is a posterior over codes to `draw` from.
     """
 
@@ -151,7 +152,7 @@ class Quantizer(nn.Module, Configured):
             z_e = arrays.vectors(z_e, "features").to(self.device, self.dtype)
         self.check_features(z_e, mask)
         z_e = z_e.to(self.dtype)
-        # Masked places may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
+        # Masked positions may hold anything, NaN too: they are quantised as zeros and their answer is dropped.
         return require_finite(z_e if mask is None else torch.where(mask[..., None], z_e, 0.0))
 
     @torch.no_grad()
@@ -161,7 +162,7 @@ class Quantizer(nn.Module, Configured):
         mask: Mask | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantized:
-        """Like `forward`, with codes drawn from the exact posterior P_enc(z|y); without gradients.
+        """Like `forward`, with codes sampled from the exact posterior P_enc(z|y); without gradients.
 
         A deterministic quantizer gives the result of `forward`. Errors as `forward`.
 
@@ -180,10 +181,10 @@ class Quantizer(nn.Module, Configured):
     ) -> tuple[Quantized, Float[Tensor, " b"]]:
         """Like `forward`, with a prior in the loop; and the rate in nats per image.
 
-        In training codes are drawn (torch's global generator), so that decoder and codebook meet what an evaluation
+        In training codes are sampled (torch's global generator), so that decoder and codebook meet what an evaluation
         draws, and rate and entropy are those of the posterior, with gradients to the features and the prior. In
-        evaluation codes are the most probable ones, or, with a generator, drawn, with their entropy and log-posterior.
-        See `vqvae.quantizers.prior_in_loop`.
+        evaluation codes are the most probable ones, or, with a generator, sampled, with their entropy and
+        log-posterior. See `vqvae.quantizers.prior_in_loop`.
 
         Raises:
             ValueError: a kind whose codes a prior cannot weigh; else as `forward`.
@@ -207,10 +208,10 @@ class Quantizer(nn.Module, Configured):
     def posterior_scores(
         self, z_e: Float[Tensor, "b *grid d"], beta: float | None
     ) -> tuple[Float[Tensor, "b *grid k"], bool]:
-        """Scores s of all codes, and whether a prior weighs in, for the posterior as a table.
+        """Scores s of all codes, and whether a prior weighs in, for the posterior over codes.
 
         ln P_enc(k | y, codes before) is the log-softmax of s_k, or of s_k + ln P_pri(k | codes before) where it does.
-        Gradients are not valid.
+        No gradients are kept.
 
         Args:
             beta: weight of the prior in the loop, or None without one.
@@ -235,7 +236,7 @@ class Quantizer(nn.Module, Configured):
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
         """Codes and vectors of projected features, which are zero where masked; before the estimator.
 
-        With a generator, codes of a stochastic kind are drawn.
+        With a generator, codes of a stochastic kind are sampled.
         """
 
     @abc.abstractmethod
@@ -255,7 +256,7 @@ class Quantizer(nn.Module, Configured):
         return 1.0
 
     def decode(self, codes: Codes) -> Float[Tensor, "b *grid2 d"]:
-        """The vectors of codes, bit-equal to the `z_q` that came with them (masked places: zeros).
+        """The vectors of codes, bit-equal to the `z_q` that came with them (masked positions: zeros).
 
         Args:
             codes: of any integer type; a masked position is -1, which unsigned types do not have.

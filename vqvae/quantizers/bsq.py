@@ -43,7 +43,7 @@ class BSQ(PositionwiseQuantizer):
     estimator = staticmethod(straight_through)
 
     def __init__(self, *, num_bits: int = 18, entropy_weight: float = 0.1, temperature: float = 0.1):
-        check_bits(num_bits, 62, "a code is an int64; GroupedQuantizer gives a place several codes")
+        check_bits(num_bits, 62, "a code is an int64; GroupedQuantizer gives a position several codes")
         if temperature <= 0:
             raise ValueError(f"expected a temperature above 0, got {temperature}")
         super().__init__(num_codes=2**num_bits, dim=num_bits)

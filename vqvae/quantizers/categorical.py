@@ -1,7 +1,7 @@
 """Posteriors over codes: what Gumbel softmax and SQ-VAE have in common.
 
-Each place has a categorical posterior p = softmax(l) with logits that are affine in the vector, l_k = w_k·z + b_k. With
-Gumbel noise g and embeddings e_k:
+Each position has a categorical posterior p = softmax(l) with logits that are affine in the vector, l_k = w_k·z + b_k.
+With Gumbel noise g and embeddings e_k:
 
     training      y = softmax((l + g)/τ);   hard: z_q = e_k for k = argmax y, gradient that of y; soft: z_q = Σ y_k e_k
     evaluation    k = argmax l, z_q = e_k:  deterministic, so its entropy is zero
@@ -29,7 +29,7 @@ from vqvae.quantizers.soft import CHUNK_ELEMENTS, entropy_of, in_chunks
 
 
 class CategoricalQuantizer(PositionwiseQuantizer):
-    """Abstract: codes drawn from a posterior with affine logits.
+    """Abstract: codes sampled from a posterior with affine logits.
 
     Args:
         num_codes: rows of the codebook, at least 1.
@@ -79,7 +79,7 @@ class CategoricalQuantizer(PositionwiseQuantizer):
     def terms(
         self, vectors: Tensor, chosen: Tensor, entropies: Tensor, average: Tensor, valid: Tensor | None
     ) -> dict[str, Tensor]:
-        """Auxiliary terms, given each place's posterior entropy "n" and the mean posterior "k"."""
+        """Auxiliary terms, given each position's posterior entropy "n" and the mean posterior "k"."""
 
     @property
     def current_temperature(self) -> Tensor:
@@ -140,8 +140,8 @@ class CategoricalQuantizer(PositionwiseQuantizer):
             del terms["kl"]  # to even odds, in whose place the prior's rate comes
             found = Assignment(chosen, codes, terms, entropies, log_probs.gather(-1, codes[:, None])[:, 0])
             q = self.result(found, z_e, None)
-        tables = loop.relaxed_log_conditionals(weights.reshape(*z_e.shape[:-1], self.num_codes))
-        return q, -(posteriors.reshape(tables.shape) * tables).flatten(1).sum(1)
+        conditionals = loop.relaxed_log_conditionals(weights.reshape(*z_e.shape[:-1], self.num_codes))
+        return q, -(posteriors.reshape(conditionals.shape) * conditionals).flatten(1).sum(1)
 
     @torch.no_grad()
     def codes_through_prior(

@@ -1,12 +1,12 @@
-"""Codebooks that are listed: search, traffic, start and revival, for the learned and the moving-average codebook.
+"""Codebooks that are listed: search, usage, start and revival, for the learned and the moving-average codebook.
 
 The codebook starts as the k-means centres of the first step's vectors (Łańcucki et al. 2020, "Robust Training of Vector
-Quantized Bottleneck Models"). From then on codes without traffic are revived, by one of two policies:
+Quantized Bottleneck Models"). From then on codes without use are revived, by one of two policies:
 
-- "dead" (Dhariwal et al. 2020, "Jukebox"): a code whose share of the traffic stays under a tenth of an even share
+- "dead" (Dhariwal et al. 2020, "Jukebox"): a code whose share of the usage stays under a tenth of an even share
   becomes a vector of the current step, and its statistics with it.
 - "clustered" (Zheng & Vedaldi 2023, "Online Clustered Codebook", CVQ): every code moves to a vector of the current step
-  by as much as it is idle, with p its moving share of the traffic and γ = 0.99:
+  by as much as it is idle, with p its moving share of the usage and γ = 0.99:
 
       p ← γ p + (1 − γ) n / Σn          a = exp(−10 · K · p / (1 − γ) − 1e-3)          e ← (1 − a) e + a · anchor
 
@@ -46,7 +46,7 @@ from vqvae.quantizers.prior_in_loop import (
 from vqvae.quantizers.step_statistics import Pool, Sums, pool_size
 
 Revival = Literal["dead", "clustered", "off"]
-# "dead": traffic is averaged over about ten updates. An encoder that moves fast, as at the start, leaves codes behind
+# "dead": usage is averaged over about ten updates. An encoder that moves fast, as at the start, leaves codes behind
 # fast. A revived code starts with an even share and has 22 updates (0.9^22 = 0.1) to earn a tenth of it.
 DEAD_DECAY = 0.9
 DEAD_SHARE = 0.1
@@ -63,7 +63,7 @@ class CodebookQuantizer(PositionwiseQuantizer):
         commitment_weight: of `mse(z_e, sg e)`; 0.25 in the paper.
         normalize: compare and return unit vectors.
         rotation: the rotation trick's gradient to the encoder, in place of straight through.
-        revival: how codes without traffic get a new place: "dead", "clustered" (CVQ) or "off".
+        revival: how codes without use get a new vector: "dead", "clustered" (CVQ) or "off".
 
     Attributes:
         num_samples: how many codes each vector counts towards in training, one share each.
@@ -92,12 +92,13 @@ class CodebookQuantizer(PositionwiseQuantizer):
             if revival != "off"
             else 'turn revival on (revival="dead")'
         )
-        # A moving average of counts (dead) or of shares (clustered; from zero, so that codes move until they are used).
+        # Usage: a moving average of counts (dead) or of shares (clustered; from zero, so that codes move until they are
+        # used). Saved weights have it as `traffic`.
         self.register_buffer("traffic", torch.zeros(num_codes))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         # For σ² of `vqvae.quantizers.prior_in_loop`: moving mean squared distance per dimension to the nearest code.
         self.register_buffer("error", torch.ones(()))
-        # Gathered by forwards and consumed by `update`.
+        # Statistics of the step, added up by forwards and consumed by `update`.
         self.sums_of_step = Sums(torch.float32, counts=(num_codes,), vectors=(num_codes, dim), errors=())
         self.pool = Pool(pool_size(num_codes), dim)
 
@@ -141,8 +142,8 @@ class CodebookQuantizer(PositionwiseQuantizer):
     def check_weighs_prior(self) -> None:
         if self.num_samples > 1:
             raise ValueError(
-                f"{type(self).__name__} shares vectors among codes that it draws by distance alone, so a prior has no "
-                "say: take EMAVectorQuantizer"
+                f"{type(self).__name__} shares vectors among codes that it samples by distance alone, so a prior has "
+                "no say: take EMAVectorQuantizer"
             )
 
     def through_prior(

@@ -4,7 +4,7 @@ Each is a function of the encoder's vectors `z_e` and their code vectors `z_q`. 
 as `z_e + sg(z_q - z_e)` it would be rounded); its gradient to `z_e` is what tells them apart, and `z_q` gets none.
 
 - `straight_through`: the gradient as it is (van den Oord et al. 2017, equation 3).
-- `rotation_trick`: the gradient turned and scaled by the map that carries `z_e` onto `z_q` (Fifty et al. 2024,
+- `rotation_trick`: the gradient rotated and scaled by the map that carries `z_e` onto `z_q` (Fifty et al. 2024,
   "Restructuring Vector Quantization with the Rotation Trick").
 - `gumbel_softmax`: a sample of a categorical as a function of its logits and of noise that has no parameters, so that
   the chain rule applies (Jang et al. 2016; Maddison et al. 2016).
@@ -65,9 +65,9 @@ class _Rotation(torch.autograd.Function):
         # Of exactly opposite vectors rounding alone would be left, scaled up: below it counts as none.
         length = w.norm(dim=-1, keepdim=True)
         w = torch.where(length > 16 * torch.finfo(z_e.dtype).eps, w / length.clamp_min(tiny), 0.0)
-        turned = grad - 2 * w * (w * grad).sum(-1, keepdim=True) + 2 * u * (v * grad).sum(-1, keepdim=True)
-        turned = turned * (norm_q / norm_e.clamp_min(tiny))
-        return torch.where((norm_e > tiny) & (norm_q > tiny) & torch.isfinite(turned), turned, grad), None
+        rotated = grad - 2 * w * (w * grad).sum(-1, keepdim=True) + 2 * u * (v * grad).sum(-1, keepdim=True)
+        rotated = rotated * (norm_q / norm_e.clamp_min(tiny))
+        return torch.where((norm_e > tiny) & (norm_q > tiny) & torch.isfinite(rotated), rotated, grad), None
 
 
 def gumbel_softmax(logits: Float[Tensor, "*b k"], temperature: float | Tensor) -> Float[Tensor, "*b k"]:

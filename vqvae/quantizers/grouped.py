@@ -32,7 +32,7 @@ class GroupedQuantizer(Quantizer):
         if not first.positionwise:
             raise ValueError(
                 f"{type(first).__name__} cannot stand inside a GroupedQuantizer: it has no code of its own at each "
-                "place; put a GroupedQuantizer inside it instead"
+                "position; put a GroupedQuantizer inside it instead"
             )
         super().__init__(num_codes=first.num_codes, dim=num_groups * first.dim)
         self.parts = cast(Sequence[Quantizer], nn.ModuleList(parts))

@@ -7,7 +7,7 @@ al. 2021, "Zero-Shot Text-to-Image Generation" (dVAE). With logits l = W z + b a
     terms      kl_weight · KL(p ‖ uniform) = kl_weight · (ln K − H(p))
                + entropy_weight · (ln K − H(E_z[p]))
 
-The last term is not the dVAE's; LFQ and IBQ have its like. Without it few codes are the most probable of any place.
+The last term is not the dVAE's; LFQ and IBQ have its like. Without it few codes are the most probable of any position.
 """
 
 import math
@@ -30,8 +30,8 @@ class GumbelQuantizer(CategoricalQuantizer):
     Args:
         hard: as in `CategoricalQuantizer`; on, as in the dVAE.
         temperature: τ at the start, as in `CategoricalQuantizer`; 1.
-        kl_weight: of KL(posterior ‖ uniform) in nats a place.
-        entropy_weight: of what the entropy of all places' codes lacks; 0 is the dVAE, which left most codes unused
+        kl_weight: of KL(posterior ‖ uniform) in nats a position.
+        entropy_weight: of what the entropy of all positions' codes lacks; 0 is the dVAE, which left most codes unused
             here.
     """
 

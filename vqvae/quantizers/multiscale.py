@@ -9,7 +9,7 @@ grid:
 One codebook serves all scales. φ = ½ conv 3x3 + ½ identity undoes the blur of enlarging; four of them are shared by
 neighbouring scales. Codes are one row of Σ s² a picture, coarsest scale first. The inner quantizer's own codebook and
 commitment terms are replaced by the two above, which train φ too; other terms of its own (entropies) are averaged over
-scales. At a coarse scale a place counts if any of the places under it does.
+scales. At a coarse scale a position counts if any of the positions under it does.
 
 Enlarging, φ and averaging run in float64 and are rounded once: convolutions of another batch size are rounded
 otherwise, and the codes of a picture must not depend on its batch.
@@ -44,7 +44,7 @@ class MultiScaleQuantizer(Quantizer):
 
     Args:
         scales: sides of the square grids, growing; the last is that of the features.
-        quantizer: of all scales, with one code a place.
+        quantizer: of all scales, with one code a position.
         commitment_weight: of mse(sg f, z); 0.25 in the paper.
     """
 
@@ -62,7 +62,7 @@ class MultiScaleQuantizer(Quantizer):
         inner = quantizer.build()
         if not inner.positionwise or inner.code_axes:
             raise ValueError(
-                f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a place; "
+                f"{type(inner).__name__} cannot stand inside a MultiScaleQuantizer, which needs one code a position; "
                 "take a single codebook, FSQ, LFQ, BSQ or a projection of one"
             )
         check_leaves_remainder(inner)
@@ -88,10 +88,10 @@ class MultiScaleQuantizer(Quantizer):
         self.code_grid(tuple(z_e.shape[1:-1]))
 
     def check_codes(self, codes: Tensor) -> None:
-        places = sum(scale**2 for scale in self.scales)
-        if codes.ndim != 2 or codes.shape[1] != places:
+        positions = sum(scale**2 for scale in self.scales)
+        if codes.ndim != 2 or codes.shape[1] != positions:
             raise ValueError(
-                f"expected codes of shape (b, {places}) for scales {self.scales}, got {tuple(codes.shape)}"
+                f"expected codes of shape (b, {positions}) for scales {self.scales}, got {tuple(codes.shape)}"
             )
         super().check_codes(codes)
 
@@ -163,7 +163,7 @@ class MultiScaleQuantizer(Quantizer):
 
 
 def _shrunk(x: Tensor, mask: Tensor | None, side: int) -> tuple[Tensor, Tensor | None]:
-    """The mean of the places that count under each place of a coarser grid, and whether there are any."""
+    """The mean of the positions that count under each position of a coarser grid, and whether there are any."""
     if x.shape[1] == side:
         return (x, None) if mask is None else (torch.where(mask[..., None], x, 0.0), mask)
     channels_first = rearrange(x.double(), "b h w d -> b d h w")

@@ -146,24 +146,26 @@ def _search(vectors: Tensor, norms: Tensor, table: _Table) -> Tensor:
         for rows in undecided.split(_num_rows(len(table.weight))):
             codes[rows] = _by_differences(vectors[rows], norms[rows], table)
         return codes
-    valid, precise = _without_copies(table)
+    distinct, precise = _without_copies(table)
     for rows in undecided.split(_num_rows(vectors.shape[1])):
         part = vectors[rows].double()
-        codes[rows] = valid[_search(part, torch.linalg.vector_norm(part, dim=1), precise)]
+        codes[rows] = distinct[_search(part, torch.linalg.vector_norm(part, dim=1), precise)]
     return codes
 
 
 def _without_copies(table: _Table) -> tuple[Tensor, _Table]:
     """The indices of the distinct codes, ascending, and a float64 table of these codes."""
-    valid = torch.arange(len(table.codebook), device=table.codebook.device)
+    distinct = torch.arange(len(table.codebook), device=table.codebook.device)
     # Copies have the same norm: a sort of numbers mostly spares the sort of rows.
-    if len(table.squares.unique()) < len(valid):
+    if len(table.squares.unique()) < len(distinct):
         rows = table.codebook if table.offsets is None else torch.cat([table.codebook, table.offsets[:, None]], 1)
         unique, inverse = rows.unique(dim=0, return_inverse=True)
-        valid = torch.full((len(unique),), len(valid), device=valid.device).scatter_reduce(0, inverse, valid, "amin")
-        valid = valid.sort().values
-    offsets = None if table.offsets is None else table.offsets[valid].double()
-    return valid, _Table(table.codebook[valid].double(), offsets)
+        distinct = torch.full((len(unique),), len(distinct), device=distinct.device).scatter_reduce(
+            0, inverse, distinct, "amin"
+        )
+        distinct = distinct.sort().values
+    offsets = None if table.offsets is None else table.offsets[distinct].double()
+    return distinct, _Table(table.codebook[distinct].double(), offsets)
 
 
 def _scan(vectors: Tensor, table: _Table) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Quantizers that treat every place on its own: the common frame of all kinds but the compositions."""
+"""Quantizers that treat every position on its own: the common frame of all kinds but the compositions."""
 
 import abc
 import warnings
@@ -23,7 +23,7 @@ COLLAPSED = 0.1
 class Assignment(NamedTuple):
     """What a kind finds for vectors "n d": their code vectors "n d", codes "n", and terms.
 
-    Of drawn codes also the entropies of the posteriors and the codes' log-probabilities, in nats, "n".
+    Of sampled codes also the entropies of the posteriors and the codes' log-probabilities, in nats, "n".
     """
 
     chosen: Tensor
@@ -34,7 +34,7 @@ class Assignment(NamedTuple):
 
 
 class PositionwiseQuantizer(Quantizer):
-    """Abstract: one codebook, one code a place."""
+    """Abstract: one codebook, one code a position."""
 
     # What to do about a collapse; each kind says what helps it.
     remedy = "lower the learning rate of the encoder, or use fewer codes"
@@ -62,7 +62,7 @@ class PositionwiseQuantizer(Quantizer):
         """The vectors "n d" of valid codes "n"."""
 
     def draw_codes(self, vectors: Tensor, valid: Tensor | None, generator: torch.Generator) -> Assignment:
-        """The same, with codes drawn from the posterior; for a stochastic kind."""
+        """The same, with codes sampled from the posterior; for a stochastic kind."""
         return self.assign(vectors, valid)
 
     def quantize(self, z_e: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Quantized:
@@ -126,7 +126,7 @@ class PositionwiseQuantizer(Quantizer):
 
 
 def code_counts(codes: Int[Tensor, " n"], num_codes: int) -> Float[Tensor, " k"]:
-    """How often each code occurs, in float32 (exact below 2^24); masked places are not counted."""
+    """How often each code occurs, in float32 (exact below 2^24); masked positions are not counted."""
     valid = codes >= 0
     counts = torch.zeros(num_codes, dtype=torch.float32, device=codes.device)
     return counts.scatter_add_(0, codes.clamp_min(0), valid.float())

@@ -60,7 +60,7 @@ class ResidualQuantizer(Quantizer):
         if not first.positionwise:
             raise ValueError(
                 f"{type(first).__name__} cannot stand inside a ResidualQuantizer: it has no code of its own at each "
-                "place; put a ResidualQuantizer inside it instead"
+                "position; put a ResidualQuantizer inside it instead"
             )
         check_leaves_remainder(first)
         super().__init__(num_codes=first.num_codes, dim=first.dim)
@@ -114,9 +114,9 @@ class ResidualQuantizer(Quantizer):
 
     def _depths(self, z_e: Tensor) -> Tensor:
         """How many steps each image keeps."""
-        drawn = torch.randint(1, self.depth + 1, (len(z_e),), device=z_e.device)
+        depths = torch.randint(1, self.depth + 1, (len(z_e),), device=z_e.device)
         dropped = torch.rand(len(z_e), dtype=torch.float32, device=z_e.device) < self.dropout
-        return torch.where(dropped, drawn, self.depth)
+        return torch.where(dropped, depths, self.depth)
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}, shared={self.shared}, dropout={self.dropout}"

@@ -1,7 +1,7 @@
-"""Soft EM: a codebook of moving averages whose vectors are shared among codes that are drawn.
+"""Soft EM: a codebook of moving averages whose vectors are shared among codes that are sampled.
 
 Roy, Vaswani, Neelakantan & Parmar 2018, "Theory and Experiments on Vector Quantized Autoencoders". In training each
-vector draws m codes k_1 … k_m, a Monte-Carlo E-step, and counts 1/m towards each of them:
+vector samples m codes k_1 … k_m, a Monte-Carlo E-step, and counts 1/m towards each of them:
 
     draws       P(k|z) = softmax_k(−‖z − e_k‖²/2σ²),   with replacement        output   z_q = 1/m Σ_i e_{k_i}
     statistics  n_k += #{i: k_i = k}/m,   Σz_k += z · #{i: k_i = k}/m          for `vqvae.quantizers.ema`
@@ -29,10 +29,10 @@ from vqvae.quantizers.soft import CHUNK_ELEMENTS
 
 
 class SoftEMVectorQuantizer(EMAVectorQuantizer):
-    """Vector quantisation whose codes are moving averages of the vectors that drew them.
+    """Vector quantisation whose codes are moving averages of the vectors that sampled them.
 
     Args:
-        num_samples: m, codes drawn for each vector in training.
+        num_samples: m, codes sampled for each vector in training.
         variance: σ² of the draws, in the square of the features' unit; ½ is the paper.
         num_codes, dim, decay, commitment_weight, revival: as in `EMAVectorQuantizer`.
     """
@@ -71,12 +71,12 @@ class SoftEMVectorQuantizer(EMAVectorQuantizer):
         centre = table.mean(0)
         table = table - centre
         bias = table.square().sum(1) / 2
-        # Written in place: draws valid one by one between the chunks' matrices would leave the heap full of holes.
+        # Written in place: draws kept one by one between the chunks' matrices would leave the heap full of holes.
         found = torch.empty(len(vectors), self.num_samples, dtype=torch.int64, device=vectors.device)
         size = max(1, CHUNK_ELEMENTS // self.num_codes)
-        for chunk, drawn in zip(vectors.split(size), found.split(size), strict=True):
+        for chunk, sampled in zip(vectors.split(size), found.split(size), strict=True):
             # Of −‖z − e‖²/2 the part −‖z‖²/2 is the same for all codes; the largest first, so that none overflows.
             scores = (chunk - centre) @ table.T - bias
             logits = (scores - scores.amax(-1, keepdim=True)) / self.variance
-            drawn.copy_(torch.multinomial(F.softmax(logits, dim=-1), self.num_samples, replacement=True))
+            sampled.copy_(torch.multinomial(F.softmax(logits, dim=-1), self.num_samples, replacement=True))
         return found

@@ -85,8 +85,8 @@ class Pool:
         """`num` distinct vectors of all processes', repeated in turn where there are fewer; not for an empty pool."""
         first = self.keys != EMPTY
         first[1:] &= self.keys[1:] != self.keys[:-1]
-        drawn = self._gathered(self.vectors[first][:num], self.keys[first][:num], num, distinct=True)
-        return drawn[torch.arange(num, device=drawn.device) % len(drawn)]
+        sample = self._gathered(self.vectors[first][:num], self.keys[first][:num], num, distinct=True)
+        return sample[torch.arange(num, device=sample.device) % len(sample)]
 
     def _gathered(self, vectors: Tensor, keys: Tensor, num: int, distinct: bool = False) -> Tensor:
         """The `num` rows of smallest keys of all processes'; only gathers, so every process must call it."""

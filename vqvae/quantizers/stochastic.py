@@ -4,15 +4,15 @@ Takida et al. 2022, "SQ-VAE: Variational Bayes on Discrete Representation with S
 (Gaussian SQ-VAE with one variance for all). With σ² learned,
 
     P_enc(k|y) = softmax_k(−‖z − e_k‖²/2σ²)           sampled as `vqvae.quantizers.categorical` says
-    terms      weight · ( [ln K − H(P_enc)]  +  ‖z − z_q‖²/2σ² ),     nats a place
+    terms      weight · ( [ln K − H(P_enc)]  +  ‖z − z_q‖²/2σ² ),     nats a position
                   + entropy_weight · (ln K − H(E_z[P_enc]))
 
 In the paper σ² falls by itself as the codes fit the features, and stochastic quantisation turns into deterministic
 quantisation; no straight-through gradient, commitment or moving average is needed. The first two terms are those of its
 bound under an even prior.
 
-Departures. `weight` = places / dimensions (1/16 for a code per 4x4 grey pixels) would make the objective that bound in
-nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves, and leaves most
+Departures. `weight` = positions / dimensions (1/16 for a code per 4x4 grey pixels) would make the objective that bound
+in nats per dimension. But an even prior asks ln K for each code, which is about what a good code saves, and leaves most
 codes unused: hence a smaller weight, the last term, which LFQ and IBQ have too, and a wide first σ². At the first
 `update` the codes are the k-means centres of that step's features, and σ² is a quarter of their variance per dimension.
 τ follows the half cosine of `CategoricalQuantizer` from ½, where the paper has exp(−10⁻⁵ t).
@@ -39,8 +39,8 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
     Beside these its options are those of `CategoricalQuantizer`.
 
     Args:
-        weight: of the paper's two terms, in nats a place.
-        entropy_weight: of what the entropy of all places' codes lacks; 0 is the paper.
+        weight: of the paper's two terms, in nats a position.
+        entropy_weight: of what the entropy of all positions' codes lacks; 0 is the paper.
     """
 
     remedy = "raise entropy_weight"

@@ -159,7 +159,7 @@ def check_listable(config: Quantizer.Config) -> None:
     if not _is_listable(config):
         raise ValueError(
             f"a prior cannot list the {config.build().num_codes} codes of this quantizer, at most {MAX_PRIOR_CODES}: "
-            "give each place several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook "
+            "give each position several codes of fewer bits (--quantizer GroupedQuantizer/BSQ), or train the codebook "
             "alone with --stage codebook"
         )
 

@@ -2,8 +2,8 @@
 
 They are encoded once and kept in memory, and in the run's folder for a run that is resumed or another prior; or, live,
 each batch anew. Of several processes each encodes its share of the training images, and all get all: an epoch's order
-goes through the whole set. Where latents are drawn, one generator goes through all images, so that any number of
-processes draws what one does; there each process encodes all of them.
+goes through the whole set. Where latents are sampled, one generator goes through all images, so that any number of
+processes sample what one does; there each process encodes all of them.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ from vqvae.model import PriorGuidedEncoder
 from vqvae.training.records import Metrics
 
 ENCODE_BATCH = 100
-# Sweeps of a prior in the loop that draw the codes to train on, in far less time than a walk. An evaluation walks.
+# Jacobi iterations of a prior in the loop that sample the codes to train on, in far less time than a walk. An
+# evaluation walks.
 NUM_ITERATIONS = 2
 
 
@@ -87,7 +88,7 @@ def encode(fabric: Fabric, model: Autoencoder, guiding_prior: Any, batch: Batch,
         out = model(levels)
         return torch.cat([out.mean, out.log_std], -1)
     if isinstance(encoder, PriorGuidedEncoder):
-        with fabric.autocast():  # draws, which rounding moves by less than the sweeps do
+        with fabric.autocast():  # draws, which rounding moves by less than the iterations do
             return encoder.encode(levels, generator).int()
     if encoder.stochastic:
         return encoder.draw(levels, generator).latents.int()
@@ -119,18 +120,18 @@ def encoded(
 def encoded_together(
     fabric: Fabric, metrics: Metrics, model: Autoencoder, guiding_prior: Any, images: Images, name: str
 ) -> Iterator[Inputs]:
-    """What `encoded` gives of all images where nothing is drawn; each process encodes every `world_size`-th batch.
+    """What `encoded` gives of all images where nothing is sampled; each process encodes every `world_size`-th batch.
 
     All processes take part. The batches are those of one process, so the latents are too, to the bit.
     """
-    order, undrawn = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
+    order, unused = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
     num_read = 0
     with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
         while indices := list(islice(order, fabric.world_size)):
             mine = None
             if fabric.global_rank < len(indices):
                 batch = images.__getitems__(indices[fabric.global_rank])
-                latents = encode(fabric, model, guiding_prior, batch, undrawn).cpu() if len(batch.images) else None
+                latents = encode(fabric, model, guiding_prior, batch, unused).cpu() if len(batch.images) else None
                 mine = latents, batch.labels, batch.skipped
             found: list[Any] = [None] * fabric.world_size
             distributed.all_gather_object(found, mine)
@@ -225,7 +226,7 @@ def live_batches(
 ) -> Generator[Inputs, None, None]:
     """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batching`.
 
-    What is drawn depends on the seed, the rank and the batch's number alone.
+    What is sampled depends on the seed, the rank and the batch's number alone.
     """
     with contextlib.closing(batches(images, num_workers=num_workers, **order)) as stream:
         for step, batch in enumerate(stream, order["start"]):
@@ -256,7 +257,7 @@ def fit_baselines(model: VQVAE, parts: Iterable[Tensor]) -> dict[str, Prior]:
     return found
 
 
-def drawn(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:
+def sampled_latents(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:
     """What a prior scores, of `Latents.values`; draws are from torch's global generator."""
     if isinstance(prior, Prior):
         return values

@@ -76,7 +76,7 @@ class Learner:
             self.average.update_parameters(self.objective)
 
     def ema_weights(self) -> Any:
-        """The objective with the weights that are kept, whole; all processes take part."""
+        """The objective with the weights that are kept, in full; all processes take part."""
         if self.copy is None:
             return self.average.module if isinstance(self.average, AveragedModel) else self.objective
         values = self.objective.state_dict()

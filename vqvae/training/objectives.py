@@ -12,7 +12,7 @@ from vqvae import VQVAE
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.data import Images
 from vqvae.model import VQVAEOutput
-from vqvae.training.latents import drawn
+from vqvae.training.latents import sampled_latents
 from vqvae.training.options import Run, Schedule
 from vqvae.training.prior_kinds import make_prior
 
@@ -20,7 +20,7 @@ from vqvae.training.prior_kinds import make_prior
 # that move, and its steps cost twice those without it. Its weight then grows over a further share.
 START = 0.6
 RAMP = 0.2
-# Sweeps of the prior in a step of training.
+# Jacobi iterations of the prior in the loop in a step of training.
 NUM_ITERATIONS = 1
 # Steps that model and prior take before it is the other's turn, where they alternate.
 TURN = 50
@@ -65,7 +65,7 @@ class RateAwareObjective(nn.Module):
     Its rate less the posterior's entropy comes to the objective with the weight beta, in nats per dimension too: with a
     beta of 1 the sum is the negative ELBO. What a model does without gradients, such as moving averages of a codebook,
     goes on in the prior's turns. Labels that the prior drops for guidance it drops anew at each look, so that the codes
-    of some images are drawn by their label and paid for without it.
+    of some images are sampled by their label and paid for without it.
 
     Args:
         num_steps: of the whole training.
@@ -135,16 +135,21 @@ def _state_of(out: Output) -> dict[str, Tensor]:
 
 
 class PriorObjective(nn.Module):
-    """Rate in nats per place, for a batch of latents; of Gaussian posteriors on a fresh draw."""
+    """Rate in nats per position, for a batch of latents; of Gaussian posteriors on a fresh draw."""
 
     def __init__(self, prior: Prior | ContinuousPrior):
         super().__init__()
         self.prior = prior
 
     def forward(self, values: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+<<<<<<< HEAD
         known = None if self.prior.num_classes is None else labels
         per_place = -self.prior(drawn(self.prior, values), known).mean() / self.prior.num_places
         return {"objective": per_place, "rate": per_place}
+=======
+        per_position = -self.prior(sampled_latents(self.prior, values), labels).mean() / self.prior.num_positions
+        return {"objective": per_position, "rate": per_position}
+>>>>>>> wt-words2
 
     def rest(self) -> None:
         """After the backward pass: nothing rests."""

@@ -88,7 +88,7 @@ class Run(Options):
     """how model and prior learn where --model.beta puts a prior in the loop of codes: at once, or in turns"""
     prior_kind: Literal["Transformer", "AnyOrder", "DepthTransformer", "NextScale", "PixelCNN", "Llama"] = "Transformer"
     """kind of --prior; DepthTransformer is for residual and grouped codes, NextScale for multi-scale ones, Llama for
-    codes that other software is to draw"""
+    codes that other software is to sample"""
     live: bool = False
     """encode each batch anew while the prior trains, in place of once before: for sets whose codes do not fit in
     memory, and for stochastic encoders, whose draws then never repeat"""

@@ -125,7 +125,7 @@ def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
         ValueError: no such set, one of another tokenizer, or a model whose prior is for other codes than the likeliest.
     """
     if not isinstance(model, VQVAE) or model.config.beta is not None or model.stochastic:
-        what = "a posterior that codes are drawn from"
+        what = "a posterior that codes are sampled from"
         if not isinstance(model, VQVAE) or model.config.beta is not None:
             what = "a prior in its loop" if isinstance(model, VQVAE) else "real latents"
         raise ValueError(

@@ -67,7 +67,7 @@ def filled(config: GridModel.Config, model: Autoencoder, num_classes: int | None
     quantizer = type(model.quantizer).__name__
     if kind is DepthTransformerPrior and len(model.grid) < 3:
         raise ValueError(
-            f"--prior-kind DepthTransformer is for several codes a place, got a grid of {model.grid} by "
+            f"--prior-kind DepthTransformer is for several codes a position, got a grid of {model.grid} by "
             f"{quantizer}: take --quantizer ResidualQuantizer, or --prior-kind Transformer"
         )
     if kind is NextScalePrior:

@@ -2,9 +2,9 @@
 
 Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models", stage 3, by PyTorch's
 `fully_shard`: each transformer block is gathered when its turn comes, and let go after it. Gradients are means over
-processes, as without. A checkpoint is one file of whole tensors, whatever the number of processes that wrote it.
+processes, as without. A checkpoint is one file of full tensors, whatever the number of processes that wrote it.
 
-To validate, and at the end, the whole model is put together on each device, without gradients or moments.
+To validate, and at the end, the full model is put together on each device, without gradients or moments.
 """
 
 from typing import Any
@@ -29,14 +29,14 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """A tensor put together again where it is shared out; all processes take part."""
+    """The full tensor of one that is shared out; all processes take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class ShardedAverage:
     """A moving average of parameters that are shared out, which it is too; the first update is a copy.
 
-    What `torch.optim.swa_utils.AveragedModel` is to whole ones, which copies modules; those here cannot be copied.
+    What `torch.optim.swa_utils.AveragedModel` is to full ones, which copies modules; those here cannot be copied.
     """
 
     def __init__(self, module: nn.Module, decay: float):

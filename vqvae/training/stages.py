@@ -20,7 +20,15 @@ from vqvae.evaluation import evaluate
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
 from vqvae.training.checks import check_in_loop
-from vqvae.training.latents import ENCODE_BATCH, Inputs, drawn, fit_baselines, step_seed, to_device, with_progress
+from vqvae.training.latents import (
+    ENCODE_BATCH,
+    Inputs,
+    fit_baselines,
+    sampled_latents,
+    step_seed,
+    to_device,
+    with_progress,
+)
 from vqvae.training.loop import fit
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
@@ -104,15 +112,15 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         guiding_prior = copy.deepcopy(prior).to(fabric.device)
     known = prior_data(session, model, guiding_prior, data)
     if isinstance(prior, MixtureTransformerPrior):
-        prior.standardise(drawn(prior, known.sample().cpu()))
+        prior.standardise(sampled_latents(prior, known.sample().cpu()))
     objective = PriorObjective(prior.train())
     watched = known.watched
 
     def validate(kept: PriorObjective) -> dict[str, float]:
         torch.manual_seed(step_seed(run.seed, "watched", 0, 0))
-        latents = drawn(kept.prior, watched.inputs.to(fabric.device))
+        latents = sampled_latents(kept.prior, watched.inputs.to(fabric.device))
         nats = rate(kept.prior, latents, to_device(watched.labels, fabric))
-        return {"rate": nats.mean().item() / kept.prior.num_places}
+        return {"rate": nats.mean().item() / kept.prior.num_positions}
 
     kept = fit(session, "prior", objective, known.batches, run.prior_fit, validate, began, "grid", of)
     if fabric.is_global_zero:

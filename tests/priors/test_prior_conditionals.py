@@ -1,4 +1,4 @@
-"""What every prior's tables, of codes and of mixtures of codes, must be."""
+"""What every prior's conditionals, of codes and of mixtures of codes, must be."""
 
 import copy
 
@@ -13,37 +13,37 @@ from priors import NGramPrior, Prior
 
 @pytest.fixture(params=[kind for kind in KINDS if not kind.startswith("ngram")])
 def mixing(request: pytest.FixtureRequest) -> Prior:
-    """A prior that has tables after mixtures of codes; an n-gram prior counts whole codes and has none."""
+    """A prior that has conditionals after mixtures of codes; an n-gram prior counts whole codes and has none."""
     return KINDS[request.param]()
 
 
 def relaxed(prior: Prior, weights: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Each place's weights on its own table, nats "b"."""
+    """Each position's weights on its own conditional, nats "b"."""
     return (weights.to(prior.dtype) * prior.relaxed_log_conditionals(weights, labels)).flatten(1).sum(1)
 
 
-def test_tables_hold_log_prob_and_are_normalised(prior: Prior) -> None:
+def test_conditionals_hold_log_prob_and_are_normalised(prior: Prior) -> None:
     prior = prior.double()
     codes = every_grid(prior)
     labels = some_labels(prior, len(codes))
-    tables = prior.log_conditionals(codes, labels)
-    assert tables.shape == (*codes.shape, prior.num_codes)
-    assert tables.dtype == torch.float64
-    assert (tables.exp().sum(-1) - 1).abs().max() < 1e-12
-    picked = tables.gather(-1, codes[..., None])[..., 0].flatten(1).sum(1)
+    conditionals = prior.log_conditionals(codes, labels)
+    assert conditionals.shape == (*codes.shape, prior.num_codes)
+    assert conditionals.dtype == torch.float64
+    assert (conditionals.exp().sum(-1) - 1).abs().max() < 1e-12
+    picked = conditionals.gather(-1, codes[..., None])[..., 0].flatten(1).sum(1)
     torch.testing.assert_close(picked, prior.log_prob(codes, labels), atol=1e-11, rtol=0)
     if labels is not None:
-        assert not torch.allclose(tables, prior.log_conditionals(codes))
+        assert not torch.allclose(conditionals, prior.log_conditionals(codes))
 
 
-def test_tables_are_those_of_the_walk(prior: Prior) -> None:
+def test_conditionals_are_those_of_the_walk(prior: Prior) -> None:
     prior = prior.double()
     codes = every_grid(prior)[::5]
     labels = some_labels(prior, len(codes))
     offered = []
 
-    def follow(table: Tensor) -> Tensor:
-        offered.append(table)
+    def follow(log_probs: Tensor) -> Tensor:
+        offered.append(log_probs)
         return codes.flatten(1)[:, len(offered) - 1]
 
     prior.walk(len(codes), follow, labels)
@@ -52,30 +52,30 @@ def test_tables_are_those_of_the_walk(prior: Prior) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_table_depends_on_the_codes_before_it_alone(kind: str) -> None:
+def test_a_conditional_depends_on_the_codes_before_it_alone(kind: str) -> None:
     prior = KINDS[kind]()
     torch.manual_seed(0)
     codes = torch.randint(prior.num_codes, (8, *prior.grid))
     base = prior.log_conditionals(codes).flatten(1, -2)
-    for place in range(prior.num_places):
+    for position in range(prior.num_positions):
         other = codes.clone()
-        other.flatten(1)[:, place:] = (codes.flatten(1)[:, place:] + 1) % prior.num_codes
+        other.flatten(1)[:, position:] = (codes.flatten(1)[:, position:] + 1) % prior.num_codes
         changed = prior.log_conditionals(other).flatten(1, -2)
-        assert torch.equal(changed[:, : place + 1], base[:, : place + 1])
-        if kind.startswith("transformer") and place + 1 < prior.num_places:
-            assert not torch.equal(changed[:, place + 1], base[:, place + 1])
+        assert torch.equal(changed[:, : position + 1], base[:, : position + 1])
+        if kind.startswith("transformer") and position + 1 < prior.num_positions:
+            assert not torch.equal(changed[:, position + 1], base[:, position + 1])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("transformer")])
-def test_a_relaxed_table_reads_all_weights_before_it_and_no_others(kind: str) -> None:
+def test_a_relaxed_conditional_reads_all_weights_before_it_and_no_others(kind: str) -> None:
     prior = KINDS[kind]()
     torch.manual_seed(0)
-    weights = torch.randn(4, prior.num_places, prior.num_codes).softmax(-1).requires_grad_()
-    tables = prior._relaxed_log_conditionals(weights, None)
-    for place in range(prior.num_places):
-        target = tables[:, place].square().sum()
+    weights = torch.randn(4, prior.num_positions, prior.num_codes).softmax(-1).requires_grad_()
+    conditionals = prior._relaxed_log_conditionals(weights, None)
+    for position in range(prior.num_positions):
+        target = conditionals[:, position].square().sum()
         reach = torch.autograd.grad(target, weights, retain_graph=True)[0].abs().sum((0, 2))
-        assert (reach > 0).tolist() == [before < place for before in range(prior.num_places)]
+        assert (reach > 0).tolist() == [before < position for before in range(prior.num_positions)]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
@@ -91,7 +91,7 @@ def test_one_hot_weights_score_as_their_codes(mixing: Prior, dtype: torch.dtype,
 
 
 def test_mixtures_score_between(mixing: Prior) -> None:
-    """The last place is no context, so there the relaxed sum is linear, and its expectation exact."""
+    """The last position is no context, so there the relaxed sum is linear, and its expectation exact."""
     prior = mixing.double()
     torch.manual_seed(0)
     codes = torch.randint(prior.num_codes, (6, *prior.grid))
@@ -137,7 +137,7 @@ def test_relaxed_gradients_are_those_of_finite_differences(kind: str) -> None:
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_tables_and_relaxed_in_float32_under_autocast(prior: Prior) -> None:
+def test_conditionals_and_relaxed_in_float32_under_autocast(prior: Prior) -> None:
     codes = every_grid(prior)
     weights = F.one_hot(codes, prior.num_codes).float()
     scores = [lambda: prior.log_conditionals(codes)]
@@ -151,7 +151,7 @@ def test_tables_and_relaxed_in_float32_under_autocast(prior: Prior) -> None:
     assert (got[0].exp().sum(-1) - 1).abs().max() < 1e-5
 
 
-def test_tables_follow_the_mode_as_log_prob_does() -> None:
+def test_conditionals_follow_the_mode_as_log_prob_does() -> None:
     prior = make_transformer(num_codes=3, grid=(2, 2), num_classes=2, dropout=0.3, label_dropout=0.5).train()
     codes = every_grid(prior)
     labels = some_labels(prior, len(codes))
@@ -168,7 +168,7 @@ def test_tables_follow_the_mode_as_log_prob_does() -> None:
         torch.testing.assert_close(value, values[0], atol=1e-4, rtol=0)
 
 
-def test_no_grids_have_no_tables(prior: Prior) -> None:
+def test_no_grids_have_no_conditionals(prior: Prior) -> None:
     codes = torch.zeros(0, *prior.grid, dtype=torch.int64)
     assert prior.log_conditionals(codes).shape == (0, *prior.grid, prior.num_codes)
     if not isinstance(prior, NGramPrior):
@@ -177,10 +177,12 @@ def test_no_grids_have_no_tables(prior: Prior) -> None:
 
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("ngram")])
-def test_who_counts_whole_codes_has_no_tables_after_mixtures(kind: str) -> None:
+def test_who_counts_whole_codes_has_no_conditionals_after_mixtures(kind: str) -> None:
     prior = KINDS[kind]()
     weights = F.one_hot(every_grid(prior), prior.num_codes).float()
-    with pytest.raises(ValueError, match="NGramPrior has no tables after mixtures of codes; take a TransformerPrior"):
+    with pytest.raises(
+        ValueError, match="NGramPrior has no conditionals after mixtures of codes; take a TransformerPrior"
+    ):
         prior.relaxed_log_conditionals(weights)
     with pytest.raises(ValueError, match=r"weights of torch\.int64, expected floating point"):
         prior.relaxed_log_conditionals(weights.long())
