@@ -142,14 +142,9 @@ class PriorObjective(nn.Module):
         self.prior = prior
 
     def forward(self, values: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-<<<<<<< HEAD
         known = None if self.prior.num_classes is None else labels
-        per_place = -self.prior(drawn(self.prior, values), known).mean() / self.prior.num_places
-        return {"objective": per_place, "rate": per_place}
-=======
-        per_position = -self.prior(sampled_latents(self.prior, values), labels).mean() / self.prior.num_positions
+        per_position = -self.prior(sampled_latents(self.prior, values), known).mean() / self.prior.num_positions
         return {"objective": per_position, "rate": per_position}
->>>>>>> wt-words2
 
     def rest(self) -> None:
         """After the backward pass: nothing rests."""
