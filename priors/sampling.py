@@ -40,7 +40,7 @@ from torch import Tensor
 
 from safefolder import Options, arrays
 from safefolder.arrays import Codes
-from safefolder.options import shown
+from safefolder.messages import shown
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Seeds = Sequence[int] | Integer[np.ndarray, " b"] | Integer[Tensor, " b"]

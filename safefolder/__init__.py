@@ -7,6 +7,7 @@ a folder, or has such folders inside it.
     files.py    files and folders written whole or not at all
     locks.py    one writer at a time
     options.py  what a config may hold, checked before it is made
+    messages.py values in the messages of errors
     configured.py  classes whose options are the signature of their constructor
     model.py    what every model is that can be saved
     fingerprint.py  which weights a file belongs to

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
-from safefolder.options import shown
+from safefolder.messages import shown
 
 Codes = Integer[Tensor, "b *grid"] | Integer[np.ndarray, "b *grid"] | Sequence[Any]
 """Codes of any integer type; a list stands for the array of its lists."""

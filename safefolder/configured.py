@@ -24,7 +24,8 @@ from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from safefolder.options import Options, few_shown
+from safefolder.messages import few_shown
+from safefolder.options import Options
 
 Made = TypeVar("Made", bound="Configured")
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")

@@ -26,12 +26,10 @@ that the annotation allows, parts inside parts are bounded, and a message shows 
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
 import numbers
-import reprlib
 import types
 from abc import ABCMeta
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +47,8 @@ from typing import (
     get_type_hints,
 )
 
+from safefolder.messages import SHOWN, few_shown, nearest_name, shown
+
 AnyOptions = TypeVar("AnyOptions")
 Value = TypeVar("Value")
 
@@ -57,12 +57,8 @@ Given = Annotated[Value, _GIVEN]
 """The annotation of an option that is decided by what stands around the part, as the number of codes of a prior: the
 whole fills it in, so that neither the config of the whole nor the command line states it again."""
 
-# Characters of a value in a message.
-SHOWN = 100
 # Parts inside parts.
 MOST_LEVELS = 16
-# Longer integers are told by their length: to write them down takes the square of it.
-_MOST_BITS = 256
 
 _NO = object()
 
@@ -197,37 +193,6 @@ def fitted(value: Any, hint: Any, name: str, *, owner: str | None = None, level:
     raise ValueError(f"got {place}, expected {_described(members, kinds, name)}{_call_it(value, kinds)}")
 
 
-def shown(value: Any) -> str:
-    """A value in one short line, whatever it is."""
-    try:
-        text = _SHORT.repr(value)
-    except Exception:  # a message must not fail for what it is about
-        text = f"a {type(value).__name__}"
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
-
-
-def few_shown(values: Sequence[Any] | Mapping[str, Any]) -> str:
-    """The first of some values, with their names where they have any, and how many more."""
-    if isinstance(values, Mapping):
-        each = [f"{name}={shown(value)}" for name, value in list(values.items())[:3]]
-    else:
-        each = [shown(value) for value in values[:3]]
-    return ", ".join(each) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
-
-
-def nearest_name(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is meant by one that is mistyped, or None where it is like none of them."""
-    lower, mine = {each.lower(): each for each in known}, name[:SHOWN].lower()
-    found = difflib.get_close_matches(mine, lower, n=3, cutoff=0.5)
-
-    def likeness(other: str) -> tuple[float, bool]:
-        # Of several as near, the one that begins as it does: few mistype the first letter.
-        return difflib.SequenceMatcher(None, mine, other).ratio(), other[:1] == mine[:1]
-
-    return lower[max(found, key=likeness)] if found else None
-
-
 def kind_name(kind: type) -> str:
     """What the kind is called whose options these are: FSQ for `FSQ.Config`, Diffusers for a DiffusersConfig."""
     owner = getattr(kind, "owner", None)
@@ -238,18 +203,6 @@ def _label(kind: type) -> str:
     """What a message calls a kind of options: as its owner, whose options these are too."""
     owner = getattr(kind, "owner", None)
     return kind.__name__ if owner is None else owner.__name__
-
-
-class _Short(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, SHOWN, SHOWN
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= _MOST_BITS else f"an integer of {x.bit_length()} bits"
-
-
-_SHORT = _Short()
 
 
 @functools.cache

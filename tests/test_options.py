@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safefolder import Options
-from safefolder.options import MOST_LEVELS, SHOWN, checked, fitted, shown
+from safefolder.messages import SHOWN, shown
+from safefolder.options import MOST_LEVELS, checked, fitted
 
 
 @dataclass(frozen=True, kw_only=True)

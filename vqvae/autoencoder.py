@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from safefolder import SavedModel
 from safefolder.arrays import Labels, Latents
 from safefolder.configured import ConfiguredOptions
-from safefolder.options import shown
+from safefolder.messages import shown
 from vqvae import levels
 from vqvae.levels import Images
 from vqvae.likelihoods import Likelihood, LogisticMixture

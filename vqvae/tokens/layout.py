@@ -34,7 +34,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from safefolder import Options
-from safefolder.options import shown
+from safefolder.messages import shown
 from vqvae import fingerprint
 from vqvae.data import Images, ImageTensors
 from vqvae.tokens import origins

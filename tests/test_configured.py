@@ -1,0 +1,126 @@
+"""Classes whose options are the signature of their constructor, on toy classes."""
+
+import abc
+import dataclasses
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+from torch import nn
+
+from safefolder.configured import Configured, ConfiguredOptions, concrete, option_sentences
+from safefolder.options import Given
+
+
+class Shape(nn.Module, Configured):
+    class Config(ConfiguredOptions):
+        """Abstract: the options of a shape."""
+
+    def __init__(self, *, colour: str = "red"):
+        super().__init__()
+        self.colour = colour
+
+    @abc.abstractmethod
+    def area(self) -> float: ...
+
+
+class Sized(Shape):
+    """Abstract.
+
+    Args:
+        size: of a side,
+            at least 1.
+        axes: how many.
+    """
+
+    def __init__(self, *, size: int = 2, axes: Given[int] = 2, **shape: Any):
+        super().__init__(**shape)
+        self.size = size
+
+    @classmethod
+    def check_options(cls, options: ConfiguredOptions) -> None:
+        super().check_options(options)
+        if options.size < 1:
+            raise ValueError(f"got size={options.size}, expected at least 1")
+
+
+class Square(Sized):
+    """A square.
+
+    Args:
+        size: of each side.
+        colour: its colour.
+        hollow: without its inside.
+    """
+
+    def __init__(self, *, hollow: bool = False, size: int = 3, **sized: Any):
+        super().__init__(size=size, **sized)
+        self.found = self.config  # which is there before the constructor
+
+    def area(self) -> float:
+        return float(self.size**2)
+
+
+class Frame(Shape):
+    """A frame around another shape."""
+
+    def __init__(self, *, inside: Shape.Config = Square.Config()):
+        super().__init__(colour="black")
+        self.inside = inside.build()
+
+    def area(self) -> float:
+        return 1.0
+
+
+def test_what_is_handed_on_is_an_option_and_the_nearest_default_counts():
+    assert list(inspect.signature(Square).parameters) == ["colour", "size", "axes", "hollow"]
+    square = Square(colour="blue")
+    assert (square.colour, square.size, square.config.hollow) == ("blue", 3, False)
+    assert square.found is square.config
+    assert dataclasses.replace(square.config, size=5).build().area() == 25
+    assert pickle.loads(pickle.dumps(square.config)) == Square.Config(colour="blue")
+    # A constructor that hands nothing on has its own options alone.
+    assert list(inspect.signature(Frame).parameters) == ["inside"]
+
+
+def test_abstract_classes_have_no_options_and_are_not_built():
+    assert {*concrete(Shape)} == {Square, Frame}
+    with pytest.raises(TypeError, match="abstract"):
+        Sized()
+    assert not dataclasses.is_dataclass(Shape.Config)
+    assert issubclass(Square.Config, Shape.Config)
+
+
+def test_the_sentence_of_an_option_is_of_the_nearest_class_that_says_it():
+    assert option_sentences(Square) == {
+        "colour": "its colour.",
+        "size": "of each side.",
+        "axes": "how many.",
+        "hollow": "without its inside.",
+    }
+
+
+def test_what_the_whole_decides_is_not_written_with_a_part():
+    plain = Frame(inside=Square.Config(axes=4)).config.to_plain()
+    assert plain == {"inside": {"class": "Square", "colour": "red", "size": 3, "hollow": False}}
+    assert Frame.Config.from_plain(plain).inside == Square.Config()
+    assert Square.Config(axes=4).to_plain()["axes"] == 4
+    with pytest.raises(ValueError, match="Square needs axes"):
+        Square.Config.from_plain({"size": 3})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Square(size=0), "got size=0, expected at least 1"),
+        (lambda: Square(size="a"), "got size='a' for Square, expected an integer"),
+        (lambda: Square(siz=3), r"Square has no siz; did you mean size\?"),
+        (lambda: Square(3), "Square takes its options by name, got 3 without one"),
+        (lambda: Square(Square.Config()), r"without one; call its build\(\)"),
+        (lambda: Frame(inside="Circle"), "unknown inside 'Circle', expected one of"),
+    ],
+)
+def test_mistakes_are_told_when_options_are_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
