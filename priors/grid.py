@@ -63,7 +63,7 @@ class GridModel(SavedModel):
         num_classes: number of labels; None for a model without labels.
 
     Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, where that
-    is known: `train.py` sets it, and it is saved beside the weights.
+    is known: `vqvae train` sets it, and it is saved beside the weights.
     """
 
     class Config(ConfiguredOptions):

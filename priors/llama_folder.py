@@ -101,7 +101,7 @@ def save_llama(prior: GridModel, folder: str | Path) -> None:
         reasons = (why for kind, why in _WHY_NOT.items() if isinstance(prior, kind))
         raise ValueError(
             f"got a {type(prior).__name__}, which is no Llama: {next(reasons, 'its weights are others')}; "
-            "train a prior that is one: train.py --stage prior --prior-kind Llama"
+            "train a prior that is one: vqvae train --stage prior --prior-kind Llama"
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _to_llama(prior).items()}
     with replacing_folder(folder, _FILES, _is_theirs) as scratch:

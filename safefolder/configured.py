@@ -12,7 +12,9 @@ To call the class is to make its `Config`, which checks the options as `safefold
 a constructor gets them right and typed, and finds them in `self.config`, too.
 
 A constructor that takes `**options` and hands them on with `super().__init__(**options)` has the options of the class
-after it in the method resolution order beside its own; one that is stated again has the nearer default.
+after it in the method resolution order beside its own; one that is stated again has the nearer default. It hands
+them on as it got them: what a class further on builds may also be read from `self.config`, which says what the whole
+was made of.
 
 The sentence of an option stands in the docstring of the class, under "Args:".
 """
@@ -20,6 +22,7 @@ The sentence of an option stands in the docstring of the class, under "Args:".
 import dataclasses
 import inspect
 import re
+import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -67,8 +70,17 @@ class _Making(ABCMeta):
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any):
         super().__init__(name, bases, namespace, **options)
-        if "Config" not in namespace and not inspect.isabstract(cls):
-            cls.Config = _config_class(cls)  # pyrefly: ignore[bad-argument-type, missing-attribute]
+        families = [each for each in cls.__mro__[1:] if isinstance(each, _Making) and "Config" in vars(each)]
+        if not families:
+            return
+        if "Config" not in namespace:
+            made = _family(cls) if inspect.isabstract(cls) else _config_class(cls)  # pyrefly: ignore[bad-argument-type]
+            cls.Config = made  # pyrefly: ignore[missing-attribute]
+        elif "owner" in vars(families[0].Config):  # pyrefly: ignore[missing-attribute]
+            raise TypeError(
+                f"{name} states a Config of its own; state its options in the signature of its constructor, and leave "
+                "Config out"
+            )
 
     def __call__(cls: type[Made], *args: Any, **options: Any) -> Made:  # pyrefly: ignore[bad-override]
         if inspect.isabstract(cls):
@@ -134,8 +146,6 @@ def _entries(docstring: str) -> dict[str, str]:
 
 def _config_class(kind: type[Configured]) -> type[ConfiguredOptions]:
     """The options of a class that can be built, as a dataclass of its family's."""
-    configs = (vars(each).get("Config") for each in kind.__mro__)
-    family = next(each for each in configs if each is not None and "owner" not in vars(each))
     fields = [(name, hint, _field(default)) for name, (hint, default) in _options(kind.__mro__).items()]
     namespace = {
         "owner": kind,
@@ -143,7 +153,15 @@ def _config_class(kind: type[Configured]) -> type[ConfiguredOptions]:
         "__module__": kind.__module__,
         "__qualname__": f"{kind.__qualname__}.Config",
     }
-    return dataclasses.make_dataclass("Config", fields, bases=(family,), namespace=namespace, frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(
+        "Config", fields, bases=(_family(kind),), namespace=namespace, frozen=True, kw_only=True
+    )
+
+
+def _family(kind: type) -> type[ConfiguredOptions]:
+    """What the options of a class and of those beside it have in common: the abstract `Config` that is nearest."""
+    configs = (vars(each).get("Config") for each in kind.__mro__)
+    return next(each for each in configs if each is not None and "owner" not in vars(each))
 
 
 def _field(default: Any) -> Any:
@@ -153,17 +171,29 @@ def _field(default: Any) -> Any:
 def _options(kinds: Sequence[type]) -> dict[str, tuple[Any, Any]]:
     """Annotation and default of each option of the first constructor among some classes, and of what it hands on to."""
     for index, kind in enumerate(kinds):
-        if not isinstance(kind, _Making):
-            break
         if "__init__" not in vars(kind):
             continue
+        if not isinstance(kind, _Making):
+            break
         own: dict[str, tuple[Any, Any]] = {}
         handed: dict[str, tuple[Any, Any]] = {}
         _, *parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
         for each in parameters:
             if each.kind is each.VAR_KEYWORD:
                 handed = _options(kinds[index + 1 :])
-            else:
-                own[each.name] = (Any if each.annotation is each.empty else each.annotation, each.default)
+            elif each.kind is not each.VAR_POSITIONAL:
+                own[each.name] = (_annotation(each.annotation, kind), each.default)
         return {**handed, **own}
     return {}
+
+
+def _annotation(found: Any, kind: type) -> Any:
+    """An annotation as the module of its class has it; what cannot be looked up there is not checked."""
+    if found is inspect.Parameter.empty:
+        return Any
+    if not isinstance(found, str):
+        return found
+    try:
+        return eval(found, vars(sys.modules[kind.__module__]))
+    except Exception:  # a name for type checkers alone
+        return Any

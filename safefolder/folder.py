@@ -157,7 +157,7 @@ def load(
         raise ValueError(f"no model folder at {folder}")
     if part and (folder / "state").is_dir():
         raise ValueError(
-            f"{folder} is a run whose {part} is not finished: go on with `train.py --resume --run {folder}`"
+            f"{folder} is a run whose {part} is not finished: go on with `vqvae train --resume --run {folder}`"
         )
     return _read(folder, str(folder))
 

@@ -67,7 +67,8 @@ class SavedModel(nn.Module, Configured):
         kind = kinds.get(config["class"]) if isinstance(config["class"], str) else None
         if kind is None:
             expected = " or ".join(sorted(kinds, key=lambda name: (name != cls.__name__, name)))
-            raise ValueError(f"{source} holds a {str(config['class'])[:100]}, expected a {expected}")
+            found = str(config["class"])[:100]
+            raise ValueError(f"{source} holds a {found}, expected a {expected}; import it, if it is a class of yours")
         options = {name: config[name] for name in config if name not in ("format", "class", *kind._noted)}
         model = build(
             lambda: kind.Config.from_plain(options).build(), kind.__name__, tensors, source, keep_type=cls.keeps_half

@@ -67,6 +67,8 @@ class _Checking(ABCMeta):
     """The class of `Options`: to call it is to check first. It keeps the signature that the dataclass gives."""
 
     def __call__(cls: type[AnyOptions], *args: Any, **values: Any) -> AnyOptions:  # pyrefly: ignore[bad-override]
+        if not dataclasses.is_dataclass(cls):
+            raise ValueError(f"{cls.__qualname__} is abstract: take the options of a kind")
         if args:
             raise ValueError(f"{_label(cls)} takes its options by name, got {few_shown(args)} without one")
         return super().__call__(**checked(cls, values))  # pyrefly: ignore[invalid-super-call, missing-attribute]
@@ -228,7 +230,9 @@ def _kinds(hint: Any) -> dict[str, type]:
     while roots:
         kind = roots.pop(0)
         if dataclasses.is_dataclass(kind) and not inspect.isabstract(kind):
-            found.setdefault(kind_name(kind), kind)
+            known = found.setdefault(kind_name(kind), kind)
+            if (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__):
+                found[kind_name(kind)] = kind  # defined again, as in a notebook
         roots += kind.__subclasses__()
     return found
 

@@ -124,3 +124,53 @@ def test_what_the_whole_decides_is_not_written_with_a_part():
 def test_mistakes_are_told_when_options_are_made(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Named:
+    """A class without a constructor, whose place among the bases must not matter."""
+
+
+def test_a_class_of_the_users_may_stand_anywhere():
+    class First(Named, Square):
+        pass
+
+    class Last(Square, Named):
+        pass
+
+    class Handing(Square):
+        def __init__(self, *args: Any, depth: int = 1, **options: Any):
+            super().__init__(*args, **options)
+
+    for kind in (First, Last):
+        assert kind(size=4).area() == 16
+        assert kind.Config is not Square.Config
+    assert Handing(size=5, depth=2).config == Handing.Config(size=5, depth=2)
+
+
+def test_an_abstract_class_below_one_that_is_built_has_no_options_of_it():
+    class Solid(Square, abc.ABC):
+        @abc.abstractmethod
+        def volume(self) -> float: ...
+
+    assert Solid.Config is Shape.Config
+    with pytest.raises(ValueError, match="is abstract"):
+        Solid.Config(size=3)
+
+
+def test_options_are_stated_in_the_signature_alone():
+    with pytest.raises(TypeError, match="leave Config out"):
+
+        class Twice(Square):
+            class Config(Square.Config):
+                pass
+
+
+def test_a_class_that_is_defined_again_takes_the_place_of_the_first():
+    def define(number: int) -> type:
+        class Again(Square):
+            version = number
+
+        return Again
+
+    kinds = [define(number) for number in range(3)]
+    assert Frame(inside="Again").inside.version == kinds[-1].version == 2

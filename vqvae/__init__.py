@@ -11,7 +11,7 @@ else:
     # They need torch, which takes seconds; `import vqvae` and what the command answers without it do not wait for that.
     def __getattr__(name: str) -> Any:
         """A public name, or a module of the package, loaded when it is first asked for."""
-        if importlib.util.find_spec(f"vqvae.{name}"):
+        if name.isidentifier() and importlib.util.find_spec(f"vqvae.{name}"):
             return importlib.import_module(f"vqvae.{name}")
         if not name.startswith("__") or name == "__all__":
             names = importlib.import_module("vqvae.api")

@@ -273,7 +273,7 @@ def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, made, photos, f
         run(*options)
     monkeypatch.undo()
     # Half trained, it is not what a prior is for, and neither is what it began with.
-    assert "is not finished: go on with `train.py --resume" in fails("--stage", "prior", "--run", str(folder))
+    assert "is not finished: go on with `vqvae train --resume" in fails("--stage", "prior", "--run", str(folder))
     made.rename(tmp_path / "gone")
     run("--resume", "--stage", "codebook", "--run", str(folder))
     assert (folder / "codebook").exists()

@@ -118,7 +118,7 @@ def test_case_01_a_prior_of_another_codebook_is_refused_everywhere(run, fails, c
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert status == 2, args
         assert "of another tokenizer" in lines[0], args
-        assert f"train.py --resume --run {folder}" in lines[0], args
+        assert f"vqvae train --resume --run {folder}" in lines[0], args
     assert {path.name for path in place.iterdir()} == {"run", "x.png"}
     assert "of another tokenizer" in fails("--stage", "evaluate", "--run", folder)
     run("--resume", "--run", folder)
@@ -131,7 +131,7 @@ def test_a_prior_named_by_hand_is_held_against_the_tokenizer_too(run, options, c
     status, errors = command("sample", str(tmp_path / "run"), "--prior", str(tmp_path / "other" / "prior"))
     assert status == 2
     assert "of another tokenizer" in errors
-    assert "train one by `train.py --tokenizer" in errors
+    assert "train one by `vqvae train --tokenizer" in errors
 
 
 def test_parts_of_older_runs_that_do_not_say_are_taken(run, command, place):

@@ -142,7 +142,7 @@ def test_mistakes_are_one_line(command, vqmodel, tmp_path):
     for args, message in (
         (("export", tmp_path / "ours", "--to", "diffusers", *out), "VQModel"),
         (("export", tmp_path / "vae", "--to", "onnx", *out), "holds a GaussianVAE, which has no codes"),
-        (("export", tmp_path / "prior", "--to", "llama", *out), "train.py --stage prior --prior-kind Llama"),
+        (("export", tmp_path / "prior", "--to", "llama", *out), "vqvae train --stage prior --prior-kind Llama"),
         (("export", tmp_path / "ours", "--to", "llama", *out), "VQVAE"),
         (("export", tmp_path / "ours", "--to", "onnx", "-o", vqmodel), "is there already"),
         (("export", tmp_path / "nothing", "--to", "onnx", *out), "no model folder"),

@@ -391,7 +391,7 @@ def test_a_prior_in_raster_order_draws_the_end(call, run, picture, tmp_path, dec
     save_mask(tmp_path, 4, 8, 4, 8)
     message = call(run, "--inpaint", picture, "--mask", mask, code=2)
     assert "TransformerPrior looks only at codes before" in message
-    assert "train.py --stage prior --prior-kind AnyOrder" in message
+    assert "vqvae train --stage prior --prior-kind AnyOrder" in message
 
 
 def test_all_codes_of_a_position_go_together(call, tmp_path, picture, seen):

@@ -13,10 +13,12 @@ import torch
 import priors
 import vqvae
 import vqvae.em
+from priors import Sampling
 from safefolder import Options
 from safefolder.configured import Configured, concrete, option_sentences
 from safefolder.options import kind_name
 from vqvae import VQGAN, VQVAE, GaussianVAE
+from vqvae.codec import Compression
 from vqvae.likelihoods import LogisticMixture, Normal
 from vqvae.quantizers import (
     FSQ,
@@ -28,6 +30,7 @@ from vqvae.quantizers import (
     ResidualQuantizer,
     VectorQuantizer,
 )
+from vqvae.tokens import Tokenizing
 from vqvae.training.options import FitConfig
 
 
@@ -230,3 +233,16 @@ def test_parts_of_a_model_are_of_its_kinds():
     assert LFQ.Config().build().num_codes == 1024
     with pytest.raises(ValueError, match="expected the options of a quantizer, or the name of one: BSQ, EMAVectorQ"):
         VQVAE.Config(quantizer=Normal.Config())
+
+
+def test_numbers_of_numpy_are_held_against_their_ranges_too():
+    assert Tokenizing(batch_size=np.int64(4)).batch_size == 4
+    assert Sampling(guidance=np.array([1.0, 2.0])).guidance == (1.0, 2.0)
+    assert Compression(images_per_block=np.int64(4)).images_per_block == 4
+    for make in (
+        lambda: Tokenizing(batch_size=np.int64(0)),
+        lambda: Sampling(guidance=np.array([1.0, -2.0])),
+        lambda: Compression(images_per_block=np.int64(0)),
+    ):
+        with pytest.raises(ValueError, match="got .*expected"):
+            make()

@@ -88,11 +88,11 @@ def load_pair(source: str, prior: str | None) -> tuple[Autoencoder, Prior | Cont
 def check_pair(model: Autoencoder, found: GridModel, source: str, prior: str | None = None) -> None:
     """ValueError where a prior was trained on the codes of another tokenizer."""
     if prior is None:
-        name, advice = f"the prior of {source}", f"train it again by `train.py --resume --run {source}`"
+        name, advice = f"the prior of {source}", f"train it again by `vqvae train --resume --run {source}`"
     else:
         name, advice = (
             prior,
-            f"take the tokenizer that it is of, or train one by `train.py --tokenizer {source} --stage prior`",
+            f"take the tokenizer that it is of, or train one by `vqvae train --tokenizer {source} --stage prior`",
         )
     check_trained_on(model, found, name, advice)
 
@@ -105,7 +105,7 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
         found = GridModel.from_pretrained(source, subfolder="prior")
     else:
         raise ValueError(
-            f"{source} has no prior; train one by `train.py --resume --run {source}`, or name one with --prior"
+            f"{source} has no prior; train one by `vqvae train --resume --run {source}`, or name one with --prior"
         )
     assert isinstance(found, Prior | ContinuousPrior)
     return found

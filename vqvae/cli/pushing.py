@@ -60,7 +60,7 @@ def push_run(
         beside = [name for name in beside if name == "README.md"]
         tell(
             f"{run / 'elbo.json'} and the pictures are of other weights and stay here; make them anew by "
-            f"`train.py --stage evaluate --run {run}`"
+            f"`vqvae train --stage evaluate --run {run}`"
         )
     files |= {name: _public(run / name) for name in beside}
     if "README.md" not in beside:

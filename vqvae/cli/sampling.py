@@ -99,8 +99,8 @@ def sample(
 
     With --inpaint and --mask a part of an image is sampled anew: whatever is white in the mask. White borders continue
     the image outwards (outpainting). A prior in raster order can only sample what comes after all that is kept; one
-    that was trained with `train.py --stage prior --prior-kind AnyOrder` samples anywhere. The grid then starts with the
-    image, grey where it is masked.
+    that was trained with `vqvae train --stage prior --prior-kind AnyOrder` samples anywhere. The grid then starts with
+    the image, grey where it is masked.
 
     Example: vqvae sample runs/any-order --inpaint shirt.png --mask sleeve.png --num 7 --output sleeves.png
 
@@ -255,7 +255,7 @@ def _codes(
     except ValueError as error:
         if "AnyOrderPrior" not in str(error):
             raise
-        raise ValueError(f"{error}, which `train.py --stage prior --prior-kind AnyOrder` trains") from error
+        raise ValueError(f"{error}, which `vqvae train --stage prior --prior-kind AnyOrder` trains") from error
     return _compiled(blocks) if sampling.compiled else blocks
 
 

@@ -61,8 +61,8 @@ def tokenize(
 ) -> int:
     """Encode images of any number to shards of codes.
 
-    `vqvae.tokens.CodeDataset` and `train.py` read them. A run that was stopped goes on when the same command is given
-    again: shards that are there are kept, and the files are in the end the same, byte for byte; if the source was
+    `vqvae.tokens.CodeDataset` and `vqvae train` read them. A run that was stopped goes on when the same command is
+    given again: shards that are there are kept, and the files are in the end the same, byte for byte; if the source was
     changed since, that is refused. What is no image is left out and listed in index.json; the exit status is then 1. An
     image that cannot be read, as its disk fails or it is gone, ends the run. Under `torchrun` every process takes its
     share of the shards.

@@ -63,7 +63,11 @@ class BlockOptions(Options):
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
         """The value, held against its range first."""
-        if name == "images_per_block" and isinstance(value, int) and not 1 <= value <= container.MAX_IMAGES:
+        if (
+            name == "images_per_block"
+            and isinstance(value, int | np.integer)
+            and not 1 <= value <= container.MAX_IMAGES
+        ):
             raise ValueError(f"got images_per_block={value}, expected 1 to {container.MAX_IMAGES}")
         return value
 

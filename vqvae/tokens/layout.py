@@ -64,7 +64,9 @@ class ShardSizes(Options):
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
         """The value, held against its range first."""
-        if name in ("batch_size", "shard_size") and (type(value) is not int or not 1 <= value <= MAX_NUMBER):
+        if name in ("batch_size", "shard_size") and (
+            not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= MAX_NUMBER
+        ):
             raise ValueError(f"got {name}={shown(value)}; expected a whole number from 1 to {MAX_NUMBER:,}")
         return value
 

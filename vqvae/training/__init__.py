@@ -1,1 +1,1 @@
-"""What `train.py` stands on: the options of a run, its devices, and the records that it keeps."""
+"""Training a codebook and a prior; `vqvae.training.command` says what is where."""

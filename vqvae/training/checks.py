@@ -58,7 +58,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         )
     if wanted == ("prior",) and state_path(run, "codebook").exists() and not (run.run / "codebook").exists():
         raise ValueError(
-            f"the codebook of {run.run} is not finished: go on with `train.py --resume --run {run.run}`, which then "
+            f"the codebook of {run.run} is not finished: go on with `vqvae train --resume --run {run.run}`, which then "
             "trains its prior"
         )
     if run.codes is not None and "codebook" in wanted:

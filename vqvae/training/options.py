@@ -193,16 +193,19 @@ def parse(args: list[str]) -> Run:
     if given.codes:
         data = dataclasses.replace(default.data, source=images_of(Path(given.codes)))
         default = dataclasses.replace(default, data=data)
-    if given.resume or (given.stage in ("prior", "evaluate") and not is_new):
+    goes_on = given.resume or (given.stage in ("prior", "evaluate") and not is_new)
+    if goes_on:
         default = dataclasses.replace(load_run(folder), stage="all")
     if tokenizer is not None:
+        tokenizer = os.path.abspath(tokenizer) if Path(tokenizer).exists() else tokenizer
         if (folder / "codebook").exists() and (is_new or load_run(folder).tokenizer != tokenizer):
             raise ValueError(
                 f"{folder} has a codebook of its own, got --tokenizer {tokenizer}: leave it out, or name another "
                 "folder with --run"
             )
-        model: Any = load_tokenizer(tokenizer, given.codes).config
-        default = dataclasses.replace(default, model=model, tokenizer=tokenizer)
+        if not goes_on:
+            default = dataclasses.replace(default, model=load_tokenizer(tokenizer, given.codes).config)
+        default = dataclasses.replace(default, tokenizer=tokenizer)
     if given.latents:
         default = dataclasses.replace(default, model=_with_latents(default.model, LATENTS[given.latents]))
     is_gaussian = default.model.owner is GaussianVAE
@@ -233,7 +236,9 @@ def parse(args: list[str]) -> Run:
 def go_on(run: Run) -> str:
     """The command that goes on with a run, as this program was called."""
     program = "python train.py" if _program() == "train.py" else "vqvae train"
-    return f"{program} --resume --run {shlex.quote(str(run.run))}"
+    # Weights that are shared out are a prior's, and a run that is resumed goes on with all its stages.
+    stage = " --stage prior" if run.strategy.startswith("fsdp") else ""
+    return f"{program} --resume{stage} --run {shlex.quote(str(run.run))}"
 
 
 def _program() -> str:

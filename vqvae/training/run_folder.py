@@ -86,7 +86,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is corrupt: {str(error).removeprefix(f'{path} ')}") from error
     if not isinstance(held, dict) or type(held.get("step")) is not int or not isinstance(held.get("module"), dict):
-        raise ValueError(f"{path} is corrupt, or no checkpoint of train.py")
+        raise ValueError(f"{path} is corrupt, or no checkpoint of vqvae train")
     return held
 
 
