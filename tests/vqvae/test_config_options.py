@@ -244,5 +244,5 @@ def test_numbers_of_numpy_are_held_against_their_ranges_too():
         lambda: Sampling(guidance=np.array([1.0, -2.0])),
         lambda: Compression(images_per_block=np.int64(0)),
     ):
-        with pytest.raises(ValueError, match="got .*expected"):
+        with pytest.raises(ValueError, match=r"got .*expected"):
             make()
