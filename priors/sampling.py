@@ -79,7 +79,7 @@ class Sampling(Options):
     @classmethod
     def meant(cls, name: str, value: Any) -> Any:
         """The value, held against its range first: that says more than its type."""
-        if getattr(value, "ndim", None) == 1:  # an array of numpy's, or a tensor
+        if isinstance(value, np.ndarray) and value.ndim == 1:
             value = value.tolist()
         if value is not None and name in _CHECKS:
             _CHECKS[name](value)

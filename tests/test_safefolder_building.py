@@ -211,7 +211,7 @@ def test_case_32_a_run_is_taken_for_its_part(tmp_path):
     small_prior().save_pretrained(run / "prior")
     assert isinstance(Prior.from_pretrained(str(run)), TransformerPrior)
     Path(tmp_path / "begun" / "state").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"codebook is not finished: go on with `train\.py --resume --run \S+begun`"):
+    with pytest.raises(ValueError, match=r"codebook is not finished: go on with `vqvae train --resume --run \S+begun`"):
         VQVAE.from_pretrained(tmp_path / "begun")
 
 

@@ -272,7 +272,7 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
     if kind.startswith("llama"):
         return
     model = KINDS[kind]() if kind in KINDS else CONTINUOUS[kind](dim=2, grid=(2,))
-    with pytest.raises(ValueError, match=r"prior that is one: train\.py --stage prior --prior-kind Llama") as error:
+    with pytest.raises(ValueError, match=r"prior that is one: vqvae train --stage prior --prior-kind Llama") as error:
         save_llama(model, tmp_path / "llama")
     assert f"got a {type(model).__name__}, which is no Llama" in str(error.value)
     assert "its weights are others" not in str(error.value)  # each has a reason of its own

@@ -76,6 +76,7 @@ def test_a_tokenizer_and_other_weights_are_one_line(run, made, photos, fails, tm
     line = fails(*options, "--tokenizer", str(made), "--stage", "prior", "--model.width", "16")
     assert "--model options" in line
     assert "expected (32,)" in line
+    assert not (tmp_path / "reused" / "state" / "run.json").exists()
     line = fails(*options, "--tokenizer", str(tmp_path / "nothing"), "--stage", "prior")
     assert "no model folder" in line
     run(*options, "--tokenizer", str(made), "--stage", "prior")

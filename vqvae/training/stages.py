@@ -94,10 +94,11 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     fabric, run = session.fabric, session.run
     began = time.monotonic()
     if run.tokenizer is not None and not (run.run / "codebook").exists():
+        first = first_model(run)  # before anything of the run is written: its weights may not fit
         fabric.barrier()  # all have looked
         session.begin()
         if fabric.is_global_zero:
-            first_model(run).save_pretrained(run.run / "codebook")
+            first.save_pretrained(run.run / "codebook")
         fabric.barrier()
     model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
     of = trained_on(run, model, session.images)
