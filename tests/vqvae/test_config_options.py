@@ -17,7 +17,7 @@ from priors import Sampling
 from safefolder import Options
 from safefolder.configured import Configured, concrete, option_sentences
 from safefolder.options import kind_name
-from vqvae import VQGAN, VQVAE, GaussianVAE
+from vqvae import VQGAN, VQVAE, Autoencoder, GaussianVAE
 from vqvae.codec import Compression
 from vqvae.likelihoods import LogisticMixture, Normal
 from vqvae.quantizers import (
@@ -246,3 +246,16 @@ def test_numbers_of_numpy_are_held_against_their_ranges_too():
     ):
         with pytest.raises(ValueError, match=r"got .*expected"):
             make()
+
+
+def test_a_fingerprint_tells_weights_and_options_apart(tmp_path):
+    model = VQVAE(**SMALL["VQVAE"])
+    prior = priors.TransformerPrior(num_codes=8, grid=(2, 2), width=16, num_heads=2, depth=1)
+    for each, other in ((model, Autoencoder), (prior, priors.Prior)):
+        each.save_pretrained(tmp_path / type(each).__name__)
+        again = other.from_pretrained(tmp_path / type(each).__name__)
+        assert again.fingerprint() == each.fingerprint() == copy.deepcopy(each).fingerprint()
+        with torch.no_grad():
+            next(again.parameters()).view(-1)[0] += 1
+        assert again.fingerprint() != each.fingerprint()
+    assert len({model.fingerprint(), VQVAE(**SMALL["VQVAE"], beta=1.0).fingerprint(), prior.fingerprint()}) == 3

@@ -1,5 +1,6 @@
 """The `vqvae train` command.
 
+program.py      one session of a run: what is said and checked before and after its stages
 stages.py       codebook, prior, evaluate: what each reads and writes
 loop.py         `fit`, the loop that trains either
 objectives.py   what they are trained for

@@ -15,7 +15,7 @@ def updated(plain: Mapping[str, Any]) -> dict[str, Any]:
     if "class" not in plain["prior"]:
         options = dict(plain["prior"])
         kind = f"{plain['prior_kind']}Prior"
-        if plain["latents"] == "gaussian":
+        if plain.get("latents") == "gaussian":
             kind = "MixtureTransformerPrior"
             options.pop("code_noise", None)
         found |= {"labels": options.pop("labels", True), "prior": {"class": kind, **options}}

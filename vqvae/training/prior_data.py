@@ -47,7 +47,9 @@ class PriorData:
     watched: Inputs
 
 
-def prior_data(session: Session, model: Autoencoder, guiding_prior: Any, data: Mapping[str, Images]) -> PriorData:
+def stored_or_encoded(
+    session: Session, model: Autoencoder, guiding_prior: Any, data: Mapping[str, Images]
+) -> PriorData:
     """The latents that the run's options ask for.
 
     Args:
@@ -98,13 +100,13 @@ def prior_data(session: Session, model: Autoencoder, guiding_prior: Any, data: M
 
 
 def check_codes(run: Run, model: Autoencoder) -> None:
-    """ValueError, before anything is written, for codes that `prior_data` would refuse."""
+    """ValueError, before anything is written, for codes that `stored_or_encoded` would refuse."""
     if run.codes is not None:
         stored_parts(run.codes, model)
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
-    """How many classes a prior learns of what `prior_data` gives; None without labels. Errors as there."""
+    """How many classes a prior learns of what `stored_or_encoded` gives; None without labels. Errors as there."""
     if not run.labels:
         return None
     known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)

@@ -32,7 +32,7 @@ from vqvae.training.latents import (
 from vqvae.training.loop import fit
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
-from vqvae.training.prior_data import NUM_WATCHED, known_classes, prior_data
+from vqvae.training.prior_data import NUM_WATCHED, known_classes, stored_or_encoded
 from vqvae.training.prior_kinds import make_prior, name_of
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
@@ -111,7 +111,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
         check_parts(run, model, {"state/loop": prior})
         guiding_prior = copy.deepcopy(prior).to(fabric.device)
-    known = prior_data(session, model, guiding_prior, data)
+    known = stored_or_encoded(session, model, guiding_prior, data)
     if isinstance(prior, MixtureTransformerPrior):
         prior.standardise(sampled_latents(prior, known.sample().cpu()))
     objective = PriorObjective(prior.train())
