@@ -135,7 +135,7 @@ def parsed(parse: Callable[[], Parsed]) -> Parsed:
     text, _, rest = " ".join(line.strip(_FRAME) for line in said.getvalue().splitlines()[1:]).partition("Perhaps you")
     text = re.split("For full helptext", text)[0]
     # Of an options object, whose sentence says it all; the frame is of dashes where a terminal has no other.
-    if whole := re.search(r"Error parsing \S+: (.*?)[-\s]*$", text):
+    if whole := re.search(r"Error parsing (?!-)\S+: (.*?)[-\s]*$", text):
         raise ValueError(whole[1])
     like = re.search(r"--[\w.-]+", rest.partition("For full helptext")[0])
     where = re.search(r"\b(?!run |see )\S+( [a-z]+)? --help", said.getvalue().rpartition("For full helptext")[2])

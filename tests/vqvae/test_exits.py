@@ -167,3 +167,24 @@ def test_case_33_a_hint_names_another_option_than_was_given(monkeypatch, capsys)
     assert "--batch-size" in said
     assert "perhaps" not in said
     assert "see vqvae" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "run", "--num", "abc"], "Error parsing --num: "),
+        (["train", "--prior.width", "abc"], "Error parsing --prior.width: "),
+        (["sample", "run", "--temperature", "-1"], "error: got temperature=-1.0, expected"),
+        (["train", "--prior.width", "5"], "error: got width=5 with num_heads=4, expected"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_told_with_its_option(words, message, monkeypatch, capsys):
+    import vqvae.cli
+
+    monkeypatch.setattr(sys, "argv", ["vqvae", *words])
+    with pytest.raises(SystemExit) as stopped:
+        vqvae.cli.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
