@@ -18,23 +18,20 @@ from vqvae.data import Images, load_images, table
 from vqvae.data.tar_index import index_of
 
 _RNG = np.random.default_rng(0)
-_SIZE = 6
 
 
 def _levels(*shape: int) -> np.ndarray:
     return _RNG.integers(0, 256, shape, np.uint8)
 
 
-def _image(kind: str = "PNG", channels: int = 3) -> bytes:
+def _encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(_levels(_SIZE, _SIZE, *([channels] if channels > 1 else []))).save(stream, kind)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, kind, **options)
     return stream.getvalue()
 
 
-def _png(image: Image.Image, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG", **options)
-    return stream.getvalue()
+def _image(kind: str = "PNG") -> bytes:
+    return _encoded(_levels(6, 6, 3), kind)
 
 
 def _pngs(folder: Path) -> Sequence[bytes]:
@@ -43,17 +40,16 @@ def _pngs(folder: Path) -> Sequence[bytes]:
     text.add_itxt("author", "nobody")
     exif = Image.Exif()
     exif[0x0112] = 6
-    palette = Image.fromarray(_levels(9, 7, 3)).quantize(8)
     frames = [Image.fromarray(_levels(5, 5, 3)) for _ in range(3)]
     return [
-        _png(Image.fromarray(_levels(20, 30, 3))),
-        _png(Image.fromarray(_levels(9, 7)), pnginfo=text),
-        _png(Image.fromarray(_levels(9, 7, 4)), exif=exif),
-        _png(Image.fromarray(_levels(9, 7, 2))),
-        _png(Image.fromarray(_levels(9, 7) > 127)),
-        _png(Image.fromarray(_RNG.integers(0, 65536, (9, 7), np.uint16))),
-        _png(palette, transparency=3),
-        _png(frames[0], save_all=True, append_images=frames[1:]),
+        _encoded(_levels(20, 30, 3)),
+        _encoded(_levels(9, 7), pnginfo=text),
+        _encoded(_levels(9, 7, 4), exif=exif),
+        _encoded(_levels(9, 7, 2)),
+        _encoded(_levels(9, 7) > 127),
+        _encoded(_RNG.integers(0, 65536, (9, 7), np.uint16)),
+        _encoded(Image.fromarray(_levels(9, 7, 3)).quantize(8), transparency=3),
+        _encoded(frames[0], save_all=True, append_images=frames[1:]),
     ]
 
 
@@ -98,15 +94,11 @@ def _tar(folder: Path, members: Sequence[tuple[str, bytes]], **options: object) 
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-        if options:
-            for name, kind in (
-                ("hard.png", tarfile.LNKTYPE),
-                ("soft.png", tarfile.SYMTYPE),
-                ("folder", tarfile.DIRTYPE),
-            ):
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = kind, members[0][0]
-                archive.addfile(member)
+        links = {"hard.png": tarfile.LNKTYPE, "soft.png": tarfile.SYMTYPE, "folder": tarfile.DIRTYPE}
+        for name, kind in links.items() if options else ():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, members[0][0]
+            archive.addfile(member)
     return path.read_bytes()
 
 
@@ -136,19 +128,19 @@ def _parquets(folder: Path) -> Sequence[bytes]:
     num = 12
     structs = [{"bytes": _image(), "path": f"{i}.png"} for i in range(num)]
     structs[3] = {"bytes": None, "path": "elsewhere.png"}
-    plain = [_image(channels=1) for _ in range(num)]
+    plain = [_encoded(_levels(6, 6)) for _ in range(num)]
     noted = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
     words = ["cat", "dog", "cat", ""] * (num // 4)
-    tables = [
-        (pyarrow.table({"image": structs, "label": [0, 1] * (num // 2)}), {}),
+    structured = pyarrow.table({"image": structs, "label": [0, 1] * (num // 2)})
+    numbers = pyarrow.array(words).dictionary_encode()
+    found = []
+    for made, options in (
+        (structured.replace_schema_metadata({"huggingface": json.dumps(noted)}), {}),
         (pyarrow.table({"image": plain, "label": words}), {"compression": "none", "use_dictionary": False}),
-        (pyarrow.table({"image": plain, "labels": pyarrow.array(words).dictionary_encode()}), {"row_group_size": 5}),
+        (pyarrow.table({"image": plain, "labels": numbers}), {"row_group_size": 5}),
         (pyarrow.table({"image": structs, "label": [0.5] * num}), {"compression": "zstd", "data_page_version": "2.0"}),
         (pyarrow.table({"image": plain, "label": [[1]] * num}), {"compression": "gzip", "write_page_checksum": True}),
-    ]
-    tables[0] = (tables[0][0].replace_schema_metadata({"huggingface": json.dumps(noted)}), {})
-    found = []
-    for made, options in tables:
+    ):
         pyarrow.parquet.write_table(made, folder / "made.parquet", **options)
         found.append((folder / "made.parquet").read_bytes())
     return found

@@ -5,7 +5,6 @@ import hashlib
 import os
 import pickle
 import struct
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from urllib.error import URLError
@@ -20,9 +19,6 @@ from vqvae.data import ImageTensors, load_images
 from vqvae.data.folder import image_folder
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
-# The embedded set
 
 
 # SHA-256 of the first images and labels in the published files.
@@ -46,9 +42,6 @@ def test_embedded_images_are_the_first_of_fashion_mnist(split: str):
     images = load_images("fashion-mini", split)
     assert isinstance(images, ImageTensors)
     assert (len(images), images.shape, images.num_classes) == (num, (1, 28, 28), 10)
-    assert images.images.dtype == torch.uint8
-    assert images.labels is not None
-    assert images.class_names is not None
     assert images.class_names[images.labels[0]] == "Ankle boot"
     assert hashlib.sha256(images.images.numpy().tobytes()).hexdigest() == images_hash
     assert hashlib.sha256(images.labels.byte().numpy().tobytes()).hexdigest() == labels_hash
@@ -58,9 +51,8 @@ def test_embedded_images_are_the_first_of_fashion_mnist(split: str):
 def test_embedded_images_equal_the_original_files():
     mini, whole = load_images("fashion-mini", "test"), load_images("fashion-mnist", "test", root=DEBIAN)
     assert len(whole) == 10_000
-    first = whole.__getitems__(range(2_000))
-    assert mini.images.equal(first.images)
-    assert mini.labels.equal(first.labels)
+    assert mini.images.equal(whole[:2_000].images)
+    assert mini.labels.equal(whole[:2_000].labels)
 
 
 def test_embedded_files_are_small_and_licensed():
@@ -78,8 +70,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
-@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(("place", "suffix"), [("", ".gz"), ("FashionMNIST/raw", "")])
 def test_fashion_mnist_from_a_folder_that_holds_it(tmp_path: Path, place: str, suffix: str):
     pixels = {"train": noise(5, 28, 28), "t10k": noise(3, 28, 28)}
     for part, each in pixels.items():
@@ -87,11 +78,9 @@ def test_fashion_mnist_from_a_folder_that_holds_it(tmp_path: Path, place: str, s
         write_idx(tmp_path / place / f"{part}-labels-idx1-ubyte{suffix}", np.arange(len(each), dtype=np.uint8))
     for split, part in (("train", "train"), ("test", "t10k")):
         images = load_images("fashion-mnist", split, root=tmp_path)
-        assert images.shape == (1, 28, 28)
-        assert images.num_classes == 10
-        batch = images.__getitems__(range(len(images)))
-        assert (batch.images[:, 0].numpy() == pixels[part]).all()
-        assert batch.labels.tolist() == list(range(len(images)))
+        assert (images.shape, images.num_classes) == ((1, 28, 28), 10)
+        assert (images[:].images[:, 0].numpy() == pixels[part]).all()
+        assert images.labels.tolist() == list(range(len(pixels[part])))
     larger = load_images("fashion-mnist", "train", size=32, channels=3, root=tmp_path)
     expected = Image.fromarray(pixels["train"][4]).resize((32, 32), Image.Resampling.BICUBIC)
     assert larger[4][0].equal(chw(np.stack([np.asarray(expected)] * 3, -1)))
@@ -169,18 +158,12 @@ def test_pickles_that_are_not_the_published_ones_stay_shut(tmp_path: Path, monke
     assert not (tmp_path / "danger").exists()
 
 
-@pytest.mark.parametrize(
-    ("source", "module", "message"),
-    [
-        ("fashion-mnist", "mnist", "could not be downloaded .*no network.*pass as root a folder that holds"),
-        ("cifar10", "cifar", "could not be downloaded .*no network.*pass as root a folder that holds"),
-    ],
-)
+@pytest.mark.parametrize(("source", "module"), [("fashion-mnist", "mnist"), ("cifar10", "cifar")])
 def test_without_a_network_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, module: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, module: str
 ):
     monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_network)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=r"could not be downloaded .*no network.*pass as root a folder") as caught:
         load_images(source, root=tmp_path / "new")
     assert "\n" not in str(caught.value)
 
@@ -188,70 +171,49 @@ def test_without_a_network_the_error_says_what_to_do(
 # What cannot be loaded
 
 
-def make_empty(folder: Path) -> None:
-    (folder / "notes.txt").write_text("nothing here")
-
-
-def make_unreadable(folder: Path) -> None:
-    for number in range(20):
-        (folder / f"{number}.png").write_bytes(b"broken")
-
-
-def make_one(folder: Path) -> None:
-    save(folder / "0.png", noise(4, 4))
-
-
 @pytest.mark.parametrize(
-    ("make", "arguments", "message"),
+    ("files", "arguments", "message"),
     [
-        (None, {"source": "fashion-mimi"}, '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME"'),
-        (None, {"source": "missing"}, "does not exist"),
-        (None, {"source": "fashion-mini", "split": "valid"}, "got split='valid'; expected one of 'train', 'test'"),
-        (None, {"source": "fashion-mini", "channels": 2}, r"got channels=2; expected 1 \(grey\) or 3"),
-        (None, {"source": "fashion-mini", "size": 0}, "got size=0; expected at least 1"),
-        (None, {"source": "fashion-mini", "root": "data"}, 'only for "fashion-mnist" and "cifar10"'),
-        (make_empty, {}, "holds no images; expected files that end in"),
-        (make_empty, {"source": "notes.txt"}, "is a file, but not a .parquet one"),
-        (make_unreadable, {}, r"none of the \d+ images of .* can be read \(\d+.png: not an image"),
-        (make_one, {"split": "test"}, "no image for split='test'"),
+        ([], {"source": "fashion-mimi"}, '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME"'),
+        ([], {"source": "missing"}, "does not exist"),
+        ([], {"source": "fashion-mini", "split": "valid"}, "got split='valid'; expected one of 'train', 'test'"),
+        ([], {"source": "fashion-mini", "root": "data"}, 'only for "fashion-mnist" and "cifar10"'),
+        (["notes.txt"], {}, "holds no images; expected files that end in"),
+        (["notes.txt"], {"source": "notes.txt"}, "is a file, but not a .parquet one"),
+        ([f"{i}.png" for i in range(20)], {}, r"none of the \d+ images of .* can be read \(\d+.png: not an image"),
+        (["0.png"], {"split": "test"}, "no image for split='test'"),
     ],
+    ids=range(8),
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable | None, arguments: dict, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], arguments: dict, message: str
 ):
     monkeypatch.chdir(tmp_path)
-    if make is not None:
-        make(tmp_path)
+    for name in files:
+        (tmp_path / name).write_bytes(b"broken")
     with pytest.raises(ValueError, match=message) as caught:
         load_images(**{"source": tmp_path, **arguments})
     assert "\n" not in str(caught.value)
 
 
-# Case 28: sizes and channels
+# Sizes and channels
 
 
-SIXES = [(6, 6), [6, 6], torch.Size([6, 6]), np.array([6, 6]), np.int64(6), torch.tensor(6)]
-
-
-@pytest.mark.parametrize("size", SIXES, ids=repr)
-def test_case_28_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: None, size: object):
-    make_unreadable(tmp_path)
-    save(tmp_path / "good.png", noise(9, 9))
-    assert load_images(tmp_path, size=size, channels=np.int64(3)).shape == (3, 6, 6)
-    assert load_images("fashion-mini", "test", size=size).shape == (1, 6, 6)
-    assert image_folder(tmp_path, size=size).shape == (1, 6, 6)
+def test_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: None):
+    save(tmp_path / "0.png", noise(9, 9))
+    for size in ((6, 6), torch.Size([6, 6]), np.array([6, 6]), np.int64(6), torch.tensor(6)):
+        assert load_images(tmp_path, size=size, channels=np.int64(3)).shape == (3, 6, 6)
+        assert image_folder(tmp_path, size=size).shape == (1, 6, 6)
+    assert load_images("fashion-mini", "test", size=[6, 6]).shape == (1, 6, 6)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"size": (64, 48)}, r"got size=\(64, 48\); expected square images"),
-        ({"size": (64,)}, r"got size=\(64,\); expected the side of the images in pixels, a whole number"),
-        ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side"),
-        ({"size": "64"}, "got size='64'; expected the side"),
+        ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side of the images in pixels, a whole number"),
         ({"size": ""}, "got size=''; expected the side"),
         ({"size": 64.0}, r"got size=64\.0; expected the side"),
-        ({"size": (64.0, 64.0)}, "expected the side"),
         ({"size": True}, "got size=True; expected the side"),
         ({"size": {}}, r"got size=\{\}; expected the side"),
         ({"size": -3}, "got size=-3; expected at least 1 pixel"),
@@ -259,15 +221,11 @@ def test_case_28_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: No
         ({"size": 10**9}, "got size=1000000000; expected at most 16,384 pixels"),
         ({"size": 10**30}, "expected the side"),
         ({"channels": "3"}, r"got channels='3'; expected 1 \(grey\) or 3"),
-        ({"channels": 3.0}, r"got channels=3\.0; expected 1"),
-        ({"channels": True}, "got channels=True; expected 1"),
         ({"channels": (3,)}, r"got channels=\(3,\); expected 1"),
-        ({"channels": 0}, "got channels=0; expected 1"),
+        ({"channels": 2}, "got channels=2; expected 1"),
     ],
 )
-def test_case_28_other_sizes_and_channels_are_refused_in_a_sentence(
-    tmp_path: Path, untyped: None, options: dict, message: str
-):
+def test_other_sizes_and_channels_are_refused_in_a_sentence(tmp_path: Path, untyped: None, options: dict, message: str):
     save(tmp_path / "set" / "0.png", noise(4, 4))
     missing = [tmp_path / "missing.tar", tmp_path / "missing.parquet", "hf:no/where"]
     for source in ("fashion-mini", tmp_path / "set", *missing):
