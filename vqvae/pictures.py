@@ -1,6 +1,8 @@
 """Pictures of what a run made: for people who would rather look than read."""
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,13 @@ def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "heigh
 
 def save_grid(path: Path, images: UInt8[Tensor, "b c h w"], columns: int) -> None:
     """Write a grid of images as PNG, whole or not at all."""
-    _save(path, Image.fromarray(grid(images, columns).numpy()))
+    _save(path, Image.fromarray(grid(images, columns).numpy()).save)
 
 
 def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     """Write one image as PNG, pixel for pixel, whole or not at all."""
     pixels = rearrange(image.cpu(), "c h w -> h w c").numpy()
-    _save(path, Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels))
+    _save(path, Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save)
 
 
 def save_reconstructions(
@@ -79,10 +81,10 @@ def save_usage(path: Path, usage: CodeUsage | ChannelUsage) -> None:
     else:
         _draw_channels(axes, usage)
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    pyplot.close(figure)
-    _write(path, buffer)
+    try:
+        _save(path, partial(figure.savefig, dpi=120))
+    finally:
+        pyplot.close(figure)
 
 
 def _draw_codes(axes: Any, usage: CodeUsage) -> None:
@@ -122,12 +124,9 @@ def _draw_channels(axes: Any, usage: ChannelUsage) -> None:
     )
 
 
-def _save(path: Path, picture: Image.Image) -> None:
+def _save(path: Path, draw: Callable[..., object]) -> None:
+    """Write what `draw` gives as PNG, whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="png")
-    _write(path, buffer)
-
-
-def _write(path: Path, buffer: io.BytesIO) -> None:
+    draw(buffer, format="png")
     with safefolder.files.replacing(Path(path)) as scratch:
         scratch.write_bytes(buffer.getvalue())

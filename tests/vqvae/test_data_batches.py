@@ -1,18 +1,25 @@
-"""Tensors of images, and batches: their order, ranks, and the workers that read ahead."""
+"""Sets by any index, batches as sequences of their items, and their order, ranks and workers that read ahead."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import noise, save
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from vqvae.data import Batch, Images, ImageTensors, batches, load_images
 from vqvae.data.batching import index_batches, num_batches
@@ -20,15 +27,37 @@ from vqvae.data.batching import index_batches, num_batches
 # Workers are forked from a process with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
+NUM = 12
 
-def counted(num: int) -> ImageTensors:
-    """Images that can be told apart: image i is filled with i, and so labelled."""
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Image i is filled with i, and of class a or b."""
+    for number in range(NUM):
+        save(tmp_path / "train" / "ab"[number % 2] / f"{number:02}.png", np.full((4, 4), number, np.uint8))
+    save(tmp_path / "test" / "a" / "0.png", noise(4, 4))
+    return tmp_path
+
+
+def counted(num: int = NUM, *, labelled: bool = True) -> ImageTensors:
+    """Image i is filled with i, and so labelled."""
     levels = torch.arange(num)
-    return ImageTensors(levels.byte().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2), levels)
+    return ImageTensors(levels.byte().reshape(-1, 1, 1, 1).repeat(1, 1, 2, 2), levels if labelled else None)
+
+
+def broken(folder: Path, *names: str) -> Images:
+    """The set of a folder of which some are no images."""
+    for name in names:
+        (folder / "train" / f"{name}.png").write_bytes(b"broken")
+    return load_images(folder, size=4)
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
 
 
 def seen(stream: list[Batch]) -> list[list[int]]:
-    return [batch.images[:, 0, 0, 0].tolist() for batch in stream]
+    return [numbers(batch.images) for batch in stream]
 
 
 def flat(lists: list[list[int]]) -> list[int]:
@@ -41,7 +70,7 @@ def take(stream, num: int) -> list[Batch]:
     return taken
 
 
-# Tensors
+# Sets and their indices
 
 
 def test_tensors_are_checked(untyped: None):
@@ -62,6 +91,121 @@ def test_a_set_in_memory_calls_an_image_by_its_number():
     assert [counted(3).key(i) for i in (0, 2, -1)] == ["0", "2", "2"]
     with pytest.raises(IndexError):
         counted(3).key(3)
+
+
+CONTAINERS: list[Callable[[list[int]], object]] = [
+    list,
+    np.array,
+    torch.tensor,
+    lambda some: np.array(some, np.int8),
+    lambda some: [torch.tensor(each) for each in some],
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-NUM, NUM - 1), max_size=6), st.sampled_from(CONTAINERS), st.booleans())
+def test_any_numbers_in_any_container_give_those_images(chosen: list[int], contain: Callable, labelled: bool):
+    images = counted(labelled=labelled)
+    batch = images[contain(chosen)]
+    assert isinstance(batch, Batch)
+    assert numbers(batch.images) == [each % NUM for each in chosen]
+    assert (batch.labels is None) == (not labelled)
+    assert labelled is False or batch.labels.tolist() == [each % NUM for each in chosen]
+    assert [numbers(images[each][0][None]) for each in chosen] == [[each % NUM] for each in chosen]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.slices(NUM))
+def test_a_slice_is_that_of_a_list(chosen: slice):
+    assert numbers(counted()[chosen].images) == list(range(NUM))[chosen]
+
+
+def test_a_folder_of_images_takes_the_same_indices(folder: Path):
+    images = load_images(folder, size=4)
+    assert numbers(images[:3].images) == [0, 2, 4]
+    assert numbers(images[[5, -1]].images) == [10, 11]
+    assert images[torch.tensor(1)][0].equal(images[1][0])
+    assert len(images[[]]) == len(images[np.array([])]) == 0
+    assert len(images[20:]) == 0
+
+
+OTHERS: list[object] = [True, 1.0, "0", None, ..., [0.5], ["0"], [[0]], [[0], [0, 1]], 10**30, {0: 1}, (0, 1)]
+OTHERS += [np.ones(NUM, bool), torch.ones(NUM, dtype=torch.bool), torch.zeros(1, 1).long(), slice(0, 1.5)]
+
+
+@pytest.mark.parametrize("index", OTHERS, ids=repr)
+def test_other_indices_are_refused_in_a_sentence(folder: Path, index: object):
+    for images in (counted(), load_images(folder, size=4)):
+        with pytest.raises(ValueError, match=r"^got .*; expected ") as caught:
+            images[index]
+        assert "\n" not in str(caught.value)
+
+
+def test_places_beyond_the_set_are_an_index_error(folder: Path):
+    for images in (counted(), load_images(folder, size=4)):
+        for index in (NUM, -NUM - 1, [0, NUM], np.array([2**63], np.uint64), torch.tensor([-NUM - 1])):
+            with pytest.raises(IndexError, match=r"^got image -?[0-9]+ of a set of 12"):
+                images[index]
+        assert len(list(images)) == NUM
+
+
+# Torch's own loader
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchs_loader_takes_a_set_as_it_is(folder: Path, num_workers: int):
+    images = load_images(folder, size=4)
+    order = {int(images[i][0][0, 0, 0]): int(images.labels[i]) for i in range(NUM)}
+    for shuffle in (False, True):
+        parts = list(DataLoader(images, batch_size=5, shuffle=shuffle, num_workers=num_workers))
+        assert [pixels.shape for pixels, _ in parts] == [(5, 1, 4, 4), (5, 1, 4, 4), (2, 1, 4, 4)]
+        assert all(pixels.dtype == torch.uint8 and labels.dtype == torch.int64 for pixels, labels in parts)
+        pixels, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        assert dict(zip(numbers(pixels), labels.tolist(), strict=True)) == order
+
+
+def test_a_set_without_labels_gives_images_alone():
+    images = counted(labelled=False)
+    (item,) = images[3]
+    assert numbers(item[None]) == [3]
+    assert [numbers(pixels) for (pixels,) in DataLoader(images, batch_size=8)] == [[*range(8)], [8, 9, 10, 11]]
+    both = ConcatDataset([Subset(images, [5, 1]), images])
+    assert next(numbers(pixels) for (pixels,) in DataLoader(both, batch_size=3)) == [5, 1, 0]
+
+
+def test_what_can_not_be_read_is_warned_of_once_and_named_where_nothing_is_left(folder: Path):
+    names = ("a/00", "a/02", "a/04", "a/06", "b/01")
+    images = broken(folder, *names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()  # as outside of tests
+        parts = list(DataLoader(images, batch_size=6))
+    assert [numbers(pixels) for pixels, _ in parts] == [[8, 10], [3, 5, 7, 9, 11]]
+    reason = "is left out, as it can't be read as an image: not an image in a known format"
+    assert [str(each.message) for each in caught] == [f"{name}.png {reason}" for name in names]
+    with pytest.raises(ValueError, match=r"none of the 4 images .*\(a/00.png: not an image .*; and 1 more\)"):
+        list(DataLoader(images, batch_size=4))
+    with pytest.raises(ValueError, match=r"^a/00\.png can't be read as an image: not an image"):
+        images[0]
+
+
+def test_a_batch_is_a_frozen_sequence_of_items():
+    batch = Batch(torch.arange(3).byte().reshape(3, 1, 1, 1), torch.tensor([5, 6, 7]))
+    assert (len(batch), batch.skipped) == (3, ())
+    assert [(int(image), label) for image, label in batch] == [(0, 5), (1, 6), (2, 7)]
+    assert batch[-1][1] == 7
+    assert type(batch[0][1]) is int
+    assert numbers(batch[::-2].images) == [2, 0]
+    assert batch[1:].labels.tolist() == [6, 7]
+    with pytest.raises(IndexError):
+        batch[3]
+    copy = pickle.loads(pickle.dumps(dataclasses.replace(batch, labels=None, skipped=(("a", "b"),))))
+    assert copy.images.equal(batch.images)
+    assert copy[:2].skipped == (("a", "b"),)
+    assert len(copy[0]) == 1
+    nothing = Batch(batch.images[:0], None)
+    assert list(nothing) == []
+    with pytest.raises(IndexError):
+        nothing[0]
 
 
 # Batches
@@ -137,66 +281,53 @@ def test_a_set_smaller_than_a_batch_is_one():
     assert [sorted(batch) for batch in seen(take(batches(counted(5), 64, seed=0), 3))] == [list(range(5))] * 3
 
 
-def same(left: list[Batch], right: list[Batch]) -> bool:
-    return len(left) == len(right) and all(
-        a.images.equal(b.images) and a.skipped == b.skipped for a, b in zip(left, right, strict=True)
-    )
+# Workers, and what can not be read
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Images:
-    for number in range(24):
-        save(tmp_path / "train" / f"{number:02}.png", np.full((4, 4), number, np.uint8))
-    (tmp_path / "train" / "07.png").write_bytes(b"broken")
-    save(tmp_path / "test" / "0.png", noise(4, 4))
-    return load_images(tmp_path, size=4)
-
-
-def test_workers_give_what_no_workers_give_and_leave_nothing_behind(folder: Images):
-    before = torch.get_rng_state()
+def test_workers_give_what_no_workers_give_and_leave_nothing_behind(folder: Path):
+    images, before = broken(folder, "a/04"), torch.get_rng_state()
     for options in ({}, {"seed": 2, "start": 3, "epochs": 4}):
-        here, ahead = (list(batches(folder, 5, num_workers=num, **options)) for num in (0, 2))
-        assert same(here, ahead)
-        assert any(batch.skipped == (("07.png", "not an image in a known format"),) for batch in ahead)
-    stream = batches(folder, 5, seed=2, num_workers=2)
-    assert same(take(batches(folder, 5, seed=2), 3), [next(stream) for _ in range(3)])
+        here, ahead = (list(batches(images, 5, num_workers=num, **options)) for num in (0, 2))
+        assert seen(here) == seen(ahead)
+        assert [batch.skipped for batch in here] == [batch.skipped for batch in ahead]
+        assert any(batch.skipped == (("a/04.png", "not an image in a known format"),) for batch in ahead)
+    stream = batches(images, 5, seed=2, num_workers=2)
+    next(stream)
     assert len(multiprocessing.active_children()) == 2
     stream.close()
     assert multiprocessing.active_children() == []
     assert torch.get_rng_state().equal(before)
 
 
-def test_an_error_in_a_worker_ends_all_of_them_at_once(folder: Images, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_a_worker_ends_all_of_them_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(self: Images, indices: list[int]) -> Batch:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(type(folder), "__getitems__", fails)
+    images = load_images(folder, size=4)
+    monkeypatch.setattr(type(images), "__getitems__", fails)
     with pytest.raises(RuntimeError, match="no such luck") as caught:
-        next(batches(folder, 4, seed=0, num_workers=2))
+        next(batches(images, 4, seed=0, num_workers=2))
     assert multiprocessing.active_children() == []
     del caught  # until here its traceback holds whatever the loop held
 
 
-def test_batches_without_a_readable_image_are_stood_in_for(folder: Images):
-    for number in (3, 4, 5, 6):
-        (folder.folder / f"{number:02}.png").write_bytes(b"")
-    assert seen(list(batches(folder, 1)))[:4] == [[0], [1], [2], [8]]
-    whole = take(batches(folder, 1, seed=0), 72)
-    broken = {name for batch in whole for name, _ in batch.skipped}
-    assert broken == {"03.png", "04.png", "05.png", "06.png", "07.png"}
-    repeats = sum(seen(whole)[i] == seen(whole)[i + 1] for i in range(71))
-    assert repeats >= 10
-    for start in range(1, 40, 4):
-        assert seen(take(batches(folder, 1, seed=0, start=start), 10)) == seen(whole)[start : start + 10]
+def test_batches_without_a_readable_image_are_stood_in_for(folder: Path):
+    images = broken(folder, "a/02", "a/04", "b/05")
+    assert seen(list(batches(images, 1)))[:3] == [[0], [6], [8]]
+    whole = take(batches(images, 1, seed=0), 48)
+    assert {name for batch in whole for name, _ in batch.skipped} == {"a/02.png", "a/04.png", "b/05.png"}
+    assert sum(one == other for one, other in zip(seen(whole), seen(whole)[1:], strict=False)) >= 8
+    for start in range(1, 36, 4):
+        assert seen(take(batches(images, 1, seed=0, start=start), 10)) == seen(whole)[start : start + 10]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("seed", [None, 0])
-def test_an_epoch_without_a_readable_image_is_an_error(folder: Images, seed: int | None, num_workers: int):
-    for path in folder.folder.iterdir():
+@pytest.mark.parametrize(("num_workers", "seed"), [(0, None), (0, 0), (1, 0)])
+def test_an_epoch_without_a_readable_image_is_an_error(folder: Path, seed: int | None, num_workers: int):
+    images = load_images(folder, size=4)
+    for path in (folder / "train").rglob("*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"no image in an entire epoch of .* could be read: 24 tried, the first is"):
-        list(batches(folder, 4, seed=seed, num_workers=num_workers))
+    with pytest.raises(ValueError, match=r"no image in an entire epoch of .* could be read: 12 tried, the first is"):
+        list(batches(images, 4, seed=seed, num_workers=num_workers))
     assert multiprocessing.active_children() == []
 
 
@@ -233,12 +364,11 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_ctrl_c_ends_every_process_with_one_traceback(folder: Images, start_method: str):
-    place = folder.folder.parent
-    (place / "script.py").write_text(INTERRUPTED)
+def test_ctrl_c_ends_every_process_with_one_traceback(folder: Path, start_method: str):
+    (folder / "script.py").write_text(INTERRUPTED)
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "script.py", str(place), start_method],
-        cwd=place,
+        [sys.executable, "-W", "ignore", "script.py", str(folder), start_method],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

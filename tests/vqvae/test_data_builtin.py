@@ -100,27 +100,13 @@ def test_a_damaged_idx_file_is_refused(tmp_path: Path):
 
 
 def write_cifar(folder: Path) -> dict[str, np.ndarray]:
-    """CIFAR-10's python files as Python 2 pickled them, of three images each."""
-
-    def text(word: bytes) -> bytes:  # a Python 2 str
-        return b"U" + bytes([len(word)]) + word
-
-    def array(data: np.ndarray) -> bytes:
-        state = b"(K\3" + text(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\0tb"
-        kind = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R" + state
-        made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
-        shape = b"M" + struct.pack("<H", data.shape[0]) + b"M" + struct.pack("<H", data.shape[1]) + b"\x86"
-        return made + b"(K\1" + shape + kind + b"\x89T" + struct.pack("<i", data.nbytes) + data.tobytes() + b"tb"
-
+    """CIFAR-10's python files, of three images each."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = {}
-    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        pixels[name] = noise(3, 3072)
-        labels = b"](K\0K\1K\2e"
-        content = text(b"data") + array(pixels[name]) + text(b"labels") + labels
-        (folder / name).write_bytes(b"\x80\2}(" + content + b"u.")
-    names = b"](" + b"".join(text(b"class%d" % number) for number in range(10)) + b"e"
-    (folder / "batches.meta").write_bytes(b"\x80\2}" + text(b"label_names") + names + b"s.")
+    pixels = {name: noise(3, 3072) for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]}
+    contents = {name: {"data": each, "labels": [0, 1, 2]} for name, each in pixels.items()}
+    contents["batches.meta"] = {"label_names": [f"class{number}" for number in range(10)]}
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     return pixels
 
 

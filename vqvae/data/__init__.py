@@ -16,10 +16,10 @@
     tar_index.py, tar_members.py        where their images and labels lie
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
     table_parts.py, table_columns.py, table_rows.py     their files, columns and rows
-    decode.py     one encoded image to uint8
+    decoding.py   one encoded image to uint8
     png.py        whether a PNG is whole
     files.py      regular files, and all that are in a folder
-    batches.py    order, sharding, workers
+    batching.py   order, sharding, workers
     permutation.py  a shuffle of any number of things, without memory
 
 Stands alone: it knows nothing of models.

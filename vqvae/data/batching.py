@@ -51,12 +51,7 @@ class _Schedule:
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
-        return num_batches(
-            self.num_images,
-            self.batch_size,
-            world_size=self.world_size,
-            drop_last=self.drop_last,
-        )
+        return num_batches(self.num_images, self.batch_size, world_size=self.world_size, drop_last=self.drop_last)
 
     def indices(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
         """The images of steps `start` to `stop` (or without end)."""
@@ -257,10 +252,10 @@ def read_ahead(
         # Of more workers than cores: who asks for them may know that they wait for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
-            _Caught(dataset),
-            batch_sampler=_Lists(indices),
+            _Caught(dataset, pack),
+            batch_sampler=(chosen.tolist() for chosen in indices),
             num_workers=num_workers,
-            collate_fn=_Packed(pack),
+            collate_fn=_as_it_is,
             worker_init_fn=_hear_the_parent_alone,
             # Its own, or starting the workers would draw from the generator that training uses.
             generator=torch.Generator(),
@@ -282,36 +277,16 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Caught(Dataset):
-    """A set in a worker, which gives a ValueError instead of raising it."""
+    """A set in a worker, packed, which gives a ValueError instead of raising it."""
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, pack: Callable[[Any], Any]):
+        self.dataset, self.pack = dataset, pack
 
     def __getitems__(self, indices: list[int]) -> Any:
         try:
-            return self.dataset.__getitems__(indices)
+            return self.pack(self.dataset.__getitems__(indices))
         except ValueError as error:
             return ValueError(str(error))
-
-
-class _Packed:
-    """`pack`, for all but errors."""
-
-    def __init__(self, pack: Callable[[Any], Any]):
-        self.pack = pack
-
-    def __call__(self, batch: Any) -> Any:
-        return batch if isinstance(batch, ValueError) else self.pack(batch)
-
-
-class _Lists:
-    """Index arrays as the lists that a DataLoader hands to its workers."""
-
-    def __init__(self, indices: Iterator[np.ndarray]):
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (chosen.tolist() for chosen in self.indices)
 
 
 def _arrays(batch: Any) -> tuple[np.ndarray, np.ndarray | None, tuple[tuple[str, str], ...]]:

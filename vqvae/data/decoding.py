@@ -68,18 +68,7 @@ def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
     too large to be safe (Pillow's limit, 89 million pixels), has levels without a known range, or
     is no regular file; OSError where the file can't be read.
     """
-    return _read(source.getvalue() if isinstance(source, BytesIO) else read_bytes(source, MAX_BYTES), cover)
-
-
-def check_sums(data: bytes) -> None:
-    """Raise ValueError for what is empty, and for a PNG that its own checksums refute."""
-    if not data:
-        raise ValueError("the file is empty")
-    if data.startswith(png.SIGNATURE) and (damage := png.damage(data)):
-        raise ValueError(damage)
-
-
-def _read(data: bytes, cover: int | None) -> Image.Image:
+    data = source.getvalue() if isinstance(source, BytesIO) else read_bytes(source, MAX_BYTES)
     check_sums(data)
     with warnings.catch_warnings():
         # What Pillow warns of in a file that it can read changes nothing here; the limit does.
@@ -97,6 +86,14 @@ def _read(data: bytes, cover: int | None) -> Image.Image:
             # Decoders raise whatever a damaged file drives them to: SyntaxError, struct.error,
             # KeyError, EOFError, zlib.error, ... None of them may end a training run.
             raise ValueError(f"{error or type(error).__name__}") from error
+
+
+def check_sums(data: bytes) -> None:
+    """Raise ValueError for what is empty, and for a PNG that its own checksums refute."""
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(png.SIGNATURE) and (damage := png.damage(data)):
+        raise ValueError(damage)
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:

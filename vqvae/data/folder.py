@@ -18,8 +18,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
-from torch import Tensor
 
 from vqvae.data.decoding import SUFFIXES as SUFFIXES
 from vqvae.data.decoding import read
@@ -33,25 +31,14 @@ DEFAULT_SIZE = 64
 class ImageFiles(EncodedImages):
     """Image files under one folder, read when asked for.
 
-    names: paths from `folder`, with "/" between the parts. labels: int64, "n", or None. To `digest` a file is its
-    name, its size and its time of change.
-    Raises ValueError where `names` is empty or none of the files can be read.
+    names: paths from `folder`, with "/" between the parts. To `digest` a file is its name, its size and its time of
+    change. Raises ValueError where none of the files can be read.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        names: list[str],
-        shape: tuple[int, int, int],
-        labels: Int64[Tensor, " n"] | None = None,
-        class_names: tuple[str, ...] | None = None,
-        *,
-        name: str = "files",
+        self, folder: Path, names: list[str], shape: tuple[int, int, int], classes: Classes, given: Given, *, name: str
     ):
-        num_classes = None if class_names is None else len(class_names)
-        super().__init__(shape, labels, num_classes, class_names, name)
-        if not names:
-            raise ValueError(f"got no image files in {name}; expected at least one")
+        super().__init__(name, shape, classes, given)
         self.folder = folder
         # One block of bytes: a list of a million strings is copied page by page into every worker
         # process, as counting references writes to each of them.
@@ -82,11 +69,7 @@ class ImageFiles(EncodedImages):
 
 
 def image_folder(
-    folder: str | Path,
-    split: str = "train",
-    *,
-    size: Size = DEFAULT_SIZE,
-    channels: int | None = None,
+    folder: str | Path, split: str = "train", *, size: Size = DEFAULT_SIZE, channels: int | None = None
 ) -> ImageFiles:
     """The images under `folder`, at any depth, scaled and cropped to `size` by `size`.
 
@@ -125,16 +108,7 @@ def images_of(found: Layout, split: str, *, size: Size, channels: int | None) ->
         first = parts["train"]
         channels = _first_channels(first.folder / name for name in first.names)
     classes = Classes.of(Given.joined([_given(each.names) for each in parts.values()]))
-    images = ImageFiles(
-        part.folder,
-        chosen,
-        (channels, side, side),
-        classes.labels(_given(chosen)),
-        classes.class_names,
-        name=str(found.folder),
-    )
-    images.label_note = classes.note
-    return images
+    return ImageFiles(part.folder, chosen, (channels, side, side), classes, _given(chosen), name=str(found.folder))
 
 
 def _given(names: list[str]) -> Given:

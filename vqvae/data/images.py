@@ -10,7 +10,7 @@ is kept for good must not lack images for the second reason: `Images.read` raise
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae.data.batch import Batch, Item, places
-from vqvae.data.decoding import decode
-from vqvae.data.labels import MAX_LABEL
+from vqvae.data.decoding import decode, read
+from vqvae.data.labels import MAX_LABEL, Classes, Given
 
 SPLITS = ("train", "test")
 
@@ -32,6 +32,8 @@ SPLITS = ("train", "test")
 Size = int | Sequence[int]
 # Pixels; a slip of the keyboard would fill the memory.
 MAX_SIDE = 1 << 14
+# Images that are tried for the first that can be read, which sets the default size and channels.
+FIRST = 64
 
 
 class Images(Dataset[Any], ABC):
@@ -167,17 +169,10 @@ class EncodedImages(Images):
     others (`_stamps`).
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        labels: Int64[Tensor, " n"] | None,
-        num_classes: int | None,
-        class_names: tuple[str, ...] | None,
-        name: str,
-    ):
-        check_shape(shape)
-        self.shape, self.labels, self.name = shape, labels, name
-        self.num_classes, self.class_names = num_classes, class_names
+    def __init__(self, name: str, shape: tuple[int, int, int], classes: Classes, given: Given):
+        """given: the labels of these images alone, which are used if those of the whole source, `classes`, are."""
+        self.name, self.shape, self.labels = name, shape, classes.labels(given)
+        self.num_classes, self.class_names, self.label_note = classes.num_classes, classes.class_names, classes.note
 
     @abstractmethod
     def _encoded(self, index: int) -> Path | BytesIO:
@@ -228,16 +223,6 @@ class EncodedImages(Images):
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 
-def check_shape(shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless `shape` is 1 or 3 channels by a size of at least one pixel."""
-    channels, *size = shape
-    if channels not in (1, 3):
-        raise ValueError(f"got channels={channels}; expected 1 (grey) or 3 (RGB)")
-    for length in size:
-        if length < 1:
-            raise ValueError(f"got size={length}; expected at least 1 pixel")
-
-
 def wanted(size: Size | None, channels: int | None) -> tuple[int | None, int | None]:
     """Side and channels that a caller asks for, as ints. None stands for what is still to be found out, and passes.
 
@@ -253,11 +238,34 @@ def wanted(size: Size | None, channels: int | None) -> tuple[int | None, int | N
     if channels is not None and (number is None or number.ndim):
         raise ValueError(f"got channels={channels!r}; expected 1 (grey) or 3 (RGB)")
     side, num = None if sides is None else int(sides), None if number is None else int(number)
-    each = 1 if side is None else side
-    check_shape((1 if num is None else num, each, each))
-    if each > MAX_SIDE:
-        raise ValueError(f"got size={each}; expected at most {MAX_SIDE:,} pixels")
+    if num not in (None, 1, 3):
+        raise ValueError(f"got channels={num}; expected 1 (grey) or 3 (RGB)")
+    if side is not None and side < 1:
+        raise ValueError(f"got size={side}; expected at least 1 pixel")
+    if side is not None and side > MAX_SIDE:
+        raise ValueError(f"got size={side}; expected at most {MAX_SIDE:,} pixels")
     return side, num
+
+
+def shape_of(
+    side: int | None, channels: int | None, encoded: Iterable[Callable[[], Path | BytesIO]], name: str
+) -> tuple[int, int, int]:
+    """(c, h, w) as asked for; what is not (None) is that of the first encoded image that can be read.
+
+    encoded: each gives an image, or raises as `EncodedImages._encoded` does. Raises ValueError where none can be read.
+    """
+    if side is not None and channels is not None:
+        return channels, side, side
+    reason = "there is none"
+    for each in encoded:
+        try:
+            found = read(each())
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            continue
+        height, width = (found.height, found.width) if side is None else (side, side)
+        return channels or (1 if found.mode == "L" else 3), height, width
+    raise ValueError(f"{name} has no readable image among its first {FIRST} ({reason})")
 
 
 def _whole(value: Any) -> np.ndarray | None:

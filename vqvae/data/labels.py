@@ -6,7 +6,7 @@ the two kinds, and none is a number too large to count classes by.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Given:
     unusable: str = ""
 
     def at(self, chosen: np.ndarray) -> "Given":
-        return Given(codes=self.codes[chosen], names=self.names, unusable=self.unusable)
+        return replace(self, codes=self.codes[chosen])
 
     @classmethod
     def of(cls, labels: Iterable[int | str | None], unusable: str = "") -> "Given":

@@ -77,10 +77,9 @@ def load_images(
         check_regular(path)
     except FileNotFoundError as error:
         raise ValueError(f"{shown(source)} is no known source and does not exist; expected {SOURCES}") from error
-    except OSError as error:
-        raise ValueError(f"{shown(source)} can't be read: {error.strerror}; expected {SOURCES}") from error
-    except ValueError as error:
-        raise ValueError(f"{shown(source)} can't be read: {error}; expected {SOURCES}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"{shown(source)} can't be read: {reason}; expected {SOURCES}") from error
     if path.suffix.lower() != ".parquet":
         raise ValueError(f"{source} is a file, but not a .parquet one or a .tar one; expected {SOURCES}")
     return _table().parquet(path, split, size=side, channels=channels)

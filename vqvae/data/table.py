@@ -24,20 +24,18 @@ memory-mapped, by `load_images("hf:FOLDER")`.
 Needs the extra `parquet`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.dataset
-from jaxtyping import Int64
-from torch import Tensor
 
-from vqvae.data.decoding import read
 from vqvae.data.files import check_regular
 from vqvae.data.folder import held_out
-from vqvae.data.images import EncodedImages, Size, check_split, wanted
+from vqvae.data.images import FIRST, EncodedImages, Size, check_split, shape_of, wanted
 from vqvae.data.labels import NONE, Classes, Given
 from vqvae.data.splits import Layout, layout, named_parts
 from vqvae.data.table_columns import given_labels, holds_bytes, image_column, label_column, with_names
@@ -47,19 +45,15 @@ from vqvae.data.table_rows import RowFiles, RowGroups
 # Encoded images above this many bytes are not held in memory.
 HELD_BYTES = 1 << 30
 
-# How many rows are tried for the first image, which sets the default size and channels.
-_FIRST_ROWS = 64
-
 
 class ImageTable(EncodedImages):
     """A column of encoded images, decoded when asked for.
 
     column: structs with a binary field `bytes` (and, where that is null, the `path` of a file),
-    or binary. rows: which of its rows make up the set, in which order. labels: int64, one for
-    each of `rows`. files: where those that rows name may lie; without it none is read. To `digest`
-    a row is its encoded bytes, or the path, size and time of change of the file that it names; of a
-    column above 1 GiB only how many bytes they are, and of row groups that are read when asked for
-    the parquet file's name, size and time of change. Raises ValueError where there are no rows or
+    or binary. rows: which of its rows make up the set, in which order. files: where those that rows
+    name may lie. To `digest` a row is its encoded bytes, or the path, size and time of change of the
+    file that it names; of a column above 1 GiB only how many bytes they are, and of row groups that
+    are read when asked for the parquet file's name, size and time of change. Raises ValueError where
     no image can be read.
     """
 
@@ -68,16 +62,13 @@ class ImageTable(EncodedImages):
         column: pyarrow.ChunkedArray | RowGroups,
         rows: np.ndarray,
         shape: tuple[int, int, int],
-        labels: Int64[Tensor, " n"] | None = None,
-        num_classes: int | None = None,
-        class_names: tuple[str, ...] | None = None,
+        classes: Classes,
+        given: Given,
         *,
-        name: str = "table",
-        files: RowFiles | None = None,
+        name: str,
+        files: RowFiles,
     ):
-        super().__init__(shape, labels, num_classes, class_names, name)
-        if len(rows) == 0:
-            raise ValueError(f"got no rows in {name}; expected at least one image")
+        super().__init__(name, shape, classes, given)
         self.column, self.rows, self.files = column, rows, files
         self.check_readable()
 
@@ -128,11 +119,11 @@ class ImageTable(EncodedImages):
         return b"%d" % status.st_size + (b" %d" % status.st_mtime_ns if times else b"")
 
 
-def _source(value: pyarrow.Scalar, row: int, files: RowFiles | None) -> Path | BytesIO:
+def _source(value: pyarrow.Scalar, row: int, files: RowFiles) -> Path | BytesIO:
     found = value.as_py()
     if isinstance(found, dict):
         name, found = found.get("path"), found["bytes"]
-        if found is None and name and files is not None:
+        if found is None and name:
             return files.path(row, name)
     if found is None:
         raise ValueError("the row holds no image")
@@ -140,11 +131,7 @@ def _source(value: pyarrow.Scalar, row: int, files: RowFiles | None) -> Path | B
 
 
 def parquet(
-    source: str | Path,
-    split: str = "train",
-    *,
-    size: Size | None = None,
-    channels: int | None = None,
+    source: str | Path, split: str = "train", *, size: Size | None = None, channels: int | None = None
 ) -> ImageTable:
     """The images of a .parquet file, or of a folder of them.
 
@@ -167,7 +154,6 @@ def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | N
 
     Images beside the parquet files are theirs, if rows name files.
     """
-    check_split(split)
     name = str(found.folder)
     parts = found.parts("parquet files", split, beside=("images",))
     tables = {part: of_files(each.paths, name) for part, each in parts.items()}
@@ -177,11 +163,7 @@ def tables_of(found: Layout, split: str, *, size: Size | None, channels: int | N
 
 
 def hugging_face(
-    name: str,
-    split: str = "train",
-    *,
-    size: Size | None = None,
-    channels: int | None = None,
+    name: str, split: str = "train", *, size: Size | None = None, channels: int | None = None
 ) -> ImageTable:
     """The images of a data set on the Hugging Face hub, "owner/name", or in a local folder.
 
@@ -219,24 +201,14 @@ def hugging_face(
     return _images(tables, split, size, channels, name)
 
 
-def _images(
-    parts: dict[str, Table],
-    split: str,
-    size: Size | None,
-    channels: int | None,
-    name: str,
-) -> ImageTable:
+def _images(parts: dict[str, Table], split: str, size: Size | None, channels: int | None, name: str) -> ImageTable:
     check_split(split)
     side, channels = wanted(size, channels)
     image = image_column(parts["train"].sources[0].schema, name)
     for source in (each for table in parts.values() for each in table.sources):
         if source.schema.names.count(image) != 1 or not holds_bytes(source.schema.field(image).type):
             raise ValueError(f"{name} has a column {image} of encoded images in some files and not in all of them")
-    if side is None or channels is None:
-        first_size, first_channels = _first(parts["train"], image, name)
-        shape = (channels or first_channels, *(first_size if side is None else (side, side)))
-    else:
-        shape = (channels, side, side)
+    shape = shape_of(side, channels, _first(parts["train"], image, name), name)
     part = parts.get(split, parts["train"])
     with reading(name):
         column = _column(part, image)
@@ -250,18 +222,8 @@ def _images(
         raise ValueError(f"{name} has {len(column)} row(s), none of them for split={split!r}")
     with reading(name):
         given, classes = _labels(parts, image)
-    images = ImageTable(
-        column,
-        rows,
-        shape,
-        classes.labels(given[id(part)].at(rows)),
-        classes.num_classes,
-        classes.class_names,
-        name=name,
-        files=part.files,
-    )
-    images.label_note = classes.note
-    return images
+    here = given[id(part)].at(rows)
+    return ImageTable(column, rows, shape, classes, here, name=name, files=part.files)
 
 
 def _column(part: Table, image: str) -> pyarrow.ChunkedArray | RowGroups:
@@ -291,7 +253,7 @@ def _num_bytes(part: Table, image: str) -> int:
 
 def _first_rows(part: Table, image: str, name: str) -> pyarrow.ChunkedArray:
     with reading(name):
-        return part.data.head(_FIRST_ROWS, columns=[image], batch_readahead=0, fragment_readahead=0).column(0)
+        return part.data.head(FIRST, columns=[image], batch_readahead=0, fragment_readahead=0).column(0)
 
 
 def _name_files(part: Table, name: str) -> bool:
@@ -301,17 +263,11 @@ def _name_files(part: Table, name: str) -> bool:
     return any(isinstance(each, dict) and each["bytes"] is None and each.get("path") for each in found)
 
 
-def _first(part: Table, image: str, name: str) -> tuple[tuple[int, int], int]:
-    """Size (height, width) and channels of the first image that can be read."""
-    reason, files = "no rows", part.files
+def _first(part: Table, image: str, name: str) -> Iterator[Callable[[], Path | BytesIO]]:
+    """The first images, each when it is asked for."""
+    files = part.files
     for row, value in enumerate(_first_rows(part, image, name)):
-        try:
-            found = read(_source(value, row, files))
-        except (OSError, ValueError) as error:
-            reason = str(error)
-            continue
-        return (found.height, found.width), 1 if found.mode == "L" else 3
-    raise ValueError(f"{name} has no readable image in its first {_FIRST_ROWS} rows ({reason})")
+        yield partial(_source, value, row, files)
 
 
 def _labels(parts: dict[str, Table], image: str) -> tuple[dict[int, Given], Classes]:

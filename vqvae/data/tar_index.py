@@ -6,7 +6,7 @@ What the members are to each other is said in `vqvae.data.tars`.
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -53,16 +53,14 @@ class ArchiveIndex:
 
     def at(self, chosen: np.ndarray) -> "ArchiveIndex":
         names = [self.name(index) for index in chosen.tolist()]
-        return ArchiveIndex(
+        return replace(
+            self,
             archives=self.archives[chosen],
             offsets=self.offsets[chosen],
             sizes=self.sizes[chosen],
             labels=self.labels.at(chosen),
             names=b"".join(names),
             ends=_ends(names),
-            alone=self.alone,
-            beside=self.beside,
-            stray=self.stray,
         )
 
     @staticmethod

@@ -28,18 +28,17 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
-from torch import Tensor
 from tqdm import tqdm
 
-from vqvae.data.decoding import MAX_BYTES, SUFFIXES, read
+from vqvae.data.decoding import MAX_BYTES, SUFFIXES
 from vqvae.data.files import check_regular, shown
 from vqvae.data.folder import held_out
-from vqvae.data.images import EncodedImages, Size, check_split, wanted
+from vqvae.data.images import FIRST, EncodedImages, Size, check_split, shape_of, wanted
 from vqvae.data.labels import Classes
 from vqvae.data.splits import Layout, Part, layout
 from vqvae.data.tar_index import ArchiveIndex, check_alike, index_of
@@ -48,8 +47,6 @@ from vqvae.data.tar_members import read_bytes
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # Names that a pattern may stand for, and digits of a number in it.
 _MAX_NAMES, _MAX_DIGITS = 100_000, 18
-# Images that are tried for the first that can be read, which sets the default size and channels.
-_FIRST_IMAGES = 64
 
 
 class ImageArchives(EncodedImages):
@@ -60,17 +57,9 @@ class ImageArchives(EncodedImages):
     """
 
     def __init__(
-        self,
-        archives: list[Path],
-        index: ArchiveIndex,
-        shape: tuple[int, int, int],
-        labels: Int64[Tensor, " n"] | None = None,
-        num_classes: int | None = None,
-        class_names: tuple[str, ...] | None = None,
-        *,
-        name: str = "archives",
+        self, archives: list[Path], index: ArchiveIndex, shape: tuple[int, int, int], classes: Classes, *, name: str
     ):
-        super().__init__(shape, labels, num_classes, class_names, name)
+        super().__init__(name, shape, classes, index.labels)
         self.archives, self._index = archives, index
         # By names alone, unless archives in several folders may have the same.
         folder = os.path.commonpath([path.parent for path in archives])
@@ -127,7 +116,6 @@ def image_archives(
 
 def archives_of(found: Layout, split: str, *, size: Size | None, channels: int | None) -> ImageArchives:
     """`image_archives` for a folder of which it is known what it holds."""
-    check_split(split)
     return _archives(found.parts("archives", split), str(found.folder), split, size, channels)
 
 
@@ -147,12 +135,14 @@ def _archives(
             )
     every = ArchiveIndex.joined([*parts.values()])
     check_alike(every, source)
-    if side is None or channels is None:
-        first_size, first_channels = _first(paths["train"], parts["train"], source)
-        shape = (channels or first_channels, *(first_size if side is None else (side, side)))
-    else:
-        shape = (channels, side, side)
+    first = (
+        partial(_image, paths["train"], parts["train"], at) for at in range(min(len(parts["train"].offsets), FIRST))
+    )
+    shape = shape_of(side, channels, first, source)
     classes = Classes.of(every.labels)
+    if classes == Classes() and every.stray:
+        stray = f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}"
+        classes = Classes(note=f"{stray}, so none are used")
     where = split if split in files else "train"
     chosen = parts[where]
     if "test" not in files:
@@ -160,21 +150,7 @@ def _archives(
         chosen = chosen.at(np.flatnonzero(held == (split == "test")))
     if not len(chosen.offsets):
         raise ValueError(f"{source} has {len(every.offsets)} image(s), none of them for split={split!r}")
-    images = ImageArchives(
-        paths[where],
-        chosen,
-        shape,
-        classes.labels(chosen.labels),
-        classes.num_classes,
-        classes.class_names,
-        name=source,
-    )
-    images.label_note = classes.note
-    if classes.num_classes is None and not classes.note and every.stray:
-        images.label_note = (
-            f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}, so none are used"
-        )
-    return images
+    return ImageArchives(paths[where], chosen, shape, classes, name=source)
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -232,16 +208,3 @@ def _image(archives: list[Path], index: ArchiveIndex, at: int) -> BytesIO:
     if len(data) < length:
         raise OSError(errno.ESTALE, "the archive has become shorter")
     return BytesIO(data)
-
-
-def _first(archives: list[Path], index: ArchiveIndex, name: str) -> tuple[tuple[int, int], int]:
-    """Size (height, width) and channels of the first image that can be read."""
-    reason = ""
-    for at in range(min(len(index.offsets), _FIRST_IMAGES)):
-        try:
-            found = read(_image(archives, index, at))
-        except (OSError, ValueError) as error:
-            reason = str(error)
-            continue
-        return (found.height, found.width), 1 if found.mode == "L" else 3
-    raise ValueError(f"{name} has no readable image among its first {_FIRST_IMAGES} ({reason})")
