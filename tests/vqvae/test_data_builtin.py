@@ -18,9 +18,6 @@ from PIL import Image
 from vqvae.data import ImageTensors, load_images
 from vqvae.data.folder import image_folder
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
 # SHA-256 of the first images and labels in the published files.
 PUBLISHED = {
     "train": (
@@ -45,14 +42,6 @@ def test_embedded_images_are_the_first_of_fashion_mnist(split: str):
     assert images.class_names[images.labels[0]] == "Ankle boot"
     assert hashlib.sha256(images.images.numpy().tobytes()).hexdigest() == images_hash
     assert hashlib.sha256(images.labels.byte().numpy().tobytes()).hexdigest() == labels_hash
-
-
-@pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
-def test_embedded_images_equal_the_original_files():
-    mini, whole = load_images("fashion-mini", "test"), load_images("fashion-mnist", "test", root=DEBIAN)
-    assert len(whole) == 10_000
-    assert mini.images.equal(whole[:2_000].images)
-    assert mini.labels.equal(whole[:2_000].labels)
 
 
 def test_embedded_files_are_small_and_licensed():
@@ -145,9 +134,7 @@ def test_pickles_that_are_not_the_published_ones_stay_shut(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("source", "module"), [("fashion-mnist", "mnist"), ("cifar10", "cifar")])
-def test_without_a_network_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, module: str
-):
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, module: str):
     monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_network)
     with pytest.raises(ValueError, match=r"could not be downloaded .*no network.*pass as root a folder") as caught:
         load_images(source, root=tmp_path / "new")
@@ -160,8 +147,11 @@ def test_without_a_network_the_error_says_what_to_do(
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
-        ([], {"source": "fashion-mimi"}, '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME"'),
-        ([], {"source": "missing"}, "does not exist"),
+        (
+            [],
+            {"source": "missing"},
+            'does not exist; expected "fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME"',
+        ),
         ([], {"source": "fashion-mini", "split": "valid"}, "got split='valid'; expected one of 'train', 'test'"),
         ([], {"source": "fashion-mini", "root": "data"}, 'only for "fashion-mnist" and "cifar10"'),
         (["notes.txt"], {}, "holds no images; expected files that end in"),
@@ -169,7 +159,7 @@ def test_without_a_network_the_error_says_what_to_do(
         ([f"{i}.png" for i in range(20)], {}, r"none of the \d+ images of .* can be read \(\d+.png: not an image"),
         (["0.png"], {"split": "test"}, "no image for split='test'"),
     ],
-    ids=range(8),
+    ids=range(7),
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], arguments: dict, message: str
@@ -199,15 +189,12 @@ def test_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: None):
         ({"size": (64, 48)}, r"got size=\(64, 48\); expected square images"),
         ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side of the images in pixels, a whole number"),
         ({"size": ""}, "got size=''; expected the side"),
-        ({"size": 64.0}, r"got size=64\.0; expected the side"),
         ({"size": True}, "got size=True; expected the side"),
-        ({"size": {}}, r"got size=\{\}; expected the side"),
         ({"size": -3}, "got size=-3; expected at least 1 pixel"),
         ({"size": (0, 0)}, "got size=0; expected at least 1 pixel"),
         ({"size": 10**9}, "got size=1000000000; expected at most 16,384 pixels"),
         ({"size": 10**30}, "expected the side"),
         ({"channels": "3"}, r"got channels='3'; expected 1 \(grey\) or 3"),
-        ({"channels": (3,)}, r"got channels=\(3,\); expected 1"),
         ({"channels": 2}, "got channels=2; expected 1"),
     ],
 )

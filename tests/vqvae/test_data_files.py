@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from image_files import chw, encoded, noise, save, write_parquet, write_tar
 
 from vqvae.cli.reading import image_files, read_exactly
@@ -130,19 +128,6 @@ def test_a_folder_that_is_there_twice_is_read_once_by_its_own_name(tmp_path: Pat
     assert sorted(names_of(tmp_path, follow=False)) == ["zoo/0.png", "zoo/in/1.png"]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.sets(st.lists(st.sampled_from(["a", "b", ".c", "d.png", "ä"]), min_size=1, max_size=4).map(tuple)))
-def test_names_are_all_that_is_there_and_not_hidden(
-    tmp_path_factory: pytest.TempPathFactory, paths: set[tuple[str, ...]]
-):
-    folder = tmp_path_factory.mktemp("names")
-    files = {"/".join((*path, "f")) for path in paths}
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    assert sorted(names_of(folder)) == sorted(name for name in files if ".c" not in name.split("/"))
-
-
 # What tells files from others
 
 
@@ -165,9 +150,7 @@ def digests(images: Images) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "row groups"])
-def test_a_digest_without_times_tells_a_copy_from_other_images(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_digest_tells_a_copy_from_other_images(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
     if kind == "row groups":
         monkeypatch.setattr(pytest.importorskip("vqvae.data.table"), "HELD_BYTES", 0)
     source = make(kind, tmp_path / "one", range(30))
@@ -178,11 +161,10 @@ def test_a_digest_without_times_tells_a_copy_from_other_images(
     for path in (tmp_path / "two").iterdir():
         os.utime(path, ns=(1, 10**18))
     copied = load_images(tmp_path / "two" / source.relative_to(tmp_path / "one"))
-    timed, bare = digests(copied)
-    assert timed != whole[0]
-    assert bare == whole[1]
+    assert digests(copied)[0] != whole[0]
+    assert digests(copied)[1] == whole[1]
     some = range(3, len(copied), 2)
-    assert copied.digest(some, times=False) == load_images(source).digest(some, times=False) != bare
+    assert copied.digest(some, times=False) == load_images(source).digest(some, times=False) != whole[1]
     # One image fewer is told without the times too.
     assert digests(load_images(make(kind, tmp_path / "three", range(29))))[1] != whole[1]
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from image_files import chw, encoded, noise, save
 from PIL import Image
 
@@ -39,28 +37,13 @@ def test_a_damaged_png_is_named_and_skipped(tmp_path: Path):
         read_exactly(tmp_path / "train" / "bad.png")
 
 
-def test_every_bit_of_a_png_counts():
-    good = encoded(np.arange(6, dtype=np.uint8).reshape(2, 3), compress_level=0)
+@pytest.mark.parametrize("options", [{"compress_level": 0}, {}, {"exif": b"Exif\0\0x"}])
+def test_every_bit_of_a_png_counts(options: dict):
+    good = encoded(np.arange(6, dtype=np.uint8).reshape(2, 3), **options)
     for at in range(8, len(good)):
         for bit in range(8):
             with pytest.raises(ValueError, match=r"."):
                 pixels_of(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_damage_never_reads_as_another_picture(data: st.DataObject):
-    """Several bytes of a PNG, also of one with more chunks: read as it was, or refused."""
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    options = data.draw(st.sampled_from([{"compress_level": 0}, {}, {"exif": b"Exif\0\0x"}]))
-    damaged = bytearray(encoded(pixels, **options))
-    for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        found = pixels_of(bytes(damaged))
-    except ValueError:
-        return
-    assert np.array_equal(found, pixels)
 
 
 def test_an_animation_is_checked_in_all_its_frames(tmp_path: Path):

@@ -89,13 +89,12 @@ def test_a_tenth_of_an_archive_a_folder_or_a_pattern_is_held_out(tmp_path: Path)
     ("pattern", "message"),
     [
         ("x-{0..999999999}{0..999999999}.tar", "stands for 1,000,000,000,000,000,000 archives; expected at most"),
-        ("x-{0..100000}.tar", "stands for 100,001 archives; expected at most 100,000"),
         ("x-{5..3}.tar", r"got \{5\.\.3\} in the name of archives; expected the lower number first, of at most 18"),
         ("x-{0.." + "9" * 5000 + "}.tar", r"got \{0\.\.9+\.\.\.\} in the name of archives; expected"),
         ("x-{a..c}.tar", r"x-\{a\.\.c\}\.tar does not exist"),
         ("x-{0..99999}.tar", r"x-0\.tar does not exist; expected a \.tar file"),
     ],
-    ids=range(6),
+    ids=range(5),
 )
 def test_a_pattern_stands_for_a_bounded_number_of_archives(tmp_path: Path, pattern: str, message: str):
     with pytest.raises(ValueError, match=message) as caught:
@@ -131,7 +130,8 @@ def test_links_are_followed_and_what_is_no_image_is_named(tmp_path: Path, monkey
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "deep/0001.png"
             archive.addfile(member)
-    batch = load_images(tmp_path)[:]
+    images = load_images(tmp_path)
+    batch = images[:]
     assert batch.images.equal(torch.stack([chw(PIXELS[i]) for i in (0, 1, 1)]))
     (cut, _), *others = batch.skipped
     assert cut == "train.tar/c.png"
@@ -139,13 +139,8 @@ def test_links_are_followed_and_what_is_no_image_is_named(tmp_path: Path, monkey
         ("train.tar/d.bmp", "the member has 5,001 bytes; expected at most 5,000"),
         ("train.tar/soft.png", "the member is a link or a sparse file"),
     ]
-
-
-def test_an_archive_that_shrank_since_is_named(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", members(range(12)))
-    images = load_images(path)
     path.write_bytes(path.read_bytes()[:600])
-    (_, reason), *_ = images.__getitems__([len(images) - 1]).skipped
+    (_, reason), *_ = images.__getitems__([1]).skipped
     assert reason == "the archive has become shorter"
 
 
@@ -318,13 +313,12 @@ def test_images_of_which_none_is_meant_are_an_error(tmp_path: Path, names: str):
 
 
 def test_what_belongs_to_an_image_in_one_sample_is_none_in_another(tmp_path: Path):
-    message = r"the image 0\.depth\.png belongs to another of its sample, 1\.depth\.png is alone in its own; expected"
-    with pytest.raises(ValueError, match=message):
-        load_images(named(tmp_path, "0.png", "0.depth.png", "1.depth.png"))
+    path = named(tmp_path, "0.png", "0.depth.png", "1.depth.png")
     write_tar(tmp_path / "set" / "train.tar", [("0.png", IMAGE), ("0.depth.png", IMAGE)])
     write_tar(tmp_path / "set" / "test.tar", [("1.depth.png", IMAGE)])
-    with pytest.raises(ValueError, match=message):
-        load_images(tmp_path / "set")
+    for source in (path, tmp_path / "set"):
+        with pytest.raises(ValueError, match=r"0\.depth\.png belongs to another .*, 1\.depth\.png is alone in its own"):
+            load_images(source)
 
 
 def test_members_of_one_name_are_an_error_with_their_count(tmp_path: Path):
@@ -336,15 +330,13 @@ def test_members_of_one_name_are_an_error_with_their_count(tmp_path: Path):
             load_images(named(tmp_path, *names))
 
 
-PARTS = st.lists(
-    st.sampled_from(["a", "b", "rgb", "depth", "0", "7", "12", "frame3", "frame4"]), min_size=1, max_size=3
-)
+WORDS = st.sampled_from(["a", "b", "rgb", "depth", "0", "7", "12", "frame3", "frame4"])
+NAMES = st.tuples(st.lists(WORDS, min_size=1, max_size=3).map(".".join), st.sampled_from(["png", "jpg"])).map(".".join)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sets(st.tuples(PARTS.map(tuple), st.sampled_from(["png", "jpg"])), min_size=1, max_size=6))
-def test_an_image_is_taken_or_belongs_to_another_or_the_archive_is_refused(tmp_path: Path, images: set):
-    names = {".".join((*parts, ending)) for parts, ending in images}
+@given(st.sets(NAMES, min_size=1, max_size=6))
+def test_an_image_is_taken_or_belongs_to_another_or_the_archive_is_refused(tmp_path: Path, names: set[str]):
     path = named(tmp_path, *sorted(names), "other.png")
     try:
         taken = set(found_in(path)) - {"other.png"}
