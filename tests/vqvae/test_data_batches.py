@@ -345,7 +345,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_every_process_with_one_traceback(folder: Path, start_method: str):
     (folder / "script.py").write_text(INTERRUPTED)

@@ -18,18 +18,10 @@ from PIL import Image
 from vqvae.data import ImageTensors, load_images
 from vqvae.data.folder import image_folder
 
-# SHA-256 of the first images and labels in the published files.
+# Beginnings of the SHA-256 of the first images and labels in the published files.
 PUBLISHED = {
-    "train": (
-        20_000,
-        "58e4771950337033c6f5665c995cab5743ed89bf7399fd5c583cf4de053257d1",
-        "9096aaf5e84faa7a18c04a6f597e5adc34d95d60b46296a4a1bb09c2e49d9d15",
-    ),
-    "test": (
-        2_000,
-        "09bbac78738f0229a68f7ca74e62665d7fb34f45ea7a3509ab5c4a202c1370de",
-        "a86243d2b2400909bc0a82f5fd5c9df83bf827852a1543e3dc70af890035a9d4",
-    ),
+    "train": (20_000, "58e4771950337033c6f5665c995cab57", "9096aaf5e84faa7a18c04a6f597e5adc"),
+    "test": (2_000, "09bbac78738f0229a68f7ca74e62665d", "a86243d2b2400909bc0a82f5fd5c9df8"),
 }
 
 
@@ -40,8 +32,8 @@ def test_embedded_images_are_the_first_of_fashion_mnist(split: str):
     assert isinstance(images, ImageTensors)
     assert (len(images), images.shape, images.num_classes) == (num, (1, 28, 28), 10)
     assert images.class_names[images.labels[0]] == "Ankle boot"
-    assert hashlib.sha256(images.images.numpy().tobytes()).hexdigest() == images_hash
-    assert hashlib.sha256(images.labels.byte().numpy().tobytes()).hexdigest() == labels_hash
+    assert hashlib.sha256(images.images.numpy()).hexdigest().startswith(images_hash)
+    assert hashlib.sha256(images.labels.byte().numpy()).hexdigest().startswith(labels_hash)
 
 
 def test_embedded_files_are_small_and_licensed():

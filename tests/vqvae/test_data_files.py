@@ -16,9 +16,6 @@ from vqvae.data import Images, load_images
 from vqvae.data.decoding import read
 from vqvae.data.files import names_of
 
-posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-
-
 # What is no regular file
 
 REASONS = {
@@ -30,7 +27,6 @@ REASONS = {
 }
 
 
-@posix
 def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pixels, folder = noise(4, 4), tmp_path / "train"
     save(folder / "good.png", pixels)
@@ -51,7 +47,6 @@ def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path: Path, monkeyp
                     reader(folder / name)
 
 
-@posix
 @pytest.mark.parametrize("ending", ["tar", "parquet", "png", ""])
 def test_a_source_that_is_a_pipe_is_refused(tmp_path: Path, ending: str):
     path = tmp_path / f"x.{ending}"

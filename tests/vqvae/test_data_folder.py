@@ -31,11 +31,6 @@ def test_folder_keeps_the_levels_of_images_of_the_right_size(tmp_path: Path):
     assert found == {chw(each).numpy().tobytes(): int("bee" in name) for name, each in pixels.items()}
 
 
-def grey16(mode: str) -> Image.Image:
-    levels = np.array([[0, 257, 65535], [128, 129, 32896], [1000, 50000, 65407]], np.uint16)
-    return Image.fromarray(levels if mode == "I;16" else levels.astype(np.int32))
-
-
 def transparent(mode: str) -> Image.Image:
     image = Image.new("RGBA", (3, 3), (*RED, 0))
     image.putpixel((1, 1), (*RED, 255))
@@ -52,6 +47,7 @@ def palette(transparency: bytes | int | None) -> Image.Image:
     return image
 
 
+LEVELS_16 = np.array([[0, 257, 65535], [128, 129, 32896], [1000, 50000, 65407]], np.uint16)
 ROUNDED_16 = [[0, 1, 255], [0, 1, 128], [4, 195, 255]]
 RED_WITH_BLUE = [[RED] * 3, [RED, (0, 0, 255), RED], [RED] * 3]
 ON_WHITE = [[WHITE] * 3, [WHITE, RED, (255, 127, 127)], [WHITE] * 3]
@@ -63,8 +59,8 @@ GREY_ON_WHITE = [[255] * 3, [255, 76, 165], [255] * 3]
     [
         (".png", Image.fromarray(np.diag([1, 2, 3]).astype(np.uint8)), np.diag([1, 2, 3])),
         (".png", Image.fromarray(np.eye(3, dtype=bool)), 255 * np.eye(3)),
-        (".png", grey16("I;16"), ROUNDED_16),
-        (".tif", grey16("I"), ROUNDED_16),
+        (".png", Image.fromarray(LEVELS_16), ROUNDED_16),
+        (".tif", Image.fromarray(LEVELS_16.astype(np.int32)), ROUNDED_16),
         (".png", transparent("RGBA"), ON_WHITE),
         (".webp", transparent("RGBA"), ON_WHITE),
         (".png", transparent("LA"), GREY_ON_WHITE),
@@ -138,12 +134,6 @@ def test_a_large_jpeg_is_read_reduced_and_looks_the_same(tmp_path: Path):
     expected = smooth.resize((32, 32), Image.Resampling.BICUBIC, box=(100, 0, 700, 600))
     image = load_images(tmp_path, size=32)[0][0]
     assert (image.int() - chw(np.asarray(expected)).int()).abs().float().mean() < 1.5
-
-
-def test_the_first_frame_of_an_animation(tmp_path: Path):
-    frames = [Image.fromarray(np.full((4, 4), level, np.uint8)) for level in (10, 200)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (load_images(tmp_path, size=4, channels=1)[0][0] == 10).all()
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"

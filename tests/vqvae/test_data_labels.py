@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import both, encoded, noise, save, write_parquet
+from image_files import both, encoded, noise, save, write_parquet, write_tar
 
 from vqvae.data import ImageTensors, load_images
 from vqvae.data.labels import MAX_LABEL, UNUSABLE, Classes, Given
@@ -17,9 +17,8 @@ pyarrow = pytest.importorskip("pyarrow")
 IMAGE = encoded(noise(4, 4))
 
 
-def labelled(path: Path, labels: object, name: str = "label", note: object = None) -> Path:
-    columns = {"image": [IMAGE] * len(labels), name: labels}
-    return write_parquet(path, note=None if note is None else json.dumps(note), **columns)
+def labelled(path: Path, labels: object, name: str = "label", note: str | None = None) -> Path:
+    return write_parquet(path, note=note, image=[IMAGE] * len(labels), **{name: labels})
 
 
 # Labels that are there
@@ -47,12 +46,18 @@ def test_a_column_of_text_holds_names_of_classes(tmp_path: Path, kind: str, name
         assert (images.num_classes, images.class_names, images.label_note) == (5, CLASSES, "")
 
 
-def test_names_are_numbered_over_all_parts(tmp_path: Path):
-    for name, labels in (("train-0", ["cat", "dog"]), ("train-1", ["emu"]), ("test", ["ant", "emu"])):
-        labelled(tmp_path / f"{name}.parquet", labels)
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+def test_names_are_numbered_by_their_letters_over_all_parts(tmp_path: Path, ending: str):
+    for name, words in (("train-0", ["cat", " dog \n"]), ("train-1", ["emu"]), ("test", ["Ääl", "emu"])):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "parquet":
+            labelled(path, words)
+        else:
+            images = [(f"{i}.png", IMAGE) for i in range(len(words))]
+            write_tar(path, [*images, *((f"{i}.cls", word.encode()) for i, word in enumerate(words))])
     train, test = both(tmp_path)
-    assert train.class_names == test.class_names == ("ant", "cat", "dog", "emu")
-    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 2, 3], [0, 3])
+    assert train.class_names == test.class_names == ("cat", "dog", "emu", "Ääl")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 2], [3, 2])
 
 
 def test_the_largest_number_of_classes_is_used(tmp_path: Path, untyped: None):
@@ -121,21 +126,29 @@ def test_parts_that_differ_in_labels_are_named(tmp_path: Path, parts: list[tuple
         assert images.label_note == f"{note}, so none are used"
 
 
-@pytest.mark.parametrize(
-    ("names", "found", "note"),
-    [
-        (["a", "b"], None, "labels go up to 2, and the column label has names for 2 classes: no names are used"),
-        (["a", "b", "c", "d"], ("a", "b", "c", "d"), ""),
-        ("abc", None, ""),
-        ([1, 2, 3], None, "the names of classes in the column label are no text: no names are used"),
-    ],
-)
-def test_names_that_hugging_face_has_for_numbers(tmp_path: Path, names: object, found: tuple | None, note: str):
+def noted(names: object) -> str:
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
-    images = load_images(labelled(tmp_path / "a.parquet", [0, 1, 2, 1], note={"info": {"features": features}}))
-    assert images.class_names == found
-    assert images.num_classes == (3 if found is None else 4)
-    assert images.label_note == note
+    return json.dumps({"info": {"features": features}})
+
+
+@pytest.mark.parametrize(
+    ("note", "names", "said"),
+    [
+        (noted(["a", "b"]), None, "labels go up to 2, and the column label has names for 2 classes: no names are used"),
+        (noted(["a", "b", "c", "d"]), ("a", "b", "c", "d"), ""),
+        (noted("abc"), None, ""),
+        (noted([1, 2, 3]), None, "the names of classes in the column label are no text: no names are used"),
+        ('{"info": {"features": {"image": 5, "label": {"_type": []}}}}', None, ""),
+        ("[" * 100_000, None, ""),
+        ("9", None, ""),
+    ],
+    ids=range(7),
+)
+def test_names_that_hugging_face_notes(tmp_path: Path, note: str, names: tuple[str, ...] | None, said: str):
+    images = load_images(labelled(tmp_path / "a.parquet", [0, 1, 2, 1], note=note))
+    assert images.class_names == names
+    assert images.num_classes == (3 if names is None else 4)
+    assert images.label_note == said
 
 
 def test_images_outside_of_class_folders_are_counted(tmp_path: Path):

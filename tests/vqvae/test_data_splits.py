@@ -1,12 +1,9 @@
 """What a folder holds, and which of it is to train on."""
 
 import itertools
-import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from image_files import both, encoded, noise, write_parquet, write_tar
 
 from vqvae.data import load_images
@@ -66,29 +63,23 @@ def test_a_training_folder_alone_is_the_set_and_no_class(tmp_path: Path, name: s
     assert [alone.key(i) for i in range(len(alone))] == [test.key(i) for i in range(len(test))]
 
 
-CASINGS = st.sampled_from((str, str.upper, str.capitalize))
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.tuples(CASINGS, st.sampled_from(TRAIN)),
-    st.tuples(CASINGS, st.sampled_from((*TEST, *VALIDATION))),
-    st.sampled_from(list(ENDINGS)),
-    st.sampled_from(["{}/a.{}", "{}/inside/a.{}", "data/{}/a.{}", "{}-0.{}", "data/{}-00000-of-00001.{}"]),
-    st.sampled_from(["README.md", ".hidden/test/x.png", "logs/0.txt"]),
+@pytest.mark.parametrize(
+    "pattern", ["{}/a.{}", "{}/inside/a.{}", "data/{}/a.{}", "{}-0.{}", "data/{}-00000-of-00001.{}"]
 )
-def test_any_names_of_parts(tmp_path: Path, train: tuple, test: tuple, kind: str, pattern: str, beside: str):
-    if kind == "images" and not pattern.endswith("a.{}"):
-        return  # images are split by folders alone
-    folder = tmp_path / str(len(os.listdir(tmp_path)))
-    names = [pattern.format(casing(word), ENDINGS[kind]) for casing, word in (train, test)]
-    for name in (*names, beside):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    found = layout(folder)
-    assert found.kinds == [kind]
-    parts = found.parts(kind, "test")
-    assert [parts[part].paths for part in ("train", "test")] == [[folder / name] for name in names]
+@pytest.mark.parametrize("beside", ["README.md", ".hidden/test/x.png", "logs/0.txt"])
+def test_any_names_of_parts_make_the_same_set(tmp_path: Path, pattern: str, beside: str):
+    casings = itertools.cycle((str, str.upper, str.capitalize))
+    for (kind, ending), train, test in itertools.product(ENDINGS.items(), TRAIN, (*TEST, *VALIDATION)):
+        if kind == "images" and not pattern.endswith("a.{}"):
+            continue  # images are split by folders alone
+        folder = tmp_path / f"{ending} {train} {test}"
+        paths = [folder / pattern.format(next(casings)(word), ending) for word in (train, test)]
+        for path in (*paths, folder / beside):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = layout(folder)
+        assert found.kinds == [kind]
+        assert [found.parts(kind, "test")[part].paths for part in ("train", "test")] == [[path] for path in paths]
 
 
 @pytest.mark.parametrize(

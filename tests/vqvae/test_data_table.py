@@ -159,14 +159,6 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "note", ["[" * 100_000, '{"info": {"features": {"image": 5, "label": {"_type": []}}}}', "{}", "9"], ids=range(4)
-)
-def test_any_note_of_hugging_face_is_read_or_passed_over(tmp_path: Path, note: str):
-    path = write_parquet(tmp_path / "a.parquet", note=note, image=[IMAGE] * 3, label=[0, 1, 2])
-    assert load_images(path).num_classes == 3
-
-
 @pytest.mark.parametrize("source", ["hf:owner/name", "a.parquet"])
 def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str):
     (tmp_path / "a.parquet").write_bytes(b"")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_files import both, chw, encoded, noise, write_tar
+from image_files import both, chw, encoded, noise, save, write_tar
 
 from vqvae.data import batches, load_images
 from vqvae.data.tars import ImageArchives, image_archives
@@ -195,13 +195,15 @@ def test_no_size_that_a_header_claims_is_believed(tmp_path: Path, kind: str):
 
 
 def test_archives_without_images_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="hold no images; expected members that end in"):
-        load_images(write_tar(tmp_path / "a.tar", []))
-    with pytest.raises(ValueError, match="no readable image among its first"):
-        load_images(write_tar(tmp_path / "a.tar", [("a.png", b"broken")]))
-    (tmp_path / "none").mkdir()
+    for name, data, message in (
+        ("a.txt", b"text", "hold no images; expected members that end in"),
+        ("a.png", b"broken", "no readable image among its first"),
+        ("a.png", IMAGE, "none of them for split='test'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_images(write_tar(tmp_path / "a.tar", [(name, data)]), "test")
     with pytest.raises(ValueError, match=r"holds no archives; expected files that end in \.tar"):
-        image_archives(tmp_path / "none")
+        image_archives(save(tmp_path / "none" / "0.png", PIXELS[0]).parent)
 
 
 # Labels
@@ -240,23 +242,6 @@ def test_labels_of_no_image_are_named(tmp_path: Path):
     assert note == "2 labels belong to no image by their names, as a.label.cls, so none are used"
     note = load_images(named(tmp_path, "a.png", "b.png", **{"a.cls": "1", "a.CLS": "2", "b.cls": "0"})).label_note
     assert note.startswith("1 of 2 labels can't be used (the first is that of a.cls in a.tar)")
-
-
-def test_names_of_classes_are_numbered_by_their_letters(tmp_path: Path):
-    names = ["cat", "ant", "bee", "ant", " cat \n", "Ääl"]
-    for number, some in enumerate((range(3), range(3, 6))):
-        parts = [(f"{i}.{each}", data) for i in some for each, data in (("png", IMAGE), ("cls", names[i].encode()))]
-        write_tar(tmp_path / f"train-{number}.tar", parts)
-    write_tar(tmp_path / "test.tar", [("x.png", IMAGE), ("x.cls", b"dog")])
-    train, test = both(tmp_path)
-    assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog", "Ääl")
-    assert train.num_classes == 5
-    assert train.labels.tolist() == [2, 0, 1, 0, 2, 4]
-    assert test[0][1] == 3
-    write_tar(tmp_path / "test.tar", [("x.png", IMAGE)])
-    images = load_images(tmp_path)
-    assert images.class_names is images.labels is None
-    assert images.label_note == "1 of 7 images has no label, so none are used"
 
 
 # Which images are taken
