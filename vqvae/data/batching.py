@@ -196,18 +196,16 @@ def _readable(
     skipped: tuple[tuple[str, str], ...] = ()
     owed = 0
     barren, any_read, from_first = 0, False, False
-    loaded = _loaded(images, schedule.indices(start, stop), num_workers)
-    try:
-        for step in count(start):
-            batch = next(loaded, None)
-            if batch is None:
-                return
+    with closing(read_ahead(images, schedule.indices(start, stop), num_workers, _arrays)) as loaded:
+        for step, (pixels, labels, unread) in enumerate(loaded, start):
             if step % steps == 0:
                 any_read, from_first = False, True
-            skipped += batch.skipped
-            any_read = any_read or len(batch.images) > 0
-            if len(batch.images):
-                yield replace(batch, skipped=skipped)
+            skipped += unread
+            any_read = any_read or len(pixels) > 0
+            if len(pixels):
+                labels = None if labels is None else torch.from_numpy(labels)
+                batch = Batch(torch.from_numpy(pixels), labels, skipped)
+                yield batch
                 for _ in range(owed if schedule.seed is not None else 0):
                     yield replace(batch, skipped=())
                 skipped, owed, barren = (), 0, 0
@@ -222,14 +220,6 @@ def _readable(
                         f"no image in an entire epoch of {images.name} could be read: "
                         f"{len(skipped)} tried, the first is {name} ({reason})"
                     )
-    finally:
-        loaded.close()
-
-
-def _loaded(images: Images, indices: Iterator[np.ndarray], num_workers: int) -> Generator[Batch, None, None]:
-    with closing(read_ahead(images, indices, num_workers, _arrays)) as stream:
-        for pixels, labels, skipped in stream:
-            yield Batch(torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels), skipped)
 
 
 def read_ahead(
