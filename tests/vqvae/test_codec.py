@@ -56,8 +56,6 @@ def images_in(blocks):
     return torch.stack([image for block in blocks for image in block.images])
 
 
-# ---- the contract: every likelihood, every kind of codes, every prior
-
 WORLDS = [
     *((likelihood, VQ, transformer_of) for likelihood in LIKELIHOODS),
     *(("mixture", quantizer, transformer_of) for name, quantizer in QUANTIZERS.items() if name != "vq"),
@@ -91,9 +89,6 @@ def test_a_stream_is_as_long_as_its_tables_say(plain):
         assert -16 <= extra <= 16  # a message that ends in zeros needs no bytes for them
         # 41 or 42 of the container, 14 or 15 of the content: counts, flags, shape, kinds, check, length.
         assert len(file) - len(content.stream) <= 57
-
-
-# ---- the same on every machine
 
 
 WIDE = {"mixture with zero": -11, "colour mixture with zero": -13, "categorical": -17, "local context": -13}
@@ -176,9 +171,6 @@ def test_after_saving_and_loading(tmp_path):
     assert again.compress(y) == data
 
 
-# ---- modes
-
-
 def test_lossy_gives_the_decoders_mean(plain):
     codec, y = plain
     data = codec.compress(y, options=Compression(mode=Mode.LOSSY))
@@ -229,9 +221,6 @@ def test_labels(gumbel, mode):
     assert torch.equal(torch.cat([block.labels for block in decoded]), labels)
     assert mode == Mode.LOSSY or torch.equal(images_in(decoded), torch.stack(images))
     assert float(codec.measure(y, labels).rate.min()) > math.log2(3)
-
-
-# ---- what the model finds incompressible
 
 
 def nearly_incompressible(model, num):
@@ -301,9 +290,6 @@ def test_a_block_that_does_not_verify_is_stored(plain, monkeypatch):
         codec.compress(y, options=Compression(verify=False))
     assert contents_of(codec, data)[0].kinds == [STORED] * 6
     assert torch.equal(codec.decompress(data), y)
-
-
-# ---- errors
 
 
 def test_another_model_or_prior_is_named(plain):

@@ -68,28 +68,6 @@ def test_what_is_packed_is_read_whole_or_not_at_all(arguments, where):
         read(data + b"\0", num_channels)
 
 
-@pytest.mark.parametrize("names", [None, ["a", "b.png", "ü"]])
-def test_every_truncation_is_refused(names):
-    data = a_content([(1, 4, 4), (1, 4, 4), (3, 5, 2)], [0, STORED, 3], stream=bytes(range(150)), names=names).pack()
-    for length in range(len(data)):
-        with pytest.raises(DamagedFile):
-            read(data[:length])
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.binary(max_size=60))
-def test_any_bytes(data):
-    """Refused, or what packs to a content of the same content."""
-    try:
-        content = read(data)
-    except DamagedFile:
-        return
-    assert read(content.pack()) == content
-
-
-# The layout
-
-
 def test_the_layout_is_as_documented():
     content = a_content(
         [(1, 4, 4), (1, 4, 4), (3, 5, 300)],
@@ -112,15 +90,6 @@ def test_the_least_content():
     assert a_content([(1, 4, 4)]).pack() == bytes.fromhex("01 00 01 01 04 04 00 00000000 00")
     many = a_content([(1, 4, 4)] * 5000).pack()
     assert many == varint(5000) + b"\0" + varint(5000) + bytes.fromhex("01 04 04 00 00000000 00")
-
-
-def test_only_pixels_inside_are_stored():
-    assert len(a_content([(1, 5, 5)], [STORED]).stored) == 25
-    assert len(a_content([(3, 5, 5)], [STORED]).stored) == 75
-    assert len(a_content([(1, 5, 5)], [STORED], num_channels=3).stored) == 25
-
-
-# Hostile values
 
 
 def spelled(num_images=1, flags=b"\x00", shapes=b"\x01\x01\x04\x04", kinds=b"\x00", rest=bytes(5)):

@@ -87,9 +87,6 @@ def comes_back(data: bytes, parts: Sequence[tuple[Tensor, Tensor]]) -> bool:
     return read(data, *(widths for widths, _ in parts)) == [symbols.tolist() for _, symbols in parts]
 
 
-# The queue
-
-
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(messages, max_size=4), st.integers(0, 40))
 def test_what_is_written_is_read(parts, zeros):
@@ -206,9 +203,6 @@ def test_the_bytes_of_a_message_are_those_of_the_version_before():
     data = written(*fixed_message())
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == FIXED
     assert comes_back(data, fixed_message())
-
-
-# The stack
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

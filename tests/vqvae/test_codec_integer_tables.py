@@ -58,9 +58,6 @@ def assert_tables(widths: Tensor) -> None:
     assert (widths.sum(-1) == TOTAL).all()
 
 
-# Codes
-
-
 def test_weights_are_exact():
     weights = integer_tables._weights()
     num = 22 * 1024 * 16 + 1
@@ -170,9 +167,6 @@ def test_even_widths(num):
     assert (widths[num:] == 1).all()
 
 
-# Pixels
-
-
 def assert_decodes(cdf, encoder: Tensor, decoder: Tensor, levels: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
     """What the encoder finds clear, the decoder decodes from its own parameters; returns what is clear."""
     found = level_intervals(cdf, encoder, levels, offsets)
@@ -239,9 +233,6 @@ def test_parameters_that_are_no_numbers(likelihood, bad):
     for parameters in (some, torch.full_like(some, bad)):
         clear = assert_decodes(likelihood.cdf, parameters, parameters, some_levels(32, 0), OFFSETS.repeat(2))
         assert not (math.isnan(bad) and clear.any())
-
-
-# Cumulative probabilities that two machines compute differently
 
 
 def given_cdf(table: Tensor):

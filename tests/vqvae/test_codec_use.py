@@ -38,9 +38,6 @@ def dataset_of(codec, images, tmp_path):
     return make
 
 
-# ---- the dataset
-
-
 @pytest.mark.parametrize("images_per_block", [1, 3, 100])
 def test_items_are_the_images(images, dataset_of, images_per_block):
     dataset = dataset_of(images_per_block=images_per_block)
@@ -128,9 +125,6 @@ def test_files_that_are_none_of_this_codec(codec, dataset_of, tmp_path):
         CompressedImages(path, codec)
 
 
-# ---- dreams
-
-
 @pytest.mark.parametrize(
     "likelihood", ["mixture", "colour mixture with zero", "local context", "categorical", "normal"]
 )
@@ -152,9 +146,6 @@ def test_images_take_as_many_bits_as_they_cost(codec):
     intervals, _ = codec.coder.settle(dreamt.images, dreamt.codes, None)
     bits = float((intervals.rate() + intervals.distortion()).sum())
     assert abs(8 * (len(data) - len(dreamt.left)) - bits) < 100
-
-
-# ---- whatever the caller's global state is
 
 
 @pytest.mark.parametrize("mode", [Mode.LOSSLESS, Mode.LOSSY])

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from lanes import some
 from likelihood_worlds import (
     MEMBERS,
     cdf_table,
@@ -24,9 +23,6 @@ from vqvae.likelihoods.base import _inverse_transform
 @pytest.fixture(params=MEMBERS)
 def likelihood(request):
     return MEMBERS[request.param]()
-
-
-# The contract
 
 
 def test_shapes_and_types(likelihood):
@@ -56,21 +52,6 @@ def test_empty_batch(likelihood):
     assert likelihood.mean(features.detach()).shape == images.shape
     assert likelihood.sample(features.detach()).shape == images.shape
     assert cdf_table(likelihood, features.detach(), images).shape == (*images.shape, 256)
-
-
-def test_log_prob_is_the_cdfs(likelihood):
-    features = some_features(likelihood, batch=54, size=1)
-    images = likelihood.sample(features, generator())
-    images[:27] = some_images(likelihood, batch=54, size=1)[:27]
-    masses = pmf_at(likelihood, features, images).log()
-    # Smaller masses are exact as log-probabilities, but not as differences near 1.
-    exact = (masses > math.log(1e-5)).all(1).flatten()
-    assert exact.sum() > 10
-    expected = masses.sum(1).flatten()
-    wide = likelihood.log_prob(images, features)
-    torch.testing.assert_close(wide[exact], expected[exact], atol=1e-9, rtol=0)
-    narrow = likelihood.log_prob(images, features.float())
-    torch.testing.assert_close(narrow[exact].double(), expected[exact], atol=1e-4, rtol=0)
 
 
 def test_sums_to_one(likelihood):
@@ -145,19 +126,11 @@ def test_mean_is_the_tables(likelihood):
 
 
 def test_the_point_is_an_image(likelihood):
-    """It stands for the distribution: within a standard deviation of the mean, as mean and median always are."""
     features = 3 * some_features(likelihood, batch=3)
     point = likelihood.point_estimate(features)
     assert point.shape == some_images(likelihood, batch=3).shape
     assert point.min() >= 0
     assert point.max() <= 255 + 1e-6
-    if not isinstance(likelihood, LocalContext):
-        masses = pmf_table(likelihood, features, point.round().to(torch.uint8))
-        levels = torch.arange(256, dtype=torch.float64)
-        mean = (masses * levels).sum(-1)
-        deviation = ((masses * levels.square()).sum(-1) - mean.square()).clamp_min(0).sqrt()
-        channels = slice(0, 1) if likelihood.coupled else slice(None)
-        assert ((point - mean).abs() <= deviation + 1)[:, channels].all()
 
 
 def test_the_point_of_a_normal_is_its_median():
@@ -188,17 +161,23 @@ def test_extreme_features(likelihood):
         assert mean.max() <= 255.001
 
 
-@pytest.mark.parametrize("likelihood", some(MEMBERS), indirect=True)
-def test_gradients(likelihood):
+@pytest.mark.parametrize(
+    "member",
+    [
+        "categorical, 1 channel",
+        "mixture, 1 component",
+        "mixture, 3 channels, zero",
+        "local context, 1 channel, zero",
+        "normal, 1 channel",
+    ],
+)
+def test_gradients(member):
+    likelihood = MEMBERS[member]().double()
     size = 1 if isinstance(likelihood, Categorical) else 2
     images, features = some_images(likelihood, 3, size), some_features(likelihood, 3, size)
-    likelihood = likelihood.double()
     # A network's thousand weights are autograd's own affair.
     weights = () if isinstance(likelihood, LocalContext) else likelihood.parameters()
-    assert torch.autograd.gradcheck(
-        lambda f, *_: likelihood.log_prob(images, f),
-        (features.requires_grad_(), *weights),
-    )
+    assert torch.autograd.gradcheck(lambda f, *_: likelihood.log_prob(images, f), (features.requires_grad_(), *weights))
 
 
 def test_gradients_in_float32_and_channels_last(likelihood):
@@ -273,9 +252,6 @@ def test_start_is_sensible(member):
     bits = -likelihood.log_prob(images, features) / math.log(2) / likelihood.num_channels
     assert bits.max() < 11
     assert bits.mean() < 8.8
-
-
-# A user's mistakes
 
 
 @pytest.mark.usefixtures("untyped")

@@ -149,16 +149,16 @@ class BitsBack:
         coder = self.coder
         scores, weighs_prior = coder.model.posterior_scores(tiles.to(coder.device))
         scores, offsets = scores.flatten(1, -2), offsets.to(coder.device)
-        place, lowest = 0, stack.depth
+        places, lowest = iter(scores.unbind(1)), stack.depth
 
         def choose(log_probs: Tensor) -> Tensor:
-            nonlocal place, lowest
-            here = scores[:, place] + log_probs if weighs_prior else scores[:, place]
+            nonlocal lowest
+            here = next(places) + log_probs if weighs_prior else next(places)
             widths = integer_tables.CodeTables(here.log_softmax(-1), offsets).widths()
             chosen = torch.from_numpy(stack.get(widths)).long()
             # A code that is only padding (`CodeTables`) has odds of 2^-24; its tile then does not verify.
             chosen = chosen.clamp_max(coder.num_codes - 1).to(coder.device)
-            place, lowest = place + 1, min(lowest, stack.depth)
+            lowest = min(lowest, stack.depth)
             return chosen
 
         if weighs_prior:

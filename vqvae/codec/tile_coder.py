@@ -355,22 +355,19 @@ class TileCoder:
         are those of the decoder.
         """
         parts: list[Intervals] = []
-        flat, place, step = codes.flatten(1), 0, 0
+        places, steps = iter(codes.flatten(1).unbind(1)), iter(self.order)
 
         def choose_code(log_probs: Tensor) -> Tensor:
-            nonlocal place
-            known = flat[:, place]
-            place += 1
+            known = next(places)
             parts.append(integer_tables.CodeTables(log_probs, offsets).intervals(known))
             return known
 
         def choose_level(symbols: Symbols) -> Tensor:
-            nonlocal step
-            levels = tiles.flatten(1)[:, self.order[step]].flatten().long()
-            spread = _spread(offsets, len(self.order[step])).flatten()
+            step = next(steps)
+            levels = tiles.flatten(1)[:, step].flatten().long()
+            spread = _spread(offsets, len(step)).flatten()
             found = integer_tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, spread)
             parts.extend(found.intervals(levels))
-            step += 1
             return levels
 
         codes = self.prior.walk(len(codes), choose_code, None)
