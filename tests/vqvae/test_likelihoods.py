@@ -19,6 +19,8 @@ from scipy.stats import chi2
 from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
 from vqvae.likelihoods.base import _inverse_transform
 
+FAMILIES = ("categorical, 1 channel", "mixture, 3 channels, zero", "normal, 1 channel")
+
 
 @pytest.fixture(params=MEMBERS)
 def likelihood(request):
@@ -161,16 +163,7 @@ def test_extreme_features(likelihood):
         assert mean.max() <= 255.001
 
 
-@pytest.mark.parametrize(
-    "member",
-    [
-        "categorical, 1 channel",
-        "mixture, 1 component",
-        "mixture, 3 channels, zero",
-        "local context, 1 channel, zero",
-        "normal, 1 channel",
-    ],
-)
+@pytest.mark.parametrize("member", [*FAMILIES, "mixture, 1 component", "local context, 1 channel, zero"])
 def test_gradients(member):
     likelihood = MEMBERS[member]().double()
     size = 1 if isinstance(likelihood, Categorical) else 2
@@ -228,7 +221,7 @@ def test_half_precision(likelihood):
     assert features.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("member", ["categorical, 1 channel", "mixture, 3 channels, zero", "normal, 1 channel"])
+@pytest.mark.parametrize("member", FAMILIES)
 def test_compiles_to_one_graph(member, untyped):
     likelihood = MEMBERS[member]()
     images = some_images(likelihood)
