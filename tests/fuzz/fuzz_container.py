@@ -2,10 +2,7 @@ r"""Coverage-guided fuzzing of the codec's file format, with atheris (libFuzzer)
 
     python tests/fuzz/fuzz_container.py -runs=200000
 
-Inputs are valid files, mutated: bytes by libFuzzer, or whole parts (blocks twice, gone, swapped; index entries of
-other numbers). Half of them then have every check mended, so that they get past the CRCs; half of all get an index that
-fits their blocks. Arguments are libFuzzer's; folders among them are corpora beside the built-in one, which lies in a
-temporary folder.
+Inputs are valid files, mutated by libFuzzer. Most of them then have every check mended, so that they get past the CRCs.
 
 What must hold for any bytes at all:
     only DamagedFile is raised;
@@ -15,29 +12,25 @@ What must hold for any bytes at all:
     no more memory is asked for than the input's size and a constant.
 """
 
-import atexit
+import contextlib
 import itertools
 import random
 import struct
 import sys
-import tempfile
-import tracemalloc
 import zlib
 from pathlib import Path
 
 import atheris
+from guided import fuzz, seen
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-with atheris.instrument_imports(include=["vqvae.codec.container", "vqvae.codec.recovery"]):
+with atheris.instrument_imports(include=["vqvae.codec.archive", "vqvae.codec.container", "vqvae.codec.recovery"]):
     from vqvae.codec import container
-    from vqvae.codec.container import Archive, DamagedFile, Header, Mode, pack, varint
+    from vqvae.codec.archive import Archive
+    from vqvae.codec.container import DamagedFile, Header, Mode, pack, varint
     from vqvae.codec.recovery import recover
 
-CONSTANT = 1 << 20  # bytes: the interpreter's own objects, one for each byte of an index at the very most
 MAX_SIZE = 4096
-TELL_EVERY = 5000
-seen = {"inputs": 0, "opened": 0, "opened, not all contents whole": 0, "all contents whole": 0, "empty": 0}
-seen |= {"not opened, blocks recovered": 0, "largest memory beyond the input": 0}
 
 
 def frame(content: bytes) -> bytes:
@@ -48,10 +41,8 @@ def frame(content: bytes) -> bytes:
 def check(data: bytes) -> None:
     whole: list[tuple[int | None, bytes]] = []
     archive = None
-    try:
+    with contextlib.suppress(DamagedFile):
         archive = Archive.from_bytes(data)
-    except DamagedFile as error:
-        str(error)
     if archive is not None:
         at = 16
         for i, block in enumerate(archive.blocks):
@@ -70,7 +61,6 @@ def check(data: bytes) -> None:
     found = recover(data)
     for _, content in found.blocks:
         assert frame(content) in data
-    seen["inputs"] += 1
     if archive is None:
         assert found.damage
         seen["not opened, blocks recovered"] += bool(found.blocks)
@@ -85,22 +75,6 @@ def check(data: bytes) -> None:
     else:
         assert found.damage
         seen["opened, not all contents whole"] += 1
-
-
-def tell() -> None:
-    print(*(f"{name}: {number:,}" for name, number in seen.items()), sep="\n", flush=True)
-
-
-def test_one_input(data: bytes) -> None:
-    # Started once: starting and stopping for each input leaks, and each start takes longer than the one before.
-    before, _ = tracemalloc.get_traced_memory()
-    tracemalloc.reset_peak()
-    check(data)
-    peak = tracemalloc.get_traced_memory()[1] - before
-    seen["largest memory beyond the input"] = max(seen["largest memory beyond the input"], peak - len(data))
-    if seen["inputs"] % TELL_EVERY == 0:
-        tell()
-    assert peak <= len(data) + CONSTANT, f"{peak} bytes of memory for an input of {len(data)}"
 
 
 def mended(data: bytearray) -> bytes:
@@ -125,61 +99,11 @@ def mended(data: bytearray) -> bytes:
     return bytes(data)
 
 
-def reparted(data: bytes, chance: random.Random) -> bytes:
-    """Other blocks or another index, in a file that still has the form of one."""
-    blocks = [content for _, content in recover(data).blocks] or [b"\1"]
-    i, j = chance.randrange(len(blocks)), chance.randrange(len(blocks))
-    match chance.randrange(5):
-        case 0:
-            blocks.insert(j, blocks[i])
-        case 1:
-            blocks[i], blocks[j] = blocks[j], blocks[i]
-        case 2:
-            del blocks[i]
-        case 3:
-            blocks[i] = varint(chance.choice((0, 1, 127, 128, 65_535, 65_536))) + chance.randbytes(
-                chance.randrange(300)
-            )
-        case 4:
-            blocks[i] = bytes(pack(Header(mode=Mode.LOSSY, fingerprint=bytes(8)), [(1, b"\1")]))
-    index = bytearray()
-    for content in blocks:
-        length = len(content) if chance.random() < 0.8 else chance.choice((0, len(content) + 12, 2**32 - 1))
-        count = (
-            (container.count_images(content) or 0) if chance.random() < 0.8 else chance.choice((0, 1, 65_535, 65_536))
-        )
-        index += varint(count) + varint(length)
-    if index and chance.random() < 0.2:
-        index[chance.randrange(len(index)) :] = b"" if chance.random() < 0.5 else b"\x80\x00"
-    start = data[:16].ljust(16, b"\0")
-    return start + b"".join(map(frame, blocks)) + index + struct.pack("<II2s", len(index), 0, container.END_MAGIC)
-
-
-def fitted(data: bytes, chance: random.Random) -> bytes:
-    """What lies between the markers as blocks of the lengths that they have, and the index of just these."""
-    header = mended(bytearray(data[:16].ljust(26, b"\0")))[:16]
-    size = int.from_bytes(data[-10:-6], "little")
-    end = len(data) - 10 - (size if size <= len(data) - 26 else 0)
-    blocks, index = [], bytearray()
-    for part in data[16:end].split(container.MARKER)[1:]:
-        content = part[8:] or b"\1"
-        head = container.MARKER + struct.pack("<I", len(content))
-        right = struct.pack("<I", zlib.crc32(content, zlib.crc32(head)))
-        blocks.append(head + (right if chance.random() < 0.8 else part[4:8].ljust(4, b"\0")) + content)
-        count = container.count_images(content) if chance.random() < 0.95 else chance.choice((1, 2, 65_535))
-        index += varint(count or 1) + varint(len(content))
-    length = struct.pack("<I", len(index))
-    check = struct.pack("<I", zlib.crc32(length, zlib.crc32(index, zlib.crc32(header))))
-    return header + b"".join(blocks) + index + length + check + container.END_MAGIC
-
-
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     chance = random.Random(seed)
-    data = reparted(data, chance) if chance.random() < 0.3 else atheris.Mutate(data, max_size)
-    if chance.random() < 0.5:
+    data = atheris.Mutate(data, max_size)
+    if chance.random() < 0.8:
         data = mended(bytearray(data))
-    if chance.random() < 0.5 and len(whole := fitted(data, chance)) <= max_size:
-        data = whole
     return data[:max_size]
 
 
@@ -194,16 +118,5 @@ def seeds(folder: Path) -> None:
         (folder / f"{num_blocks}-{mode.name}-cut").write_bytes(data[: chance.randrange(len(data))])
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        seeds(Path(folder))
-        # At its end libFuzzer leaves at once, and runs no more of Python: this is for an error.
-        atexit.register(tell)
-        arguments = [sys.argv[0], f"-max_len={MAX_SIZE}", *sys.argv[1:], folder]
-        atheris.Setup(arguments, test_one_input, custom_mutator=mutate)
-        tracemalloc.start()
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check, mutate, seeds, f"-max_len={MAX_SIZE}", memory=1 << 20)

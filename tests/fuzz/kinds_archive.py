@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from fuzz_files import Kind
@@ -46,9 +47,8 @@ def _good(folder: Path) -> Sequence[bytes]:
         for images in (smooth, noise, black, [*smooth, *noise]):
             num = len(images)
             for labels, names in ((None, None), (torch.arange(num) % 3, [f"in/{i}.png" for i in range(num)])):
-                blocks = _codec().blocks(
-                    images, labels, Compression(mode=mode, images_per_block=4, verify=False), names=names
-                )
+                options = Compression(mode=mode, images_per_block=4, verify=False)
+                blocks = _codec().blocks(images, labels, options, names=names)
                 files.append(container.pack(_codec().header(mode), blocks))
     return files
 
@@ -85,7 +85,7 @@ def _first(path: Path) -> None:
 
 
 def _info(path: Path, model: str | None) -> None:
-    with _quiet(), _one_codec(describing):
+    with _quietly(describing):
         describing.info(path, model, csv=None if model is None else path.with_name("x.csv"))
     if model is not None:
         list(csv.reader(path.with_name("x.csv").open(newline="")))
@@ -93,22 +93,15 @@ def _info(path: Path, model: str | None) -> None:
 
 def _unpack(path: Path, *, recover: bool) -> None:
     out = path.parent / "out"
-    with _quiet(), _one_codec(unpacking):
+    with _quietly(unpacking):
         unpacking.decompress("model", path, output=out, recover=recover, force=True)
 
 
 @contextlib.contextmanager
-def _one_codec(module):
-    load, module.load_codec = module.load_codec, lambda *_: (_codec(), 0)
-    try:
-        yield
-    finally:
-        module.load_codec = load
-
-
-@contextlib.contextmanager
-def _quiet():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+def _quietly(module):
+    """Without a word, and with the one codec that there is."""
+    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with mock.patch.object(module, "load_codec", return_value=(_codec(), 0)), silence[0], silence[1]:
         yield
 
 
@@ -117,17 +110,14 @@ def _mended(data: bytearray) -> bytes:
     if len(data) < 26:
         return bytes(data)
     data[14:16] = struct.pack("<H", zlib.crc32(data[:14]) & 0xFFFF)
-    blocks, at = [], 16
+    start, index, at = bytes(data[:16]), b"", 16
     while data[at : at + 4] == container.MARKER and at + 12 < len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         content = bytes(data[at + 12 : at + 12 + length])
         head = container.MARKER + struct.pack("<I", len(content))
-        blocks.append((container.count_images(content) or 1, head, content))
-        at += 12 + length
-    start, index = bytes(data[:16]), b""
-    for num_images, head, content in blocks:
         start += head + struct.pack("<I", zlib.crc32(head + content)) + content
-        index += container.varint(num_images) + container.varint(len(content))
+        index += container.varint(container.count_images(content) or 1) + container.varint(len(content))
+        at += 12 + length
     length = struct.pack("<I", len(index))
     return start + index + length + struct.pack("<I", zlib.crc32(start[:16] + index + length)) + container.END_MAGIC
 

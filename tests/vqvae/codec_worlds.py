@@ -4,7 +4,7 @@ import torch
 
 from priors import TransformerPrior, UniformPrior, UnigramPrior
 from vqvae import VQVAE
-from vqvae.codec import DamagedFile, Mode, recover
+from vqvae.codec import Archive, DamagedFile, Mode, recover
 from vqvae.codec.block import BlockContent
 from vqvae.codec.container import pack
 from vqvae.codec.tiles import Tiling
@@ -41,13 +41,7 @@ def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> V
     torch.manual_seed(seed)
     channels, config = LIKELIHOODS[likelihood]
     model = VQVAE(
-        image_size=size,
-        num_channels=channels,
-        width=8,
-        num_blocks=1,
-        likelihood=config,
-        quantizer=quantizer,
-        beta=beta,
+        image_size=size, num_channels=channels, width=8, num_blocks=1, likelihood=config, quantizer=quantizer, beta=beta
     )
     for name, parameter in model.named_parameters():
         if name.startswith(("decoder", "likelihood")) and parameter.ndim > 1:
@@ -62,6 +56,14 @@ def model_of(likelihood="mixture", quantizer=VQ, beta=None, seed=0, size=8) -> V
             start = k + int(config.zero_component) + channels * k
             bias.view(-1, model.likelihood.num_features)[:, start : start + channels * k] -= 3
     return model.eval()
+
+
+def model_with_posterior(kind) -> VQVAE:
+    quantizer, beta = POSTERIORS[kind]
+    model = model_of(quantizer=quantizer, beta=beta)
+    if beta is not None:
+        model.quantizer.error.fill_(1.0)
+    return model
 
 
 def transformer_of(model, num_classes=None, seed=1) -> TransformerPrior:
@@ -90,6 +92,13 @@ def images_of(model, num, seed=3):
     torch.manual_seed(seed)
     codes = torch.randint(0, model.num_codes, (num, *model.grid))
     return model.decode(codes, sample=True, generator=torch.Generator().manual_seed(seed))
+
+
+def contents_of(codec, data):
+    """What is in each block of a file."""
+    with Archive.from_bytes(data) as archive:
+        contents = [archive.content(i) for i in range(len(archive.blocks))]
+    return [BlockContent.unpack(content, codec.coder.num_channels, codec.coder.size) for content in contents]
 
 
 def rescued(codec, data):

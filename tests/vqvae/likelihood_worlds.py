@@ -21,7 +21,6 @@ def local_context(**options) -> LocalContext:
 MEMBERS = {
     "categorical, 1 channel": lambda: Categorical(num_channels=1),
     "categorical, 3 channels": lambda: Categorical(num_channels=3),
-    "mixture, 1 channel": lambda: LogisticMixture(num_channels=1),
     "mixture, 1 channel, zero": lambda: LogisticMixture(num_channels=1, zero_component=True),
     "mixture, 1 component": lambda: LogisticMixture(num_channels=1, num_components=1),
     "mixture, 3 channels": lambda: LogisticMixture(num_channels=3),
@@ -31,7 +30,6 @@ MEMBERS = {
     "normal, 1 channel": lambda: Normal(num_channels=1),
     "normal, 3 channels": lambda: Normal(num_channels=3),
     "normal, 1 channel, narrow": lambda: Normal(num_channels=1, scale=0.1),
-    "normal, 3 channels, fixed": lambda: Normal(num_channels=3, scale=8.0),
 }
 
 

@@ -11,7 +11,6 @@ import torch
 from likelihood_worlds import cdf_table, generator, pixels, some_features, some_images
 
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
-from vqvae.likelihoods.logistic_mixture import _sinh
 
 
 def sigmoid(x: float) -> float:
@@ -120,25 +119,6 @@ def test_mixture_scale_bounds():
     assert features.grad[3, 2] == 0
 
 
-def test_series_of_sinh():
-    """On (0, 1 / (510 e^-7)], which is all that the scale's lower bound allows."""
-    x = torch.logspace(-7, math.log10(math.exp(7) / 510), 5000)
-    torch.testing.assert_close(_sinh(x).double(), x.double().sinh(), atol=0, rtol=5e-7)
-
-
-def test_zero_component_is_a_point():
-    for num_channels in (1, 3):
-        likelihood = LogisticMixture(num_channels=num_channels, zero_component=True)
-        features = torch.zeros(2, likelihood.num_features, 1, 1)
-        images = torch.zeros(2, num_channels, 1, 1, dtype=torch.uint8)
-        images[1, -1] = 1
-        plain = likelihood.log_prob(images, features)
-        features[:, likelihood.num_components] = 20.0
-        black, other = likelihood.log_prob(images, features)
-        assert black > -1e-6
-        torch.testing.assert_close(other, plain[1] - 20, atol=2.0, rtol=0)
-
-
 def test_mixture_mean_of_later_channels():
     """Against the enumerated mean over red, for components away from the ends."""
     likelihood = LogisticMixture(num_channels=3, num_components=2)
@@ -167,7 +147,7 @@ def normal_mass(level: int, mean: float, scale: float) -> float:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 25.5, 128.0])
-@pytest.mark.parametrize("mean", [-3.0, 0.2, 17.5, 200.3, 255.0, 300.0])
+@pytest.mark.parametrize("mean", [-3.0, 0.2, 200.3, 300.0])
 def test_normal_against_loops(scale, mean):
     likelihood = Normal(num_channels=1, scale=scale)
     images = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)

@@ -25,9 +25,9 @@ from vqvae.cli.common import (
 )
 from vqvae.cli.reading import image_files, read_exactly
 from vqvae.codec import Codec, Compression
+from vqvae.codec.archive import destination
 from vqvae.codec.block import MAX_PIXELS, MAX_TILES
 from vqvae.codec.codec import BlockOptions
-from vqvae.codec.container import destination
 from vqvae.codec.tiles import Tiling
 from vqvae.data import Images, batches
 

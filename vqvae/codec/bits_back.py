@@ -125,10 +125,10 @@ class BitsBack:
             offsets = kinds_of[group].to(self.coder.device)
             mine = None if labels is None else labels[group]
             sources, before = [(stack, len(group))], stack.num_bits
-            codes.append(self.coder.decode_codes(sources, _known(self.coder, mine), offsets))
+            codes.append(self.coder.decode_codes(sources, self.coder.known(mine), offsets))
             tiles.append(self.coder.decode_tiles(sources, codes[-1], offsets))
             posterior, _ = self._posterior(tiles[-1], codes[-1], mine, offsets)
-            stack.push(_place_by_place(posterior))
+            stack.push(posterior.place_by_place())
             if stack.num_bits > before + _MOST_GAINED:
                 raise BadStream("the stream gives back more bits for its images than it has for them")
         if not np.array_equal(stack.words(), self._initial):
@@ -149,20 +149,20 @@ class BitsBack:
         coder = self.coder
         scores, weighs_prior = coder.model.posterior_scores(tiles.to(coder.device))
         scores, offsets = scores.flatten(1, -2), offsets.to(coder.device)
-        place, lowest = 0, stack.depth
+        places, lowest = iter(scores.unbind(1)), stack.depth
 
         def choose(log_probs: Tensor) -> Tensor:
-            nonlocal place, lowest
-            here = scores[:, place] + log_probs if weighs_prior else scores[:, place]
+            nonlocal lowest
+            here = next(places) + log_probs if weighs_prior else next(places)
             widths = integer_tables.CodeTables(here.log_softmax(-1), offsets).widths()
             chosen = torch.from_numpy(stack.get(widths)).long()
             # A code that is only padding (`CodeTables`) has odds of 2^-24; its tile then does not verify.
             chosen = chosen.clamp_max(coder.num_codes - 1).to(coder.device)
-            place, lowest = place + 1, min(lowest, stack.depth)
+            lowest = min(lowest, stack.depth)
             return chosen
 
         if weighs_prior:
-            return coder.prior.walk(len(tiles), choose, _known(coder, labels)), lowest
+            return coder.prior.walk(len(tiles), choose, coder.known(labels)), lowest
         nothing = scores[:, 0]
         codes = torch.stack([choose(nothing) for _ in range(scores.shape[1])], 1)
         return codes.view(len(tiles), *coder.model.grid), lowest
@@ -174,19 +174,11 @@ class BitsBack:
         coder = self.coder
         scores, weighs_prior = coder.model.posterior_scores(tiles.to(coder.device))
         if weighs_prior:
-            scores = scores + coder.prior.log_conditionals(codes, _known(coder, labels))
+            scores = scores + coder.prior.log_conditionals(codes, coder.known(labels))
         log_probs = scores.flatten(1, -2).log_softmax(-1)
         spread = offsets.to(coder.device)[:, None].expand(log_probs.shape[:2])
         found = integer_tables.CodeTables(log_probs, spread)
         return found.intervals(codes.flatten(1)), found.clear.all(1)
-
-
-def _known(coder: TileCoder, labels: Tensor | None) -> Tensor | None:
-    return None if labels is None or coder.num_classes is None else labels
-
-
-def _place_by_place(intervals: Intervals) -> Intervals:
-    return Intervals(*(part.T.flatten() for part in intervals))
 
 
 def _random_words(num: int) -> Any:

@@ -123,10 +123,9 @@ class BlockDecoder:
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
             tiles = self.coder.model.decode(codes) if lossy else self.coder.decode_tiles(counted, codes, offsets)
-            begin = 0
-            for mine, rows in zip(found, here, strict=True):
-                mine.append((tiles[begin : begin + len(rows)], codes[begin : begin + len(rows)]))
-                begin += len(rows)
+            counts = [len(rows) for rows in here]
+            for mine, tile, code in zip(found, tiles.split(counts), codes.split(counts), strict=True):
+                mine.append((tile, code))
         return [(torch.cat([tile for tile, _ in parts]), torch.cat([code for _, code in parts])) for parts in found]
 
     def _assemble(

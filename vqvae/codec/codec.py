@@ -18,7 +18,7 @@ block. An image that the model finds incompressible is stored as it is. The inte
 come out the same on every machine, with any number of threads and in any batch: see `vqvae.codec.integer_tables`.
 """
 
-import functools
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,11 +34,12 @@ from safefolder import Options
 from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
 from vqvae.codec import container
+from vqvae.codec.archive import Archive
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.block import STORED, BlockContent, check_size, tiles_of
 from vqvae.codec.block_decoder import BlockDecoder, DecodedBlock, bytes_of, check_of, labels_of_tiles
 from vqvae.codec.coder import RangeWriter
-from vqvae.codec.container import Archive, DamagedFile, Header, Mode
+from vqvae.codec.container import DamagedFile, Header, Mode
 from vqvae.codec.integer_tables import Intervals
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.codec.pixels import AnyImage, as_images
@@ -166,7 +167,7 @@ class Codec:
         *,
         names: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, bytes]]:
-        """The blocks of a file, one after the other: for `container.write` and `container.append`.
+        """The blocks of a file, one after the other: for `archive.write` and `archive.append`.
 
         Images may come from any iterable of "c h w"; memory holds one block of them. Otherwise as `compress`.
         """
@@ -213,9 +214,7 @@ class Codec:
         tilings = [self._tiling(image) for image in pixels]
         known = None if labels is None else self.coder.checked_labels(labels, len(tilings))
         owner = torch.tensor([i for i, tiling in enumerate(tilings) for _ in range(tiling.num_tiles)]).long()
-        sizes = torch.tensor(
-            [8.0 * tiling.inside_bytes(tile) for tiling, tile in tiles_of(tilings)], dtype=torch.float64
-        )
+        sizes = _stored_bits(tilings)
         groups = [
             (intervals.rate().cpu(), intervals.distortion().cpu(), kinds)
             for intervals, kinds in self._groups(tilings, pixels, known)
@@ -243,9 +242,7 @@ class Codec:
     ) -> Iterator[tuple[TileIntervals, Int[Tensor, " t"]]]:
         """Group by group of the tiles, how each is coded: its intervals, and its kind."""
         tiles, labels = self._tiles(tilings, images), labels_of_tiles(tilings, labels)
-        limits = torch.tensor(
-            [8.0 * tiling.inside_bytes(tile) for tiling, tile in tiles_of(tilings)], dtype=torch.float64
-        )
+        limits = _stored_bits(tilings)
         for rows in torch.arange(len(tiles)).split(self.coder.group_size):
             known = None if labels is None else labels[rows]
             codes = self.coder.encode(tiles[rows], known)
@@ -281,13 +278,22 @@ class Codec:
                 found.append(intervals.codes)
             stream = writer.finish()
             codes = torch.cat(found) if mode == Mode.LOSSY else None
-        make = functools.partial(self._with_stored, tilings, images, labels, check_of(images, labels, codes), names)
-        content = make(kinds, stream)
+        content = BlockContent(
+            tilings=tilings,
+            kinds=kinds,
+            has_labels=labels is not None,
+            check=check_of(images, labels, codes),
+            stream=stream,
+            stored=_stored_pixels(tilings, images, kinds),
+            names=names,
+        )
         if mode == Mode.LOSSY:
             if verify and not self._comes_back(content, images, labels, mode):
                 raise ValueError("the codes that were written do not come back; this machine computes them in two ways")
             return content
-        stored = make([STORED] * len(kinds), self._without_tiles(first, mode))
+        none_coded, without_tiles = [STORED] * len(kinds), self._without_tiles(first, mode)
+        pixels = _stored_pixels(tilings, images, none_coded)
+        stored = dataclasses.replace(content, kinds=none_coded, stream=without_tiles, stored=pixels)
         if len(stored.pack()) <= len(content.pack()):
             return stored
         if verify and not self._comes_back(content, images, labels, mode):
@@ -309,34 +315,6 @@ class Codec:
                 writer.put(Intervals(left, width))
         return writer
 
-    def _with_stored(
-        self,
-        tilings: Sequence[Tiling],
-        images: Sequence[Tensor],
-        labels: Tensor | None,
-        check: int,
-        names: Sequence[str] | None,
-        kinds: Sequence[int],
-        stream: bytes,
-    ) -> BlockContent:
-        stored, tile = [], 0
-        for tiling, image in zip(tilings, images, strict=True):
-            mine = kinds[tile : tile + tiling.num_tiles]
-            tile += tiling.num_tiles
-            if STORED in mine:
-                stored += [
-                    bytes_of(each[tiling.inside(i)]) for i, each in enumerate(tiling.split(image)) if mine[i] == STORED
-                ]
-        return BlockContent(
-            tilings=tilings,
-            kinds=kinds,
-            has_labels=labels is not None,
-            check=check,
-            stream=stream,
-            stored=b"".join(stored),
-            names=names,
-        )
-
     def _comes_back(self, content: BlockContent, images: Sequence[Tensor], labels: Tensor | None, mode: Mode) -> bool:
         try:
             [decoded] = self.decoder.decode([(0, content.pack())], mode)
@@ -347,3 +325,20 @@ class Codec:
         return mode == Mode.LOSSY or all(
             torch.equal(mine, theirs.cpu()) for mine, theirs in zip(decoded.images, images, strict=True)
         )
+
+
+def _stored_bits(tilings: Sequence[Tiling]) -> Float[Tensor, " t"]:
+    """What each tile costs as it is."""
+    return torch.tensor([8.0 * tiling.inside_bytes(tile) for tiling, tile in tiles_of(tilings)], dtype=torch.float64)
+
+
+def _stored_pixels(tilings: Sequence[Tiling], images: Sequence[Tensor], kinds: Sequence[int]) -> bytes:
+    """The pixels of the tiles that are stored, one after the other."""
+    stored, first = [], 0
+    for tiling, image in zip(tilings, images, strict=True):
+        mine = kinds[first : first + tiling.num_tiles]
+        first += tiling.num_tiles
+        if STORED in mine:
+            tiles = zip(tiling.split(image), mine, strict=True)
+            stored += [bytes_of(tile[tiling.inside(i)]) for i, (tile, kind) in enumerate(tiles) if kind == STORED]
+    return b"".join(stored)

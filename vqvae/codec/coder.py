@@ -41,12 +41,8 @@ class BadStream(ValueError):  # noqa: N818 - as container.DamagedFile
     """A stream that is no message of these models."""
 
 
-def require_constriction() -> None:
-    """ValueError unless the package `constriction` is there."""
-    _constriction()
-
-
-def _constriction() -> ModuleType:
+def require_constriction() -> ModuleType:
+    """The package `constriction`; ValueError where there is none."""
     try:
         import constriction
     except ImportError as error:
@@ -55,7 +51,7 @@ def _constriction() -> ModuleType:
 
 
 def _family() -> Any:
-    return _constriction().stream.model.Categorical(perfect=False)
+    return require_constriction().stream.model.Categorical(perfect=False)
 
 
 def _threes(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +80,7 @@ class RangeWriter:
 
     def __init__(self) -> None:
         self._family = _family()
-        self._encoder = _constriction().stream.queue.RangeEncoder()
+        self._encoder = require_constriction().stream.queue.RangeEncoder()
         self._bits_before = 0
 
     def put(self, intervals: Intervals) -> None:
@@ -123,7 +119,7 @@ class RangeReader:
         self._num_bytes, self._bits = len(data), 0.0
         padded = data + bytes(2 * _WORD + -len(data) % _WORD)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)
-        self._decoder = _constriction().stream.queue.RangeDecoder(words)
+        self._decoder = require_constriction().stream.queue.RangeDecoder(words)
 
     def begin(self) -> None:
         """A part begins. Raises BadStream where it cannot, as the stream is exhausted."""
@@ -150,7 +146,7 @@ class Stack:
         """With words "n" uint32: what `words()` gave; with `any_bits`, anything. With a `bottom`, see above."""
         self._family = _family()
         self._bottom = bottom
-        coder = _constriction().stream.stack.AnsCoder
+        coder = require_constriction().stream.stack.AnsCoder
         self._coder = coder() if words is None else coder(words, seal=any_bits)
 
     def push(self, intervals: Intervals) -> None:

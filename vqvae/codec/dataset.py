@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvae.codec.archive import Archive
 from vqvae.codec.codec import Codec, DecodedBlock
-from vqvae.codec.container import Archive
 
 # Decoded blocks that are kept: enough for a reader that goes through the file, or for a batch's neighbours.
 _KEPT = 4

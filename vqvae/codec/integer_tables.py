@@ -71,6 +71,10 @@ class Intervals(NamedTuple):
         """24 - log2(width) each, float64."""
         return PRECISION - self.width.double().log2()
 
+    def place_by_place(self) -> "Intervals":
+        """Of "t n", first those of all t at the first place: "n t" in a row."""
+        return Intervals(self.left.T.flatten(), self.width.T.flatten())
+
 
 class OnGrid:
     """Numbers on a grid that is shifted by `offsets` sixteenths of a step.

@@ -1,8 +1,8 @@
 """What is left of a damaged file of the image codec: blocks that are whole, for `BlockDecoder.decode_alone`.
 
-Where the index cannot be trusted it looks for markers, and any bytes
-may claim to be a block: taking the CRC of each claim costs the square of the file's size where many long claims
-overlap. It is linear all the same, and no claim is left untried. One pass keeps the CRC c(p) of the file's first p
+Where the index cannot be trusted it looks for markers, and any bytes may claim to be a block: taking the CRC of each
+claim costs the square of the file's size where many long claims overlap. It is linear all the same, and no claim is
+left untried. One pass keeps the CRC c(p) of the file's first p
 bytes at every 1,024th p. Since crc(AB) = crc(A)·x^(8|B|) + crc(B) over GF(2)[x] modulo the CRC's polynomial, the
 check of a claim whose content spans [s, e), with h the CRC of its marker and length, must be
 
@@ -19,18 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqvae.codec.container import (
-    BLOCK,
-    CHUNK,
-    HEADER,
-    MARKER,
-    TRAILER,
-    Archive,
-    Header,
-    count_images,
-    read_header,
-    varint,
-)
+from vqvae.codec.archive import CHUNK, Archive, read_header
+from vqvae.codec.container import BLOCK, HEADER, MARKER, TRAILER, Header, count_images, varint
 from vqvae.codec.storage import DamagedFile, FileOnDisk, Memory, Storage
 
 POLYNOMIAL = 0xEDB88320  # of CRC-32; the highest bit is the coefficient of x^0

@@ -147,6 +147,10 @@ class TileCoder:
     def num_classes(self) -> int | None:
         return self.prior.num_classes
 
+    def known(self, labels: Tensor | None) -> Tensor | None:
+        """Labels as the prior takes them: not at all where it was made without classes."""
+        return None if self.num_classes is None else labels
+
     @property
     def label_bits(self) -> float:
         """What a label costs at most."""
@@ -163,8 +167,7 @@ class TileCoder:
     @torch.no_grad()
     def encode(self, tiles: UInt8[Tensor, "t c s s"], labels: Int[Tensor, " t"] | None) -> Int[Tensor, "t *grid"]:
         """The codes of tiles, weighing the prior where the model does."""
-        known = None if self.num_classes is None else labels
-        return self.model.through(self.prior, known).encode(tiles.to(self.device))
+        return self.model.through(self.prior, self.known(labels)).encode(tiles.to(self.device))
 
     @torch.no_grad()
     def intervals(
@@ -215,7 +218,7 @@ class TileCoder:
         """Of codes under the prior, "t n", and whether all of a tile's integer tables are clear."""
         parts = []
         for rows in self._chunks(len(codes), self.num_codes * codes[0].numel() if len(codes) else 1):
-            known = labels[rows] if labels is not None and self.num_classes is not None else None
+            known = None if labels is None else self.known(labels[rows])
             log_probs = self.prior.log_conditionals(codes[rows], known).flatten(1, -2)
             found = integer_tables.CodeTables(log_probs, _spread(offsets[rows], log_probs.shape[1]))
             parts.append((*found.intervals(codes[rows].flatten(1)), found.clear.all(1)))
@@ -244,7 +247,7 @@ class TileCoder:
 
     def in_order(self, intervals: TileIntervals) -> Intervals:
         """The symbols of a group of tiles, in the order of its stream, "n"; with pixels if they have them."""
-        parts = [Intervals(*(part.T.flatten() for part in intervals.code_intervals))]
+        parts = [intervals.code_intervals.place_by_place()]
         start = 0
         for step in self.order if intervals.high.left.shape[1] else []:
             here = slice(start, start + len(step))
@@ -252,7 +255,7 @@ class TileCoder:
                 Intervals(*(part[:, here].flatten() for part in each)) for each in (intervals.high, intervals.low)
             ]
             start = here.stop
-        return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
+        return Intervals(*map(torch.cat, zip(*parts, strict=True)))
 
     def labels_as_intervals(self, labels: Int[Tensor, " b"]) -> Intervals:
         """Checked labels, at even odds."""
@@ -352,27 +355,24 @@ class TileCoder:
         are those of the decoder.
         """
         parts: list[Intervals] = []
-        flat, place, step = codes.flatten(1), 0, 0
+        places, steps = iter(codes.flatten(1).unbind(1)), iter(self.order)
 
         def choose_code(log_probs: Tensor) -> Tensor:
-            nonlocal place
-            known = flat[:, place]
-            place += 1
+            known = next(places)
             parts.append(integer_tables.CodeTables(log_probs, offsets).intervals(known))
             return known
 
         def choose_level(symbols: Symbols) -> Tensor:
-            nonlocal step
-            levels = tiles.flatten(1)[:, self.order[step]].flatten().long()
-            spread = _spread(offsets, len(self.order[step])).flatten()
+            step = next(steps)
+            levels = tiles.flatten(1)[:, step].flatten().long()
+            spread = _spread(offsets, len(step)).flatten()
             found = integer_tables.LevelTables(symbols.likelihood.cdf, symbols.parameters, spread)
             parts.extend(found.intervals(levels))
-            step += 1
             return levels
 
         codes = self.prior.walk(len(codes), choose_code, None)
         self.likelihood.visit(self.model.decoder(self.model.vectors(codes)), choose_level)
-        return Intervals(torch.cat([part.left for part in parts]), torch.cat([part.width for part in parts]))
+        return Intervals(*map(torch.cat, zip(*parts, strict=True)))
 
     def _ask(
         self, sources: Sequence[tuple[Source, int]], widths: Tensor, num: int, num_symbols: int, what: str

@@ -14,16 +14,11 @@ them, and asks for the cumulative probabilities of only the levels that it looks
 Scoring, sampling and coding share one walk. It has one step for each channel where channels are
 coupled, else a single step for everything. A step offers the symbols that it is about to fix, and a
 chooser answers with their levels: random draws, known values, or the bits of a file.
-
-`score_in_chunks` is how the trained-on families compute `log_prob`. Each image's log-probability
-depends on its own features alone, so the gradient can be written down together with the value, a
-cache-sized group of images at a time; the backward pass is then one product.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -32,18 +27,12 @@ from torch import Tensor, nn
 
 from safefolder import arrays
 from safefolder.configured import Configured, ConfiguredOptions
+from vqvae.likelihoods.chunks import computing_dtype, rows_per_group
 
 NUM_LEVELS = 256
 
 Chooser = Callable[[Float[Tensor, "n 256"]], Int[Tensor, " n"]]
 """Answers normalised log-probabilities with one level (0..255) a row."""
-
-Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`score(images, features, gradient)` returns log-probabilities "n" in nats of a group of images.
-
-`features` come contiguous and in the computing dtype. Where `gradient` is a tensor (of the shape of
-`features`, contiguous, uninitialised) it must be filled with d log-probability / d features.
-"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +47,14 @@ class Symbols:
     parameters: Float[Tensor, "n p"]
     likelihood: "Likelihood"
 
+    @torch.no_grad()
     def log_probs(self) -> Float[Tensor, "n 256"]:
-        """Normalised log-probabilities in nats of all levels."""
-        return self.likelihood._log_probs(self.parameters)
+        """Normalised log-probabilities in nats of all levels; a group of rows is worked on at a time."""
+        log_probs = self.parameters.new_empty(len(self.parameters), NUM_LEVELS)
+        size = rows_per_group(self.parameters, NUM_LEVELS)
+        for part, row in zip(log_probs.split(size), self.parameters.split(size), strict=True):
+            part.copy_(self.likelihood._log_pmf(row))
+        return log_probs
 
     def cdf(
         self, levels: Integer[Tensor, "n e"], parameters: Float[Tensor, "n p"] | None = None
@@ -155,7 +149,7 @@ class Likelihood(nn.Module, Configured):
             parameters = symbols.parameters
             uniform = torch.rand(len(parameters), 1, generator=generator, dtype=torch.float64, device=parameters.device)
             # A group of rows at a time, so that there never are the log-probabilities of all symbols.
-            size = _rows_per_group(parameters, NUM_LEVELS)
+            size = rows_per_group(parameters, NUM_LEVELS)
             rows = zip(parameters.split(size), uniform.split(size), strict=True)
             return torch.cat([_inverse_transform(self._log_pmf(row), numbers) for row, numbers in rows])
 
@@ -228,7 +222,7 @@ class Likelihood(nn.Module, Configured):
         num, wanted = levels.shape[:-1].numel(), levels.shape[-1]
         rows = parameters.reshape(num, self.num_parameters), levels.reshape(num, wanted)
         cdf = torch.empty(num, wanted, dtype=torch.float64, device=parameters.device)
-        size = _rows_per_group(parameters, max(wanted, self.num_parameters))
+        size = rows_per_group(parameters, max(wanted, self.num_parameters))
         for part, row, chosen in zip(cdf.split(size), *(each.split(size) for each in rows), strict=True):
             part.copy_(self._cdf(row.double(), chosen.long().clamp(0, NUM_LEVELS - 2))).clamp_(0, 1)
             part.masked_fill_(chosen < 0, 0).masked_fill_(chosen == NUM_LEVELS - 1, 1)
@@ -276,15 +270,6 @@ class Likelihood(nn.Module, Configured):
         parameters = self._pixel_parameters(rows.flatten(0, 1), pixels, channels)
         return rearrange(parameters.unflatten(0, rows.shape[:2]), "b m d p -> b d m p")
 
-    @torch.no_grad()
-    def _log_probs(self, parameters: Float[Tensor, "n p"]) -> Float[Tensor, "n 256"]:
-        """`_log_pmf`, a group of rows at a time."""
-        log_probs = parameters.new_empty(len(parameters), NUM_LEVELS)
-        size = _rows_per_group(parameters, NUM_LEVELS)
-        for part, row in zip(log_probs.split(size), parameters.split(size), strict=True):
-            part.copy_(self._log_pmf(row))
-        return log_probs
-
     def _checked_features(self, features: Tensor) -> Tensor:
         """The features in the computing dtype, contiguous."""
         self._check_features(features)
@@ -320,7 +305,8 @@ class Likelihood(nn.Module, Configured):
                 f"got levels from {int(levels.min())} to {int(levels.max())}, expected -1 (none) to {NUM_LEVELS - 1}"
             )
 
-    def _check_images(self, images: Tensor, features: Tensor) -> None:
+    def _check(self, images: Tensor, features: Tensor) -> None:
+        self._check_features(features)
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = getattr(images, "dtype", type(images).__name__)
             raise ValueError(f"got images of dtype {kind}, expected torch.uint8 with levels 0..255, as a tensor")
@@ -330,10 +316,6 @@ class Likelihood(nn.Module, Configured):
                 f"got images of shape {tuple(images.shape)}, expected (b, c, h, w) = {expected} "
                 f"for features of shape {tuple(features.shape)}"
             )
-
-    def _check(self, images: Tensor, features: Tensor) -> None:
-        self._check_features(features)
-        self._check_images(images, features)
 
 
 def _checked_answer(levels: Tensor, num: int) -> Tensor:
@@ -356,82 +338,3 @@ def _inverse_transform(log_probs: Tensor, uniform: Tensor) -> Int[Tensor, " n"]:
     cdf = log_probs.exp().cumsum(-1, dtype=torch.float64)
     symbols = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)
     return symbols.squeeze(-1).clamp(max=NUM_LEVELS - 1)
-
-
-def computing_dtype(features: Tensor) -> torch.dtype:
-    """float64 for float64 features, else float32: half precision never reaches a likelihood."""
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
-def images_per_group(features: Tensor, elements_per_image: int) -> int:
-    """How many images to work on at once, where an image needs tensors of so many elements.
-
-    On a CPU, intermediates of half a MiB a thread: larger ones leave its cache, smaller ones pay
-    more for the calls than for the work. Elsewhere the whole batch.
-    """
-    if features.device.type != "cpu" or torch.compiler.is_compiling():
-        return max(1, len(features))
-    return max(1, torch.get_num_threads() * 131_072 // max(1, elements_per_image))
-
-
-def _rows_per_group(rows: Tensor, elements_per_row: int) -> int:
-    """How many rows to work on at once, where a row needs tensors of so many elements.
-
-    As in `images_per_group`; not on a CPU, intermediates of 2^24 elements, 64 or 128 MiB.
-    """
-    elements = torch.get_num_threads() * 131_072 if rows.device.type == "cpu" else 2**24
-    return max(1, elements // max(1, elements_per_row))
-
-
-def score_in_chunks(score: Score, images: Tensor, features: Tensor, elements_per_image: int) -> Float[Tensor, " b"]:
-    """Log-probabilities "b" by `score`, a group of images at a time, with its own gradient.
-
-    Args:
-        elements_per_image: the size of the largest intermediate tensor for one image, from which
-            the group's size is chosen.
-    """
-    return _ScoreInChunks.apply(score, images, features, elements_per_image)
-
-
-class _ScoreInChunks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, score: Score, images: Tensor, features: Tensor, elements_per_image: int) -> Tensor:
-        wanted = ctx.needs_input_grad[2]
-        values, ctx.gradients = _score_groups(score, images, features, elements_per_image, wanted)
-        ctx.save_for_backward(images, features)
-        ctx.score, ctx.elements_per_image = score, elements_per_image
-        return values
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor, None]:  # pyrefly: ignore[bad-override]
-        # The first call gives the gradient's memory away, which saves another of that size; only
-        # a second one through a retained graph computes it anew.
-        images, features = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            _, gradients = _score_groups(ctx.score, images, features, ctx.elements_per_image, True)
-        return None, None, gradients.mul_(grad[:, None, None, None]).to(features.dtype), None
-
-
-def _score_groups(
-    score: Score, images: Tensor, features: Tensor, elements_per_image: int, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities "b" and, where wanted, their gradients, in the features' memory format."""
-    dtype = computing_dtype(features)
-    batch = features.shape[0]
-    group = images_per_group(features, elements_per_image)
-    values = torch.empty(batch, dtype=dtype, device=features.device)
-    gradients = torch.empty_like(features, dtype=dtype) if wanted else None
-    for start in range(0, batch, group):
-        rows = slice(start, start + group)
-        chunk = features[rows].to(dtype, memory_format=torch.contiguous_format)
-        if gradients is None:
-            values[rows] = score(images[rows], chunk, None)
-        elif gradients.is_contiguous():
-            values[rows] = score(images[rows], chunk, gradients[rows])
-        else:
-            gradient = torch.empty_like(chunk)
-            values[rows] = score(images[rows], chunk, gradient)
-            gradients[rows] = gradient
-    return values, gradients

@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from safefolder.options import Given
-from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, score_in_chunks
+from vqvae.likelihoods.base import NUM_LEVELS, Likelihood
+from vqvae.likelihoods.chunks import score_in_chunks
 
 
 class Categorical(Likelihood):

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safefolder.options import Given
-from vqvae.likelihoods.base import Likelihood, computing_dtype
+from vqvae.likelihoods.base import Likelihood
+from vqvae.likelihoods.chunks import computing_dtype
 from vqvae.likelihoods.logistic_mixture import LogisticMixture
 
 # Rows above and columns to either side that the first layer sees.

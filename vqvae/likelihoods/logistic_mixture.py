@@ -46,7 +46,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from safefolder.options import Given
-from vqvae.likelihoods.base import NUM_LEVELS, Likelihood, images_per_group, score_in_chunks
+from vqvae.likelihoods.base import NUM_LEVELS, Likelihood
+from vqvae.likelihoods.chunks import images_per_group, score_in_chunks
 
 _MIN_LOG_SCALE = -7.0
 _MAX_LOG_SCALE = 7.0
@@ -212,8 +213,8 @@ class LogisticMixture(Likelihood):
             # E[y] = sum_{v < 255} P(y > v), a component at a time.
             scaled = means[:, channel] * inverse[:, channel]
             level = torch.zeros_like(scaled)
-            for edge in _edges(torch.float64, "cpu").tolist():
-                level += torch.sub(scaled, inverse[:, channel], alpha=edge).sigmoid_()
+            for edge in range(1, 2 * NUM_LEVELS - 1, 2):
+                level += torch.sub(scaled, inverse[:, channel], alpha=edge / 255 - 1).sigmoid_()
             x[:, channel] = level * (2 * _HALF_BIN) - 1
             levels.append((mixture * level).sum(1))
         return torch.stack(levels, dim=1)
@@ -331,11 +332,6 @@ def _component(bins: _Bins, means: Tensor, inverse: Tensor) -> _Component:
     # Within, the decay is |c|; at an end it is max(0, -c) or max(0, c).
     decay = distance.mul_(0.5 + 0.5 * bins.within).addcmul_(c, bins.side, value=-0.5)
     return _Component(ratio, decay, c, v, bell, squared, two_sinh, denominator)
-
-
-def _edges(dtype: torch.dtype, device: torch.device | str) -> Float[Tensor, " 255"]:
-    """The upper edges of the levels 0..254, on the scale of x."""
-    return torch.arange(1, 2 * NUM_LEVELS - 1, 2, dtype=dtype, device=device) / 255 - 1
 
 
 def _sinh(x: Tensor) -> Tensor:
