@@ -1,6 +1,5 @@
 """`vqvae sample`: classes, seeds, guidance, grids and folders, and parts of images drawn anew."""
 
-import itertools
 import json
 import os
 import re
@@ -38,13 +37,12 @@ def anywhere(run):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What `Prior.samples` was asked for."""
+    """What `Prior.samples` was asked for: labels, options, and what to sample around."""
     asked, real = [], Prior.samples
 
-    def samples(self, num, labels, sampling, generator, **options):
-        labelled = {"labels": None if labels is None else labels.tolist()}
-        asked.append({"num": num, **labelled, "sampling": sampling, "generator": generator, **options})
-        return real(self, num, labels, sampling, generator, **options)
+    def samples(self, num, labels, sampling, generator, *, mask=None, **options):
+        asked.append((None if labels is None else labels.tolist(), sampling, mask))
+        return real(self, num, labels, sampling, generator, mask=mask, **options)
 
     monkeypatch.setattr(Prior, "samples", samples)
     return asked
@@ -91,7 +89,7 @@ def pixels_of(path):
 )
 def test_classes_in_turn(call, run, seen, options, labels):
     call("sample", run, *options)
-    assert seen[0]["labels"] == labels
+    assert seen[0][0] == labels
 
 
 @pytest.mark.parametrize(
@@ -143,17 +141,6 @@ def test_what_cannot_be_compiled_is_one_line(call, run, monkeypatch):
 
     monkeypatch.setattr(Prior, "samples", samples)
     assert call.refused("sample", run, "--compiled").endswith("leave it out: InvalidCxxCompiler: no compiler")
-
-
-def test_each_filter_changes_the_draws(call, run, tmp_path):
-    drawn = []
-    for options in ((), ("--top-k", 1), ("--min-p", 0.9), ("--guidance", 3), ("--guidance", 3, "--guidance-power", 1)):
-        call("sample", run, "--num", 8, "--label", 1, *options)
-        drawn.append((tmp_path / "samples.png").read_bytes())
-    # Only the likeliest code, or those nearly as likely: with so peaked a prior often the same.
-    for one, other in itertools.combinations((0, 1, 3, 4), 2):
-        assert drawn[one] != drawn[other]
-    assert drawn[0] != drawn[2]
 
 
 def test_a_folder_of_files_is_the_grid(call, run, tmp_path):
@@ -209,7 +196,7 @@ def test_a_part_of_an_image_is_drawn_anew(call, anywhere, picture, tmp_path, see
     # Positions (1, 1), (1, 2), (1, 3): two whole in width, of the last a column.
     mask = save_mask(tmp_path, 5, 7, 4, 13)
     call(*inpaint(anywhere, picture, mask, "--num", 12, "--temperature", 2, "-o", "folder"))
-    assert seen[0]["labels"] is None
+    assert seen[0][0] is None
     model = VQVAE.from_pretrained(anywhere / "codebook")
     image = decode(picture, (SIZE, SIZE), 1)
     codes, drawn = model.encode(image[None]), torch.cat(decoded)
@@ -230,22 +217,13 @@ def test_a_part_of_an_image_is_drawn_anew(call, anywhere, picture, tmp_path, see
     assert (pixels_of(tmp_path / "decoded" / "000000.png") == model.decode(decoded[0])[0, 0].numpy()).all()
 
 
-def test_the_grid_starts_with_the_image_grey_where_masked(call, anywhere, picture, tmp_path):
-    mask = save_mask(tmp_path, 4, 9, 0, 3)
-    assert "samples.png: 2 images" in call(*inpaint(anywhere, picture, mask, "--num", 2)).out
-    grid = pixels_of(tmp_path / "samples.png")
-    assert grid.shape == (68, 3 * 66 + 2, 3)
-    expected = decode(picture, (SIZE, SIZE), 1)[0].numpy().copy()
-    expected[4:9, :3] = 128
-    assert (grid[2:66:4, 2:66:4, 0] == expected).all()
-
-
 def test_labels_seeds_and_guidance_of_inpainting(call, anywhere, picture, tmp_path, seen):
     mask = save_mask(tmp_path, 4, 9, 0, 3)
     around = inpaint(anywhere, picture, mask, "--label", 2, "--guidance", 2, "--num-steps", 1)
     call(*around, "--seeds", 7, 8, "--output", "both")
     call(*around, "--seeds", 8, "--output", "one")
-    assert (seen[0]["labels"], seen[0]["sampling"].num_steps) == ([2, 2], 1)
+    labels, sampling, _ = seen[0]
+    assert (labels, sampling.num_steps) == ([2, 2], 1)
     assert (tmp_path / "one" / "seed-8.png").read_bytes() == (tmp_path / "both" / "seed-8.png").read_bytes()
 
 
@@ -261,18 +239,19 @@ def test_labels_seeds_and_guidance_of_inpainting(call, anywhere, picture, tmp_pa
 )
 def test_masks_of_any_size(call, anywhere, picture, tmp_path, seen, size, box, positions):
     call(*inpaint(anywhere, picture, save_mask(tmp_path, *box, size=size), "--num", 1))
-    assert seen[0]["mask"].nonzero().tolist() == positions
+    assert seen[0][2].nonzero().tolist() == positions
 
 
-def test_a_mask_of_the_images_shape_lies_over_it(call, anywhere, tmp_path):
-    """A mark in a wide image, and the mask over the mark, end at the same pixels."""
+def test_the_grid_starts_with_the_image_grey_where_masked(call, anywhere, tmp_path):
+    """A mark in a wide image, and the mask over the mark, which has the image's shape, end at the same pixels."""
     image = save_mask(tmp_path, 8, 16, 16, 24, size=(2 * SIZE, 3 * SIZE))
-    call(*inpaint(anywhere, image, image, "--num", 1))
-    first = pixels_of(tmp_path / "samples.png")[2:66:4, 2:66:4, 0]
-    masked = np.zeros((SIZE, SIZE), bool)
-    masked[4:8, 4:8] = True
-    assert (first[masked] == 128).all()
-    assert (first[~masked] < 64).all()
+    assert "samples.png: 2 images" in call(*inpaint(anywhere, image, image, "--num", 2)).out
+    grid = pixels_of(tmp_path / "samples.png")
+    assert grid.shape == (68, 3 * 66 + 2, 3)
+    expected = decode(image, (SIZE, SIZE), 1)[0].numpy().copy()
+    assert (expected[4:8, 4:8] > 200).all()
+    expected[4:8, 4:8] = 128
+    assert (grid[2:66:4, 2:66:4, 0] == expected).all()
 
 
 def test_a_prior_in_raster_order_draws_the_end(call, run, picture, tmp_path, decoded):
@@ -288,7 +267,7 @@ def test_all_codes_of_a_position_go_together(call, tmp_path, picture, seen):
     deep = ResidualQuantizer.Config(depth=2, quantizer=FSQ.Config(levels=(3, 3)))
     folder = save_run(tmp_path / "deep", quantizer=deep, kind=AnyOrderPrior)
     call(*inpaint(folder, picture, save_mask(tmp_path, 0, 1, 4, 5), "--num", 1))
-    assert seen[0]["mask"].nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
+    assert seen[0][2].nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
 
 
 def test_a_prior_in_the_loop_encodes(call, anywhere, tmp_path, picture, decoded):
@@ -319,11 +298,8 @@ def test_mistakes_are_one_line(call, run, anywhere, picture, tmp_path):
     (tmp_path / "full" / "000001.png").write_text("mine")
     before = sorted(os.listdir(tmp_path))
     for args, message in (
-        ((run, "--num", 0), "--num must be at least 1"),
         ((run, "--label", 0, 7), "--label must lie in [0, 3), got 7"),
         ((run, "--min-p", 1.5), "min_p=1.5"),
-        ((run, "--top-k", 0), "top_k=0"),
-        ((run, "--guidance", "-1"), "guidance=-1"),
         ((run, "--guidance-power", 1), "give its strength with --guidance"),
         ((run, "--guidance", 2, "--guidance-power", "-1"), "power=-1"),
         ((run, "--seed", "-1"), "--seed must lie in [0, 2^32), got -1"),
@@ -332,7 +308,6 @@ def test_mistakes_are_one_line(call, run, anywhere, picture, tmp_path):
         ((run, "--seeds", 1, 1), "each once"),
         ((run, "--seeds", 1, "--seed", 1), "so --seed has no say"),
         ((run, "--seeds", 1, "--batch-size", 1), "so --batch-size has no say"),
-        ((run, "--batch-size", 0), "batch_size=0"),
         ((run, "--columns", 0), "--columns must be at least 1"),
         ((run, "--columns", 3, "--output", "folder"), "--columns is for a grid"),
         ((run, "--num-steps", 3), "prior-kind AnyOrder"),
