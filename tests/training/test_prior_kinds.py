@@ -112,17 +112,6 @@ def by_command(folder: Path, result: dict) -> None:
     assert list(again["rate"])[-1] == "unigram", "the prior that is named is that of the bound"
 
 
-def test_the_baselines_count_the_training_codes(run, codebooks, tmp_path):
-    folder = codebooks("one", tmp_path / "run")
-    run("--run", folder, "--stage", "prior", "--prior-fit.num-steps", "1")
-    codes = load_file(folder / "state" / "codes-train.safetensors")["values"]
-    assert codes.shape == (54, 2, 2)
-    unigram, ngram = (Prior.from_pretrained(folder / name) for name in ("unigram", "ngram"))
-    for found, kind in ((unigram, UnigramPrior), (ngram, NGramPrior)):
-        expected = kind(num_codes=8, grid=(2, 2)).fit(codes.long())
-        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
-
-
 # --- saved codes, and live ones ---------------------------------------------------------------------------------------
 
 
@@ -140,7 +129,11 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
 
     assert prior()
     path = folder / "state" / "codes-train.safetensors"
-    kept = path.read_bytes()
+    kept, codes = path.read_bytes(), load_file(path)["values"]
+    assert codes.shape == (54, 2, 2)
+    for name, kind in (("unigram", UnigramPrior), ("ngram", NGramPrior)):  # which count the training codes
+        found, expected = Prior.from_pretrained(folder / name), kind(num_codes=8, grid=(2, 2)).fit(codes.long())
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert not prior("--prior-kind", "AnyOrder", "--prior-fit.batch-size", "4")
     for broken in (b"", kept[:-40], b"no codes", None):
         path.unlink()

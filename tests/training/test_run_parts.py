@@ -56,19 +56,8 @@ def test_parts_say_what_they_were_trained_on(finished):
     assert saved["trained_on"] == list(found)
 
 
-def test_case_01_a_codebook_trained_on_has_its_prior_trained_anew(run, folder, capsys):
-    names = ("prior", "unigram", "ngram")
-    before = {name: Prior.from_pretrained(folder / name).trained_on for name in names}
-    run("--resume", "--run", folder, "--codebook-fit.num-steps", "12")
-    assert "prior: trained anew" in capsys.readouterr().err
-    tokenizer = fingerprint.of_tokenizer(VQVAE.from_pretrained(folder))
-    for name, old in before.items():
-        assert Prior.from_pretrained(folder / name).trained_on.tokenizer == tokenizer != old.tokenizer
-    assert json.loads((folder / "elbo.json").read_text())["tokenizer"] == tokenizer
-
-
-def test_case_01_a_prior_of_another_codebook_is_refused_everywhere(run, fails, folder, tmp_path, capsys):
-    other = shutil.copytree(folder, tmp_path / "other")
+def test_case_01_a_prior_of_another_codebook_is_refused_and_trained_anew(run, fails, folder, tmp_path, capsys):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
     run("--resume", "--stage", "codebook", "--run", folder, "--codebook-fit.num-steps", "12")
     errors = capsys.readouterr().err
     assert "was trained on the codes of another tokenizer" in errors
@@ -85,7 +74,7 @@ def test_case_01_a_prior_of_another_codebook_is_refused_everywhere(run, fails, f
         (("push", folder, "owner/name"), advice),
         (("export", folder, "--to", "llama", "-o", out), advice),
         # A prior that is named by hand is held against the tokenizer too.
-        (("sample", folder, "--prior", f"{other}/prior", "-o", out), "train one by `vqvae train --tokenizer"),
+        (("sample", folder, "--prior", other / "prior", "-o", out), "train one by `vqvae train --tokenizer"),
     ):
         line = fails(*args)
         assert "of another tokenizer" in line, args
@@ -93,11 +82,17 @@ def test_case_01_a_prior_of_another_codebook_is_refused_everywhere(run, fails, f
         assert not out.exists()
     assert "of another tokenizer" in fails("--stage", "evaluate", "--run", folder)
     run("--resume", "--run", folder)
+    assert "prior: trained anew" in capsys.readouterr().err
     run("sample", folder, "-o", tmp_path / "samples.png")
+    tokenizer = fingerprint.of_tokenizer(VQVAE.from_pretrained(folder))
+    for name in ("prior", "unigram", "ngram"):
+        new, old = (Prior.from_pretrained(place / name).trained_on for place in (folder, other))
+        assert new.tokenizer == tokenizer != old.tokenizer
+    assert json.loads((folder / "elbo.json").read_text())["tokenizer"] == tokenizer
     # An n-gram of another run that was put in is noticed.
     shutil.rmtree(folder / "ngram")
-    shutil.copytree(tmp_path / "other" / "ngram", folder / "ngram")
-    assert f"{folder / 'ngram'}" in fails("--stage", "evaluate", "--run", folder)
+    shutil.copytree(other / "ngram", folder / "ngram")
+    assert str(folder / "ngram") in fails("--stage", "evaluate", "--run", folder)
 
 
 def test_parts_of_older_runs_that_do_not_say_are_taken(run, folder, tmp_path):

@@ -80,9 +80,8 @@ def test_a_gaussian_run_holds_its_bound_and_repeats_itself_when_resumed(run, opt
 @pytest.mark.parametrize(
     ("kind", "schedule"),
     [
-        ("EMAVectorQuantizer", "joint"),
         ("GumbelQuantizer", "alternating"),
-        pytest.param("VectorQuantizer", "joint", marks=pytest.mark.slow),
+        pytest.param("EMAVectorQuantizer", "joint", marks=pytest.mark.slow),
         pytest.param("StochasticVectorQuantizer", "alternating", marks=pytest.mark.slow),
     ],
 )

@@ -15,7 +15,7 @@ from cli_worlds import in_empty_folder
 from image_files import chw, noise, save
 from PIL import Image
 
-from priors import TransformerPrior, UniformPrior, UnigramPrior
+from priors import TransformerPrior, UnigramPrior
 from vqvae import VQVAE, GaussianVAE
 from vqvae.cli import packing
 from vqvae.cli.common import load_codec
@@ -167,15 +167,6 @@ def test_a_folder_that_cannot_be_read_is_named(call, run, tmp_path, monkeypatch)
     assert err == "skipped photos/in: Permission denied\n"
 
 
-def test_parts_and_another_prior(call, run, tmp_path):
-    photos(tmp_path / "photos")
-    UniformPrior(num_codes=8, grid=(2, 2)).save_pretrained(tmp_path / "even")
-    call("compress", run / "codebook", "photos", "-o", "x.vq", "--prior", "even")
-    call("decompress", run / "codebook", "x.vq", "-o", "y", "--prior", "even")
-    assert "was written with the model and prior" in call.refused("decompress", run, "x.vq", "-o", "z")
-    assert not (tmp_path / "z").exists()
-
-
 def test_a_named_set_or_a_folder_at_the_models_size(call, run, tmp_path):
     for i in range(4):
         save(tmp_path / "set" / ("test" if i else "train") / f"{i}.png", noise(20, 30, 3))
@@ -314,7 +305,7 @@ def test_names_from_a_file_never_lead_out_of_the_folder(call, run, codec, tmp_pa
 
 def test_many_equal_names_are_no_trap():
     places = Places()
-    assert len({str(places.place("x" * 500, i)) for i in range(4000)}) == 4000
+    assert len({str(places.place("x" * 500, i)) for i in range(1000)}) == 1000
 
 
 def test_nothing_is_written_through_a_link(call, run, codec, tmp_path):
@@ -393,18 +384,6 @@ def test_a_damaged_file_and_what_is_left_of_it(call, run, tmp_path, blocks_of_tw
         assert list(levels(tmp_path / name).values()) == left
     assert call("decompress", run, "x.vq", "-o", "whole", "--recover").err == ""
     assert len(tree(tmp_path / "whole")) == 8
-
-
-def test_a_stream_that_decodes_to_other_pixels_is_lost(call, run, tmp_path, codec, monkeypatch):
-    """Its CRC is right, so that only the check of the pixels tells."""
-    images = [torch.full((1, SIZE, SIZE), i, dtype=torch.uint8) for i in range(2)]
-    with monkeypatch.context() as patch:
-        patch.setattr("vqvae.codec.codec.check_of", lambda *_: 12345)
-        wrong = list(codec.blocks(images[:1], options=Compression(verify=False)))
-    write(Path("x.vq"), codec.header(Mode.LOSSLESS), [*wrong, *codec.blocks(images[1:])])
-    assert "other pixels come out" in call.refused("decompress", run, "x.vq", "-o", "x")
-    assert "other pixels come out" in call("decompress", run, "x.vq", "-o", "y", "--recover", code=1).err
-    assert list(levels(tmp_path / "y").values()) == [1]
 
 
 @pytest.mark.parametrize("mode", ["lossless", "lossy", "bits-back"])
