@@ -49,25 +49,33 @@ def reuse(made, photos, tmp_path) -> list:
     return [*FIT, "--data.source", photos, "--run", tmp_path / "reused", "--tokenizer", made]
 
 
-def test_a_prior_for_a_saved_tokenizer(run, reuse, made, photos, tmp_path):
-    """Of its own folder, or of a run."""
+def test_a_prior_for_a_saved_tokenizer(run, reuse, made, photos, fails, tmp_path, monkeypatch):
+    """Of its own folder, or of a run. Ctrl-C in the prior, and then --resume, leave the tokenizer as it is."""
     folder = tmp_path / "reused"
-    run(*reuse, "--stage", "prior")
+    stopped(run, monkeypatch, folder, [*reuse, "--stage", "prior"], prior=(3,))
+    run("--resume", "--run", folder)
     assert (folder / "codebook" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
-    before = weights(folder)
-    run("--run", folder, "--stage", "evaluate")
     assert json.loads((folder / "elbo.json").read_text())["bits_per_dim"] > 0
+    before = weights(folder)
     run(*reuse, "--stage", "prior", "--resume")  # the same again is nothing more to do
     assert weights(folder) == before
+    assert "train it on in another folder" in fails("--resume", "--stage", "codebook", "--run", folder)
     run(*FIT, "--data.source", photos, "--stage", "prior", "--tokenizer", folder, "--run", tmp_path / "of-run")
     assert weights(tmp_path / "of-run") == before
 
 
-def test_a_saved_tokenizer_trains_on(run, reuse, made, tmp_path):
-    run(*reuse, "--codebook-fit.learning-rate", "0", "--codebook-fit.weight-decay", "0", "--stage", "codebook")
-    places = (made, tmp_path / "reused" / "codebook")
+def test_a_saved_tokenizer_trains_on(run, reuse, made, fails, tmp_path, monkeypatch):
+    """And resumes where what it began with is gone."""
+    folder = tmp_path / "reused"
+    still = ["--codebook-fit.learning-rate", "0", "--codebook-fit.weight-decay", "0", "--stage", "codebook"]
+    stopped(run, monkeypatch, folder, [*reuse, *still], codebook=(3,))
+    # Half trained, it is not what a prior is for, and neither is what it began with.
+    assert "is not finished: go on with `vqvae train --resume" in fails("--stage", "prior", "--run", folder)
+    gone = made.rename(tmp_path / "gone")
+    run("--resume", "--stage", "codebook", "--run", folder)
+    places = (gone, folder / "codebook")
     old, new = (safetensors.torch.load_file(place / "model.safetensors") for place in places)
-    learned = {name for name, _ in VQVAE.from_pretrained(made).named_parameters()}
+    learned = {name for name, _ in VQVAE.from_pretrained(gone).named_parameters()}
     assert all(torch.equal(old[name], new[name]) for name in learned)
     # Its moving averages went on: from where they were, not from a start.
     assert new["quantizer.num_updates"] == old["quantizer.num_updates"] + 8
@@ -161,14 +169,15 @@ def coded(tokenized, tmp_path) -> list:
     return [*FIT, "--stage", "prior", "--codes", tokenized, "--run", tmp_path / "new"]
 
 
-def test_a_prior_from_a_tokenized_set(run, reuse, coded, photos, tmp_path):
-    """The same prior as from the images themselves, with none of them at hand."""
+def test_a_prior_from_a_tokenized_set(run, reuse, coded, photos, tmp_path, monkeypatch):
+    """The same prior as from the images themselves, also resumed; it is evaluated on them."""
     run(*reuse, "--stage", "prior")
-    run(*coded, "--data.source", "nowhere")
+    stopped(run, monkeypatch, tmp_path / "new", coded, prior=(3,))
+    run("--resume", "--run", tmp_path / "new")
     assert weights(tmp_path / "new") == weights(tmp_path / "reused")
-    # The run knows its images again where they are needed.
-    run("--run", tmp_path / "new", "--stage", "evaluate", "--data.source", photos)
-    assert (tmp_path / "new" / "elbo.json").exists()
+    figures = json.loads((tmp_path / "new" / "elbo.json").read_text())
+    assert figures["images"] == len(load_images(photos, "test", size=8, channels=1))
+    assert figures["data"] == photos.name
 
 
 def test_codes_that_do_not_fit_are_one_line(run, made, tokenized, coded, photos, fails, tmp_path):
@@ -219,35 +228,8 @@ def test_case_17_codes_that_do_not_say_where_their_sources_lie(
     run(*coded, "--tokenizer", made)
     line = fails("--run", tmp_path / "new", "--stage", "evaluate")
     assert f"the images of {tokenized} cannot be read, name them with --data.source: " in line
-
-
-def test_a_codebook_that_was_taken_stays_when_its_prior_is_resumed(run, reuse, made, fails, tmp_path, monkeypatch):
-    """Ctrl-C in the prior, then what it says: --resume."""
-    folder = tmp_path / "reused"
-    stopped(run, monkeypatch, folder, [*reuse, "--stage", "prior"], prior=(3,))
-    run("--resume", "--run", folder)
-    assert (folder / "codebook" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
-    assert (folder / "elbo.json").exists()
-    assert "train it on in another folder" in fails("--resume", "--stage", "codebook", "--run", folder)
-
-
-def test_a_codebook_run_resumes_where_its_tokenizer_is_gone(run, reuse, made, fails, tmp_path, monkeypatch):
-    folder = tmp_path / "reused"
-    stopped(run, monkeypatch, folder, [*reuse, "--stage", "codebook"], codebook=(3,))
-    # Half trained, it is not what a prior is for, and neither is what it began with.
-    assert "is not finished: go on with `vqvae train --resume" in fails("--stage", "prior", "--run", folder)
-    made.rename(tmp_path / "gone")
-    run("--resume", "--stage", "codebook", "--run", folder)
-    assert (folder / "codebook").exists()
-
-
-def test_a_run_on_codes_is_resumed_and_evaluated_on_their_images(run, coded, photos, tmp_path, monkeypatch):
-    folder = tmp_path / "new"
-    stopped(run, monkeypatch, folder, coded, prior=(3,))
-    run("--resume", "--run", folder)
-    figures = json.loads((folder / "elbo.json").read_text())
-    assert figures["images"] == len(load_images(photos, "test", size=8, channels=1))
-    assert figures["data"] == photos.name
+    run("--run", tmp_path / "new", "--stage", "evaluate", "--data.source", photos)
+    assert (tmp_path / "new" / "elbo.json").exists()
 
 
 def test_codes_of_a_posterior_are_not_what_its_prior_is_for(photos, fails, tmp_path):

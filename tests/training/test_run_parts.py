@@ -6,15 +6,15 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
 from run_files import SMALL, finish, make_images, start, wait_for, weights
 
-from priors import Prior
+from priors import Prior, TransformerPrior
 from safefolder.locks import one_writer
+from safefolder.options import option_fields
 from vqvae import VQVAE, fingerprint
 from vqvae.training import program
 from vqvae.training.options import FitConfig, Run, load_run, parse
@@ -220,25 +220,16 @@ def test_case_13_what_is_refused_leaves_the_run_as_it_was(fails, folder, tmp_pat
 
 
 def every_option() -> list[tuple[str, str]]:
-    """Each option of `train` with a value that it does not have, wrong or right."""
-    found = []
-    for name, kind in (("", Run), ("codebook-fit.", FitConfig), ("prior-fit.", FitConfig)):
-        for field in dataclasses.fields(kind):
-            parts = ("run", "resume", "live", "model", "prior", "data", "codebook_fit", "prior_fit")
-            if dataclasses.is_dataclass(field.type) or field.name in parts:
-                continue
-            option = f"--{name}{field.name.replace('_', '-')}"
-            values = [*map(str, get_args(field.type)[-1:]), "-1", "0", "nonsense", "1e30"]
-            found += [(option, value) for value in values if "<class" not in value and value != "None"]
-    for part, names in (
-        ("model", ("width", "num-blocks", "downsampling", "image-size", "attention")),
-        ("model.quantizer", ("num-codes", "dim", "decay", "commitment-weight", "revival")),
-        ("prior", ("width", "depth", "num-heads", "dropout", "label-dropout", "code-noise")),
-    ):
-        values = ("-1", "0", "3", "nonsense", "1000000000" if part == "model" else "1e30")
-        found += [(f"--{part}.{name}", value) for name in names for value in values]
-    found += [("--data.source", "/nowhere"), ("--data.root", "/nowhere"), ("--data.num-workers", "-1")]
-    return found
+    """Each option of `train` with values that are wrong, or right for some."""
+    parts = ("run", "resume", "live", "model", "prior", "data", "codebook_fit", "prior_fit")
+    names = [f"--{each.name}" for each in dataclasses.fields(Run) if each.name not in parts]
+    for part in ("codebook_fit", "prior_fit"):
+        names += [f"--{part}.{each.name}" for each in dataclasses.fields(FitConfig)]
+    names += [f"--model.{name}" for name in ("width", "num-blocks", "downsampling", "image-size", "attention")]
+    names += [f"--model.quantizer.{name}" for name in ("num-codes", "dim", "decay", "commitment-weight", "revival")]
+    names += [f"--prior.{each.name}" for each in option_fields(TransformerPrior.Config)]
+    found = [(name.replace("_", "-"), value) for name in names for value in ("-1", "0", "nonsense", "1e30")]
+    return [*found, ("--data.source", "/nowhere"), ("--data.root", "/nowhere"), ("--data.num-workers", "-1")]
 
 
 @pytest.mark.slow
