@@ -208,6 +208,7 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         (("--model.beta", "0"), "expected a finite beta above zero"),
         (("--model.beta", "nan"), "got beta=nan for VQVAE, expected a finite number, or None"),
         (("--latents", "gaussian", "--model.beta", "-1"), "beta of at least zero"),
+        (("--latents", "gaussian", "--model.dim", "0"), "at least one latent channel"),
     ],
 )
 def test_mistakes_are_one_line_before_any_training(fails, photos, tmp_path, args, message):
