@@ -7,6 +7,7 @@ import pytest
 from run_files import SMALL, make_images
 
 import train
+import vqvae.cli
 
 
 @pytest.fixture(scope="session")
@@ -21,27 +22,30 @@ def options(photos: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Call train.py in this process; it must exit with 2 and one line, which comes back."""
+def run(monkeypatch: pytest.MonkeyPatch):
+    """Call train.py in this process; or `vqvae`, of which the first word is a command."""
 
-    def call(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["train.py", *args])
-        with pytest.raises(SystemExit) as stopped:
-            train.main()
-        assert stopped.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        return lines[0]
+    def call(*args: object) -> None:
+        is_command = args[0] in vqvae.cli.COMMANDS
+        monkeypatch.setattr(sys, "argv", ["vqvae" if is_command else "train.py", *map(str, args)])
+        (vqvae.cli.main if is_command else train.main)()
 
     return call
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch):
-    """Call train.py in this process."""
+def fails(run, capsys: pytest.CaptureFixture[str]):
+    """The same; it must exit with 2 and one line, which comes back."""
 
-    def call(*args: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["train.py", *args])
-        train.main()
+    def call(*args: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(*args)
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in said
+        assert "not foreseen" not in said
+        return lines[0]
 
     return call

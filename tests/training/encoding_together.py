@@ -20,8 +20,9 @@ if __name__ == "__main__":
     fabric.launch()
     latents.ENCODE_BATCH = 4
     images = load_images(source, "train", size=8, channels=1)
-    parts = (Metrics(Path(out), fabric), 3, Autoencoder.from_pretrained(model), None, images, "encode")
-    found = latents.encode_all(fabric, *parts)
+    parts = {"model": Autoencoder.from_pretrained(model), "guiding_prior": None}
+    encoding = latents.Encoding(fabric=fabric, metrics=Metrics(Path(out), fabric), seed=3, **parts)
+    found = latents.encode_all(encoding, images, "encode")
     assert found.labels is not None
     tensors = {"values": found.values, "labels": found.labels}
     safetensors.torch.save_file(tensors, Path(out) / f"{devices}-{fabric.global_rank}.safetensors")

@@ -13,26 +13,17 @@ import pytest
 import torch
 from lanes import some
 from lightning_fabric import Fabric
-from run_files import SMALL, gaussian, weights
+from run_files import SMALL, gaussian, stopped, weights, without
 from safetensors.torch import load_file, save_file
 
-from priors import (
-    AnyOrderPrior,
-    MixtureTransformerPrior,
-    NGramPrior,
-    PixelCNNPrior,
-    Prior,
-    TransformerPrior,
-    UnigramPrior,
-    trunk,
-)
-from priors.grid import GridModel
-from vqvae import VQVAE, GaussianVAE
-from vqvae.quantizers import EMAVectorQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
+import priors
+from priors import Prior, trunk
+from vqvae import Autoencoder, GaussianVAE, load_images
+from vqvae.cli.measuring import evaluate
 from vqvae.training import latents, program
-from vqvae.training.options import load_run, parse
-from vqvae.training.prior_kinds import PRIOR_KINDS, make_prior, name_of
-from vqvae.training.records import Stop
+from vqvae.training.options import PRESETS, load_run, parse
+from vqvae.training.prior_kinds import PRIOR_KINDS, name_of
+from vqvae.training.records import Metrics
 
 ROOT = Path(__file__).parents[2]
 QUANTIZERS = {
@@ -63,12 +54,8 @@ def codebooks(photos, tmp_path_factory):
     def copy(kind: str, folder: Path) -> Path:
         if kind not in kept:
             kept[kind] = tmp_path_factory.mktemp(kind) / "run"
-            small = [*SMALL, "--data.source", str(photos), "--run", str(kept[kind]), "--stage", "codebook"]
-            if kind == "gaussian":
-                small = gaussian(small)
-            else:
-                pairs = zip(small[::2], small[1::2], strict=True)
-                small = [word for pair in pairs if not pair[0].startswith("--model.quantizer.") for word in pair]
+            small = gaussian(SMALL) if kind == "gaussian" else without("--model.quantizer.", SMALL)
+            small += ["--data.source", str(photos), "--run", str(kept[kind]), "--stage", "codebook"]
             program.train(parse([*small, *QUANTIZERS[kind].split()]))
         shutil.copytree(kept[kind], folder)
         return folder
@@ -78,18 +65,9 @@ def codebooks(photos, tmp_path_factory):
 
 def cut_off(run, monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> None:
     """The prior of a run, stopped after its steps 1 and 3, each time resumed by the same words."""
-    asked = [0, 2]
-
-    def requested(self, fabric, step):
-        return signal.SIGTERM if step in asked and not asked.remove(step) else 0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stop, "requested", requested)
-        for resume in ((), ("--resume",)):
-            with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-                run("--run", str(folder), "--stage", "prior", *args, *resume)
-        run("--run", str(folder), "--stage", "prior", "--resume")
-    assert not asked
+    words = ["--run", folder, "--stage", "prior"]
+    stopped(run, monkeypatch, folder, [*words, *args], prior=(1, 3))
+    run(*words, "--resume")
 
 
 @pytest.mark.parametrize("kind", some(KINDS))
@@ -98,19 +76,14 @@ def test_each_kind_trains_resumes_to_the_bit_and_is_evaluated(run, codebooks, tm
     args = ["--prior-kind", kind, "--prior.code-noise", "0.1"]
     args += ["--prior.width", "16", "--prior.depth", "2"] if kind == "PixelCNN" else ["--prior.checkpointing"]
     whole, cut = (codebooks(quantizer, tmp_path / each) for each in ("whole", "cut"))
-    run("--run", str(whole), "--stage", "prior", *args)
+    run("--run", whole, "--stage", "prior", *args)
     cut_off(run, monkeypatch, cut, *args)
     assert weights(cut) == weights(whole)
-    known = load_run(cut)
+    known, prior = load_run(cut), Prior.from_pretrained(cut / "prior")
     assert (known.prior_kind, known.prior.owner) == (kind, PRIOR_KINDS[kind])
-    assert known.prior.code_noise == 0.1
-
-    prior = Prior.from_pretrained(cut / "prior")
-    assert type(prior).__name__ == f"{kind}Prior"
-    assert name_of(prior) == name
-    assert prior.config.code_noise == 0.1
-    assert prior.num_classes == 2
-    run("--run", str(cut), "--stage", "evaluate")
+    assert (type(prior).__name__, name_of(prior), prior.num_classes) == (f"{kind}Prior", name, 2)
+    assert known.prior.code_noise == prior.config.code_noise == 0.1
+    run("--run", cut, "--stage", "evaluate")
     result = json.loads((cut / "elbo.json").read_text())
     assert list(result["rate"]) == ["uniform", "unigram", "ngram", name]
     assert result["negative_elbo"] == pytest.approx(result["rate"][name] + result["distortion"] - result["entropy"])
@@ -119,8 +92,6 @@ def test_each_kind_trains_resumes_to_the_bit_and_is_evaluated(run, codebooks, tm
 
 def by_command(folder: Path, result: dict) -> None:
     """`vqvae evaluate` states the same rates by the same names."""
-    from vqvae.cli.measuring import evaluate
-
     evaluate(str(folder), output=folder / "again.json")
     again = json.loads((folder / "again.json").read_text())
     assert list(again["rate"]) == list(result["rate"])
@@ -128,17 +99,6 @@ def by_command(folder: Path, result: dict) -> None:
     evaluate(str(folder), prior=str(folder / "unigram"), output=folder / "again.json")
     again = json.loads((folder / "again.json").read_text())
     assert list(again["rate"])[-1] == "unigram", "the prior that is named is that of the bound"
-
-
-def test_the_baselines_count_the_training_codes(run, codebooks, tmp_path):
-    folder = codebooks("one", tmp_path / "run")
-    run("--run", str(folder), "--stage", "prior", "--prior-fit.num-steps", "1")
-    codes = load_file(folder / "state" / "codes-train.safetensors")["values"]
-    assert codes.shape == (54, 2, 2)
-    unigram, ngram = (Prior.from_pretrained(folder / name) for name in ("unigram", "ngram"))
-    for found, kind in ((unigram, UnigramPrior), (ngram, NGramPrior)):
-        expected = kind(num_codes=8, grid=(2, 2)).fit(codes.long())
-        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 # --- saved codes, and live ones ---------------------------------------------------------------------------------------
@@ -153,28 +113,29 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
         """Whether a prior's training encoded; what it was trained on is always the same."""
         calls.clear()
         (folder / "state" / "prior.ckpt").unlink(missing_ok=True)
-        run("--run", str(folder), "--stage", "prior", "--prior-fit.num-steps", "1", *args)
+        run("--run", folder, "--stage", "prior", "--prior-fit.num-steps", "1", *args)
         return bool(calls)
 
     assert prior()
-    trained = weights(folder)["prior"]
     path = folder / "state" / "codes-train.safetensors"
-    kept = path.read_bytes()
-    assert not prior()
+    kept, codes = path.read_bytes(), load_file(path)["values"]
+    assert codes.shape == (54, 2, 2)
+    baselines = {"unigram": priors.UnigramPrior, "ngram": priors.NGramPrior}  # which count the training codes
+    for name, kind in baselines.items():
+        found, expected = Prior.from_pretrained(folder / name), kind(num_codes=8, grid=(2, 2)).fit(codes.long())
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert not prior("--prior-kind", "AnyOrder", "--prior-fit.batch-size", "4")
-    assert not prior("--prior-kind", "Transformer", "--prior-fit.batch-size", "8")
-    assert weights(folder)["prior"] == trained
-    for broken in (b"", kept[:-40], b"no codes"):
-        path.write_bytes(broken)
+    for broken in (b"", kept[:-40], b"no codes", None):
+        path.unlink()
+        if broken is not None:
+            path.write_bytes(broken)
         assert prior()
         assert path.read_bytes() == kept
-    path.unlink()
-    assert prior()
-    shutil.copytree(parse(["--resume", "--run", str(folder)]).data.source, tmp_path / "others")
-    assert not prior("--data.source", str(tmp_path / "others")), "the same images, elsewhere"
-    os.utime(next((tmp_path / "others").rglob("*.png")))
+    others = tmp_path / "others"
+    shutil.copytree(parse(["--resume", "--run", str(folder)]).data.source, others)
+    assert not prior("--data.source", str(others)), "the same images, elsewhere"
+    os.utime(next(others.rglob("*.png")))
     assert prior(), "images that were written again"
-    assert not prior()
     assert prior("--seed", "1"), "other draws, where there are draws"
     weight = folder / "codebook" / "model.safetensors"
     tensors = load_file(weight)
@@ -187,30 +148,28 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
 @pytest.mark.parametrize("kind", some(["one", "loop", "gaussian", "stochastic"], every=4))
 def test_a_live_run_resumes_to_the_bit(run, codebooks, tmp_path, monkeypatch, kind):
     whole, cut, saved = (codebooks(kind, tmp_path / each) for each in ("whole", "cut", "saved"))
-    run("--run", str(whole), "--stage", "prior", "--live")
+    run("--run", whole, "--stage", "prior", "--live")
     cut_off(run, monkeypatch, cut, "--live")
     assert weights(cut) == weights(whole)
     assert load_run(cut).live
     assert not (cut / "state" / "codes-train.safetensors").exists()
-    run("--run", str(saved), "--stage", "prior")
-    if kind == "one":
-        assert weights(saved) == weights(whole), "the same codes in the same order"
-    else:
-        assert weights(saved)["prior"] != weights(whole)["prior"], "draws of its own"
-    run("--run", str(cut), "--stage", "evaluate")
+    run("--run", saved, "--stage", "prior")
+    # The same codes in the same order, or draws of its own.
+    assert (weights(saved)["prior"] == weights(whole)["prior"]) == (kind == "one")
+    run("--run", cut, "--stage", "evaluate")
     assert json.loads((cut / "elbo.json").read_text())["images"] == 6
 
 
 def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos, tmp_path):
-    from vqvae import Autoencoder, load_images
-
     model = Autoencoder.from_pretrained(codebooks("stochastic", tmp_path / "run") / "codebook")
     images = load_images(str(photos), "train", size=8, channels=1)
     fabric = Fabric(accelerator="cpu", devices=1)
+    parts = {"metrics": Metrics(tmp_path, fabric), "model": model, "guiding_prior": model}
+    encoding = latents.Encoding(fabric=fabric, seed=3, **parts)
 
     def stream(start: int, rank: int = 0):
         order = {"batch_size": 54 // (rank + 1), "seed": 3, "start": start, "rank": rank, "world_size": rank + 1}
-        return latents.live_batches(fabric, model, model, images, **order)
+        return latents.live_batches(encoding, images, **order)
 
     first = [batch for batch, _ in zip(stream(0), range(4), strict=False)]
     assert first[0].inputs.dtype == torch.int64
@@ -220,7 +179,6 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         assert torch.equal(batch.labels, again.labels)
     found = model.draw(images[0][0][None].expand(54, -1, -1, -1)).latents
     assert len(found.unique(dim=0)) > 1, "there is something to draw"
-    torch.manual_seed(0)
     counts = [batch.inputs.flatten().bincount(minlength=8) for batch in first]
     assert any(not torch.equal(counts[0], each) for each in counts[1:]), "an epoch is drawn anew"
 
@@ -238,62 +196,60 @@ def test_live_draws_never_repeat_and_depend_on_the_step_alone(codebooks, photos,
         (("--prior-kind", "AnyOrder", "--model.beta", "1"), "a prior in the loop (--model.beta) is a transformer"),
         (("--prior-kind", "AnyOrder", "--latents", "gaussian"), "take --prior-kind Transformer only, got AnyOrder"),
         (("--prior.code-noise", "0.1", "--latents", "gaussian"), "code-noise"),
-        (("--prior.code-noise", "1"), "got code_noise=1.0, expected a number in [0, 1)"),
-        (("--prior-kind", "AnyOrder", "--prior.raster-share", "2"), "raster_share"),
-        (("--prior.num-heads", "5"), "num_heads=5"),
+        (("--prior.code-noise", "1"), "code_noise=1.0"),
         (("--strategy", "fsdp"), "--strategy fsdp shares out the weights of a prior, and is for --stage prior alone"),
         (("--strategy", "fsdp_cpu_offload", "--stage", "codebook"), "got --strategy fsdp_cpu_offload"),
+        (("--latents", "gaussian", "--quantizer", "FSQ"), "Gaussian latents have no quantizer, got --quantizer FSQ"),
+        (("--latents", "spoken"), "unknown latents 'spoken', expected one of codes, gaussian"),
+        (("--quantizer", "FSQ", "--model.beta", "1"), "FSQ cannot weigh a prior's rate: take EMAVectorQuantizer"),
+        (("--quantizer", "SoftEMVectorQuantizer", "--model.beta", "1"), "a prior has no say: take EMAVectorQuantizer"),
+        (("--quantizer", "BSQ", "--model.quantizer.num-bits", "30", "--model.beta", "1"), "cannot list"),
+        (("--schedule", "alternating"), "add --model.beta"),
+        (("--model.beta", "0"), "expected a finite beta above zero"),
+        (("--model.beta", "nan"), "got beta=nan for VQVAE, expected a finite number, or None"),
+        (("--latents", "gaussian", "--model.beta", "-1"), "beta of at least zero"),
+        (("--latents", "gaussian", "--model.dim", "0"), "at least one latent channel"),
     ],
 )
 def test_mistakes_are_one_line_before_any_training(fails, photos, tmp_path, args, message):
     small = ["--preset", "folder", "--data.source", str(photos), "--model.image-size", "8", "--model.num-channels", "1"]
-    assert message in fails(*small, *args, "--codebook-fit.num-steps", "2", "--run", str(tmp_path / "run"))
-    assert not list((tmp_path / "run").glob("**/*.ckpt"))
+    assert message in fails(*small, *args, "--codebook-fit.num-steps", "2", "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_kind_for_other_codes_is_one_line_at_a_later_stage(fails, codebooks, tmp_path):
-    folder = codebooks("loop", tmp_path / "run")
-    args = ("--run", str(folder), "--stage", "prior", "--prior-kind", "AnyOrder")
-    assert "a prior in the loop (--model.beta) is a transformer" in fails(*args)
-    folder = codebooks("one", tmp_path / "other")
-    args = ("--run", str(folder), "--stage", "prior", "--prior-kind", "NextScale")
-    assert "is for codes of several scales" in fails(*args)
+def test_what_does_not_fit_is_one_line_at_a_later_stage(run, fails, codebooks, tmp_path):
+    folder = codebooks("loop", tmp_path / "loop")
+    assert "is a transformer" in fails("--run", folder, "--stage", "prior", "--prior-kind", "AnyOrder")
+    folder = codebooks("one", tmp_path / "run")
+    words = ("--run", folder, "--stage", "prior", "--prior-kind")
+    assert "is for codes of several scales" in fails(*words, "NextScale")
     assert not (folder / "state" / "prior.ckpt").exists()
-
-
-def test_a_checkpoint_of_another_kind_is_one_line(run, fails, codebooks, tmp_path):
-    folder = codebooks("one", tmp_path / "run")
-    run("--run", str(folder), "--stage", "prior", "--prior-fit.num-steps", "1")
-    args = ("--run", str(folder), "--stage", "prior", "--prior-kind", "AnyOrder")
-    assert "already holds a prior; add --resume" in fails(*args)
-    assert "leave out the options that the run was not begun with" in fails(*args, "--resume")
-
-
-def test_a_prior_without_labels_of_images_that_have_them(run, codebooks, tmp_path):
-    folder = codebooks("one", tmp_path / "run")
-    run("--run", str(folder), "--stage", "prior", "--no-labels", "--prior-fit.num-steps", "1")
+    # A prior without labels of images that have them.
+    run(*words, "Transformer", "--prior-fit.num-steps", "1", "--no-labels")
     assert Prior.from_pretrained(folder / "prior").num_classes is None
-    run("--run", str(folder), "--stage", "evaluate")
+    run("--run", folder, "--stage", "evaluate")
     assert not load_run(folder).labels
+    # A checkpoint of another kind.
+    assert "already holds a prior; add --resume" in fails(*words, "AnyOrder")
+    assert "leave out the options that the run was not begun with" in fails(*words, "AnyOrder", "--resume")
 
 
-def test_kinds_keep_what_they_share():
+def test_presets_and_kinds_parse_and_keep_what_they_share():
+    for preset in PRESETS:
+        assert parse(["--preset", preset]).preset == preset
+    assert parse([]).prior == priors.TransformerPrior.Config(width=128, depth=3, num_heads=4)
     run = parse(["--prior-kind", "AnyOrder", "--prior.raster-share", "0.5", "--prior.dropout", "0.2"])
-    assert run.prior == AnyOrderPrior.Config(width=128, depth=3, num_heads=4, raster_share=0.5, dropout=0.2)
+    assert run.prior == priors.AnyOrderPrior.Config(width=128, depth=3, num_heads=4, raster_share=0.5, dropout=0.2)
     assert (run.prior_kind, run.live) == ("AnyOrder", False)
-    assert parse(["--prior_kind", "PixelCNN"]).prior == PixelCNNPrior.Config()
-    assert parse([]).prior == TransformerPrior.Config(width=128, depth=3, num_heads=4)
-    assert parse([]).prior_kind == "Transformer"
-
-
-def test_a_damaged_run_is_refused_in_one_line(codebooks, tmp_path):
-    folder = codebooks("one", tmp_path / "run")
-    path = folder / "state" / "run.json"
-    plain = json.loads(path.read_text())
-    for name in ("prior_kind", "model", "prior"):
-        path.write_text(json.dumps({key: value for key, value in plain.items() if key != name}))
-        with pytest.raises(ValueError, match=f"is not a run of this version: '{name}'"):
-            load_run(folder)
+    assert parse(["--prior_kind", "PixelCNN"]).prior == priors.PixelCNNPrior.Config()
+    run = parse(["--quantizer", "VectorQuantizer", "--model.quantizer.codebook-weight", "2", "--likelihood", "Normal"])
+    assert (run.model.quantizer.codebook_weight, run.model.likelihood.owner.__name__) == (2, "Normal")
+    run = parse(["--latents", "gaussian", "--model.dim", "6", "--model.free-bits", "0.1", "--preset", "cifar10"])
+    sizes = {"image_size": 32, "num_channels": 3, "downsampling": 2, "dim": 6, "free_bits": 0.1}
+    assert run.model == GaussianVAE.Config(**sizes, likelihood=run.model.likelihood)
+    assert (run.latents, run.quantizer) == ("gaussian", "none")
+    run = parse(["--model.beta", "2", "--schedule", "alternating"])
+    assert (run.model.beta, run.schedule) == (2, "alternating")
 
 
 def test_a_run_of_before_options_came_from_classes_is_read(codebooks, tmp_path):
@@ -314,57 +270,39 @@ def test_a_run_of_before_options_came_from_classes_is_read(codebooks, tmp_path):
 # --- activation checkpointing -----------------------------------------------------------------------------------------
 
 
-def small_model(kind: str) -> VQVAE | GaussianVAE:
-    sizes = {"image_size": 16, "width": 8, "num_blocks": 0, "downsampling": 4}
-    inner = VectorQuantizer.Config(num_codes=8, dim=4)
-    if kind == "gaussian":
-        return GaussianVAE(dim=3, **sizes)
-    quantizer = {
-        "one": EMAVectorQuantizer.Config(num_codes=8, dim=4),
-        "residual": ResidualQuantizer.Config(quantizer=inner, depth=2),
-        "scales": MultiScaleQuantizer.Config(quantizer=inner, scales=(1, 2, 4)),
-    }[kind]
-    return VQVAE(quantizer=quantizer, **sizes)
+GRID = {"num_codes": 8, "grid": (4, 4), "code_noise": 0.2}
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("kind", "latent"),
+    ("kind", "sizes", "precision"),
     [
-        ("Transformer", "one"),
-        ("Transformer", "gaussian"),
-        ("AnyOrder", "one"),
-        ("DepthTransformer", "residual"),
-        ("NextScale", "scales"),
-        ("Llama", "one"),
+        (priors.MixtureTransformerPrior, {"dim": 3, "grid": (4, 4)}, torch.float32),
+        (priors.AnyOrderPrior, GRID, torch.bfloat16),
+        (priors.DepthTransformerPrior, {**GRID, "grid": (4, 4, 2)}, torch.float32),
+        (priors.NextScalePrior, {**GRID, "grid": (21,), "scales": (1, 2, 4)}, torch.bfloat16),
+        (priors.LlamaPrior, GRID, torch.float32),
     ],
 )
-def test_checkpointing_changes_no_gradient(monkeypatch, kind, latent, precision):
-    model, calls = small_model(latent), []
-    made = MixtureTransformerPrior if latent == "gaussian" else PRIOR_KINDS[kind]
-    noise = {} if latent == "gaussian" else {"code_noise": 0.2}
-    config = made.Config(width=32, depth=3, num_heads=2, dropout=0.2, label_dropout=0.3, **noise)
-    forward = trunk.Block.forward
+def test_checkpointing_changes_no_gradient(monkeypatch, kind, sizes, precision):
+    calls, found, forward = [], [], trunk.Block.forward
     monkeypatch.setattr(trunk.Block, "forward", lambda *args: calls.append(args) or forward(*args))
-    found = {}
+    options = {"num_classes": 3, "width": 32, "depth": 3, "num_heads": 2, "dropout": 0.2, "label_dropout": 0.3}
     for checkpointing in (False, True):
-        torch.manual_seed(0)
-        prior = make_prior(dataclasses.replace(config, checkpointing=checkpointing), model, 3).train()
-        assert isinstance(prior, GridModel)
-        shape = (5, *prior.grid)
-        values = torch.randn(*shape, 3) if latent == "gaussian" else torch.randint(0, 8, shape)
         calls.clear()
-        torch.manual_seed(1)
+        torch.manual_seed(0)
+        prior = kind(**sizes, **options, checkpointing=checkpointing).train()
+        shape = (5, *prior.grid)
+        values = torch.randn(*shape, 3) if "dim" in sizes else torch.randint(0, 8, shape)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             rate = -prior(values, torch.arange(5) % 3).mean()
         rate.backward()
         gradients = {name: weight.grad for name, weight in prior.named_parameters()}
-        found[checkpointing] = (rate.detach(), gradients, len(calls), torch.rand(3))
-    plain, checkpointed = found[False], found[True]
-    assert all(gradient is not None and gradient.any() for gradient in plain[1].values())
-    torch.testing.assert_close(checkpointed[:2], plain[:2], rtol=0, atol=0)
-    assert checkpointed[2] == 2 * plain[2], "each block was computed again"
-    assert torch.equal(checkpointed[3], plain[3]), "the random numbers after it are the same"
+        assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+        found.append((len(calls), rate.detach(), gradients, torch.rand(3)))
+    (num_plain, *plain), (num_again, *again) = found
+    assert num_again == 2 * num_plain, "each block was computed again"
+    # Also the random numbers after it are the same.
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
 
 # --- weights shared out over processes --------------------------------------------------------------------------------
@@ -387,9 +325,9 @@ def test_a_prior_shared_out_over_two_processes_learns_what_a_whole_one_does(run,
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER.format(root=str(ROOT)))
     common = ["--stage", "prior", "--prior.checkpointing", "--prior.dropout", "0"]
-    common += ["--prior.label-dropout", "0", "--prior-fit.ema", "0.5", "--prior.depth", "2"]
+    common += ["--prior.label-dropout", "0", "--prior-fit.ema", "0.5"]
     alone, shared, cut = (codebooks("one", tmp_path / name) for name in ("alone", "shared", "cut"))
-    run("--run", str(alone), *common, "--prior-fit.batch-size", "8")
+    run("--run", alone, *common, "--prior-fit.batch-size", "8")
 
     def together(folder: Path, *args: str, code: int = 0, **environment: str) -> None:
         words = [sys.executable, str(driver), "--run", str(folder), *args]
@@ -402,9 +340,7 @@ def test_a_prior_shared_out_over_two_processes_learns_what_a_whole_one_does(run,
     together(cut, "--stage", "prior", "--resume")
     assert weights(cut) == weights(shared)
     found, expected = (Prior.from_pretrained(folder / "prior").state_dict() for folder in (shared, alone))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     # A checkpoint holds whole tensors.
     state = torch.load(shared / "state" / "prior.ckpt", weights_only=True)
     assert state["module"]["prior.logits.weight"].shape == found["logits.weight"].shape

@@ -2,26 +2,26 @@
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_worlds import in_empty_folder
 from codec_worlds import claiming, images_of, model_of, transformer_of, uniform_of
 from image_files import noise, save
 from PIL import Image
 
 from safefolder.locks import one_writer
-from vqvae import cli
 from vqvae.cli import describing, dreaming, naming, packing, unpacking
 from vqvae.cli.common import load_codec
-from vqvae.codec import Archive, Compression, Mode, dream, recover, storage, write
+from vqvae.codec import Archive, Compression, Mode, dream, storage, write
 from vqvae.codec.coder import BadStream
 from vqvae.codec.container import MAX_IMAGES
 from vqvae.codec.dreaming import most_bytes
 
 SIZE = 8
+call = pytest.fixture(in_empty_folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,8 @@ def place(tmp_path, monkeypatch, codec):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "kept").touch()
     os.mkfifo("pipe")
-    Path("loop").symlink_to("loop")
-    Path("dangling").symlink_to("nowhere")
-    Path("to-pipe").symlink_to("pipe")
+    for name, target in (("loop", "loop"), ("dangling", "nowhere"), ("to-pipe", "pipe")):
+        Path(name).symlink_to(target)
     Path("text").write_text("what somebody wrote by hand, and no archive at all")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind("socket")
@@ -59,36 +58,18 @@ def place(tmp_path, monkeypatch, codec):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(call, monkeypatch):
     """A command that is refused in one line, before a model is loaded; what it says."""
 
     def refused_command(*args, loads=False):
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["vqvae", *map(str, args)])
-            if not loads:
-                for module in (packing, unpacking, dreaming, describing):
-                    patch.setattr(module, "load_codec", None)
-            with pytest.raises(SystemExit) as stopped:
-                cli.main()
-        assert stopped.value.code == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        assert len(err) < 600
-        return err
+            for module in () if loads else (packing, unpacking, dreaming, describing):
+                patch.setattr(module, "load_codec", None)
+            line = call.refused(*args)
+        assert len(line) < 600
+        return line
 
     return refused_command
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run_command(*args):
-        monkeypatch.setattr(sys, "argv", ["vqvae", *map(str, args)])
-        cli.main()
-        return capsys.readouterr().out
-
-    return run_command
 
 
 def contents(folder):
@@ -113,79 +94,45 @@ NO_FILES = ODD | {"folder": "a folder", "text/x": "no file at text/x"}
 NO_OUTPUTS = ODD | {"folder": "a folder", "text/x": "is no folder", "y/" * 1900 + "x": "folders on the way are missing"}
 
 
-def test_case_20_what_is_no_file_is_named(place):
+def reading(run, name):
+    """Commands that read a file."""
+    decompress = ("decompress", run, name, "-o", "out")
+    return decompress, (*decompress, "--recover"), ("info", name), ("info", name, run), ("dream", run, "--bits", name)
+
+
+def writing(run, name):
+    """Commands that write a file."""
+    compress = ("compress", run, "a.png", "-o", name)
+    others = (("dream", run, "--output", name), ("info", "x.vq", run, "--csv", name))
+    return compress, (*compress, "--force"), (*compress, "--append"), *others
+
+
+def test_case_20_what_is_no_plain_file_is_refused(place, run, refused):
     before = contents(place)
     for name, kind in NO_FILES.items():
-        for read in (storage.check_readable, storage.FileOnDisk, Archive.open, recover):
-            with pytest.raises(ValueError, match=kind) as caught:
-                read(name)
-            assert len(str(caught.value)) < 400
+        for args in reading(run, name):
+            assert kind in refused(*args)
     for name, kind in NO_OUTPUTS.items():
-        for check in (storage.file_to_write, storage.check_folder_to_write):
-            if (name, check) == ("folder", storage.check_folder_to_write):
-                check(name)
-                continue
-            with pytest.raises(ValueError, match=kind) as caught:
-                check(name)
-            assert len(str(caught.value)) < 400
+        for args in writing(run, name):
+            assert kind in refused(*args)
+        if name != "folder":
+            assert kind in refused("decompress", run, "x.vq", "-o", name)
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("name", ["pipe", "n" * 5000])
-def test_case_20_files_that_are_none(place, run, refused, name):
-    before = contents(place)
-    for args in (
-        ("decompress", run, name, "-o", "out"),
-        ("decompress", run, name, "-o", "out", "--recover"),
-        ("info", name),
-        ("info", name, run),
-        ("dream", run, "--bits", name),
-    ):
-        assert NO_FILES[name] in refused(*args)
-    assert contents(place) == before
-
-
-@pytest.mark.parametrize("name", ["pipe", "loop", "folder"])
-def test_case_22_outputs_that_are_none(place, run, refused, name):
-    before = contents(place)
-    for args in (
-        ("compress", run, "a.png", "-o", name),
-        ("compress", run, "a.png", "-o", name, "--force"),
-        ("compress", run, "a.png", "-o", name, "--append"),
-        ("dream", run, "--output", name),
-        ("info", "x.vq", run, "--csv", name),
-        *([] if name == "folder" else [("decompress", run, "x.vq", "-o", name)]),
-    ):
-        assert NO_OUTPUTS[name] in refused(*args)
-    assert contents(place) == before
-
-
-def test_case_22_places_where_nothing_may_be_written(place, run, refused, monkeypatch):
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "folder" and access(path, mode))
-    before = contents(place)
-    for args in (
-        ("compress", run, "a.png", "-o", "folder/x.vq"),
-        ("compress", run, "a.png", "-o", "folder/new/x.vq"),
-        ("dream", run, "--output", "folder/x.png"),
-        ("info", "x.vq", run, "--csv", "folder/x.csv"),
-        ("decompress", run, "x.vq", "-o", "folder"),
-        ("decompress", run, "x.vq", "-o", "folder/new"),
-    ):
-        assert "permission denied in" in refused(*args)
-    assert contents(place) == before
-
-
-def test_case_22_files_that_may_not_be_read(place, run, refused, monkeypatch):
-    access = os.access
+def test_case_22_places_without_permission(place, run, refused, monkeypatch):
+    access, before = os.access, contents(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: Path(path).name != "folder" and access(path, mode))
+        decompress = ("decompress", run, "x.vq", "-o")
+        for args in (
+            *writing(run, "folder/x"),
+            *writing(run, "folder/new/x"),
+            *((*decompress, "folder"), (*decompress, "folder/new")),
+        ):
+            assert "permission denied in" in refused(*args)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "x.vq" and access(path, mode))
-    before = contents(place)
-    for args in (
-        ("decompress", run, "x.vq", "-o", "out"),
-        ("decompress", run, "x.vq", "-o", "out", "--recover"),
-        ("info", "x.vq"),
-        ("dream", run, "--bits", "x.vq"),
-    ):
+    for args in reading(run, "x.vq"):
         assert "could not read x.vq: permission denied" in refused(*args)
     assert contents(place) == before
 
@@ -216,13 +163,11 @@ def test_links_to_files_are_followed(place, run, call, codec):
 # ---- another writer
 
 
-def test_case_06_a_second_compress_is_refused_before_it_works(place, run, refused, monkeypatch):
+def test_case_06_a_second_compress_is_refused_before_it_works(place, run, refused):
     before = contents(place)
-    with one_writer("x.vq"):
-        for option in ("--append", "--force"):
-            assert "x.vq is being written by another process" in refused("compress", run, "a.png", "-o", "x.vq", option)
-    with one_writer("new.vq"):
-        assert "is being written" in refused("compress", run, "a.png", "-o", "new.vq")
+    for name, options in (("x.vq", ["--append"]), ("x.vq", ["--force"]), ("new.vq", [])):
+        with one_writer(name):
+            assert f"{name} is being written" in refused("compress", run, "a.png", "-o", name, *options)
     assert contents(place) == before
 
 
@@ -235,11 +180,10 @@ def test_case_06_a_file_that_comes_in_the_meantime_is_not_replaced(place, run, r
         return exists(path)
 
     monkeypatch.setattr(packing, "destination", late)
-    assert "is there already" in refused("compress", run, "a.png", "-o", "new.vq")
-    assert Path("new.vq").read_text() == "another's"
-    # And what came is added to, or refused as no archive; it is not replaced.
-    assert "no file of this codec" in refused("compress", run, "a.png", "-o", "newer.vq", "--append")
-    assert Path("newer.vq").read_text() == "another's"
+    # What came is added to, or refused as no archive; it is not replaced.
+    for name, options, message in (("new.vq", [], "is there already"), ("newer.vq", ["--append"], "no file of this")):
+        assert message in refused("compress", run, "a.png", "-o", name, *options)
+        assert Path(name).read_text() == "another's"
 
 
 def test_append_to_what_does_not_fit_changes_nothing(place, run, refused, tmp_path_factory):
@@ -247,23 +191,22 @@ def test_append_to_what_does_not_fit_changes_nothing(place, run, refused, tmp_pa
     model = model_of(seed=5)
     model.save_pretrained(other / "codebook")
     uniform_of(model).save_pretrained(other / "prior")
-    before = contents(place)
-    assert "is no file of this codec" in refused("compress", run, "a.png", "-o", "text", "--append")
-    assert "write them to a file of their own" in refused(
-        "compress", other, "a.png", "-o", "x.vq", "--append", loads=True
-    )
-    args = ("compress", run, "a.png", "-o", "x.vq", "--append", "--mode", "lossy")
-    assert "mode LOSSLESS" in refused(*args, loads=True)
     Path("cut.vq").write_bytes(Path("x.vq").read_bytes()[:-5])
-    assert "is cut short" in refused("compress", run, "a.png", "-o", "cut.vq", "--append")
-    Path("cut.vq").unlink()
+    before = contents(place)
+    for folder, name, options, message, loads in (
+        (run, "text", [], "is no file of this codec", False),
+        (run, "cut.vq", [], "is cut short", False),
+        (other, "x.vq", [], "write them to a file of their own", True),
+        (run, "x.vq", ["--mode", "lossy"], "mode LOSSLESS", True),
+    ):
+        assert message in refused("compress", folder, "a.png", "-o", name, "--append", *options, loads=loads)
     assert contents(place) == before
 
 
 # ---- files that claim too much
 
 
-def test_case_16_commands_stop_where_a_stream_does(place, run, codec, refused, call, capsys, monkeypatch):
+def test_case_16_commands_stop_where_a_stream_does(place, run, codec, refused, call, monkeypatch):
     decoded, decode_codes = [], codec.coder.decode_codes.__func__
 
     def counted(self, sources, labels, offsets):
@@ -273,83 +216,63 @@ def test_case_16_commands_stop_where_a_stream_does(place, run, codec, refused, c
     monkeypatch.setattr(type(codec.coder), "decode_codes", counted)
     Path("many.vq").write_bytes(claiming(codec, MAX_IMAGES))
     before = contents(place)
-    for args in (("decompress", run, "many.vq", "-o", "out"), ("info", "many.vq", run)):
+    decompress = ("decompress", run, "many.vq", "-o", "out")
+    for args in (decompress, ("info", "many.vq", run), (*decompress, "--recover")):
         decoded.clear()
-        assert "the stream has ended before its images have" in refused(*args, loads=True)
+        if "--recover" in args:
+            assert "lost: block 0: the stream has ended" in call(*args, code=1).err
+        else:
+            assert "the stream has ended before its images have" in refused(*args, loads=True)
         assert sum(decoded) <= 2 * codec.coder.group_size
-    decoded.clear()
-    with pytest.raises(SystemExit) as stopped:
-        call("decompress", run, "many.vq", "-o", "out", "--recover")
-    assert stopped.value.code == 1
-    assert "lost: block 0: the stream has ended" in capsys.readouterr().err
-    assert sum(decoded) <= 2 * codec.coder.group_size
     assert contents(place) == before
 
 
-def test_case_16_many_blocks_that_claim_many_images_each(place, run, codec, refused, call, capsys, monkeypatch):
+def test_case_16_many_blocks_that_claim_many_images_each(place, run, codec, refused, call, monkeypatch):
     """70 kB claim 65 million images. No names are made for them, and they are not added up one by one."""
-    monkeypatch.setattr(codec.coder.__class__, "decode_codes", _ends)
+
+    def ends(self, sources, labels, offsets):
+        raise BadStream("the stream has ended")
+
+    monkeypatch.setattr(codec.coder.__class__, "decode_codes", ends)
     Path("many.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=1000))
-    planned = []
-    placed = naming.Places.place
-    monkeypatch.setattr(naming.Places, "place", lambda self, *args: (planned.append(1), placed(self, *args))[1])
-    assert f"{1000 * MAX_IMAGES:,} in 1,000 blocks, {1000 * MAX_IMAGES * SIZE**2:,} pixels" in call("info", "many.vq")
+    planned, placed = [], naming.Places.place
+    monkeypatch.setattr(naming.Places, "place", lambda self, *args: planned.append(1) or placed(self, *args))
+    num = 1000 * MAX_IMAGES
+    assert f"{num:,} in 1,000 blocks, {num * SIZE**2:,} pixels" in call("info", "many.vq").out
     assert "ended" in refused("decompress", run, "many.vq", "-o", "out", loads=True)
     assert not planned
     save(Path("full") / "a.png", noise(2, 2))
     monkeypatch.setattr(unpacking, "_MOST_AHEAD", 500)
     assert "ended" in refused("decompress", run, "many.vq", "-o", "full", loads=True)
-    assert len(planned) == 500
     Path("some.vq").write_bytes(claiming(codec, MAX_IMAGES, num_blocks=20))
-    with pytest.raises(SystemExit):
-        call("decompress", run, "some.vq", "-o", "out", "--recover")
-    assert capsys.readouterr().err.count("lost: ") == 20
+    assert call("decompress", run, "some.vq", "-o", "out", "--recover", code=1).err.count("lost: ") == 20
     assert len(planned) == 500
-
-
-def _ends(self, sources, labels, offsets):
-    raise BadStream("the stream has ended")
 
 
 # ---- numbers without bounds
 
 
-def test_case_22_numbers_beyond_the_most(place, run, codec, refused):
+def test_case_22_numbers_beyond_the_most(place, run, refused, monkeypatch):
     huge = 10**18
-    for args, message in (
-        (
-            ("compress", run, "a.png", "-o", "y.vq", "--images-per-block", huge),
-            f"got images_per_block={huge}, expected 1 to 65535",
-        ),
-        (("dream", run, "--num", huge), "--num must be at most 16,384"),
-        (("dream", run, "--num-bytes", huge), "--num-bytes must be at most 1,099,511,627,776"),
+    compress = ("compress", run, "a.png", "-o", "y.vq")
+    for args, message, loads in (
+        ((*compress, "--images-per-block", huge), "expected 1 to 65535", False),
+        (("dream", run, "--num", huge), "--num must be at most 16,384", False),
+        (("dream", run, "--num-bytes", huge), "--num-bytes must be at most 1,099,511,627,776", False),
+        (("decompress", run, "x.vq", "-o", "out", "--images", huge), f"got image {huge}, expected 0 to 1", True),
     ):
-        assert message in refused(*args)
-    assert f"got image {huge}, expected 0 to 1" in refused(
-        "decompress", run, "x.vq", "-o", "out", "--images", huge, loads=True
-    )
+        assert message in refused(*args, loads=loads)
     assert not Path("out").exists()
-
-
-def test_case_22_more_bytes_than_the_images_may_hold(place, run, refused, monkeypatch):
     monkeypatch.setattr(dreaming, "_MOST_USED", 2000)
-    args = ("dream", run, "--num", "9", "--num-bytes", "3000")
-    assert "9 images of this model may take 3,000 bytes, expected at most 2,000; give a smaller --num" in refused(
-        *args, loads=True
-    )
+    said = refused("dream", run, "--num", "9", "--num-bytes", "3000", loads=True)
+    assert "may take 3,000 bytes, expected at most 2,000; give a smaller --num" in said
 
 
 def test_case_22_no_more_bytes_are_made_than_images_can_use(place, run, codec, call, monkeypatch):
     """Of ten thousand million: the picture is that of their end, as if all had been made."""
-    made = []
-    tail = dreaming._random
-
-    def noted(seed, start, stop):
-        made.append((start, stop))
-        return tail(seed, start, stop)
-
-    monkeypatch.setattr(dreaming, "_random", noted)
-    out = call("dream", run, "--num", "2", "--num-bytes", "10000000000", "--output", "far.png")
+    made, tail = [], dreaming._random
+    monkeypatch.setattr(dreaming, "_random", lambda seed, *ends: made.append(ends) or tail(seed, *ends))
+    out = call("dream", run, "--num", "2", "--num-bytes", "10000000000", "--output", "far.png").out
     assert "of 10,000,000,000 bytes" in out
     assert "give the same bytes" in out
     [(start, stop)] = made

@@ -1,22 +1,21 @@
 """Look at what a run made, from its folder or from its parts: reconstruct, evaluate."""
 
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import safefolder
-from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
-from vqvae import Autoencoder, GaussianVAE, pictures
+from priors import Prior
+from vqvae import Autoencoder, pictures
 from vqvae.cli.common import Model, at_least_one, check_pair, has_prior, load_prior, load_test_images
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.metrics import psnr, ssim
+from vqvae.training.prior_kinds import name_of, untrained
 
 BATCH_SIZE = 100
 
@@ -73,12 +72,8 @@ def evaluate(
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
         output: a JSON file to write the figures to.
     """
-    model: Any = Autoencoder.from_pretrained(run_or_model)
-    priors: dict[str, Prior | ContinuousPrior]
-    if isinstance(model, GaussianVAE):
-        priors = {"normal": NormalPrior(dim=model.dim, grid=model.grid)}
-    else:
-        priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
+    model = Autoencoder.from_pretrained(run_or_model)
+    priors = untrained(model)
     for name in ("unigram", "ngram"):
         if safefolder.folder.has_part(run_or_model, name):
             priors[name] = Prior.from_pretrained(run_or_model, subfolder=name)
@@ -86,14 +81,10 @@ def evaluate(
     if prior is not None or has_prior(run_or_model):
         last = load_prior(run_or_model, prior)
         check_pair(model, last, run_or_model, prior)
-        # AnyOrderPrior is any_order, PixelCNNPrior pixelcnn, and a MixtureTransformerPrior a transformer.
-        name = type(last).__name__.removesuffix("Prior").removeprefix("Mixture")
-        name = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower()
-        priors.pop(name, None)  # the last is that of the bound
-        priors[name] = last
+        priors.pop(name_of(last), None)  # the last is that of the bound
+        priors[name_of(last)] = last
     images = load_test_images(run_or_model, data, model)
-    bar = tqdm(total=len(images), desc="evaluate", unit="img", disable=None)
-    with bar:
+    with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:
         result = evaluate_images(model, priors, _watched(batches(images, BATCH_SIZE), bar))
     if output is not None:
         last = list(priors.values())[-1]

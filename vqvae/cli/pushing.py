@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import tyro
 
 import safefolder
-from priors import NormalPrior, UniformPrior
 from priors.grid import GridModel
-from vqvae import Autoencoder, GaussianVAE
+from vqvae import Autoencoder
 from vqvae.cli.common import check_pair, tell
 from vqvae.codec.model_fingerprint import fingerprint
+from vqvae.training.prior_kinds import untrained
 
 # What a run has to give: folders of models, of which the first is always there.
 PARTS = ("codebook", "prior", "unigram", "ngram")
@@ -40,9 +40,7 @@ def push(run_or_model: Folder, repository: Repository, private: bool = False, re
     print(send(run_or_model, repository, private=private, revision=revision))
 
 
-def push_run(
-    run: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | bool | None = None
-) -> str:
+def push_run(run: Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload the models, the figures and the pictures of a run with its card; the address at this commit comes back.
 
     Raises:
@@ -73,23 +71,17 @@ def push_run(
         replaces=[*(f"{part}/*" for part in PARTS), safefolder.folder.CONFIG_NAME, *safefolder.folder.stale_patterns()],
         private=private,
         revision=revision,
-        token=token,
     )
 
 
-def push_model(
-    folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | bool | None = None
-) -> str:
+def push_model(folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a saved model with its card, and with figures where an elbo.json lies beside it."""
-    names = [
-        *safefolder.folder.members(folder),
-        *(name for name in safefolder.folder.BESIDE if (folder / name).is_file()),
-    ]
+    beside = [name for name in safefolder.folder.BESIDE if (folder / name).is_file()]
+    names = [*safefolder.folder.members(folder), *beside]
     files: dict[str, Path | bytes] = {name: _public(folder / name) for name in names}
     if "README.md" not in files:
-        files["README.md"] = (
-            _model(folder).model_card(_read_figures(folder), source=repo_id, revision=revision).encode()
-        )
+        card = _model(folder).model_card(_read_figures(folder), source=repo_id, revision=revision)
+        files["README.md"] = card.encode()
     return safefolder.hub.upload(
         files,
         repo_id,
@@ -97,7 +89,6 @@ def push_model(
         replaces=safefolder.folder.stale_patterns(),
         private=private,
         revision=revision,
-        token=token,
     )
 
 
@@ -108,7 +99,8 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
     imports = [safefolder.cards.import_line(type(model))]
     lines = [f"model = {safefolder.cards.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
     if prior is None:
-        lines += [f"images = torch.zeros(1, {', '.join(map(str, _shape(model)))}, dtype=torch.uint8)  # yours"]
+        c, size = model.config.num_channels, model.config.image_size
+        lines += [f"images = torch.zeros(1, {c}, {size}, {size}, dtype=torch.uint8)  # yours"]
         lines += ["codes = model.encode(images)", "again = model.decode(codes)"]
         imports.insert(0, "import torch\n")
     else:
@@ -116,10 +108,8 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         facts |= {f"prior, {name}": value for name, value in prior.card_facts().items() if name in kept}
         imports.insert(0, safefolder.cards.import_line(type(prior)))
         lines += [f"prior = {safefolder.cards.loading(type(prior), repo_id, revision=revision, subfolder='prior')}"]
-        lines += [
-            "images = model.decode(prior.sample(4))  # sampled anew",
-            "codes = model.through(prior).encode(images)",
-        ]
+        lines += ["images = model.decode(prior.sample(4))  # sampled anew"]
+        lines += ["codes = model.through(prior).encode(images)"]
     figures = _figures(run, model, prior)
     usage = safefolder.cards.python(*imports, "", *lines)
     if prior is not None and revision is None:
@@ -143,10 +133,6 @@ def _parts(run: Path) -> tuple[Autoencoder, GridModel | None]:
     return Autoencoder.from_pretrained(run / "codebook"), prior
 
 
-def _shape(model: Autoencoder) -> tuple[int, int, int]:
-    return model.config.num_channels, model.config.image_size, model.config.image_size
-
-
 def _model(folder: Path) -> Autoencoder | GridModel:
     """The model of a folder, of whichever of the two families."""
     kind = safefolder.folder.read_config(folder)["class"]
@@ -160,15 +146,9 @@ def _names(kind: type) -> set[str]:
 def _figures(run: Path, model: Autoencoder, prior: GridModel | None) -> Mapping[str, Any] | None:
     """What elbo.json says, if it is of these very weights."""
     found = _read_figures(run)
-    of = fingerprint(model, prior or _even(model)).hex()
+    (even,) = untrained(model).values()  # what `vqvae evaluate` takes where there is no prior
+    of = fingerprint(model, prior or even).hex()
     return found if found is not None and found.get("models") == of else None
-
-
-def _even(model: Any) -> GridModel:
-    """What `vqvae evaluate` takes where there is no prior."""
-    if isinstance(model, GaussianVAE):
-        return NormalPrior(dim=model.dim, grid=model.grid)
-    return UniformPrior(num_codes=model.num_codes, grid=model.grid)
 
 
 def _public(path: Path) -> Path | bytes:

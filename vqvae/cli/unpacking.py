@@ -1,25 +1,21 @@
 """Images out of a file of bits: decompress."""
 
 import contextlib
-import io
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from einops import rearrange
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 import vqvae.codec
-from safefolder.files import replacing
 from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
 from vqvae.cli.naming import Places, check_place
 from vqvae.codec import Archive, Codec, DamagedFile
 from vqvae.codec.block import BlockContent
 from vqvae.codec.codec import DecodedBlock
 from vqvae.codec.storage import check_folder_to_write, check_readable
+from vqvae.pictures import save_image
 
 # Images whose places are looked at before the first is decoded.
 _MOST_AHEAD = 1 << 16
@@ -68,7 +64,7 @@ def decompress(
             for number, decoded in blocks.decoded(list(wanted)):
                 for i in wanted[number]:
                     place = places.place(decoded.names[i] if decoded.names else None, firsts[number] + i)
-                    _save(check_place(output, place, replace=force), decoded.images[i])
+                    save_image(check_place(output, place, replace=force), decoded.images[i])
                     num_done += 1
                     bar.update()
         for line in blocks.damage:
@@ -165,11 +161,3 @@ def _check_places(
         for i in () if is_free else within[:left]:
             check_place(output, places.place(None if names is None else names[i], firsts[number] + i), replace=replace)
         left -= len(within)
-
-
-def _save(path: Path, image: Tensor) -> None:
-    pixels = rearrange(image, "c h w -> h w c").numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(buffer, format="png")
-    with replacing(path) as scratch:
-        scratch.write_bytes(buffer.getvalue())

@@ -72,18 +72,33 @@ class Latents:
         return (self.at(indices) for indices in index_batches(len(self.values), **order))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How images become latents: by which model, and where.
+
+    Attributes:
+        guiding_prior: the prior in the loop of a model that has one.
+    """
+
+    fabric: Fabric
+    metrics: Metrics
+    seed: int
+    model: Autoencoder
+    guiding_prior: Any
+
+
 @torch.no_grad()
-def encode(fabric: Fabric, model: Autoencoder, guiding_prior: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+def encode(encoding: Encoding, batch: Batch, generator: torch.Generator) -> Tensor:
     """The latents of a batch, as `Latents` holds them, on the device.
 
     They are computed in float32 as an evaluation does, unless a prior is in the loop.
 
     Args:
-        guiding_prior: the prior in the loop of a model that has one.
         generator: a prior of a stochastic encoder is for the codes that its posterior gives, not only the likeliest.
     """
+    fabric, model = encoding.fabric, encoding.model
     levels = batch.images.to(fabric.device)
-    encoder = model.through(guiding_prior, to_device(batch.labels, fabric), NUM_ITERATIONS)
+    encoder = model.through(encoding.guiding_prior, to_device(batch.labels, fabric), NUM_ITERATIONS)
     if isinstance(model, GaussianVAE):
         out = model(levels)
         return torch.cat([out.mean, out.log_std], -1)
@@ -95,35 +110,26 @@ def encode(fabric: Fabric, model: Autoencoder, guiding_prior: Any, batch: Batch,
     return encoder.encode(levels).int()
 
 
-def encoded(
-    fabric: Fabric,
-    metrics: Metrics,
-    seed: int,
-    model: Autoencoder,
-    guiding_prior: Any,
-    images: Images,
-    name: str,
-    limit: int | None = None,
-) -> Iterator[Inputs]:
+def encoded(encoding: Encoding, images: Images, name: str, limit: int | None = None) -> Iterator[Inputs]:
     """The latents of every image that can be read, or of about the first `limit`, in batches and in order."""
-    generator = torch.Generator(fabric.device).manual_seed(step_seed(seed, name, 0, 0) % 2**63)
+    fabric = encoding.fabric
+    generator = torch.Generator(fabric.device).manual_seed(step_seed(encoding.seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
     with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
-        for batch in with_progress(batches(images, ENCODE_BATCH), bar, metrics):
-            yield Inputs(encode(fabric, model, guiding_prior, batch, generator).cpu(), batch.labels)
+        for batch in with_progress(batches(images, ENCODE_BATCH), bar, encoding.metrics):
+            yield Inputs(encode(encoding, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
                 return
 
 
-def encoded_together(
-    fabric: Fabric, metrics: Metrics, model: Autoencoder, guiding_prior: Any, images: Images, name: str
-) -> Iterator[Inputs]:
+def encoded_together(encoding: Encoding, images: Images, name: str) -> Iterator[Inputs]:
     """What `encoded` gives of all images where nothing is sampled; each process encodes every `world_size`-th batch.
 
     All processes take part. The batches are those of one process, so the latents are too, to the bit.
     """
+    fabric = encoding.fabric
     order, unused = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
     num_read = 0
     with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
@@ -131,12 +137,12 @@ def encoded_together(
             mine = None
             if fabric.global_rank < len(indices):
                 batch = images.__getitems__(indices[fabric.global_rank])
-                latents = encode(fabric, model, guiding_prior, batch, unused).cpu() if len(batch.images) else None
+                latents = encode(encoding, batch, unused).cpu() if len(batch.images) else None
                 mine = latents, batch.labels, batch.skipped
             found: list[Any] = [None] * fabric.world_size
             distributed.all_gather_object(found, mine)
             for latents, labels, skipped in found[: len(indices)]:
-                metrics.skip(skipped)
+                encoding.metrics.skip(skipped)
                 if latents is not None:
                     yield Inputs(latents, labels)
                     num_read += len(latents)
@@ -145,33 +151,21 @@ def encoded_together(
         next(batches(images, ENCODE_BATCH))  # which says so
 
 
-def encode_all(
-    fabric: Fabric,
-    metrics: Metrics,
-    seed: int,
-    model: Autoencoder,
-    guiding_prior: Any,
-    images: Images,
-    name: str,
-    limit: int | None = None,
-) -> Latents:
+def encode_all(encoding: Encoding, images: Images, name: str, limit: int | None = None) -> Latents:
     """What `encoded` gives, in memory; all processes take part."""
+    model = encoding.model
     draws = isinstance(model, VQVAE) and (model.stochastic or model.config.beta is not None)
-    if fabric.world_size > 1 and limit is None and not draws:
-        parts = list(encoded_together(fabric, metrics, model, guiding_prior, images, name))
+    if encoding.fabric.world_size > 1 and limit is None and not draws:
+        parts = list(encoded_together(encoding, images, name))
     else:
-        parts = list(encoded(fabric, metrics, seed, model, guiding_prior, images, name, limit))
+        parts = list(encoded(encoding, images, name, limit))
     known = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.inputs for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
 
 
 def encode_or_load(
-    fabric: Fabric,
-    metrics: Metrics,
-    seed: int,
-    model: Autoencoder,
-    guiding_prior: Any,
+    encoding: Encoding,
     images: Images,
     name: str,
     limit: int | None = None,
@@ -188,18 +182,18 @@ def encode_or_load(
         about: the digest of the images.
         later: what is to be written later.
     """
-    digest = blake2b(digest_size=16)
-    facts = [seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_ITERATIONS]
+    fabric, digest = encoding.fabric, blake2b(digest_size=16)
+    facts = [encoding.seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_ITERATIONS]
     facts += [str(fabric.strategy.precision.precision)]
     digest.update(json.dumps(facts).encode())
-    for part in dict.fromkeys((model, guiding_prior)):
+    for part in dict.fromkeys((encoding.model, encoding.guiding_prior)):
         for key, value in part.state_dict().items():
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     found = _load_latents(path, digest.hexdigest())
     # No process writes before all have looked, and all encode where one has to.
     if fabric.all_reduce(torch.tensor(int(found is None), device=fabric.device), reduce_op="max") or found is None:
-        found = encode_all(fabric, metrics, seed, model, guiding_prior, images, name, limit=limit)
+        found = encode_all(encoding, images, name, limit)
         later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
     return found
 
@@ -222,7 +216,7 @@ def _load_latents(path: Path, digest: str) -> Latents | None:
 
 
 def live_batches(
-    fabric: Fabric, model: Autoencoder, guiding_prior: Any, images: Images, *, num_workers: int = 0, **order: Any
+    encoding: Encoding, images: Images, *, num_workers: int = 0, **order: Any
 ) -> Generator[Inputs, None, None]:
     """Shuffled batches without end, each encoded when it is asked for; `order` is that of `vqvae.data.batching`.
 
@@ -231,7 +225,8 @@ def live_batches(
     with contextlib.closing(batches(images, num_workers=num_workers, **order)) as stream:
         for step, batch in enumerate(stream, order["start"]):
             seed = step_seed(order["seed"], "live", step, order["rank"]) % 2**63
-            values = encode(fabric, model, guiding_prior, batch, torch.Generator(fabric.device).manual_seed(seed))
+            generator = torch.Generator(encoding.fabric.device).manual_seed(seed)
+            values = encode(encoding, batch, generator)
             yield Inputs(values if values.is_floating_point() else values.long(), batch.labels, batch.skipped)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from priors.grid import TrainedOn
@@ -94,7 +93,8 @@ def fit(
             objective.rest()
             norm = learner.clip(options.max_norm)
             with diverging(step):
-                check_finite(terms["objective"] + norm)
+                if not torch.isfinite(terms["objective"] + norm):
+                    raise ValueError("the objective or its gradient is not finite")
             learner.step()
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
@@ -117,12 +117,6 @@ def fit(
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
                 sys.exit(128 + stopping)
     return learner.ema_weights()
-
-
-def check_finite(number: Tensor) -> None:
-    """ValueError for an objective and a gradient's norm whose sum is NaN or infinite."""
-    if not torch.isfinite(number):
-        raise ValueError("the objective or its gradient is not finite")
 
 
 def schedule(step: int, options: FitConfig) -> float:

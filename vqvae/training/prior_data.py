@@ -18,7 +18,7 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images
 from vqvae.data.batching import index_batches
 from vqvae.tokens import CodeDataset, check_same_origin
-from vqvae.training.latents import ENCODE_BATCH, Inputs, encode_or_load, encoded, live_batches, live_sample
+from vqvae.training.latents import ENCODE_BATCH, Encoding, Inputs, encode_or_load, encoded, live_batches, live_sample
 from vqvae.training.options import Run
 from vqvae.training.run_folder import Session
 
@@ -59,7 +59,7 @@ def stored_or_encoded(
     Raises:
         ValueError: codes that are not there, or are of another tokenizer.
     """
-    fabric, run, metrics = session.fabric, session.run, session.metrics
+    run = session.run
     if run.codes is not None:
         train, test = stored_parts(run.codes, model)
         return PriorData(
@@ -68,10 +68,12 @@ def stored_or_encoded(
             sample=lambda: _stored(train, np.arange(min(PART, len(train)))).inputs,
             watched=_stored(test, np.arange(min(NUM_WATCHED, len(test)))),
         )
-    options = (fabric, metrics, run.seed, model, guiding_prior)
+    encoding = Encoding(
+        fabric=session.fabric, metrics=session.metrics, seed=run.seed, model=model, guiding_prior=guiding_prior
+    )
     kept = {
         split: encode_or_load(
-            *options,
+            encoding,
             data[split],
             f"encode {split}",
             limit=limit,
@@ -87,22 +89,14 @@ def stored_or_encoded(
         return PriorData(
             batches=kept["train"].batches, parts=lambda: values.split(PART), sample=lambda: values, watched=watched
         )
-    live = functools.partial(
-        live_batches, fabric, model, guiding_prior, data["train"], num_workers=run.data.num_workers
-    )
+    live = functools.partial(live_batches, encoding, data["train"], num_workers=run.data.num_workers)
     first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,
-        parts=lambda: (batch.inputs for batch in encoded(*options, data["train"], "encode train")),
+        parts=lambda: (batch.inputs for batch in encoded(encoding, data["train"], "encode train")),
         sample=lambda: live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))),
         watched=watched,
     )
-
-
-def check_codes(run: Run, model: Autoencoder) -> None:
-    """ValueError, before anything is written, for codes that `stored_or_encoded` would refuse."""
-    if run.codes is not None:
-        stored_parts(run.codes, model)
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:

@@ -12,9 +12,11 @@ from priors import (
     LlamaPrior,
     MixtureTransformerPrior,
     NextScalePrior,
+    NormalPrior,
     PixelCNNPrior,
     Prior,
     TransformerPrior,
+    UniformPrior,
 )
 from priors.grid import GridModel
 from priors.trunk_model import TrunkModel
@@ -38,9 +40,18 @@ def kind_of(config: GridModel.Config) -> str:
     return "Transformer" if name == "MixtureTransformer" else name
 
 
-def name_of(prior: Prior) -> str:
-    """What elbo.json calls it: transformer, any_order, depth_transformer, next_scale, pixelcnn, llama."""
-    return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", type(prior).__name__.removesuffix("Prior")).lower()
+def name_of(prior: Prior | ContinuousPrior) -> str:
+    """What elbo.json calls it: transformer (also one of vectors), any_order, depth_transformer, pixelcnn, ..."""
+    name = type(prior).__name__.removesuffix("Prior").removeprefix("Mixture")
+    return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def untrained(model: Autoencoder) -> dict[str, Prior | ContinuousPrior]:
+    """The prior that knows nothing of the data, by the name that elbo.json has for it."""
+    if isinstance(model, GaussianVAE):
+        return {"normal": NormalPrior(dim=model.dim, grid=model.grid)}
+    assert isinstance(model, VQVAE)
+    return {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
 
 
 def with_kind(config: GridModel.Config, name: str, *, of_codes: bool) -> GridModel.Config:

@@ -9,7 +9,7 @@ from vqvae.training.devices import launch, leaving_processes, lost_ranks_told, m
 from vqvae.training.images import check_images, facts_of, load_data
 from vqvae.training.objectives import PriorObjective, codebook_objective
 from vqvae.training.options import Run, go_on
-from vqvae.training.prior_data import check_codes, known_classes
+from vqvae.training.prior_data import known_classes, stored_parts
 from vqvae.training.prior_kinds import make_prior
 from vqvae.training.records import Metrics, Stop
 from vqvae.training.run_folder import Session, one_program
@@ -29,7 +29,8 @@ def train(run: Run) -> None:
     with one_program(fabric, run), lost_ranks_told(fabric, go_on(run)):
         if "prior" in wanted and run.codes is not None:
             has_codebook = (run.run / "codebook").exists()
-            check_codes(run, Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run))
+            model = Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run)
+            stored_parts(run.codes, model)  # an error before anything is written
         data = load_data(run) if run.codes is None or wanted != ("prior",) else {}
         images = facts_of(data)
         note = check_images(run, images)

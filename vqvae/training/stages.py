@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import safefolder
-from priors import ContinuousPrior, MixtureTransformerPrior, NormalPrior, Prior, TransformerPrior, UniformPrior
-from vqvae import VQVAE, Autoencoder, GaussianVAE, pictures
+from priors import ContinuousPrior, MixtureTransformerPrior, Prior, TransformerPrior
+from vqvae import VQVAE, Autoencoder, pictures
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Images, batches
 from vqvae.elbo import rate
@@ -33,7 +33,7 @@ from vqvae.training.loop import fit
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
 from vqvae.training.prior_data import NUM_WATCHED, known_classes, stored_or_encoded
-from vqvae.training.prior_kinds import make_prior, name_of
+from vqvae.training.prior_kinds import make_prior, name_of, untrained
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
 
@@ -139,23 +139,13 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     fabric, run, metrics = session.fabric, session.run, session.metrics
     began = time.monotonic()
     model = Autoencoder.from_pretrained(run.run / "codebook").to(fabric.device)
-    priors: dict[str, Prior | ContinuousPrior]
-    if isinstance(model, GaussianVAE):
-        priors = {
-            "normal": NormalPrior(dim=model.dim, grid=model.grid),
-            "transformer": ContinuousPrior.from_pretrained(run.run / "prior"),
-        }
-    else:
-        assert isinstance(model, VQVAE)
-        priors = {"uniform": UniformPrior(num_codes=model.num_codes, grid=model.grid)}
-        # Grids of too many axes have no n-grams.
-        for name in ("unigram", *(["ngram"] if (run.run / "ngram").is_dir() else [])):
-            priors[name] = Prior.from_pretrained(run.run / name)
-        last = Prior.from_pretrained(run.run / "prior")
-        priors[name_of(last)] = last
-    learned = list(priors.values())[-1]
-    baselines = {name: priors[name] for name in ("unigram", "ngram") if name in priors}
+    has_codes = isinstance(model, VQVAE)
+    # Grids of too many axes have no n-grams.
+    names = ("unigram", *(["ngram"] if (run.run / "ngram").is_dir() else [])) if has_codes else ()
+    baselines = {name: Prior.from_pretrained(run.run / name) for name in names}
+    learned = (Prior if has_codes else ContinuousPrior).from_pretrained(run.run / "prior")
     check_parts(run, model, {"prior": learned, **baselines})
+    priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
     with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
         result = evaluate(model, priors, with_progress(batches(data["test"], ENCODE_BATCH), bar, metrics))
