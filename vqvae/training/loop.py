@@ -8,12 +8,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
-from vqvae.training.learner import Learner, Objective
+from vqvae.training.learner import Learner, Objective, check_finite
 from vqvae.training.options import FitConfig, go_on
 from vqvae.training.records import load_state, save_state
 from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
@@ -87,7 +86,7 @@ def fit(
             metrics.skip(batch.skipped)
             # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
             torch.manual_seed(step_seed(run.seed, name, step + 1, fabric.global_rank))
-            learner.set_rate(options.learning_rate * schedule(step, options))
+            learner.set_rate(schedule(step, options))
             with diverging(step):
                 terms = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
             fabric.backward(terms["objective"])
@@ -96,6 +95,8 @@ def fit(
             with diverging(step):
                 check_finite(terms["objective"] + norm)
             learner.step()
+            with diverging(step):
+                terms |= learner.step_rival()
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
             done = step + 1
@@ -117,12 +118,6 @@ def fit(
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
                 sys.exit(128 + stopping)
     return learner.ema_weights()
-
-
-def check_finite(number: Tensor) -> None:
-    """ValueError for an objective and a gradient's norm whose sum is NaN or infinite."""
-    if not torch.isfinite(number):
-        raise ValueError("the objective or its gradient is not finite")
 
 
 def schedule(step: int, options: FitConfig) -> float:
