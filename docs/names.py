@@ -16,6 +16,7 @@ PACKAGES = (
     "vqvae.quantizers",
     "vqvae.likelihoods",
     "vqvae.em",
+    "vqvae.looks",
     "vqvae.data",
     "vqvae.tokens",
     "vqvae.interop",

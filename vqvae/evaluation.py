@@ -6,12 +6,13 @@ float32, whatever they were trained in. Priors come by their interface: this pac
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 import safefolder
@@ -87,8 +88,8 @@ class Evaluation:
         """Nats per image as bits per dimension."""
         return nats / (math.log(2) * self.dims)
 
-    def save(self, path: Path, **more: float | int | str) -> None:
-        """Write the figures as JSON, with `more` entries, whole or not at all; per codebook where there are several.
+    def save(self, path: Path, **more: Any) -> None:
+        """Write the figures and `more` plain ones as JSON, whole or not at all; per codebook where there are several.
 
         A figure that is no finite number, as of images that a likelihood gives no probability, is null.
         """
@@ -160,7 +161,13 @@ class _Sums:
 
 @torch.no_grad()
 def evaluate(
-    model: Autoencoder, priors: Mapping[str, PriorLike], batches: Iterable[Batch], *, num_draws: int = 4, seed: int = 0
+    model: Autoencoder,
+    priors: Mapping[str, PriorLike],
+    batches: Iterable[Batch],
+    *,
+    num_draws: int = 4,
+    seed: int = 0,
+    observe: Callable[[UInt8[Tensor, "b c h w"], UInt8[Tensor, "b c h w"]], None] | None = None,
 ) -> Evaluation:
     """Run an autoencoder and its priors over test images.
 
@@ -170,6 +177,7 @@ def evaluate(
         batches: of images and labels, read once. Where a prior takes labels, it is given those of the images.
         num_draws: latents sampled an image, for a model with a posterior to sample from.
         seed: of the draws.
+        observe: is handed the images and the reconstructions of each batch, such as `vqvae.looks.LooksMeter.add`.
 
     Raises:
         ValueError: a prior does not fit the model's latents, no prior was given, or there is no image.
@@ -200,7 +208,10 @@ def evaluate(
         if context is not None:
             without -= context.features_log_prob(levels, out.features).double().sum().item()
         usage.add(out.counted)
-        decibels.append(psnr(levels, model.reconstruct(out)))
+        reconstructions = model.reconstruct(out)
+        decibels.append(psnr(levels, reconstructions))
+        if observe is not None:
+            observe(levels, reconstructions)
         images += len(levels)
         skipped += len(batch.skipped)
         if stochastic:

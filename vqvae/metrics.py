@@ -15,6 +15,10 @@ from safefolder.arrays import Codes
 # units" of Burda et al. 2015, where to draw the line is a convention: it only has to be well under what a use costs.
 ACTIVE = 0.01
 
+# Pixels along a side of SSIM's window, and MS-SSIM's exponents of its scales.
+WINDOW = 11
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
 
 class CodeUsage:
     """The histogram of codes over any number of batches, for each codebook of a residual or grouped quantizer.
@@ -149,21 +153,50 @@ def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> 
         ValueError: an image is smaller than the window, or what are no levels (uint8), or of two shapes.
     """
     _check_levels(images, others)
-    size, sigma = 11, 1.5
-    if min(images.shape[-2:]) < size:
-        raise ValueError(f"SSIM needs images of at least {size}x{size}, got {images.shape[-2]}x{images.shape[-1]}")
-    offsets = torch.arange(size, dtype=torch.float64, device=images.device) - size // 2
-    window = torch.exp(-(offsets**2) / (2 * sigma**2))
+    _check_side(images, "SSIM", WINDOW)
+    luminance, contrast = _similarities(images.double(), others.double())
+    return (luminance * contrast).mean(dim=(1, 2, 3)).float()
+
+
+def ms_ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity of each image at five scales, each half the one before (Wang et al. 2003).
+
+    Raises:
+        ValueError: an image whose shorter side is under 176 pixels, at which the window of 11 just fits the last
+            scale, or what are no levels (uint8), or of two shapes.
+    """
+    _check_levels(images, others)
+    _check_side(images, "MS-SSIM", WINDOW << len(_SCALES) - 1)
+    x, y = images.double(), others.double()
+    total = x.new_ones(x.shape[:2])
+    for at, weight in enumerate(_SCALES):
+        luminance, contrast = _similarities(x, y)
+        similarity = luminance * contrast if at == len(_SCALES) - 1 else contrast
+        # A scale on which the two are opposites counts as nothing alike: a power needs a base that is not negative.
+        total = total * similarity.mean(dim=(2, 3)).clamp_min(0) ** weight
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return total.mean(1).float()
+
+
+def _check_side(images: Tensor, name: str, smallest: int) -> None:
+    if min(images.shape[-2:]) < smallest:
+        raise ValueError(
+            f"{name} needs images of at least {smallest}x{smallest}, got {images.shape[-2]}x{images.shape[-1]}"
+        )
+
+
+def _similarities(x: Tensor, y: Tensor) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """The similarity of luminance, and that of contrast and structure, wherever the window fits."""
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = torch.outer(window, window) / window.sum() ** 2
 
     def local_mean(x: Tensor) -> Tensor:
         return F.conv2d(x.flatten(0, 1)[:, None], window[None, None]).unflatten(0, x.shape[:2])[:, :, 0]
 
-    x, y = images.double(), others.double()
     mean_x, mean_y = local_mean(x), local_mean(y)
     var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
     covariance = local_mean(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    return similarity.mean(dim=(1, 2, 3)).float()
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance, (2 * covariance + c2) / (var_x + var_y + c2)

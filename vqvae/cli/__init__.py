@@ -4,6 +4,7 @@
     vqvae reconstruct runs/fashion-mini
     vqvae sample runs/fashion-mini --label 7
     vqvae evaluate runs/fashion-mini
+    vqvae compare runs/small runs/large
     vqvae compress runs/fashion-mini photos -o album.vq
     vqvae decompress runs/fashion-mini album.vq -o again
     vqvae info album.vq runs/fashion-mini
@@ -14,6 +15,7 @@
     vqvae push runs/fashion-mini owner/name
 
     measuring.py    reconstruct, evaluate
+    comparing.py    compare
     sampling.py     sample
     packing.py      compress
     unpacking.py    decompress
@@ -22,6 +24,7 @@
     tokenizing.py   tokenize
     exporting.py    export, import
     pushing.py      push
+    evaluating.py   the figures of one model, of bits and of the eye
     inpainting.py   an image with a part to be sampled anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder
@@ -51,6 +54,7 @@ COMMANDS = {
     "reconstruct": "vqvae.cli.measuring:reconstruct",
     "sample": "vqvae.cli.sampling:sample",
     "evaluate": "vqvae.cli.measuring:evaluate",
+    "compare": "vqvae.cli.comparing:compare",
     "compress": "vqvae.cli.packing:compress",
     "decompress": "vqvae.cli.unpacking:decompress",
     "info": "vqvae.cli.describing:info",

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from jaxtyping import UInt8
+from torch import Tensor
 from tqdm import tqdm
 
 import safefolder
@@ -14,7 +16,7 @@ from priors import ContinuousPrior, Prior
 from priors.grid import GridModel
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
-from vqvae.data import Images, load_images
+from vqvae.data import Images, batches, load_images
 from vqvae.fingerprint import check_trained_on
 
 MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
@@ -136,6 +138,18 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
     return load_images(name, split, root=root, **options)
+
+
+def first_images(images: Images, num: int) -> UInt8[Tensor, "b c h w"]:
+    """The first `num` images that can be read; unreadable ones are named on stderr."""
+    found: list[Tensor] = []
+    for batch in batches(images, min(num, 100)):
+        for name, reason in batch.skipped:
+            tell(f"skipped {name}: {reason}")
+        found.append(batch.images)
+        if sum(map(len, found)) >= num:
+            break
+    return torch.cat(found)[:num]
 
 
 def printable(name: str) -> str:

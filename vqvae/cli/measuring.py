@@ -1,23 +1,13 @@
 """Look at what a run made, from its folder or from its parts: reconstruct, evaluate."""
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-import safefolder
-from priors import Prior
 from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Model, at_least_one, check_pair, has_prior, load_prior, load_test_images
-from vqvae.codec.model_fingerprint import fingerprint
-from vqvae.data import Batch, Images, batches
-from vqvae.evaluation import evaluate as evaluate_images
+from vqvae.cli.common import Model, at_least_one, check_pair, first_images, has_prior, load_prior, load_test_images
+from vqvae.cli.evaluating import BATCH_SIZE, Network, measure
 from vqvae.metrics import psnr, ssim
-from vqvae.training.prior_kinds import name_of, untrained
-
-BATCH_SIZE = 100
 
 
 def reconstruct(
@@ -42,7 +32,7 @@ def reconstruct(
     model = Autoencoder.from_pretrained(run_or_model)
     if num > (most := pictures.most(model.config.image_size) // 2):
         raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
-    images = torch.cat([batch.images for batch in _first(load_test_images(run_or_model, data, model), num)])[:num]
+    images = first_images(load_test_images(run_or_model, data, model), num)
     encoder = model
     if has_prior(run_or_model):
         known = load_prior(run_or_model, None)
@@ -60,54 +50,34 @@ def evaluate(
     run_or_model: Model,
     prior: str | None = None,
     data: str | None = None,
+    looks: tuple[Network, ...] = (),
+    num_samples: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """State the negative ELBO of images, in nats each and bits/dim.
+    """State the negative ELBO of images, in nats each and bits/dim, and with --looks what the eye sees.
 
-    Example: vqvae evaluate runs/fashion-mini --output elbo.json
+    With --looks come PSNR, SSIM, MS-SSIM (of images of 176 pixels and more), the perceptual distance, and the Fréchet
+    and kernel distance of reconstructions and of as many samples of the prior, with 95 % intervals and with what they
+    were measured with. Networks: lite2 (for figures of what was trained with lite0), lite0, vgg16 (whose perceptual
+    distance is LPIPS), inception (whose distances are FID and KID). The first two need the extra `looks` and no
+    download.
+
+    Example: vqvae evaluate runs/fashion-mini --looks lite2 --output figures.json
 
     Args:
         run_or_model: a run's folder, or a tokenizer's folder or hub id.
         prior: folder or hub id of a prior; the run's own unless given. Without any, the rate is that of even codes.
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
+        looks: feature networks for the figures of the eye; none are measured unless named.
+        num_samples: with --looks, how many samples of the prior are measured, 0 for none; as many as there are images
+            unless given.
         output: a JSON file to write the figures to.
     """
     model = Autoencoder.from_pretrained(run_or_model)
-    priors = untrained(model)
-    for name in ("unigram", "ngram"):
-        if safefolder.folder.has_part(run_or_model, name):
-            priors[name] = Prior.from_pretrained(run_or_model, subfolder=name)
-            check_pair(model, priors[name], run_or_model)
-    if prior is not None or has_prior(run_or_model):
-        last = load_prior(run_or_model, prior)
-        check_pair(model, last, run_or_model, prior)
-        priors.pop(name_of(last), None)  # the last is that of the bound
-        priors[name_of(last)] = last
     images = load_test_images(run_or_model, data, model)
-    with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:
-        result = evaluate_images(model, priors, _watched(batches(images, BATCH_SIZE), bar))
+    result = measure(run_or_model, model, images, prior=prior, looks=looks, num_samples=num_samples)
     if output is not None:
-        last = list(priors.values())[-1]
-        result.save(
-            output, models=fingerprint(model, last).hex(), data=safefolder.cards.public_name(images.name), split="test"
-        )
-    print(result.table())
-
-
-def _first(images: Images, num: int) -> Iterable[Batch]:
-    """Batches with at least the first `num` images that can be read; unreadable ones are named."""
-    for batch in batches(images, min(num, BATCH_SIZE)):
-        for name, reason in batch.skipped:
-            print(f"skipped {name}: {reason}", file=sys.stderr)
-        yield batch
-        num -= len(batch.images)
-        if num <= 0:
-            return
-
-
-def _watched(stream: Iterable[Batch], bar: tqdm) -> Iterable[Batch]:
-    for batch in stream:
-        for name, reason in batch.skipped:
-            bar.write(f"skipped {name}: {reason}", file=sys.stderr)
-        yield batch
-        bar.update(len(batch.images))
+        result.save(output)
+    print(result.evaluation.table())
+    if result.looks is not None:
+        print("\n" + "\n".join(result.looks.lines()))

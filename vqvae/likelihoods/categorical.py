@@ -51,16 +51,15 @@ class Categorical(Likelihood):
             probs.neg_().scatter_add_(2, levels, torch.ones_like(levels, dtype=probs.dtype))
         return values.sum((1, 2))
 
-    @torch.no_grad()
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level, 0..255, exactly."""
         features = self._checked_features(features)
         levels = torch.arange(NUM_LEVELS, dtype=features.dtype, device=features.device)
-        means = features.new_empty(len(features), self.num_channels, *features.shape[2:])
-        for i, image in enumerate(features):
+        means = []
+        for image in features:
             probs = self._logits(image[None]).softmax(2)[0]
-            means[i] = torch.einsum("clp,l->cp", probs, levels).view_as(means[i])
-        return means
+            means.append(torch.einsum("clp,l->cp", probs, levels).unflatten(1, image.shape[1:]))
+        return torch.stack(means)
 
     def _pixel_parameters(self, features: Tensor, earlier: Tensor, channels: slice) -> Tensor:
         return features.unflatten(1, (self.num_channels, NUM_LEVELS))[:, channels]

@@ -38,7 +38,7 @@ and coupling, and log-scales "k" with their offset and bounds.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -185,7 +185,6 @@ class LogisticMixture(Likelihood):
             grads.coefficients.mul_(tanhs.square_().neg_().add_(1))
         return values
 
-    @torch.no_grad()
     def mean(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """The expected level, 0..255: exact for one channel and for the first of three.
 
@@ -194,13 +193,10 @@ class LogisticMixture(Likelihood):
         where the logistic is not cut off at 0 or 255, and in any case within the range.
         """
         features = self._checked_features(features)
-        batch, _, height, width = features.shape
-        means = features.new_empty(batch, self.num_channels, height, width)
+        _, _, height, width = features.shape
         group = images_per_group(features, self.num_components * height * width)
-        for start in range(0, batch, group):
-            rows = slice(start, start + group)
-            means[rows] = self._mean_of_group(features[rows]).unflatten(2, (height, width))
-        return means
+        means = torch.cat([self._mean_of_group(part) for part in features.split(group)])
+        return means.unflatten(2, (height, width))
 
     def _mean_of_group(self, features: Tensor) -> Float[Tensor, "n c p"]:
         parameters = self._split(features)
@@ -210,12 +206,8 @@ class LogisticMixture(Likelihood):
         levels = []
         for channel in range(self.num_channels):
             means, _ = self._means(parameters, x)
-            # E[y] = sum_{v < 255} P(y > v), a component at a time.
-            scaled = means[:, channel] * inverse[:, channel]
-            level = torch.zeros_like(scaled)
-            for edge in range(1, 2 * NUM_LEVELS - 1, 2):
-                level += torch.sub(scaled, inverse[:, channel], alpha=edge / 255 - 1).sigmoid_()
-            x[:, channel] = level * (2 * _HALF_BIN) - 1
+            level = _ExpectedLevel.apply(means[:, channel], inverse[:, channel])
+            x = torch.cat([x[:, :channel], (level * (2 * _HALF_BIN) - 1)[:, None], x[:, channel + 1 :]], dim=1)
             levels.append((mixture * level).sum(1))
         return torch.stack(levels, dim=1)
 
@@ -297,8 +289,10 @@ class LogisticMixture(Likelihood):
         means = parameters.means + self._offsets(parameters.means)
         if parameters.coefficients is None:
             return means, None
-        # tanh(x) = 2 sigma(2x) - 1, at a fraction of the time.
-        tanhs = parameters.coefficients.mul(2).sigmoid_().mul_(2).sub_(1)
+        if parameters.coefficients.requires_grad and torch.is_grad_enabled():
+            tanhs = parameters.coefficients.tanh()
+        else:  # tanh(x) = 2 sigma(2x) - 1, at a fraction of the time
+            tanhs = parameters.coefficients.mul(2).sigmoid_().mul_(2).sub_(1)
         means[:, 1].addcmul_(tanhs[:, 0], x[:, 0])
         means[:, 2].addcmul_(tanhs[:, 1], x[:, 0]).addcmul_(tanhs[:, 2], x[:, 1])
         return means, tanhs
@@ -347,3 +341,29 @@ def _sinh(x: Tensor) -> Tensor:
     for order in (11, 9, 7, 5, 3):
         torch.addcmul(one, series, squared, value=1 / (order * (order - 1)), out=series)
     return series.mul_(x)
+
+
+class _ExpectedLevel(torch.autograd.Function):
+    """E[y] = Σ_{v < 255} P(y > v) of logistics cut off at 0 and 255, whose slopes are added up along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, inverse: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        scaled, level = means * inverse, torch.zeros_like(means)
+        slope, moment = torch.zeros_like(means), torch.zeros_like(means)
+        for odd in range(1, 2 * NUM_LEVELS - 1, 2):
+            edge = odd / 255 - 1
+            above = torch.sub(scaled, inverse, alpha=edge).sigmoid_()
+            level += above
+            if wanted:
+                density = torch.addcmul(above, above, above, value=-1)
+                slope += density
+                moment.add_(density, alpha=edge)
+        ctx.save_for_backward(means, inverse, slope, moment)
+        return level
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
+        means, inverse, slope, moment = ctx.saved_tensors
+        return grad * slope * inverse, grad * (means * slope - moment)

@@ -78,7 +78,6 @@ class Normal(Likelihood):
                 image += torch.special.ndtr(scaled - (level + 0.5) * inverse)
         return means
 
-    @torch.no_grad()
     def point_estimate(self, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
         """mu within 0..255, which rounded is the median.
 

@@ -17,6 +17,7 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data.batching import MAX_WORKERS
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
+from vqvae.training.looks_objective import smallest_side
 from vqvae.training.options import FitConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
 from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
@@ -73,6 +74,8 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         )
     if in_loop:
         check_in_loop(run)
+    if "codebook" in wanted:
+        check_looks(run, in_loop)
     if run.strategy.startswith("fsdp") and (run.strategy != "fsdp" or "codebook" in wanted):
         raise ValueError(
             f"--strategy fsdp shares out the weights of a prior, and is for --stage prior alone: got --strategy "
@@ -125,6 +128,37 @@ def _tried(make: Callable[[], Made], option: str) -> Made:
             f"--{option}: these options make a model of {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}"
         )
     return made
+
+
+def check_looks(run: Run, in_loop: bool) -> None:
+    """ValueError for terms for the eye that cannot be trained, or that have no say."""
+    looks, wanted = run.looks, run.looks.has_terms or run.train == "decoder"
+    if in_loop and wanted:
+        raise ValueError(
+            "--looks and --train decoder are for codes without a prior in the loop: leave them out, or --model.beta"
+        )
+    if run.train == "decoder" and run.tokenizer is None:
+        raise ValueError("--train decoder leaves codes as they are, and needs some: name a run or model by --tokenizer")
+    for name in ("l1", "perceptual", "adversarial", "learning_rate", "lecam", "r1", "ramp"):
+        if not 0 <= getattr(looks, name) < math.inf:
+            raise ValueError(f"got --looks.{name.replace('_', '-')} {getattr(looks, name)}, expected 0 or more")
+    plain, default = looks.to_plain(), type(looks)().to_plain()
+    for name in plain.keys() - {"l1", "perceptual", "adversarial"}:
+        term = "perceptual" if name == "network" else "adversarial"
+        if plain[name] != default[name] and not plain[term]:
+            raise ValueError(
+                f"got --looks.{name.replace('_', '-')} {plain[name]}, which has no say without --looks.{term}: add it"
+            )
+    if looks.adversarial:
+        first, steps = looks.first_step(run.codebook_fit.num_steps), run.codebook_fit.num_steps
+        if not 0 <= first < steps:
+            raise ValueError(f"the discriminator joins in at --looks.start {first}, expected 0 to {steps - 1}")
+    smallest = smallest_side(looks)
+    if run.model.image_size < smallest:
+        raise ValueError(
+            f"the terms of --looks need images of at least {smallest}x{smallest}, got {run.model.image_size}: lower "
+            "--looks.num-halvings, or leave terms out"
+        )
 
 
 def check_in_loop(run: Run) -> None:

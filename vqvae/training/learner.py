@@ -18,6 +18,12 @@ from vqvae.training.sharding import ShardedAverage, gather_full
 Objective = CodebookObjective | RateAwareObjective | PriorObjective
 
 
+def check_finite(number: Tensor) -> None:
+    """ValueError for an objective and a gradient's norm whose sum is NaN or infinite."""
+    if not torch.isfinite(number):
+        raise ValueError("the objective or its gradient is not finite")
+
+
 class Learner:
     """What one fit trains, on one device or many.
 
@@ -30,6 +36,7 @@ class Learner:
     def __init__(self, fabric: Fabric, objective: Objective, options: FitConfig):
         self.fabric = fabric
         self.objective = objective
+        self.options = options
         # Modules that are shared out cannot be copied, so their copy comes before.
         self.copy = copy.deepcopy(objective) if isinstance(fabric.strategy, ModelParallelStrategy) else None
         self.average: AveragedModel | ShardedAverage | None = None
@@ -45,6 +52,12 @@ class Learner:
             if options.ema is not None:
                 self.average = ShardedAverage(objective, options.ema)
         self.state: dict[str, Any] = {"module": self.module, "optimizer": self.optimizer}
+        self.rival: Any = None
+        if objective.rival is not None:
+            self.rival_rate = objective.rival.options.learning_rate
+            rival_optimizer = torch.optim.AdamW(objective.rival.parameters(), lr=self.rival_rate, betas=(0.5, 0.9))
+            self.rival, self.rival_optimizer = fabric.setup(objective.rival, rival_optimizer)
+            self.state |= {"rival": self.rival, "rival_optimizer": self.rival_optimizer}
         if isinstance(self.average, AveragedModel):
             self.average.to(fabric.device)
         if self.average is not None:
@@ -64,9 +77,13 @@ class Learner:
         assert norm is not None
         return gather_full(norm)
 
-    def set_rate(self, learning_rate: float) -> None:
+    def set_rate(self, share: float) -> None:
+        """Take so large a share of the learning rates."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.options.learning_rate * share
+        if self.rival is not None:
+            for group in self.rival_optimizer.param_groups:
+                group["lr"] = self.rival_rate * share
 
     def step(self) -> None:
         self.optimizer.step()
@@ -74,6 +91,28 @@ class Learner:
         self.objective.update()
         if self.average is not None:
             self.average.update_parameters(self.objective)
+
+    def step_rival(self) -> dict[str, Tensor]:
+        """A step of the discriminator, where there is one and the step showed it something; what it thought of that."""
+        rival = self.objective.rival
+        if rival is None or rival.seen is None:
+            return {}
+        seen, rival.seen = rival.seen, None
+        out = self.rival(*seen)
+        self.fabric.backward(out["objective"])
+        norm = self.fabric.clip_gradients(
+            self.rival, self.rival_optimizer, max_norm=self.options.max_norm, error_if_nonfinite=False
+        )
+        check_finite(out["objective"] + norm)
+        self.rival_optimizer.step()
+        self.rival_optimizer.zero_grad()
+        means = self.fabric.all_reduce(torch.stack([out["real"], out["fake"]]), reduce_op="mean")
+        assert isinstance(means, Tensor)
+        assert norm is not None
+        rival.update(means)
+        rival.tell()
+        figures = {"objective": out["objective"], "real": means[0], "fake": means[1], "gradient": norm}
+        return {f"discriminator/{name}": each.detach() for name, each in figures.items()}
 
     def ema_weights(self) -> Any:
         """The objective with the weights that are kept, in full; all processes take part."""

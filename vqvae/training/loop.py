@@ -86,7 +86,7 @@ def fit(
             metrics.skip(batch.skipped)
             # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
             torch.manual_seed(step_seed(run.seed, name, step + 1, fabric.global_rank))
-            learner.set_rate(options.learning_rate * schedule(step, options))
+            learner.set_rate(schedule(step, options))
             with diverging(step):
                 terms = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
             fabric.backward(terms["objective"])
@@ -96,6 +96,8 @@ def fit(
                 if not torch.isfinite(terms["objective"] + norm):
                     raise ValueError("the objective or its gradient is not finite")
             learner.step()
+            with diverging(step):
+                terms |= learner.step_rival()
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
             done = step + 1

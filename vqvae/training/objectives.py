@@ -13,6 +13,7 @@ from vqvae.autoencoder import Autoencoder, Output
 from vqvae.data import Images
 from vqvae.model import VQVAEOutput
 from vqvae.training.latents import sampled_latents
+from vqvae.training.looks_objective import LooksTerms, Rival
 from vqvae.training.options import Run, Schedule
 from vqvae.training.prior_kinds import make_prior
 
@@ -30,23 +31,57 @@ def codebook_objective(
     run: Run, model: Autoencoder, data: Mapping[str, Images]
 ) -> "CodebookObjective | RateAwareObjective":
     """What a codebook is trained for, with a fresh prior where one is in the loop."""
+    looks = LooksTerms(run.looks, model, run.codebook_fit.num_steps) if run.looks.has_terms else None
     if isinstance(model, VQVAE) and model.config.beta is not None:
         prior = make_prior(run.prior, model, data["train"].num_classes if run.labels else None)
         assert isinstance(prior, TransformerPrior)
         return RateAwareObjective(model, prior, run.schedule, run.codebook_fit.num_steps)
-    return CodebookObjective(model)
+    return CodebookObjective(model, looks, decoder_only=run.train == "decoder")
 
 
 class CodebookObjective(nn.Module):
-    """Distortion in nats per dimension plus the model's own terms, for a batch of images."""
+    """Distortion in nats per dimension plus the model's own terms and those for the eye, for a batch of images.
 
-    def __init__(self, model: Autoencoder):
+    Args:
+        looks: the terms for the eye.
+        decoder_only: whether encoder and codebook stay as they are, to the bit.
+    """
+
+    def __init__(self, model: Autoencoder, looks: LooksTerms | None = None, *, decoder_only: bool = False):
         super().__init__()
         self.model = model
+        self.looks = looks
+        self.decoder_only = decoder_only
+        if decoder_only:
+            for part in self._encoding():
+                part.requires_grad_(False)
+        if self.rival is not None:  # whose turn depends on it
+            self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def rival(self) -> Rival | None:
+        """The discriminator, which has an optimiser of its own."""
+        return None if self.looks is None else self.looks.rival
+
+    def _encoding(self) -> list[nn.Module]:
+        return [part for name, part in self.model.named_children() if name not in ("decoder", "likelihood")]
+
+    def train(self, mode: bool = True) -> "CodebookObjective":
+        super().train(mode)
+        if self.decoder_only:  # no statistics, no draws
+            for part in self._encoding():
+                part.eval()
+        return self
 
     def forward(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         out = self.model(images)
-        return _summed({"distortion": out.distortion.mean() / self.model.num_dims, **out.auxiliary}, out)
+        terms = {"distortion": out.distortion.mean() / self.model.num_dims, **out.auxiliary}
+        if self.looks is None:
+            return _summed(terms, out)
+        before = torch.stack(list(terms.values())).sum()
+        step = 0 if self.rival is None else int(self.num_updates)
+        more, figures = self.looks.terms(self.model, images, out, before, step)
+        return _summed(terms | more, out) | figures
 
     def encoder(self, labels: Tensor | None) -> Any:
         """What encodes images with these labels."""
@@ -56,7 +91,10 @@ class CodebookObjective(nn.Module):
         """After the backward pass: nothing rests."""
 
     def update(self) -> None:
-        self.model.update()
+        if not self.decoder_only:
+            self.model.update()
+        if self.rival is not None:
+            self.num_updates += 1
 
 
 class RateAwareObjective(nn.Module):
@@ -70,6 +108,8 @@ class RateAwareObjective(nn.Module):
     Args:
         num_steps: of the whole training.
     """
+
+    rival = None
 
     def __init__(self, model: VQVAE, prior: TransformerPrior, schedule: Schedule, num_steps: int):
         super().__init__()
@@ -136,6 +176,8 @@ def _state_of(out: Output) -> dict[str, Tensor]:
 
 class PriorObjective(nn.Module):
     """Rate in nats per position, for a batch of latents; of Gaussian posteriors on a fresh draw."""
+
+    rival = None
 
     def __init__(self, prior: Prior | ContinuousPrior):
         super().__init__()

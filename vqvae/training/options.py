@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -63,6 +64,46 @@ class FitConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LooksConfig(Options):
+    """What the decoder learns for the eye, beside its likelihood: terms on the reconstruction, each with a weight."""
+
+    l1: float = 0.0
+    """weight of the mean absolute error of pixels from 0 to 1"""
+    perceptual: float = 0.0
+    """weight of the perceptual distance; 1 is usual"""
+    network: Literal["lite0", "lite2", "vgg16"] = "lite0"
+    """whose features the distance is in; of vgg16 it is LPIPS. Judge with another: `vqvae evaluate --looks`"""
+    adversarial: float = 0.0
+    """weight of a discriminator's judgement, relative to the gradient of all other terms; 0.1 is usual"""
+    start: int | None = None
+    """step at which the discriminator joins in; after two fifths of all steps unless given"""
+    ramp: int = 100
+    """steps over which its weight then grows"""
+    loss: Literal["hinge", "non-saturating"] = "hinge"
+    width: int = 64
+    """channels of the discriminator's first convolution"""
+    num_halvings: int = 2
+    """halvings after the first: a logit judges 22, 46 or 94 pixels a side for 1, 2 or 3"""
+    learning_rate: float = 5e-4
+    """of the discriminator"""
+    augment: bool = True
+    """show the discriminator images with changed colours, moved, and with a part cut out"""
+    lecam: float = 0.001
+    """weight of the LeCam regularisation of the discriminator, which keeps its logits near to each other"""
+    r1: float = 0.0
+    """weight of the squared gradient of the discriminator on images; 0 is without"""
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether anything is learned for the eye."""
+        return bool(self.l1 or self.perceptual or self.adversarial)
+
+    def first_step(self, num_steps: int) -> int:
+        """The step at which the discriminator joins in."""
+        return math.ceil(0.4 * num_steps) if self.start is None else self.start
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Options):
     """Train a codebook, then a prior over its codes, and state what both are worth in bits.
 
@@ -100,7 +141,11 @@ class Run(Options):
     run's or --tokenizer, else the one that the folder names"""
     labels: bool = True
     """condition the prior on classes where the images have them (their ln(num_classes) nats are counted in the rate)"""
+    train: Literal["all", "decoder"] = "all"
+    """which weights of the model learn; decoder leaves the codes of --tokenizer what they are, and with them its
+    priors, tokenized sets and files of codes"""
     data: DataConfig = field(default_factory=DataConfig)
+    looks: LooksConfig = field(default_factory=LooksConfig)
     model: Autoencoder.Config = field(default_factory=VQVAE.Config)
     prior: GridModel.Config = field(default_factory=TransformerPrior.Config)
     codebook_fit: FitConfig

@@ -1,0 +1,129 @@
+"""The figures of one model on images: its bits, and, where feature networks are named, what the eye sees."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import safefolder
+from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
+from vqvae import Autoencoder
+from vqvae.cli.common import check_pair, has_prior, load_prior
+from vqvae.codec.model_fingerprint import fingerprint
+from vqvae.data import Batch, Images, batches
+from vqvae.evaluation import Evaluation
+from vqvae.evaluation import evaluate as evaluate_images
+from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
+from vqvae.looks.features import FeatureNetwork
+from vqvae.looks.meter import Looks
+from vqvae.training.prior_kinds import name_of, untrained
+
+Network = Literal["lite0", "lite2", "vgg16", "inception"]
+BATCH_SIZE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of one model.
+
+    Attributes:
+        evaluation: its bits.
+        looks: its figures of the eye; None where no network was named.
+        fingerprint: of the model and the prior of the bound.
+        data: the name of the images.
+    """
+
+    evaluation: Evaluation
+    looks: Looks | None
+    fingerprint: str
+    data: str
+
+    def save(self, path: Path) -> None:
+        """Write the figures as JSON."""
+        more = {} if self.looks is None else {"looks": self.looks.plain()}
+        self.evaluation.save(path, models=self.fingerprint, data=self.data, split="test", **more)
+
+
+def measure(
+    run_or_model: str,
+    model: Autoencoder,
+    images: Images,
+    *,
+    prior: str | None = None,
+    looks: Sequence[Network] = (),
+    num_samples: int | None = None,
+) -> Measured:
+    """Measure the model of a run or of a folder on test images.
+
+    Args:
+        prior: of the bound; the run's own unless given.
+        looks: the feature networks of the figures of the eye; none for bits alone.
+        num_samples: how many images of the prior the eye sees; as many as there are test images unless given.
+    """
+    if num_samples is not None and not looks:
+        raise ValueError("--num-samples is for the figures of the eye; name a network with --looks")
+    if (num_samples is not None and 0 < num_samples < 5) or (num_samples or 0) < 0:
+        raise ValueError(f"--num-samples must be 0, for none, or at least 5, got {num_samples}")
+    priors = _priors(run_or_model, prior, model)
+    last = list(priors.values())[-1]
+    meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)]) if looks else None
+    labels: list[Tensor | None] = []
+    with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:
+        stream = _watched(batches(images, BATCH_SIZE), bar, labels)
+        evaluation = evaluate_images(model, priors, stream, observe=None if meter is None else meter.add)
+    if meter is not None and num_samples != 0 and not isinstance(last, UniformPrior | NormalPrior):
+        # The classes of the images, so that samples are of the same mixture of them.
+        known = [each for each in labels if each is not None] if last.num_classes is not None else []
+        for latents in _sampled(last, num_samples or evaluation.images, torch.cat(known) if known else None):
+            meter.add_samples(model.decode(latents))
+    return Measured(
+        evaluation=evaluation,
+        looks=None if meter is None else meter.looks(),
+        fingerprint=fingerprint(model, last).hex(),
+        data=safefolder.cards.public_name(images.name),
+    )
+
+
+def _priors(source: str, prior: str | None, model: Any) -> dict[str, Prior | ContinuousPrior]:
+    """The priors of a run by name, those of a model without one; that of the bound comes last."""
+    priors = untrained(model)
+    for name in ("unigram", "ngram"):
+        if safefolder.folder.has_part(source, name):
+            priors[name] = Prior.from_pretrained(source, subfolder=name)
+            check_pair(model, priors[name], source)
+    if prior is not None or has_prior(source):
+        last = load_prior(source, prior)
+        check_pair(model, last, source, prior)
+        priors.pop(name_of(last), None)  # the last is that of the bound
+        priors[name_of(last)] = last
+    return priors
+
+
+def _network(name: Network) -> FeatureNetwork:
+    if name == "vgg16":
+        return VGG16()
+    return Inception() if name == "inception" else EfficientNetLite(size=0 if name == "lite0" else 2)
+
+
+def _watched(stream: Iterable[Batch], bar: tqdm, labels: list[Tensor | None]) -> Iterator[Batch]:
+    for batch in stream:
+        for name, reason in batch.skipped:
+            bar.write(f"skipped {name}: {reason}", file=sys.stderr)
+        labels.append(batch.labels)
+        yield batch
+        bar.update(len(batch.images))
+
+
+def _sampled(prior: Any, num: int, labels: Tensor | None) -> Iterator[Tensor]:
+    """Latents in parts, whose classes are those of the images in turn."""
+    generator = torch.Generator().manual_seed(0)
+    with tqdm(total=num, desc="sample", unit="img", disable=None) as bar:
+        for part in torch.arange(num).split(BATCH_SIZE):
+            chosen = None if labels is None else labels[part % len(labels)]
+            yield prior.sample(len(part), chosen, generator=generator)
+            bar.update(len(part))
