@@ -6,6 +6,7 @@ python quantizer_processes.py RANK WORLD_SIZE RENDEZVOUS_FILE OUTPUT_FOLDER
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.nn.functional  # before there is a process group, which its default arguments would keep
@@ -24,25 +25,28 @@ from vqvae.quantizers import (
     VectorQuantizer,
 )
 
-DIM, NUM_CODES, IMAGES, STEPS = 6, 24, 8, 12
-EMA = EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9)
+DIM, NUM_CODES, IMAGES, STEPS = 6, 24, 8, 24  # codes without use die after 22
+
+
+def ema(**options: Any) -> EMAVectorQuantizer.Config:
+    return EMAVectorQuantizer.Config(**{"num_codes": NUM_CODES, "dim": DIM, "decay": 0.9, **options})
+
+
 # Updated from statistics alone, on uneven shares of the images.
 STATISTICS: dict[str, Quantizer.Config] = {
-    "ema": EMA,
-    "ema, normalised": EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, normalize=True),
-    "ema, clustered": EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, revival="clustered"),
+    "normalised": ema(normalize=True),
+    "clustered": ema(revival="clustered"),
     # Draws differ from process to process; without a spread there is nothing to draw.
     "soft em": SoftEMVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, variance=1e-9),
-    "more codes than vectors": EMAVectorQuantizer.Config(num_codes=300, dim=DIM, decay=0.9),
-    "grouped": GroupedQuantizer.Config(quantizer=EMAVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM // 2)),
-    "residual": ResidualQuantizer.Config(depth=3, quantizer=EMA),
-    "residual, shared": ResidualQuantizer.Config(depth=3, quantizer=EMA, shared=True),
-    "multi-scale": MultiScaleQuantizer.Config(scales=(1, 2, 5), quantizer=EMA),
+    "more codes than vectors": ema(num_codes=300),
+    "grouped residual": GroupedQuantizer.Config(
+        quantizer=ResidualQuantizer.Config(depth=2, quantizer=ema(dim=DIM // 2), shared=True)
+    ),
+    "multi-scale": MultiScaleQuantizer.Config(scales=(1, 2, 5), quantizer=ema()),
 }
 # Updated by gradients too, which DistributedDataParallel averages: on even shares.
 GRADIENTS: dict[str, Quantizer.Config] = {
-    "learned": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM),
-    "learned, clustered": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
+    "learned": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
     "projected": ProjectedQuantizer.Config(
         dim=DIM, quantizer=VectorQuantizer.Config(num_codes=NUM_CODES, dim=4, normalize=True)
     ),

@@ -30,9 +30,6 @@ def test_chunks_change_nothing(family, monkeypatch):
     monkeypatch.setattr(mixture, "CHUNK_ELEMENTS", 15)  # 5 images
     monkeypatch.setattr(pixels, "MAX_PIXELS", 2)
     parts = random_mixture(family, seed=2)
-    sizes = []
-    count = parts.pixels.log_prob
-    monkeypatch.setattr(parts.pixels, "log_prob", lambda part: sizes.append(len(part)) or count(part))
     after = (parts.log_prob(images), parts.posterior(images), parts.elbo(images).distortion)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
@@ -41,14 +38,6 @@ def test_chunks_change_nothing(family, monkeypatch):
     parts_fit = parts.fit(images, num_steps=4, tolerance=0.0, generator=seeded(5))
     torch.testing.assert_close(whole_fit.objective, parts_fit.objective, atol=1e-10, rtol=0)
     assert_same(state(whole), state(parts), atol=1e-10, rtol=0)
-    assert max(sizes) == 5
-
-
-def test_a_block_of_pixels_shrinks_with_the_components():
-    few, many = (Mixture(num_components=k, shape=(1, 2, 50)).pixels for k in (10, 3000))
-    assert max(p.stop - p.start for p, _ in few.blocks()) == pixels.MAX_PIXELS
-    assert max((r.stop - r.start) * 3000 for _, r in many.blocks()) <= pixels.BLOCK_ELEMENTS
-    assert sum(p.stop - p.start for p, _ in many.blocks()) == 100
 
 
 # Starts and dead components
@@ -61,6 +50,9 @@ def test_a_generator_settles_the_fit():
         model.fit(images, num_steps=3, generator=seeded(seed))
     assert_same(state(fits[0]), state(fits[1]), atol=0, rtol=0)  # whatever the parameters were
     assert not torch.equal(fits[0].log_weights, fits[2].log_weights)
+    draws = [fits[0].sample(300, seeded(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 def test_seeds_are_distinct_and_far_apart():
@@ -87,8 +79,7 @@ def test_planted_components_are_found():
 @every_family
 @pytest.mark.parametrize("hard", [False, True])
 def test_fewer_images_than_components(family, hard):
-    config = Mixture.Config(num_components=8, shape=(1, 1, 3), pixels=family)
-    model = config.build()
+    model = Mixture(num_components=8, shape=(1, 1, 3), pixels=family)
     images = some_images(family, 3)
     fit = model.fit(images, num_steps=20, hard=hard, generator=seeded(0))
     assert torch.isfinite(fit.objective).all()
@@ -144,8 +135,7 @@ def test_an_impossible_image_has_no_probability_and_tells_nothing():
 @pytest.mark.parametrize("discretised", [False, True])
 def test_sampled_frequencies_are_the_probabilities(discretised):
     if discretised:
-        config = Mixture.Config(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0))
-        source = config.build().double()
+        source = Mixture(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0)).double()
         source.pixels.mean.copy_(torch.tensor([[0.0], [4.0]]))
         source.log_weights.copy_(torch.tensor([0.3, 0.7]).log())
         model, world = source.discretised(), every_image(256, 1)
@@ -170,21 +160,14 @@ def test_sampled_frequencies_are_the_probabilities(discretised):
         assert counts[expected < 1e-12].sum() == 0
 
 
-def test_samples_are_settled_by_their_generator():
-    model = random_mixture(FOUR)
-    assert torch.equal(model.sample(300, seeded(1)), model.sample(300, seeded(1)))
-    assert not torch.equal(model.sample(300, seeded(1)), model.sample(300, seeded(2)))
-    assert model.sample(0).shape == (0, 1, 1, 3)
-
-
 # Folders
 
 
 @every_family
-@pytest.mark.parametrize("double", [False, True])
-def test_a_saved_mixture_comes_back(family, double, tmp_path):
+def test_a_saved_mixture_comes_back(family, tmp_path):
     model, images = random_mixture(family), some_images(family, 10)
-    model = model if double else model.float()
+    if family is FOUR:
+        model = model.float()
     model.fit(images, num_steps=2, generator=seeded(0))
     model.save_pretrained(tmp_path / "mixture")
     back = Mixture.from_pretrained(tmp_path / "mixture")
@@ -202,10 +185,7 @@ def test_a_saved_mixture_comes_back(family, double, tmp_path):
         ({"pixels": {"class": "Poisson"}}, "unknown pixels 'Poisson', expected one of CategoricalPixels"),
         ({"pixels": {"class": "BernoulliPixels", "beta": 1}}, "BernoulliPixels has no beta, expected alpha"),
         ({"pixels": None}, "got pixels=None for Mixture, expected the options"),
-        ({"shape": 3}, "got shape=3 for Mixture, expected a tuple of 3 integers"),
         ({"shape": [1, 1]}, "got shape=[1, 1] for Mixture, expected a tuple of 3 integers"),
-        ({"colour": True}, "Mixture has no colour, expected num_components"),
-        ({"num_components": "ten"}, "does not fit Mixture"),
         ({"num_components": 4}, "do not fit its config"),
     ],
 )
@@ -224,81 +204,60 @@ def test_a_foreign_folder_is_one_sentence(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda: {"num_components": 0}, "got num_components=0, expected at least 1"),
-        (lambda: {"shape": (1, 0, 3)}, "got shape=(1, 0, 3), expected (channels, height, width)"),
-        (lambda: {"pixels": CategoricalPixels(num_levels=1)}, "got num_levels=1, expected 2 to 256"),
-        (lambda: {"pixels": CategoricalPixels(num_levels=257)}, "got num_levels=257, expected 2 to 256"),
-        (lambda: {"pixels": CategoricalPixels(alpha=-1.0)}, "got alpha=-1.0, expected 0 or a pseudo-count"),
-        (
-            lambda: {"pixels": BernoulliPixels(alpha=math.nan)},
-            "got alpha=nan for BernoulliPixels, expected a finite number",
-        ),
-        (lambda: {"pixels": BernoulliPixels(alpha=1e-40)}, "got alpha=1e-40, expected 0 or a pseudo-count"),
-        (
-            lambda: {"pixels": GaussianPixels(variance="full")},
-            "got variance='full' for GaussianPixels, expected one of",
-        ),
-        (lambda: {"pixels": GaussianPixels(variance=0.0)}, "got variance=0.0, expected 'pixel', 'shared' or"),
-        (lambda: {"pixels": GaussianPixels(min_variance=0.0)}, "got min_variance=0.0, expected a positive number"),
+        ({"num_components": 0}, "num_components=0, expected at least 1"),
+        ({"shape": (1, 0, 3)}, "shape=(1, 0, 3), expected (channels, height, width)"),
+        ({"pixels": CategoricalPixels(num_levels=1)}, "num_levels=1, expected 2 to 256"),
+        ({"pixels": CategoricalPixels(num_levels=257)}, "num_levels=257, expected 2 to 256"),
+        ({"pixels": CategoricalPixels(alpha=-1.0)}, "alpha=-1.0, expected 0 or a pseudo-count"),
+        ({"pixels": BernoulliPixels(alpha=1e-40)}, "alpha=1e-40, expected 0 or a pseudo-count"),
+        ({"pixels": GaussianPixels(variance=0.0)}, "variance=0.0, expected 'pixel', 'shared' or"),
+        ({"pixels": GaussianPixels(min_variance=0.0)}, "min_variance=0.0, expected a positive number"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
 def test_bad_options_are_sentences(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Mixture(**options())
+        Mixture(**options)
 
 
 GOOD = torch.zeros(2, 1, 1, 3, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("method", ["fit", "log_prob", "posterior", "elbo"])
 @pytest.mark.parametrize(
     ("family", "images", "message"),
     [
-        (FOUR, GOOD[:, 0], "got images of shape (2, 1, 3), expected (n, 1, 1, 3)"),
         (FOUR, GOOD[..., :2], "got images of shape (2, 1, 1, 2), expected (n, 1, 1, 3)"),
         (FOUR, GOOD.float(), "got images of dtype torch.float32, expected torch.uint8"),
         (FOUR, GOOD + 4, "got a level of 4, expected 0..3 for CategoricalPixels; raise num_levels"),
         (BernoulliPixels(), GOOD + 200, "got a level of 200, expected 0..1 for BernoulliPixels; threshold the images"),
-        (GaussianPixels(), GOOD.bool(), "got images of dtype torch.bool, expected torch.uint8"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
-def test_bad_images_are_sentences(method, family, images, message):
+def test_bad_images_are_sentences(family, images, message):
     model = random_mixture(family)
     before = state(model)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        getattr(model, method)(images)
+    for method in (model.fit, model.log_prob, model.posterior, model.elbo):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            method(images)
     assert_same(before, state(model), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("posterior", "message"),
-    [
-        (torch.ones(2, 2) / 2, "got a posterior of shape (2, 2), expected (b, k) = (2, 3)"),
-        (torch.ones(2, 3), "rows that are no distributions"),
-        (torch.tensor([[1.5, -0.5, 0.0]] * 2), "rows that are no distributions"),
-        (torch.full((2, 3), math.nan), "rows that are no distributions"),
-    ],
-)
-def test_a_bad_posterior_is_a_sentence(posterior, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        random_mixture(FOUR).elbo(GOOD, posterior)
 
 
 def test_other_mistakes_are_sentences():
     model = random_mixture(FOUR)
-    for arguments, message in [
-        ((GOOD[:0], 3), "got no images"),
-        ((GOOD, -1), "got num_steps=-1"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            model.fit(*arguments)
+    with pytest.raises(ValueError, match=r"shape \(2, 2\), expected \(b, k\) = \(2, 3\)"):
+        model.elbo(GOOD, torch.ones(2, 2) / 2)
+    for rows in (torch.ones(2, 3), torch.tensor([[1.5, -0.5, 0.0]] * 2), torch.full((2, 3), math.nan)):
+        with pytest.raises(ValueError, match="no distributions"):
+            model.elbo(GOOD, rows)
+    with pytest.raises(ValueError, match="got no images"):
+        model.fit(GOOD[:0])
+    with pytest.raises(ValueError, match="num_steps=-1"):
+        model.fit(GOOD, -1)
     with pytest.raises(ValueError, match="tolerance=nan"):
         model.fit(GOOD, tolerance=math.nan)
-    with pytest.raises(ValueError, match="got num=-1"):
+    with pytest.raises(ValueError, match="num=-1"):
         model.sample(-1)
-    with pytest.raises(ValueError, match="got CategoricalPixels, which have levels already"):
+    with pytest.raises(ValueError, match="levels already"):
         model.discretised()
 
 
@@ -308,6 +267,7 @@ def test_no_images_have_no_probabilities(family):
     assert model.log_prob(GOOD[:0]).shape == (0,)
     assert model.posterior(GOOD[:0]).shape == (0, 3)
     assert model.elbo(GOOD[:0]).negative.shape == (0,)
+    assert model.sample(0).shape == (0, 1, 1, 3)
 
 
 def test_a_fit_of_no_steps_only_chooses_the_start():

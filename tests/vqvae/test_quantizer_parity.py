@@ -43,10 +43,13 @@ with warnings.catch_warnings():
 K, D = 32, 6
 
 
+TERMS = {"commitment_weight": 0.25, "rotation_trick": False}
+CONFIG = EMAVectorQuantizer.Config(num_codes=K, dim=D)
+
+
 def their_vq(**options):
-    return other.VectorQuantize(
-        dim=D, codebook_size=K, **{"commitment_weight": 0.25, "rotation_trick": False, **options}
-    )
+    torch.manual_seed(0)
+    return other.VectorQuantize(dim=D, codebook_size=K, **{**TERMS, **options})
 
 
 def copy_state(ours: EMAVectorQuantizer, theirs) -> None:
@@ -59,7 +62,6 @@ def copy_state(ours: EMAVectorQuantizer, theirs) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_search(normalize):
-    torch.manual_seed(0)
     theirs = their_vq(use_cosine_sim=normalize).eval()
     ours = VectorQuantizer(num_codes=K, dim=D, normalize=normalize).eval()
     with torch.no_grad():
@@ -71,17 +73,17 @@ def test_search(normalize):
     torch.testing.assert_close(ours.decode(codes), theirs.get_output_from_indices(codes))
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_moving_averages(normalize):
-    torch.manual_seed(0)
+@pytest.mark.parametrize(("normalize", "masked"), [(False, False), (True, False), (False, True)])
+def test_moving_averages(normalize, masked):
     theirs = their_vq(use_cosine_sim=normalize, decay=0.9)
     ours = EMAVectorQuantizer(num_codes=K, dim=D, normalize=normalize, decay=0.9, revival="off")
     copy_state(ours, theirs)
+    mask = torch.arange(160).reshape(8, 20) % 3 > 0 if masked else None
     for step in range(6):
-        z_e = features(D, 8, 20, seed=step)
-        same = z_e.clone().requires_grad_()
-        q, (_, codes, term) = ours(z_e.requires_grad_()), theirs(same)
-        assert torch.equal(q.codes, codes)
+        z_e = features(D, 8, 20, seed=step).requires_grad_()
+        same = z_e.detach().clone().requires_grad_()
+        q, (_, codes, term) = ours(z_e, mask), theirs(same, mask=mask)
+        assert torch.equal(q.codes, codes)  # its fill is -1 too
         torch.testing.assert_close(q.auxiliary["commitment"], term)
         gradients = torch.autograd.grad(q.auxiliary["commitment"], z_e), torch.autograd.grad(term, same)
         torch.testing.assert_close(*gradients)
@@ -90,23 +92,8 @@ def test_moving_averages(normalize):
         torch.testing.assert_close(ours.counts, theirs._codebook.cluster_size[0])
 
 
-def test_masks():
-    torch.manual_seed(0)
-    theirs = their_vq(decay=0.9)
-    ours = EMAVectorQuantizer(num_codes=K, dim=D, decay=0.9, revival="off")
-    copy_state(ours, theirs)
-    z_e, mask = features(D, 8, 20), torch.arange(160).reshape(8, 20) % 3 > 0
-    q, (quantized, codes, term) = ours(z_e, mask), theirs(z_e.clone().requires_grad_(), mask=mask)
-    assert torch.equal(q.codes, codes)  # its fill is -1 too
-    torch.testing.assert_close(q.z_q, quantized)
-    torch.testing.assert_close(q.auxiliary["commitment"], term)
-    ours.update()
-    torch.testing.assert_close(ours.table, theirs.codebook, rtol=1e-4, atol=1e-5)
-
-
 def test_learned_codebook():
     """Its one term of weight 1 has the gradients of our two of weight 1, and the value of one."""
-    torch.manual_seed(0)
     theirs = their_vq(learnable_codebook=True, ema_update=False, commitment_weight=1.0)
     ours = VectorQuantizer(num_codes=K, dim=D, commitment_weight=1.0)
     with torch.no_grad():
@@ -132,7 +119,7 @@ def test_rotation_trick():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("levels", [(8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (3, 4), (5,), (8, 8, 8, 6, 5)])
+@pytest.mark.parametrize("levels", [(8, 6, 5), (7, 5, 5, 5, 5), (3, 4), (5,)])
 def test_fsq(levels):
     theirs, ours = other.FSQ(levels=list(levels)), FSQ(levels=levels)
     z_e = (2 * features(len(levels), 8, 200)).requires_grad_()
@@ -146,7 +133,7 @@ def test_fsq(levels):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("num_bits", [2, 5, 8])
+@pytest.mark.parametrize("num_bits", [2, 8])
 def test_lfq(num_bits):
     """It numbers bits from the last channel, so that it sees the channels the other way round."""
     theirs = other.LFQ(dim=num_bits, codebook_size=2**num_bits, commitment_loss_weight=0.25)
@@ -171,38 +158,33 @@ def test_lfq(num_bits):
 @pytest.mark.parametrize("shared", [False, True])
 def test_residual(shared):
     torch.manual_seed(0)
-    options = {"commitment_weight": 0.25, "rotation_trick": False}
-    theirs = other.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, shared_codebook=shared, **options)
-    config = EMAVectorQuantizer.Config(num_codes=K, dim=D)
-    ours = ResidualQuantizer(depth=3, quantizer=config, shared=shared)
+    theirs = other.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, shared_codebook=shared, **TERMS)
+    ours = ResidualQuantizer(depth=3, quantizer=CONFIG, shared=shared)
     for step, layer in zip(ours.steps, theirs.layers, strict=False):
         copy_state(step, layer)
     z_e = features(D, 8, 50)
     q, (quantized, codes, _) = ours.eval()(z_e), theirs.eval()(z_e)
     assert torch.equal(q.codes, codes)
     torch.testing.assert_close(q.z_q, quantized)
-    torch.testing.assert_close(ours.decode(codes), theirs.get_output_from_indices(codes))
     coarse = codes.clone()
     coarse[..., 1:] = -1
-    torch.testing.assert_close(ours.decode(coarse), theirs.get_output_from_indices(coarse))
-    terms = theirs.train()(z_e.clone().requires_grad_())[2]
+    for each in (codes, coarse):
+        torch.testing.assert_close(ours.decode(each), theirs.get_output_from_indices(each))
+    # One of the faults of the list above, so that the list does not outlive it unseen.
+    weights = features(D, 8, 50, seed=3)
+    outputs = [(each.train(), z_e.clone().requires_grad_()) for each in (ours, theirs)]
+    mine, (its, _, terms) = (each(x) for each, x in outputs)
     torch.testing.assert_close(q.auxiliary["commitment"], terms.sum())
-
-
-def test_residual_gradient_is_ours_times_the_depth():
-    """One of the faults of the list above, so that the list does not outlive it unseen."""
-    theirs = other.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, rotation_trick=False)
-    ours = ResidualQuantizer(depth=3, quantizer=EMAVectorQuantizer.Config(num_codes=K, dim=D))
-    z_e, weights = features(D, 8, 5).requires_grad_(), features(D, 8, 5, seed=3)
-    mine, its = (torch.autograd.grad((out * weights).sum(), z_e)[0] for out in (ours(z_e).z_q, theirs(z_e)[0]))
-    torch.testing.assert_close(its, 3 * mine)
+    gradients = [
+        torch.autograd.grad((out * weights).sum(), x)[0] for out, (_, x) in zip((mine.z_q, its), outputs, strict=True)
+    ]
+    torch.testing.assert_close(gradients[1], 3 * gradients[0])
 
 
 def test_grouped_residual():
     torch.manual_seed(0)
     theirs = other.GroupedResidualVQ(dim=2 * D, groups=2, num_quantizers=2, codebook_size=K).eval()
-    config = EMAVectorQuantizer.Config(num_codes=K, dim=D)
-    ours = GroupedQuantizer(quantizer=ResidualQuantizer.Config(depth=2, quantizer=config)).eval()
+    ours = GroupedQuantizer(quantizer=ResidualQuantizer.Config(depth=2, quantizer=CONFIG)).eval()
     for part, group in zip(ours.parts, theirs.rvqs, strict=True):
         for step, layer in zip(part.steps, group.layers, strict=True):
             copy_state(step, layer)
