@@ -32,7 +32,8 @@ def ema(**options: Any) -> EMAVectorQuantizer.Config:
     return EMAVectorQuantizer.Config(**{"num_codes": NUM_CODES, "dim": DIM, "decay": 0.9, **options})
 
 
-# Updated from statistics alone, on uneven shares of the images.
+# Updated from statistics alone, on uneven shares of the images. What revival draws is settled by the bits of vectors:
+# those that a composition or a map has computed differ by rounding, so there it is off.
 STATISTICS: dict[str, Quantizer.Config] = {
     "normalised": ema(normalize=True),
     "clustered": ema(revival="clustered"),
@@ -40,15 +41,15 @@ STATISTICS: dict[str, Quantizer.Config] = {
     "soft em": SoftEMVectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, decay=0.9, variance=1e-9),
     "more codes than vectors": ema(num_codes=300),
     "grouped residual": GroupedQuantizer.Config(
-        quantizer=ResidualQuantizer.Config(depth=2, quantizer=ema(dim=DIM // 2), shared=True)
+        quantizer=ResidualQuantizer.Config(depth=2, quantizer=ema(dim=DIM // 2, revival="off"), shared=True)
     ),
-    "multi-scale": MultiScaleQuantizer.Config(scales=(1, 2, 5), quantizer=ema()),
+    "multi-scale": MultiScaleQuantizer.Config(scales=(1, 2, 5), quantizer=ema(revival="off")),
 }
 # Updated by gradients too, which DistributedDataParallel averages: on even shares.
 GRADIENTS: dict[str, Quantizer.Config] = {
     "learned": VectorQuantizer.Config(num_codes=NUM_CODES, dim=DIM, revival="clustered"),
     "projected": ProjectedQuantizer.Config(
-        dim=DIM, quantizer=VectorQuantizer.Config(num_codes=NUM_CODES, dim=4, normalize=True)
+        dim=DIM, quantizer=VectorQuantizer.Config(num_codes=NUM_CODES, dim=4, normalize=True, revival="off")
     ),
 }
 

@@ -86,11 +86,8 @@ def test_case_25_a_model_decodes_and_counts_codes_of_any_type():
 
 
 def test_case_25_usage_counts_no_codes_that_there_are_not():
-    for codes, message in (
-        (torch.tensor([[0, -2]]), r"codes must lie in \[0, 8\), got -2 to 0"),
-        (np.array([[250]], np.uint8), "got 250 to 250"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for codes, message in ((torch.tensor([[0, -2]]), "got -2 to 0"), (np.array([[250]], np.uint8), "got 250")):
+        with pytest.raises(ValueError, match=rf"codes must lie in \[0, 8\), {message}"):
             CodeUsage(8).add(codes)
     with pytest.raises(ValueError, match=r"last axes are \(4,\), got shape \(4, 7, 7\)"):
         CodeUsage(8, (4,)).add(torch.zeros(4, 7, 7, dtype=torch.int64))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from quantizer_worlds import features
+from quantizer_worlds import features, generator
 from torch.nn import functional as F
 
 from priors import UnigramPrior
@@ -17,8 +17,6 @@ from vqvae.likelihoods import Categorical
 from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer
 
 DIM, NUM_CODES = 3, 5
-
-
 KINDS = pytest.mark.parametrize("kind", [StochasticVectorQuantizer, GumbelQuantizer])
 
 
@@ -35,14 +33,11 @@ def posterior(quantizer, z_e: torch.Tensor) -> torch.Tensor:
     return F.softmax(F.linear(z_e.double(), *(p.detach().double() for p in quantizer.logits())), dim=-1)
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
-
-
 @KINDS
 def test_draws_follow_the_posterior(kind):
     quantizer = make(kind).eval()
     z_e = features(DIM, 1).expand(40_000, DIM)
-    q = quantizer.draw(z_e, generator=torch.Generator().manual_seed(0))
+    q = quantizer.draw(z_e, generator=generator())
     expected = 40_000 * posterior(quantizer, z_e[:1])[0]
     chi_square = ((torch.bincount(q.codes, minlength=NUM_CODES) - expected).square() / expected).sum()
     assert chi_square < 18.5  # 99.9 % of draws with four degrees of freedom
@@ -58,9 +53,6 @@ def test_entropy_and_log_posterior_are_those_of_the_table(kind, training):
     torch.testing.assert_close(q.entropy.double(), torch.special.entr(probs).sum((1, 2)), rtol=1e-5, atol=1e-6)
     chosen = probs.gather(-1, q.codes[..., None])[..., 0]
     torch.testing.assert_close(q.log_posterior.double(), chosen.log().sum(1), rtol=1e-5, atol=1e-5)
-
-
-# --- SQ-VAE -----------------------------------------------------------------------------------------------------------
 
 
 def test_sqvae_terms_are_the_papers():
@@ -116,9 +108,7 @@ def test_relaxed_gradients_near_the_enumerated_one_as_the_temperature_falls(kind
     assert bias[1] < 0.15
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------------
-
-IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=generator(3)).to(torch.uint8)
 
 
 class World:
@@ -178,11 +168,13 @@ def test_the_mean_bound_is_entropy_plus_divergence(world):
     torch.testing.assert_close(mean, entropy + divergence, rtol=0, atol=1e-10)
     evidence = -log_model.logsumexp(1)
     assert (world.negative() >= evidence).all()
+    with pytest.raises(ValueError, match="at least one draw"):
+        sampled_elbo(world.model, world.prior, IMAGES, num_samples=0)
 
 
 @pytest.mark.slow
 def test_draws_estimate_the_bound_within_their_error(world):
-    bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=1000, generator=torch.Generator().manual_seed(0))
+    bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=1000, generator=generator())
     exact_rate = -(world.posterior * world.log_prior).sum(1)
     assert ((bound.rate - exact_rate).abs() <= 4 * bound.rate_error + 1e-9).all()
     negatives = -bound.log_weights
@@ -198,10 +190,10 @@ def test_the_importance_weighted_bound_tightens(world):
     evidence = -(world.log_prior + world.log_decoder).logsumexp(1)
     for looser, tighter in itertools.pairwise([*bounds, evidence]):
         assert (tighter <= looser + 1e-12).all()
-    generator = torch.Generator().manual_seed(0)
+    drawing = generator()
     estimates = torch.stack(
         [
-            sampled_elbo(world.model, world.prior, IMAGES, num_samples=3, generator=generator).importance_weighted
+            sampled_elbo(world.model, world.prior, IMAGES, num_samples=3, generator=drawing).importance_weighted
             for _ in range(300)
         ]
     )
@@ -221,5 +213,3 @@ def test_likeliest_codes_are_another_figure(world):
     assert result.importance_weighted is not None
     assert result.importance_weighted <= result.bound.negative_elbo
     assert "on 1000 draws together" in result.table()
-    with pytest.raises(ValueError, match="at least one draw"):
-        sampled_elbo(world.model, world.prior, IMAGES, num_samples=0)

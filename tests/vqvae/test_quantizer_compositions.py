@@ -2,34 +2,24 @@
 
 import pytest
 import torch
-from quantizer_worlds import ema, features, learned, multiscale, objective, trained
-from torch.func import functional_call
+from quantizer_worlds import ema, features, objective, trained
 from torch.nn import functional as F
 
-from vqvae.quantizers import FSQ, LFQ, MASKED, ResidualQuantizer, SimVQ, nearest
+from vqvae.quantizers import FSQ, LFQ, MASKED, ResidualQuantizer, SimVQ
 
 DIM = 6
 
 
 def test_simvq_trains_its_map_and_never_its_codebook():
+    """Its terms and gradients are held against another implementation's in test_quantizer_parity."""
     quantizer = trained("simvq")
     assert [name for name, _ in quantizer.named_parameters()] == ["map", "offset"]
-    frozen = quantizer.frozen.clone()
+    before, frozen = quantizer.table.clone(), quantizer.frozen.clone()
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
-    z_e = features(DIM, 4, 5)
-    q = quantizer(z_e)
-    table = frozen @ quantizer.map.detach().T + quantizer.offset.detach()
-    assert torch.equal(q.codes.flatten(), nearest(z_e.flatten(0, 1), table))
-    chosen = table[q.codes]
-    torch.testing.assert_close(q.auxiliary["codebook"], 0.25 * F.mse_loss(z_e, chosen))
-    torch.testing.assert_close(q.auxiliary["commitment"], F.mse_loss(z_e, chosen))
-    sum(q.auxiliary.values()).backward()
-    to_codes = (0.25 * 2 * (chosen - z_e) / z_e.numel()).flatten(0, 1)
-    torch.testing.assert_close(quantizer.map.grad, to_codes.T @ frozen[q.codes.flatten()])
-    torch.testing.assert_close(quantizer.offset.grad, to_codes.sum(0))
+    sum(quantizer(features(DIM, 4, 5)).auxiliary.values()).backward()
     optimizer.step()
     moved = quantizer.table.clone()
-    assert (moved != table).all()
+    assert (moved != before).all()
     quantizer.update()
     assert torch.equal(quantizer.frozen, frozen)
     assert torch.equal(quantizer.table, moved)  # only the first update places the codes
@@ -48,36 +38,6 @@ def test_simvq_starts_with_the_mean_and_covariance_of_the_features():
     torch.testing.assert_close((quantizer.map @ quantizer.map.T).detach() / DIM, covariance, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(quantizer.table.T.cov().detach(), covariance, rtol=0.1, atol=0.1)
     assert quantizer.eval()(z_e).usage > SimVQ(num_codes=4096, dim=DIM).eval()(z_e).usage
-
-
-@pytest.mark.parametrize("levels", [(8, 6, 5), (7, 5, 5, 5, 5), (2, 2), (3,)])
-def test_fsq_codes_round_trip(levels):
-    quantizer = FSQ(levels=levels).eval()
-    codes = torch.arange(quantizer.num_codes)
-    vectors = quantizer.decode(codes)
-    assert len(vectors.unique(dim=0)) == quantizer.num_codes
-    assert vectors.min() == -1
-    # The features that the box carries onto the vectors: the inverse of `project`, pulled in a little.
-    sizes = torch.tensor(levels).double()
-    half, offset = (sizes - 1) * 1.001 / 2, (1 - sizes % 2) / 2
-    z_e = torch.atanh((vectors.double() * (sizes // 2) + offset) / half) - torch.atanh(offset / half)
-    assert torch.equal(quantizer(z_e.float()).codes, codes)
-    torch.testing.assert_close(quantizer.project(z_e), vectors.double())
-
-
-def test_fsq_numbers_the_first_channel_fastest():
-    vectors = FSQ(levels=(8, 6, 5)).decode(torch.tensor([0, 1, 8, 48, 239]))
-    want = [[-1, -1, -1], [-0.75, -1, -1], [-1, -2 / 3, -1], [-1, -1, -0.5], [0.75, 2 / 3, 1]]
-    torch.testing.assert_close(vectors, torch.tensor(want))
-
-
-def test_fsq_box_is_differentiable():
-    quantizer = FSQ(levels=(8, 5, 2)).double()
-    z_e = features(3, 7).double().requires_grad_()
-    assert torch.autograd.gradcheck(quantizer.project, z_e)
-
-
-# --- compositions -----------------------------------------------------------------------------------------------------
 
 
 def test_projected_is_map_quantizer_map():
@@ -127,18 +87,9 @@ def test_residual_commitment_is_that_of_partial_sums(name):
     torch.testing.assert_close(got, torch.autograd.grad(want, z_e)[0])
 
 
-def test_a_shared_codebook_is_one_and_gathers_from_all_depths():
-    quantizer = ResidualQuantizer(depth=3, quantizer=ema(), shared=True)
-    assert len(quantizer.steps) == 1
-    q = quantizer(features(DIM, 4, 5))
-    assert quantizer.steps[0].sums_of_step["counts"].sum() == q.codes.numel() == 60
-    quantizer.update()
-    assert quantizer.steps[0].num_updates == 1
-
-
 @pytest.mark.parametrize(("dropout", "full"), [(0.0, 1.0), (0.5, 2 / 3), (1.0, 1 / 3)])
-def test_dropout_keeps_evenly_drawn_depths(dropout, full):
-    quantizer = ResidualQuantizer(depth=3, quantizer=ema(), dropout=dropout)
+def test_dropout_keeps_evenly_drawn_depths_of_one_shared_codebook(dropout, full):
+    quantizer = ResidualQuantizer(depth=3, quantizer=ema(), dropout=dropout, shared=True)
     torch.manual_seed(0)
     q = quantizer(features(DIM, 3000, 2))
     depths = (q.codes != MASKED).sum(-1)
@@ -146,6 +97,9 @@ def test_dropout_keeps_evenly_drawn_depths(dropout, full):
     assert ((q.codes != MASKED) == (torch.arange(3) < depths[..., None])).all()
     shares = torch.bincount(depths[:, 0], minlength=4)[1:] / 3000
     torch.testing.assert_close(shares, torch.tensor([(1 - full) / 2] * 2 + [full]), atol=0.04, rtol=0)
+    quantizer.update()
+    (codebook,) = quantizer.steps
+    assert codebook.traffic.sum().item() == pytest.approx((q.codes != MASKED).sum().item())  # of all depths
     assert (quantizer.eval()(features(DIM, 100, 2)).codes != MASKED).all()
 
 
@@ -185,22 +139,6 @@ def test_multiscale_is_the_algorithm_of_var(scales, refiners):
     torch.testing.assert_close(q.z_q, total.permute(0, 2, 3, 1))
     torch.testing.assert_close(q.auxiliary["refinement"], torch.stack(refinements).mean())
     torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * torch.stack(refinements).mean())
-
-
-@pytest.mark.parametrize("parameter", ["refiners.0.weight", "refiners.3.bias", "quantizer.codebook"])
-def test_multiscale_refinement_is_differentiable(parameter):
-    quantizer = multiscale(learned(num_codes=4, dim=2)).build().double()
-    z_e = features(2, 2, 5, 5).double()
-    quantizer(z_e)
-    quantizer.update()
-    value = dict(quantizer.named_parameters())[parameter].detach().clone().requires_grad_()
-    quantizer.eval()
-
-    def refinement(x: torch.Tensor) -> torch.Tensor:
-        return functional_call(quantizer, {parameter: x}, (z_e,)).auxiliary["refinement"]
-
-    assert torch.autograd.gradcheck(refinement, value)
-    assert torch.autograd.grad(refinement(value), value)[0].abs().sum() > 0
 
 
 def test_a_coarse_position_counts_if_any_under_it_does():

@@ -12,13 +12,10 @@ from quantizer_worlds import features, generator, trained
 from torch.nn import functional as F
 
 from vqvae.quantizers import BSQ, LFQ, GumbelQuantizer, soft
-from vqvae.quantizers.binary import average_codes, pack_bits, per_sample_entropy, unpack_signs
+from vqvae.quantizers.binary import pack_bits, unpack_signs
 from vqvae.quantizers.soft import entropy_of
 
 DIM = 6
-
-
-# --- signs ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_bits", [1, 31, 36, 62])
@@ -41,8 +38,6 @@ def test_codes_are_signs_the_first_channel_lowest(kind, scale):
     assert q.codes.tolist() == [0, 1, 8]
     signs = torch.tensor([[-1.0, -1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, 1]])
     assert torch.equal(q.z_q, signs * scale)
-    everything = quantizer.decode(torch.arange(16))
-    assert torch.equal(quantizer(everything).codes, torch.arange(16))
 
 
 def enumerated(vectors: torch.Tensor, side: float, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,23 +47,7 @@ def enumerated(vectors: torch.Tensor, side: float, tau: float) -> tuple[torch.Te
     return torch.special.entr(probs).sum(1).mean(), probs.mean(0)
 
 
-@pytest.mark.parametrize("num_bits", [1, 6])
-def test_lfq_entropies_are_those_of_all_codes(num_bits):
-    z_e = 0.02 * features(num_bits, 50)  # small against τ = 0.01, so that no bit is certain
-    per_sample, average = enumerated(z_e, 1.0, 0.01)
-    logits = 4 * z_e.double() / 0.01
-    torch.testing.assert_close(average_codes(logits, None), average)
-    torch.testing.assert_close(per_sample_entropy(logits, None), per_sample)
-    valid = torch.arange(50) % 3 > 0
-    torch.testing.assert_close(average_codes(logits, valid), enumerated(z_e[valid], 1.0, 0.01)[1])
-    q = LFQ(num_bits=num_bits)(z_e)
-    deficit = num_bits * math.log(2) - torch.special.entr(average).sum()
-    torch.testing.assert_close(q.auxiliary["per_sample_entropy"].double(), 0.1 * per_sample, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(q.auxiliary["codebook_entropy_deficit"].double(), 0.1 * deficit, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(z_e, z_e.sign()))
-
-
-@pytest.mark.parametrize(("num_bits", "groups"), [(1, [1]), (6, [6]), (12, [12]), (14, [7, 7]), (25, [9, 9, 7])])
+@pytest.mark.parametrize(("num_bits", "groups"), [(1, [1]), (12, [12]), (25, [9, 9, 7])])
 def test_bsq_entropies_are_those_of_groups_of_bits(num_bits, groups):
     """Exact for up to twelve bits; of more, those of groups as even as can be are added up."""
     z_e, tau = features(num_bits, 20), 0.7
@@ -92,24 +71,11 @@ def test_terms_of_signs_are_differentiable(kind, scale):
         assert torch.autograd.gradcheck(lambda x, valid=valid: sum(quantizer(x, valid).auxiliary.values()), z_e)
 
 
-@pytest.mark.parametrize("kind", [LFQ, BSQ])
-def test_entropy_terms_are_zero_at_their_best(kind):
-    """Every code as often as any other, each vector far from the others."""
-    quantizer = kind(num_bits=4) if kind is LFQ else kind(num_bits=4, temperature=0.01)
-    q = quantizer(quantizer.decode(torch.arange(16)))
-    assert all(abs(term.item()) < 1e-5 for term in q.auxiliary.values())
-    worst = quantizer(quantizer.decode(torch.zeros(16, dtype=torch.int64)))
-    assert worst.auxiliary["codebook_entropy_deficit"].item() == pytest.approx(0.1 * 4 * math.log(2), rel=1e-4)
-
-
 def test_entropy_of_a_certain_distribution_is_zero_with_a_finite_gradient():
     probs = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
     entropy = entropy_of(probs)
     assert entropy == 0
     assert torch.isfinite(torch.autograd.grad(entropy, probs)[0]).all()
-
-
-# --- index backpropagation --------------------------------------------------------------------------------------------
 
 
 def dense_ibq(z: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -147,9 +113,6 @@ def test_ibq_is_its_dense_reference(chunk, monkeypatch):
         got, want = (torch.autograd.grad(each, inputs, retain_graph=True) for each in (ours, theirs))
         torch.testing.assert_close(got, want, msg=lambda message, name=name: f"{name}: {message}")
         assert all((gradient != 0).any(-1).all() for gradient in got[1:]), name  # each code has one
-
-
-# --- Gumbel softmax ---------------------------------------------------------------------------------------------------
 
 
 def gumbel_logits(quantizer, z_e: torch.Tensor) -> torch.Tensor:

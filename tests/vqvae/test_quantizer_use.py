@@ -56,8 +56,6 @@ def test_model_trains_and_round_trips(name, tmp_path):
     assert torch.equal(twin.decode(codes), model.decode(codes))
 
 
-# --- compiling --------------------------------------------------------------------------------------------------------
-
 COMPOSITIONS = [name for name in MEMBERS if name not in KINDS]
 
 
@@ -72,9 +70,6 @@ def test_kinds_compile_and_export_whole(backend, names):
     running = [subprocess.Popen([*command, *part], stderr=subprocess.PIPE, text=True) for part in parts]
     errors = [process.communicate()[1] for process in running]
     assert not any(process.returncode for process in running), "\n".join(error[-6000:] for error in errors)
-
-
-# --- what is refused, and what is warned of ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KINDS)

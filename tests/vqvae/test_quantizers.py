@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from quantizer_worlds import MEMBERS, features, trained
-from torch.nn import functional as F
 
 from vqvae.quantizers import (
     MASKED,
@@ -21,9 +20,6 @@ from vqvae.quantizers.step_statistics import Pool, hash_rows
 
 NUM_CODES, DIM = 16, 6
 LISTED_KINDS = pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
-
-
-# --- estimators -------------------------------------------------------------------------------------------------------
 
 
 def test_straight_through_copies_the_gradient_and_keeps_the_value():
@@ -54,9 +50,6 @@ def test_rotation_trick_is_the_scaled_rotation(scale):
     jacobian = jacobian_of_rotation(z_e, z_q)
     torch.testing.assert_close(jacobian, explicit_rotation(z_e, z_q))
     torch.testing.assert_close(jacobian @ z_e, z_q)  # it carries z_e onto z_q
-    rotation = jacobian * (z_e.norm() / z_q.norm())
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(DIM).double())
-    assert torch.linalg.det(rotation).item() == pytest.approx(1)
 
 
 def test_rotation_trick_where_there_is_no_rotation():
@@ -68,26 +61,11 @@ def test_rotation_trick_where_there_is_no_rotation():
         torch.testing.assert_close(jacobian_of_rotation(*pair), eye)
 
 
-AS_IT_IS = (
-    "learned",
-    "ema",
-    "soft em",
-    "simvq",
-    "lfq",
-    "grouped ema",
-    "grouped residual",
-    "residual ema",
-    "residual soft em",
-    "residual, shared",
-    "residual, dropout",
-    "residual lfq",
-    "residual grouped",
-    "multiscale ema",
-)
-PROJECTED = ("learned, normalised", "ema, normalised", "fsq", "fsq, even", "bsq", "residual fsq")
+AS_IT_IS = ("learned", "soft em", "simvq", "lfq", "grouped residual", "residual, shared", "residual soft em")
+PROJECTED = ("ema, normalised", "fsq, even", "bsq", "residual fsq")
 
 
-@pytest.mark.parametrize("name", [*AS_IT_IS, *PROJECTED])
+@pytest.mark.parametrize("name", [*AS_IT_IS, "residual, dropout", "multiscale ema", *PROJECTED])
 def test_the_task_reaches_the_encoder_once(name):
     """As it is, or through the projection onto a sphere or into a box."""
     quantizer = trained(name)
@@ -108,67 +86,6 @@ def test_rotation_turns_the_gradient_of_the_task(name):
     gradient = torch.autograd.grad((q.z_q * weights).sum(), z_e)[0]
     want = [explicit_rotation(*pair).T @ w for *pair, w in zip(z_e.detach(), q.z_q.detach(), weights, strict=True)]
     torch.testing.assert_close(gradient, torch.stack(want))
-
-
-# --- codebooks --------------------------------------------------------------------------------------------------------
-
-
-def sonnet(inputs: np.ndarray, codes: np.ndarray, beta: float) -> dict[str, np.ndarray]:
-    """Sonnet's `VectorQuantizer` in NumPy (v1 and v2 agree): distances, losses, and their gradients by hand."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    distances = (flat**2).sum(1, keepdims=True) - 2 * flat @ codes.T + (codes**2).sum(1)[None]
-    indices = distances.argmin(1)
-    quantized = codes[indices].reshape(inputs.shape)
-    d_codes = np.zeros_like(codes)
-    np.add.at(d_codes, indices, 2 * (quantized - inputs).reshape(flat.shape) / inputs.size)
-    return {
-        "indices": indices.reshape(inputs.shape[:-1]),
-        "quantized": quantized,
-        "loss": (1 + beta) * ((quantized - inputs) ** 2).mean(),
-        "d_inputs": beta * 2 * (inputs - quantized) / inputs.size,
-        "d_codes": d_codes,
-    }
-
-
-def test_learned_codebook_is_sonnets():
-    quantizer = trained("learned")
-    z_e = features(DIM, 4, 3, 3).requires_grad_()
-    want = sonnet(z_e.detach().double().numpy(), quantizer.codebook.detach().double().numpy(), 0.25)
-    q = quantizer(z_e)
-    np.testing.assert_array_equal(q.codes.numpy(), want["indices"])
-    np.testing.assert_allclose(q.z_q.detach().numpy(), want["quantized"], rtol=1e-6)
-    total = sum(q.auxiliary.values())
-    np.testing.assert_allclose(total.item(), want["loss"], rtol=1e-6)
-    d_inputs, d_codes = torch.autograd.grad(total, [z_e, quantizer.codebook])
-    np.testing.assert_allclose(d_inputs.numpy(), want["d_inputs"], rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(d_codes.numpy(), want["d_codes"], rtol=1e-4, atol=1e-9)
-
-
-def test_ema_codebook_is_sonnets():
-    """Sonnet's `VectorQuantizerEMA` in NumPy, its moving averages taken from a common start."""
-    quantizer = trained("ema")
-    quantizer.revival = "off"
-    counts, sums = quantizer.counts.double().numpy(), quantizer.sums.double().numpy()
-    codebook, gamma, epsilon = quantizer.codebook.double().numpy(), 0.99, 1e-5
-    for step in range(5):
-        z_e = features(DIM, 4, 3, 3, seed=100 + step)
-        flat = z_e.double().reshape(-1, DIM).numpy()
-        encodings = np.eye(NUM_CODES)[sonnet(flat, codebook, 0.25)["indices"]]
-        counts = gamma * counts + (1 - gamma) * encodings.sum(0)
-        sums = gamma * sums + (1 - gamma) * encodings.T @ flat
-        n = counts.sum()
-        codebook = sums / ((counts + epsilon) / (n + NUM_CODES * epsilon) * n)[:, None]
-        quantizer(z_e)
-        quantizer.update()
-        np.testing.assert_allclose(quantizer.codebook.numpy(), codebook, rtol=1e-4, atol=1e-6)
-
-
-def test_normalised_codes_are_unit_vectors_and_their_terms_are_of_the_sphere():
-    quantizer, z_e = trained("learned, normalised"), features(DIM, 4, 3)
-    q, unit = quantizer(z_e), F.normalize(z_e, dim=-1)
-    torch.testing.assert_close(q.z_q.norm(dim=-1), torch.ones(4, 3))
-    assert torch.equal(q.codes, (unit @ F.normalize(quantizer.codebook, dim=-1).T).argmax(-1))
-    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(unit, q.z_q))
 
 
 @LISTED_KINDS
@@ -252,25 +169,19 @@ def test_clustered_revival_is_the_papers_formula(name):
 
 
 @pytest.mark.parametrize("name", ["learned, no revival", "simvq", "sqvae"])
-def test_what_only_the_start_needs_is_gathered_until_then(name):
+def test_a_quantizer_that_is_loaded_from_before_its_start_starts_again(name):
     torch.manual_seed(0)
     quantizer = MEMBERS[name].config.build()
-    fresh = copy.deepcopy(quantizer.state_dict())
-
-    def gathers(seed: int) -> bool:
-        quantizer(features(quantizer.dim, 20, seed=seed))
-        found = quantizer.sums_of_step["count"].item() if name == "simvq" else len(quantizer.pool.joint())
-        quantizer.update()
-        return found > 0
-
-    def start() -> dict[str, torch.Tensor]:
+    fresh, started = copy.deepcopy(quantizer.state_dict()), []
+    for _ in range(2):
+        quantizer.load_state_dict(fresh)
         torch.manual_seed(1)
-        assert [gathers(seed) for seed in range(3)] == [True, False, False]
-        return copy.deepcopy(quantizer.state_dict())
-
-    started = start()
-    quantizer.load_state_dict(fresh)
-    assert all(torch.equal(value, started[key]) for key, value in start().items())
+        for seed in range(3):
+            quantizer(features(quantizer.dim, 20, seed=seed))
+            quantizer.update()
+        started.append(copy.deepcopy(quantizer.state_dict()))
+    torch.testing.assert_close(*started, rtol=0, atol=0)
+    assert any(not torch.equal(started[0][key], value) for key, value in fresh.items())
 
 
 def test_a_bfloat16_quantizer_trains():
@@ -282,9 +193,6 @@ def test_a_bfloat16_quantizer_trains():
     assert torch.equal(quantizer.decode(q.codes), q.z_q)
 
 
-# --- what they are made of --------------------------------------------------------------------------------------------
-
-
 def test_a_pool_of_a_union_is_the_union_of_pools():
     z, salt = features(DIM, 40), torch.tensor(3)
     whole, parts = Pool(16, DIM), Pool(16, DIM)
@@ -294,13 +202,8 @@ def test_a_pool_of_a_union_is_the_union_of_pools():
     assert torch.equal(whole.joint(), parts.joint())
     assert torch.equal(whole.joint(), z[hash_rows(z, salt).argsort()[:16]])
     assert torch.equal(whole.draw(5), whole.joint()[:5])
-
-
-def test_each_step_draws_in_another_order():
-    z = features(DIM, 40)
-    orders = {tuple(hash_rows(z, torch.tensor(salt)).argsort().tolist()) for salt in range(20)}
-    assert len(orders) == 20
-    assert len({order[0] for order in orders}) > 10
+    firsts = {int(hash_rows(z, torch.tensor(step)).argmin()) for step in range(20)}
+    assert len(firsts) > 10  # each step draws in another order
 
 
 def test_draws_are_distinct_vectors_in_turn():

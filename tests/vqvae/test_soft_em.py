@@ -33,41 +33,18 @@ def gathered(quantizer: SoftEMVectorQuantizer) -> tuple[Tensor, Tensor]:
     return sums["counts"] / quantizer.num_samples, sums["vectors"] / quantizer.num_samples
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("variance", "chunk"), [(0.5, None), (3.0, 50 * NUM_CODES)])
-def test_draws_follow_the_posterior(variance, chunk, monkeypatch):
-    """Pearson's χ² of 40,000 draws over the codes expected five times; 99.9 % of draws pass."""
-    if chunk:
-        monkeypatch.setattr(soft_em_module, "CHUNK_ELEMENTS", chunk)
-    quantizer = started(variance=variance)
-    z_e = 0.5 * features(DIM, 1, seed=5).double()
-    quantizer(z_e.expand(4000, DIM))
-    expected = 40_000 * posterior(quantizer, z_e)[0]
-    listed = expected > 5
-    assert listed.sum() > 3
-    assert expected.max() < 30_000
-    counts = quantizer.sums_of_step["counts"]
-    counts, expected = (torch.cat([x[listed], x[~listed].sum()[None]]) for x in (counts, expected))
-    chi_square = ((counts - expected).square() / expected.clamp_min(1)).sum()
-    limit = torch.tensor([16.3, 18.5, 20.5, 22.5, 24.3, 26.1, 27.9, 29.6, 31.3, 32.9, 34.5, 36.1, 37.7, 39.3])
-    assert chi_square < limit[int(listed.sum()) - 3]
-
-
-@pytest.mark.parametrize("offset", [0.0, 3000.0])
-def test_the_posterior_is_that_of_distances_far_from_the_origin(offset):
-    """In float32, where ‖e‖² is 5e7 and differs by a few between codes, a draw keeps its odds."""
-    quantizer = started().float()
+@pytest.mark.parametrize(("variance", "offset"), [(0.5, 0.0), (3.0, 0.0), (0.5, 3000.0)])
+def test_draws_follow_the_posterior(variance, offset, monkeypatch):
+    """In float32, also where ‖e‖² is 5e7 and differs by a few between codes, and in several chunks."""
+    monkeypatch.setattr(soft_em_module, "CHUNK_ELEMENTS", 50 * NUM_CODES)
+    quantizer = started(variance=variance).float()
     quantizer.codebook += offset
     z_e = 0.5 * features(DIM, 1, seed=5) + offset
     quantizer(z_e.expand(4000, DIM))
     expected = posterior(quantizer, z_e)[0]
+    assert ((expected > 1e-3) & (expected < 0.75)).sum() > 3
     counts = quantizer.sums_of_step["counts"].double() / 40_000
     assert ((counts - expected).abs() <= 5 * (expected / 40_000).sqrt() + 1e-3).all()
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def test_expected_statistics_are_the_enumerated_e_step():
@@ -122,9 +99,6 @@ def test_the_traffic_of_revival_counts_vectors():
     assert (quantizer.codebook[3] == features(DIM, 80).double()).all(1).any()
 
 
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
 def test_z_q_is_the_mean_of_the_draws():
     """As the statistics of one vector tell what it drew, they tell its mean; the term is the distance to it."""
     quantizer = started(num_samples=7, commitment_weight=0.3)
@@ -145,9 +119,6 @@ def test_evaluation_takes_the_nearest_codes():
     q = quantizer(z_e)
     assert torch.equal(q.codes, torch.cdist(z_e, quantizer.codebook).argmin(-1))
     assert torch.equal(q.z_q, quantizer.codebook[q.codes])
-
-
-# --- hard EM ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,9 +144,6 @@ def test_without_a_spread_it_is_the_hard_kind(revival, num_samples, deep):
         torch.testing.assert_close(soft_kind.state_dict(), hard.state_dict(), rtol=1e-10, atol=1e-10)
     soft_kind.load_state_dict(hard.state_dict())
     assert torch.equal(soft_kind(z_e).z_q, hard(z_e).z_q)
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
