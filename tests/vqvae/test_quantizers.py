@@ -110,21 +110,6 @@ def test_k_means_of_few_vectors_has_no_two_codes_alike():
 
 
 @LISTED_KINDS
-def test_revival_brings_back_dead_codes(kind):
-    used = {}
-    for policy in ("dead", "clustered", "off"):
-        quantizer = kind(num_codes=64, dim=DIM, revival=policy)
-        quantizer(features(DIM, 8, 4) * 0.01 + 5)
-        quantizer.update()
-        for step in range(60):  # the features leave for elsewhere
-            quantizer(features(DIM, 32, 8, seed=step))
-            quantizer.update()
-        used[policy] = quantizer(features(DIM, 32, 8, seed=99)).usage.item()
-    assert min(used["dead"], used["clustered"]) > 0.8
-    assert used["off"] < 0.5
-
-
-@LISTED_KINDS
 def test_a_code_without_traffic_dies_after_22_updates(kind):
     """0.9^22 is the first power under a tenth of an even share; the code becomes a vector of that update's batch."""
     quantizer = kind(num_codes=4, dim=DIM)

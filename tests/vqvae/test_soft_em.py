@@ -86,19 +86,6 @@ def test_an_update_is_the_moving_average_of_the_statistics():
         assert quantizer.counts.sum().item() == pytest.approx(0.9 ** (step + 1) * 40 + (1 - 0.9 ** (step + 1)) * 50)
 
 
-def test_the_traffic_of_revival_counts_vectors():
-    """The share of a revived code is one of vectors, not of draws."""
-    quantizer = started()
-    torch.testing.assert_close(quantizer.traffic.sum(), torch.tensor(40.0).double())
-    torch.testing.assert_close(quantizer.counts.sum(), torch.tensor(40.0).double())
-    quantizer.traffic[3] = 0
-    quantizer.codebook[3] = 100  # nothing draws it
-    quantizer(features(DIM, 80).double())
-    quantizer.update()
-    assert quantizer.counts[3] == quantizer.traffic[3] == 80 / NUM_CODES
-    assert (quantizer.codebook[3] == features(DIM, 80).double()).all(1).any()
-
-
 def test_z_q_is_the_mean_of_the_draws():
     """As the statistics of one vector tell what it drew, they tell its mean; the term is the distance to it."""
     quantizer = started(num_samples=7, commitment_weight=0.3)

@@ -144,7 +144,7 @@ class Reference:
             self.weights["quantize.proj.bias"] = -codes.flip(0).square().sum(1) / 2
         else:
             self.weights["quantize.embedding.weight"] = codes
-        self.decode(torch.zeros(1, 1, 1, dtype=torch.int64))
+        self.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
 
     def _place(self, part: str, i: int) -> str:
         return self.names[part].format(i=i, r=len(self.widths) - 1 - i)
