@@ -164,6 +164,7 @@ DEEP = {
     name: _member(name, config, extra=True)
     for name, config in {
         "grouped residual dropout": grouped(residual(ema(dim=3), dropout=0.5)),
+        "residual residual dropout": residual(residual(ema(), depth=2, dropout=0.5), depth=2),
         "projected grouped residual": projected(grouped(residual(learned(dim=2), depth=2))),
         "residual projected ibq dropout": residual(projected(IBQ_SMALL), depth=2, dropout=0.5),
         "grouped projected lfq": grouped(projected(LFQ_SMALL)),

@@ -33,8 +33,6 @@ with warnings.catch_warnings():
     import vector_quantize_pytorch as other
 
 K, D = 32, 6
-
-
 TERMS = {"commitment_weight": 0.25, "rotation_trick": False}
 CONFIG = EMAVectorQuantizer.Config(num_codes=K, dim=D)
 

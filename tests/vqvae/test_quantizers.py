@@ -161,6 +161,7 @@ def test_a_quantizer_that_is_loaded_from_before_its_start_starts_again(name):
     for _ in range(2):
         quantizer.load_state_dict(fresh)
         torch.manual_seed(1)
+        quantizer.update()  # nothing was quantised yet, so it is no start
         for seed in range(3):
             quantizer(features(quantizer.dim, 20, seed=seed))
             quantizer.update()
