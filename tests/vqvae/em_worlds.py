@@ -79,11 +79,6 @@ def plain_joint(model: Mixture, images: Tensor) -> Tensor:
     return joint
 
 
-def plain_log_prior(model: Mixture) -> float:
-    alpha = getattr(model.config.pixels, "alpha", 0.0)
-    return alpha * model.pixels.log_probs.sum().item() if alpha else 0.0
-
-
 def state(model: Mixture) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -92,6 +87,3 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], **tolerance: f
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], **tolerance)
-
-
-# Probabilities

@@ -1,4 +1,7 @@
-"""Compiles and exports the members whose names are given; run by test_quantizer_contract in a process of its own."""
+"""Compiles and exports members; run by test_quantizer_use in a process of its own.
+
+python quantizer_compile.py BACKEND NAME ...
+"""
 
 import sys
 import warnings
@@ -44,18 +47,17 @@ def export(name: str) -> None:
     assert torch.equal(got.z_q, want.z_q)
 
 
-def main() -> None:
-    names = [name for name in sys.argv[1:] if name != "--inductor"]
+def main(backend: str, *names: str) -> None:
     for name in names:
         torch._dynamo.reset()
         try:
-            # Of variants evaluation is traced whole by the export below.
+            # Of compositions evaluation is traced whole by the export below.
             for training in (True, False) if name in KINDS else (True,):
-                compare(name, training, "inductor" if "--inductor" in sys.argv else "aot_eager")
+                compare(name, training, backend)
             export(name)
         except Exception as error:
             raise SystemExit(f"{name}: {type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

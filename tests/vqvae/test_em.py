@@ -10,7 +10,6 @@ from em_worlds import (
     every_image,
     num_levels,
     plain_joint,
-    plain_log_prior,
     random_mixture,
     seeded,
     some_images,
@@ -23,31 +22,20 @@ from vqvae.em import BernoulliPixels, CategoricalPixels, GaussianPixels, Mixture
 from vqvae.likelihoods import Normal
 
 
-@pytest.mark.parametrize(
-    ("family", "num_dims"), [(FOUR, 2), (CategoricalPixels(num_levels=3, alpha=0.0), 4), (BernoulliPixels(), 5)]
-)
-def test_probabilities_sum_to_one(family, num_dims):
-    levels = getattr(family, "num_levels", 2)
-    model = Mixture(num_components=3, shape=(1, 1, num_dims), pixels=family).double()
-    world = every_image(levels, num_dims)
-    assert model.log_prob(world).exp().sum().item() == pytest.approx(1, abs=1e-6)  # unfitted, in float32
-    model.fit(world[torch.randint(len(world), (9,), generator=seeded(0))], num_steps=3, generator=seeded(1))
-    assert model.log_prob(world).exp().sum().item() == pytest.approx(1, abs=1e-10)
-    assert model.log_prob(world).exp().std() > 1e-3  # not the uniform distribution any more
-
-
 @every_family
 def test_log_prob_and_posterior_are_those_of_plain_loops(family):
     model, images = random_mixture(family), some_images(family, 20)
+    if not isinstance(family, GaussianPixels):  # of which these are densities
+        images = every_image(num_levels(family), 3)
+        assert model.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-10)
     joint = plain_joint(model, images)
     torch.testing.assert_close(model.log_prob(images), joint.logsumexp(1), atol=1e-10, rtol=0)
     torch.testing.assert_close(model.posterior(images), joint.softmax(1), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("variance", ["pixel", "shared", 30.0])
+@pytest.mark.parametrize("variance", ["pixel", 30.0])
 def test_discretised_gaussians_are_distributions_over_levels(variance):
-    config = Mixture.Config(num_components=3, shape=(1, 1, 2), pixels=GaussianPixels(variance=variance))
-    model = config.build().double()
+    model = Mixture(num_components=3, shape=(1, 1, 2), pixels=GaussianPixels(variance=variance)).double()
     model.pixels.mean.copy_(torch.tensor([[-40.0, 3.0], [90.3, 255.0], [127.5, 400.0]]))
     if variance == "pixel":
         model.pixels.variance.copy_(torch.tensor([[1.0, 100.0], [0.04, 2000.0], [16000.0, 9.0]]))
@@ -68,17 +56,7 @@ def test_discretised_gaussians_are_distributions_over_levels(variance):
     torch.testing.assert_close(log_probs, torch.stack(expected).logsumexp(0), atol=1e-8, rtol=1e-8)
 
 
-def test_wide_gaussians_have_about_the_same_density_and_mass():
-    model = Mixture(num_components=2, shape=(1, 2, 2), pixels=GaussianPixels(variance=400.0)).double()
-    images = torch.randint(80, 170, (10, 1, 2, 2), generator=seeded(0)).to(torch.uint8)
-    model.fit(images, num_steps=2, generator=seeded(0))
-    torch.testing.assert_close(model.discretised().log_prob(images), model.log_prob(images), atol=1e-2, rtol=0)
-
-
-# The bound
-
-
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", [FOUR, BernoulliPixels()], ids=["categorical", "Bernoulli"])
 def test_mean_negative_elbo_is_entropy_plus_divergence(family, seed):
     model = random_mixture(family, seed=seed)
@@ -86,15 +64,11 @@ def test_mean_negative_elbo_is_entropy_plus_divergence(family, seed):
     generator = seeded(seed)
     population = torch.randn(len(world), generator=generator, dtype=torch.float64).softmax(0)
     encoder = torch.randn(len(world), 3, generator=generator, dtype=torch.float64).mul(2).softmax(1)
-    joint = plain_joint(model, world).exp().tolist()
-    optimum = 0.0
-    for n, share in enumerate(population.tolist()):
-        optimum -= share * math.log(share)
-        for k in range(3):
-            here = share * encoder[n, k].item()
-            optimum += here * math.log(here / joint[n][k])
+    joint = plain_joint(model, world)
+    here = population[:, None] * encoder
+    optimum = torch.special.entr(population).sum() + (here * (here.log() - joint)).sum()
     bound = model.elbo(world, encoder)
-    assert (population * bound.negative).sum().item() == pytest.approx(optimum, abs=1e-10)
+    assert (population * bound.negative).sum().item() == pytest.approx(optimum.item(), abs=1e-10)
     assert (bound.negative > -model.log_prob(world)).all()
     torch.testing.assert_close(bound.rate, -(encoder @ model.log_weights), atol=1e-12, rtol=0)
     torch.testing.assert_close(bound.entropy, -(encoder * encoder.log()).sum(1), atol=1e-12, rtol=0)
@@ -104,13 +78,14 @@ def test_mean_negative_elbo_is_entropy_plus_divergence(family, seed):
 def test_bound_is_closed_after_each_e_step_and_the_objective_falls(family):
     model, images = random_mixture(family, seed=3), some_images(family, 40)
     objectives = []
-    for _ in range(12):
+    for _ in range(6):
         fit = model.fit(images, num_steps=1, resume=True, tolerance=0.0)
         bound, log_prob = model.elbo(images), model.log_prob(images)
         torch.testing.assert_close(bound.negative, -log_prob, atol=1e-10, rtol=0)
         torch.testing.assert_close(log_prob, plain_joint(model, images).logsumexp(1), atol=1e-10, rtol=0)
         assert fit.negative_elbo[-1].item() == pytest.approx(-log_prob.mean().item(), abs=1e-10)
-        prior = plain_log_prior(model) / len(images)
+        alpha = getattr(family, "alpha", 0.0)
+        prior = alpha * model.pixels.log_probs.sum().item() / len(images) if alpha else 0.0
         assert fit.objective[-1].item() == pytest.approx(-log_prob.mean().item() - prior, abs=1e-10)
         if objectives:
             assert fit.objective[0].item() == pytest.approx(objectives[-1], abs=1e-10)
@@ -136,24 +111,21 @@ def test_hard_em_falls_too_and_its_bound_is_that_of_the_argmax(family):
 
 
 def test_float32_falls_and_says_so_on_real_images():
-    images = load_images("fashion-mini", "test").images[:300]
+    images = load_images("fashion-mini", "test").images[:100]
     model = Mixture(num_components=10)
-    fit = model.fit(images, num_steps=8, tolerance=0.0, generator=seeded(0))
+    fit = model.fit(images, num_steps=5, tolerance=0.0, generator=seeded(0))
     assert (fit.objective.diff() < 1e-7 * fit.objective[:-1]).all()
     log_prob = model.log_prob(images)
     assert log_prob.dtype == torch.float64
     assert fit.negative_elbo[-1].item() == pytest.approx(-log_prob.mean().item(), abs=1e-6)
     torch.testing.assert_close(model.elbo(images).negative, -log_prob, atol=1e-9, rtol=0)
     exact = model.config.build().double()
-    exact_fit = exact.fit(images, num_steps=8, tolerance=0.0, generator=seeded(0))
-    # With 2 million probabilities for 300 images their prior outweighs the images, so the tolerance is relative.
+    exact_fit = exact.fit(images, num_steps=5, tolerance=0.0, generator=seeded(0))
+    # With 2 million probabilities for 100 images their prior outweighs the images, so the tolerance is relative.
     torch.testing.assert_close(fit.objective, exact_fit.objective, atol=0, rtol=1e-6)
     # Distributions again, to the rounding of float32.
     totals = model.pixels.log_probs.view(784, 256, 10).double().exp().sum(1)
     torch.testing.assert_close(totals, torch.ones_like(totals), atol=3e-6, rtol=0)
-
-
-# The M step
 
 
 @every_family
@@ -185,30 +157,10 @@ def test_a_step_is_that_of_plain_loops(family, hard):
             torch.testing.assert_close(row.exp(), expected, atol=1e-10, rtol=0)
 
 
-def test_one_component_has_closed_forms():
-    images = torch.tensor([[0, 1], [0, 3], [2, 3]], dtype=torch.uint8).view(3, 1, 1, 2)
-    model = Mixture(num_components=1, shape=(1, 1, 2), pixels=FOUR).double()
-    fit = model.fit(images)
-    assert fit.converged
-    counts = torch.tensor([[2, 0, 1, 0], [0, 1, 0, 2]], dtype=torch.float64)
-    expected = (counts + 0.3) / (3 + 4 * 0.3)
-    torch.testing.assert_close(model.pixels.log_probs.view(2, 4).exp(), expected, atol=1e-12, rtol=0)
-    assert model.log_weights.item() == 0
-    bound = model.elbo(images)
-    assert not bound.entropy.any()
-    assert not bound.rate.any()
-    gaussian = Mixture(num_components=1, shape=(1, 1, 2), pixels=GaussianPixels()).double()
-    gaussian.fit(images * 80)
-    levels = images.flatten(1).double() * 80
-    torch.testing.assert_close(gaussian.pixels.mean[0], levels.mean(0), atol=1e-10, rtol=0)
-    torch.testing.assert_close(gaussian.pixels.variance[0], levels.var(0, correction=0), atol=1e-8, rtol=0)
-
-
 def test_alpha_is_what_keeps_the_unseen_possible():
     seen, unseen = torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.full((1, 1, 1, 1), 3, dtype=torch.uint8)
     for alpha in (0.0, 1e-30, 0.5):
-        config = Mixture.Config(num_components=1, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=4, alpha=alpha))
-        model = config.build()
+        model = Mixture(num_components=1, shape=(1, 1, 1), pixels=CategoricalPixels(num_levels=4, alpha=alpha))
         assert torch.isfinite(model.fit(seen).objective).all()
         expected = math.log(alpha / (2 + 4 * alpha)) if alpha else -math.inf
         assert model.log_prob(unseen).item() == pytest.approx(expected, rel=1e-6)
@@ -219,17 +171,6 @@ def test_a_constant_pixel_is_held_by_the_floor():
     fit = model.fit(torch.full((5, 1, 1, 2), 7, dtype=torch.uint8))
     assert (model.pixels.variance == 0.25).all()
     assert fit.negative_elbo[-1].item() == pytest.approx(math.log(2 * math.pi * 0.25), abs=1e-6)
-
-
-def test_even_weights_stay_even():
-    images = some_images(FOUR, 30)
-    config = Mixture.Config(num_components=3, shape=(1, 1, 3), pixels=FOUR, even_weights=True)
-    model = config.build().double()
-    fit = model.fit(images, num_steps=20, tolerance=0.0, generator=seeded(0))
-    assert (fit.objective.diff() < 1e-12).all()
-    torch.testing.assert_close(
-        model.log_weights.exp(), torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-12, rtol=0
-    )
 
 
 def lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,14 +186,13 @@ def lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         centres = new
 
 
-@pytest.mark.parametrize("variance", [1.0, 400.0, 1e5])
+@pytest.mark.parametrize("variance", [1.0, 1e5])
 def test_hard_em_with_even_spheres_is_k_means(variance):
     images = load_images("fashion-mini", "test").images[:200, :, ::3, ::3].contiguous()
     points = images.flatten(1).double()
     centres = torch.cat([points[:6] + 0.5, points[:1] + 1e4])  # the last attracts nothing
     pixels = GaussianPixels(variance=variance)
-    config = Mixture.Config(num_components=7, shape=(1, 10, 10), pixels=pixels, even_weights=True)
-    model = config.build().double()
+    model = Mixture(num_components=7, shape=(1, 10, 10), pixels=pixels, even_weights=True).double()
     model.pixels.mean.copy_(centres)
     fit = model.fit(images, num_steps=100, hard=True, resume=True, tolerance=0.0)
     assert fit.converged
@@ -260,9 +200,7 @@ def test_hard_em_with_even_spheres_is_k_means(variance):
     expected, chosen = lloyd(points, centres)
     torch.testing.assert_close(model.pixels.mean, expected, atol=1e-8, rtol=0)
     assert torch.equal(model.posterior(images).argmax(1), chosen)
+    torch.testing.assert_close(model.log_weights.exp(), torch.ones(7).double() / 7)
     inertia = (points - expected[chosen]).square().sum(1).mean().item()
     constant = 50 * math.log(2 * math.pi * variance) + math.log(7)
     assert fit.objective[-1].item() == pytest.approx(inertia / variance / 2 + constant, rel=1e-10)
-
-
-# Bounded memory

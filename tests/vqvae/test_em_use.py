@@ -30,9 +30,6 @@ def test_chunks_change_nothing(family, monkeypatch):
     monkeypatch.setattr(mixture, "CHUNK_ELEMENTS", 15)  # 5 images
     monkeypatch.setattr(pixels, "MAX_PIXELS", 2)
     parts = random_mixture(family, seed=2)
-    sizes = []
-    count = parts.pixels.log_prob
-    monkeypatch.setattr(parts.pixels, "log_prob", lambda part: sizes.append(len(part)) or count(part))
     after = (parts.log_prob(images), parts.posterior(images), parts.elbo(images).distortion)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
@@ -41,17 +38,6 @@ def test_chunks_change_nothing(family, monkeypatch):
     parts_fit = parts.fit(images, num_steps=4, tolerance=0.0, generator=seeded(5))
     torch.testing.assert_close(whole_fit.objective, parts_fit.objective, atol=1e-10, rtol=0)
     assert_same(state(whole), state(parts), atol=1e-10, rtol=0)
-    assert max(sizes) == 5
-
-
-def test_a_block_of_pixels_shrinks_with_the_components():
-    few, many = (Mixture(num_components=k, shape=(1, 2, 50)).pixels for k in (10, 3000))
-    assert max(p.stop - p.start for p, _ in few.blocks()) == pixels.MAX_PIXELS
-    assert max((r.stop - r.start) * 3000 for _, r in many.blocks()) <= pixels.BLOCK_ELEMENTS
-    assert sum(p.stop - p.start for p, _ in many.blocks()) == 100
-
-
-# Starts and dead components
 
 
 def test_a_generator_settles_the_fit():
@@ -61,6 +47,9 @@ def test_a_generator_settles_the_fit():
         model.fit(images, num_steps=3, generator=seeded(seed))
     assert_same(state(fits[0]), state(fits[1]), atol=0, rtol=0)  # whatever the parameters were
     assert not torch.equal(fits[0].log_weights, fits[2].log_weights)
+    draws = [fits[0].sample(300, seeded(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 def test_seeds_are_distinct_and_far_apart():
@@ -70,25 +59,10 @@ def test_seeds_are_distinct_and_far_apart():
     assert len(seeds.choose_seeds(points, 9, seeded(0))) == 5  # one is there twice
 
 
-def test_planted_components_are_found():
-    generator = seeded(0)
-    prototypes = torch.tensor([[0] * 12, [3] * 12], dtype=torch.uint8)
-    which = (torch.rand(400, generator=generator) < 0.25).long()
-    noise = torch.randint(4, (400, 12), generator=generator).to(torch.uint8)
-    images = torch.where(torch.rand(400, 12, generator=generator) < 0.7, prototypes[which], noise)
-    model = Mixture(num_components=2, shape=(1, 3, 4), pixels=FOUR).double()
-    fit = model.fit(images.view(400, 1, 3, 4), generator=generator)
-    assert fit.converged
-    assert model.log_weights.exp().min().item() == pytest.approx(which.double().mean().item(), abs=0.01)
-    chosen = model.posterior(images.view(400, 1, 3, 4)).argmax(1)
-    assert (chosen == which).double().mean().item() in (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
-
-
 @every_family
 @pytest.mark.parametrize("hard", [False, True])
 def test_fewer_images_than_components(family, hard):
-    config = Mixture.Config(num_components=8, shape=(1, 1, 3), pixels=family)
-    model = config.build()
+    model = Mixture(num_components=8, shape=(1, 1, 3), pixels=family)
     images = some_images(family, 3)
     fit = model.fit(images, num_steps=20, hard=hard, generator=seeded(0))
     assert torch.isfinite(fit.objective).all()
@@ -138,14 +112,10 @@ def test_an_impossible_image_has_no_probability_and_tells_nothing():
     assert torch.isfinite(model.fit(images, generator=seeded(0)).objective).all()
 
 
-# Samples
-
-
 @pytest.mark.parametrize("discretised", [False, True])
 def test_sampled_frequencies_are_the_probabilities(discretised):
     if discretised:
-        config = Mixture.Config(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0))
-        source = config.build().double()
+        source = Mixture(num_components=2, shape=(1, 1, 1), pixels=GaussianPixels(variance=2.0)).double()
         source.pixels.mean.copy_(torch.tensor([[0.0], [4.0]]))
         source.log_weights.copy_(torch.tensor([0.3, 0.7]).log())
         model, world = source.discretised(), every_image(256, 1)
@@ -153,38 +123,22 @@ def test_sampled_frequencies_are_the_probabilities(discretised):
         source = model = random_mixture(FOUR, num_dims=2)
         world = every_image(4, 2)
     expected = model.log_prob(world).exp()
-    kept = expected > 1e-3
     num = 20_000
     for sampler in {source, model}:
         images = sampler.sample(num, seeded(0))
         assert images.dtype == torch.uint8
         assert images.shape == (num, *model.config.shape)
-        places = torch.tensor([4, 1]) if not discretised else torch.tensor([1])
-        index = (images.flatten(1).long() * places).sum(1)
-        counts = torch.bincount(index, minlength=len(world)).double()
-        statistic = ((counts - num * expected) ** 2 / (num * expected))[kept].sum().item()
-        freedom = int(kept.sum()) - 1
-        # Wilson and Hilferty's normal quantile, one in a thousand.
-        limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
-        assert statistic < limit
-        assert counts[expected < 1e-12].sum() == 0
-
-
-def test_samples_are_settled_by_their_generator():
-    model = random_mixture(FOUR)
-    assert torch.equal(model.sample(300, seeded(1)), model.sample(300, seeded(1)))
-    assert not torch.equal(model.sample(300, seeded(1)), model.sample(300, seeded(2)))
-    assert model.sample(0).shape == (0, 1, 1, 3)
-
-
-# Folders
+        counts = (images.flatten(1)[:, None] == world.flatten(1)).all(2).sum(0)
+        # Four standard deviations of each, and some for those that are rare.
+        assert ((counts - num * expected).abs() <= 4 * (num * expected).sqrt() + 4).all()
+        assert counts[expected < 1e-9].sum() == 0
 
 
 @every_family
-@pytest.mark.parametrize("double", [False, True])
-def test_a_saved_mixture_comes_back(family, double, tmp_path):
+def test_a_saved_mixture_comes_back(family, tmp_path):
     model, images = random_mixture(family), some_images(family, 10)
-    model = model if double else model.float()
+    if family is FOUR:
+        model = model.float()
     model.fit(images, num_steps=2, generator=seeded(0))
     model.save_pretrained(tmp_path / "mixture")
     back = Mixture.from_pretrained(tmp_path / "mixture")
@@ -195,110 +149,79 @@ def test_a_saved_mixture_comes_back(family, double, tmp_path):
     assert torch.equal(back.sample(9, seeded(0)), model.sample(9, seeded(0)))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"class": "VQVAE"}, "holds a VQVAE, expected a Mixture"),
-        ({"pixels": {"class": "Poisson"}}, "unknown pixels 'Poisson', expected one of CategoricalPixels"),
-        ({"pixels": {"class": "BernoulliPixels", "beta": 1}}, "BernoulliPixels has no beta, expected alpha"),
-        ({"pixels": None}, "got pixels=None for Mixture, expected the options"),
-        ({"shape": 3}, "got shape=3 for Mixture, expected a tuple of 3 integers"),
-        ({"shape": [1, 1]}, "got shape=[1, 1] for Mixture, expected a tuple of 3 integers"),
-        ({"colour": True}, "Mixture has no colour, expected num_components"),
-        ({"num_components": "ten"}, "does not fit Mixture"),
-        ({"num_components": 4}, "do not fit its config"),
-    ],
-)
 @pytest.mark.usefixtures("untyped")
-def test_a_foreign_folder_is_one_sentence(change, message, tmp_path):
+def test_a_foreign_folder_is_one_sentence(tmp_path):
     random_mixture(FOUR).save_pretrained(tmp_path / "mixture")
     path = tmp_path / "mixture" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Mixture.from_pretrained(tmp_path / "mixture")
-
-
-# Mistakes
+    config = json.loads(path.read_text())
+    for change, message in (
+        ({"class": "VQVAE"}, "holds a VQVAE, expected a Mixture"),
+        ({"pixels": {"class": "Poisson"}}, "unknown pixels 'Poisson', expected one of CategoricalPixels"),
+        ({"shape": [1, 1]}, r"shape=\[1, 1\] for Mixture, expected a tuple of 3"),
+        ({"num_components": 4}, "do not fit its config"),
+    ):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=message):
+            Mixture.from_pretrained(tmp_path / "mixture")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda: {"num_components": 0}, "got num_components=0, expected at least 1"),
-        (lambda: {"shape": (1, 0, 3)}, "got shape=(1, 0, 3), expected (channels, height, width)"),
-        (lambda: {"pixels": CategoricalPixels(num_levels=1)}, "got num_levels=1, expected 2 to 256"),
-        (lambda: {"pixels": CategoricalPixels(num_levels=257)}, "got num_levels=257, expected 2 to 256"),
-        (lambda: {"pixels": CategoricalPixels(alpha=-1.0)}, "got alpha=-1.0, expected 0 or a pseudo-count"),
-        (
-            lambda: {"pixels": BernoulliPixels(alpha=math.nan)},
-            "got alpha=nan for BernoulliPixels, expected a finite number",
-        ),
-        (lambda: {"pixels": BernoulliPixels(alpha=1e-40)}, "got alpha=1e-40, expected 0 or a pseudo-count"),
-        (
-            lambda: {"pixels": GaussianPixels(variance="full")},
-            "got variance='full' for GaussianPixels, expected one of",
-        ),
-        (lambda: {"pixels": GaussianPixels(variance=0.0)}, "got variance=0.0, expected 'pixel', 'shared' or"),
-        (lambda: {"pixels": GaussianPixels(min_variance=0.0)}, "got min_variance=0.0, expected a positive number"),
+        ({"num_components": 0}, "num_components=0, expected at least 1"),
+        ({"shape": (1, 0, 3)}, "shape=(1, 0, 3), expected (channels, height, width)"),
+        ({"pixels": CategoricalPixels(num_levels=1)}, "num_levels=1, expected 2 to 256"),
+        ({"pixels": CategoricalPixels(num_levels=257)}, "num_levels=257, expected 2 to 256"),
+        ({"pixels": CategoricalPixels(alpha=-1.0)}, "alpha=-1.0, expected 0 or a pseudo-count"),
+        ({"pixels": BernoulliPixels(alpha=1e-40)}, "alpha=1e-40, expected 0 or a pseudo-count"),
+        ({"pixels": GaussianPixels(variance=0.0)}, "variance=0.0, expected 'pixel', 'shared' or"),
+        ({"pixels": GaussianPixels(min_variance=0.0)}, "min_variance=0.0, expected a positive number"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
 def test_bad_options_are_sentences(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Mixture(**options())
+        Mixture(**options)
 
 
 GOOD = torch.zeros(2, 1, 1, 3, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("method", ["fit", "log_prob", "posterior", "elbo"])
 @pytest.mark.parametrize(
     ("family", "images", "message"),
     [
-        (FOUR, GOOD[:, 0], "got images of shape (2, 1, 3), expected (n, 1, 1, 3)"),
         (FOUR, GOOD[..., :2], "got images of shape (2, 1, 1, 2), expected (n, 1, 1, 3)"),
         (FOUR, GOOD.float(), "got images of dtype torch.float32, expected torch.uint8"),
         (FOUR, GOOD + 4, "got a level of 4, expected 0..3 for CategoricalPixels; raise num_levels"),
         (BernoulliPixels(), GOOD + 200, "got a level of 200, expected 0..1 for BernoulliPixels; threshold the images"),
-        (GaussianPixels(), GOOD.bool(), "got images of dtype torch.bool, expected torch.uint8"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
-def test_bad_images_are_sentences(method, family, images, message):
+def test_bad_images_are_sentences(family, images, message):
     model = random_mixture(family)
     before = state(model)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        getattr(model, method)(images)
+    for method in (model.fit, model.log_prob, model.posterior, model.elbo):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            method(images)
     assert_same(before, state(model), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("posterior", "message"),
-    [
-        (torch.ones(2, 2) / 2, "got a posterior of shape (2, 2), expected (b, k) = (2, 3)"),
-        (torch.ones(2, 3), "rows that are no distributions"),
-        (torch.tensor([[1.5, -0.5, 0.0]] * 2), "rows that are no distributions"),
-        (torch.full((2, 3), math.nan), "rows that are no distributions"),
-    ],
-)
-def test_a_bad_posterior_is_a_sentence(posterior, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        random_mixture(FOUR).elbo(GOOD, posterior)
 
 
 def test_other_mistakes_are_sentences():
     model = random_mixture(FOUR)
-    for arguments, message in [
-        ((GOOD[:0], 3), "got no images"),
-        ((GOOD, -1), "got num_steps=-1"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            model.fit(*arguments)
+    with pytest.raises(ValueError, match=r"shape \(2, 2\), expected \(b, k\) = \(2, 3\)"):
+        model.elbo(GOOD, torch.ones(2, 2) / 2)
+    for rows in (torch.ones(2, 3), torch.tensor([[1.5, -0.5, 0.0]] * 2), torch.full((2, 3), math.nan)):
+        with pytest.raises(ValueError, match="no distributions"):
+            model.elbo(GOOD, rows)
+    with pytest.raises(ValueError, match="got no images"):
+        model.fit(GOOD[:0])
+    with pytest.raises(ValueError, match="num_steps=-1"):
+        model.fit(GOOD, -1)
     with pytest.raises(ValueError, match="tolerance=nan"):
         model.fit(GOOD, tolerance=math.nan)
-    with pytest.raises(ValueError, match="got num=-1"):
+    with pytest.raises(ValueError, match="num=-1"):
         model.sample(-1)
-    with pytest.raises(ValueError, match="got CategoricalPixels, which have levels already"):
+    with pytest.raises(ValueError, match="levels already"):
         model.discretised()
 
 
@@ -308,6 +231,7 @@ def test_no_images_have_no_probabilities(family):
     assert model.log_prob(GOOD[:0]).shape == (0,)
     assert model.posterior(GOOD[:0]).shape == (0, 3)
     assert model.elbo(GOOD[:0]).negative.shape == (0,)
+    assert model.sample(0).shape == (0, 1, 1, 3)
 
 
 def test_a_fit_of_no_steps_only_chooses_the_start():

@@ -49,18 +49,13 @@ def forms(y: torch.Tensor) -> dict[str, object]:
         "array": array,
         "read-only array": read_only,
         "array of another order": np.asfortranarray(array),
-        "array turned twice": array[::-1][::-1],
         "array of floats": (array / 255).astype(np.float32),
-        "array of doubles": array / 255,
         "array of halves": (array / 255).astype(np.float16),
         "array of the other byte order": (array / 255).astype(">f4"),
         "floats": y.float() / 255,
         "PIL images": pictures(y),
-        "tuple of PIL images": tuple(pictures(y)),
         "list of tensors": list(y),
-        "list of arrays": list(array),
         "list of tensors and PIL images": [y[0], *pictures(y[1:])],
-        "list of floats": list(y.float() / 255),
     }
 
 
@@ -86,11 +81,8 @@ def test_case_33_every_way_in_takes_them():
         assert torch.equal(model.draw(form).latents, codes)
         assert torch.equal(model.reconstruct(form), picture)
         assert torch.equal(elbo(model, prior, form).distortion, distortion)
-    one = pictures(y)[0]
-    assert torch.equal(model(one).distortion, distortion[:1])
     gaussian = GaussianVAE(**SIZES, dim=3).eval()
-    means = gaussian.encode(y)
-    assert torch.equal(gaussian.encode(pictures(y)), means)
+    means = gaussian.encode(pictures(y))
     assert torch.equal(gaussian.decode(means.numpy().astype(np.float64)), gaussian.decode(means))
     assert torch.equal(gaussian.reconstruct(y.numpy()), gaussian.decode(means))
     looping = small(beta=1.0)
@@ -98,8 +90,7 @@ def test_case_33_every_way_in_takes_them():
     for form in (y.numpy(), pictures(y), list(y)):
         assert torch.equal(through.encode(form), through.encode(y))
         assert torch.equal(through(form).distortion, through(y).distortion)
-        generator = torch.Generator().manual_seed(0)
-        assert through.draw(form, generator).latents.shape == codes.shape
+        assert through.draw(form).latents.shape == codes.shape
 
 
 GREY, COLOUR = images(1), images(3)
@@ -110,9 +101,7 @@ GREY, COLOUR = images(1), images(3)
     ("num_channels", "given_images", "message"),
     [
         (1, GREY[0], "got (1, 8, 8); one image needs an axis of the batch: images[None]"),
-        (1, GREY[0].numpy(), "images[None]"),
-        (3, COLOUR[0], "got (3, 8, 8); one image needs an axis of the batch: images[None]"),
-        (1, GREY[0, 0], "got (8, 8); one image needs axes of the batch and of the channel: images[None, None]"),
+        (1, GREY[0, 0], "one image needs axes of the batch and of the channel: images[None, None]"),
         (1, GREY[:, 0], "got (3, 8, 8); greys have an axis of one channel too: images[:, None]"),
         (3, COLOUR.movedim(1, -1), "channels come before rows and columns: images.permute(0, 3, 1, 2)"),
         (3, COLOUR.movedim(1, -1).numpy(), "images.transpose(0, 3, 1, 2)"),
@@ -121,43 +110,25 @@ GREY, COLOUR = images(1), images(3)
         (3, COLOUR[0].movedim(0, -1).numpy(), "images.transpose(2, 0, 1)[None]"),
         (3, list(COLOUR.movedim(1, -1)), "images.permute(0, 3, 1, 2)"),
         (3, GREY, "expected images of shape (b, 3, 8, 8), got (3, 1, 8, 8)"),
-        (1, list(GREY[:, None]), "expected images of shape (b, 1, 8, 8), got (3, 1, 1, 8, 8)"),
         (1, GREY.long(), "expected images as uint8, or as floats in [0, 1], got torch.int64"),
-        (1, GREY.long().numpy(), "expected images as uint8, or as floats in [0, 1], got torch.int64"),
-        (1, GREY.numpy().astype(str), "expected images as uint8, or as floats in [0, 1], got <U3"),
+        (1, GREY.numpy().astype(str), "got <U3"),
         (1, GREY.numpy().astype(np.float32), "float images must lie in [0, 1], got"),
-        (1, GREY.numpy() / 255 * np.nan, "float images must lie in [0, 1], got nan to nan"),
+        (1, GREY.numpy() / 255 * np.nan, "got nan to nan"),
         (1, [GREY[0], GREY[0].float()], "got images of torch.uint8 (1, 8, 8) and torch.float32 (1, 8, 8) in one list"),
-        (1, [GREY[0], GREY[0, :, :4]], "(1, 8, 8) and torch.uint8 (1, 4, 8) in one list, expected all of one type"),
+        (1, [GREY[0], GREY[0, :, :4]], "expected all of one type"),
         (1, "picture.png", "got images as str, expected a tensor, an array, or PIL images"),
-        (1, ["picture.png"], "got images as a list with str, expected tensors, arrays, or PIL images in it"),
         (1, [[0.5] * 8] * 8, "got images as a list with list, expected tensors"),
-        (1, None, "got images as NoneType, expected a tensor"),
-        (1, {"image": GREY}, "got images as dict, expected a tensor"),
-        (
-            1,
-            pictures(COLOUR),
-            "got a PIL image of mode 'RGB', expected 'L' for a model of 1 channel: image.convert('L')",
-        ),
-        (3, pictures(GREY)[0], "mode 'L', expected 'RGB' for a model of 3 channels: image.convert('RGB')"),
-        (3, pictures(COLOUR)[0].convert("RGBA"), "mode 'RGBA', expected 'RGB'"),
-        (1, pictures(GREY)[0].convert("1"), "mode '1', expected 'L'"),
+        (1, pictures(COLOUR), "mode 'RGB', expected 'L' for a model of 1 channel: image.convert('L')"),
+        (3, pictures(COLOUR)[0].convert("RGBA"), "mode 'RGBA', expected 'RGB' for a model of 3 channels"),
         (1, pictures(GREY)[0].resize((8, 6)), "got a PIL image of 8 x 6 pixels, expected 8 x 8: image.resize((8, 8))"),
+        (1, ImageTensors(GREY, None, name="mine"), "PIL images: pass its images"),
+        (1, ImageTensors(GREY, None, name="mine")[:2], "got images as Batch"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_case_33_images_that_are_not_meant_are_told_how(num_channels, given_images, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         small(num_channels).encode(given_images)
-
-
-@pytest.mark.usefixtures("untyped")
-def test_what_holds_images_is_not_images():
-    data = ImageTensors(GREY, None, name="mine")
-    with pytest.raises(ValueError, match=r"got images as ImageTensors, .* or PIL images: pass its images"):
-        small().encode(data)
-    with pytest.raises(ValueError, match=r"got images as Batch, .*: pass its images"):
-        small().encode(data[:2])
 
 
 @settings(max_examples=60, deadline=None)
@@ -189,8 +160,8 @@ def test_figures_compare_levels_of_one_shape():
         for one, other, message in (
             (y.float() / 255, y, "got images as torch.float32"),
             (y, y.numpy(), "got images as ndarray, expected a uint8 tensor"),
-            (y[0], y[0], r"torch.uint8 \(3, 16, 16\), expected a uint8 tensor of shape \(b, c, h, w\)"),
-            (y, y[:, :1], r"got images of shapes \(3, 3, 16, 16\) and \(3, 1, 16, 16\), expected equal ones"),
+            (y[0], y[0], r"of shape \(b, c, h, w\)"),
+            (y, y[:, :1], r"\(3, 3, 16, 16\) and \(3, 1, 16, 16\), expected equal ones"),
         ):
             with pytest.raises(ValueError, match=message):
                 figure(one, other)

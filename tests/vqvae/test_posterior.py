@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from quantizer_worlds import features
+from quantizer_worlds import features, generator
 from torch.nn import functional as F
 
 from priors import UnigramPrior
@@ -17,16 +17,12 @@ from vqvae.likelihoods import Categorical
 from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer
 
 DIM, NUM_CODES = 3, 5
+KINDS = pytest.mark.parametrize("kind", [StochasticVectorQuantizer, GumbelQuantizer])
 
 
-def sqvae(**options) -> StochasticVectorQuantizer:
+def make(kind, **options):
     torch.manual_seed(0)
-    return StochasticVectorQuantizer(**{"num_codes": NUM_CODES, "dim": DIM, **options})
-
-
-def gumbel(**options) -> GumbelQuantizer:
-    torch.manual_seed(0)
-    return GumbelQuantizer(**{"num_codes": NUM_CODES, "dim": DIM, **options})
+    return kind(**{"num_codes": NUM_CODES, "dim": DIM, **options})
 
 
 def posterior(quantizer, z_e: torch.Tensor) -> torch.Tensor:
@@ -37,23 +33,20 @@ def posterior(quantizer, z_e: torch.Tensor) -> torch.Tensor:
     return F.softmax(F.linear(z_e.double(), *(p.detach().double() for p in quantizer.logits())), dim=-1)
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [sqvae, gumbel])
+@KINDS
 def test_draws_follow_the_posterior(kind):
-    quantizer = kind().eval()
+    quantizer = make(kind).eval()
     z_e = features(DIM, 1).expand(40_000, DIM)
-    q = quantizer.draw(z_e, generator=torch.Generator().manual_seed(0))
+    q = quantizer.draw(z_e, generator=generator())
     expected = 40_000 * posterior(quantizer, z_e[:1])[0]
     chi_square = ((torch.bincount(q.codes, minlength=NUM_CODES) - expected).square() / expected).sum()
     assert chi_square < 18.5  # 99.9 % of draws with four degrees of freedom
 
 
-@pytest.mark.parametrize("kind", [sqvae, gumbel])
+@KINDS
 @pytest.mark.parametrize("training", [True, False])
 def test_entropy_and_log_posterior_are_those_of_the_table(kind, training):
-    quantizer = kind(hard=True).train(training)
+    quantizer = make(kind, hard=True).train(training)
     z_e = features(DIM, 4, 6)
     q = quantizer(z_e) if training else quantizer.draw(z_e)
     probs = posterior(quantizer, z_e.reshape(-1, DIM)).reshape(4, 6, NUM_CODES)
@@ -62,11 +55,8 @@ def test_entropy_and_log_posterior_are_those_of_the_table(kind, training):
     torch.testing.assert_close(q.log_posterior.double(), chosen.log().sum(1), rtol=1e-5, atol=1e-5)
 
 
-# --- SQ-VAE -----------------------------------------------------------------------------------------------------------
-
-
 def test_sqvae_terms_are_the_papers():
-    quantizer = sqvae(weight=0.3, temperature=0.7).double()
+    quantizer = make(StochasticVectorQuantizer, weight=0.3, temperature=0.7).double()
     z_e = features(DIM, 4, 6).double()
     torch.manual_seed(1)
     q = quantizer(z_e)
@@ -76,36 +66,32 @@ def test_sqvae_terms_are_the_papers():
     torch.testing.assert_close(q.auxiliary["kl"], 0.3 * kl)
     torch.testing.assert_close(q.auxiliary["distance"], 0.3 * distance)
 
-
-def test_sqvae_kl_is_differentiable():
-    quantizer = sqvae(weight=1.0).double()
-
-    def kl(z_e, codebook, log_variance):
+    def kl_of(z_e, codebook, log_variance):
         parameters = {"codebook": codebook, "log_variance": log_variance}
         return torch.func.functional_call(quantizer, parameters, (z_e,)).auxiliary["kl"]
 
-    inputs = (features(DIM, 7).double(), quantizer.codebook.detach().clone(), quantizer.log_variance.detach().clone())
-    assert torch.autograd.gradcheck(kl, [x.requires_grad_() for x in inputs])
+    inputs = (z_e[0], quantizer.codebook.detach().clone(), quantizer.log_variance.detach().clone())
+    assert torch.autograd.gradcheck(kl_of, [x.requires_grad_() for x in inputs])
 
 
 def test_sqvae_starts_at_clusters_with_their_spread():
     torch.manual_seed(0)
     centres = 20 * torch.randn(4, DIM)
     z_e = centres[torch.arange(400) % 4] + 0.1 * torch.randn(400, DIM)
-    quantizer = sqvae(num_codes=32)
+    quantizer = make(StochasticVectorQuantizer, num_codes=32)
     quantizer(z_e)
     quantizer.update()
     assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.2
     torch.testing.assert_close(quantizer.variance.detach(), z_e.var(0, unbiased=False).mean() / 4)
 
 
-@pytest.mark.parametrize("kind", [sqvae, gumbel])
+@KINDS
 def test_relaxed_gradients_near_the_enumerated_one_as_the_temperature_falls(kind):
     """d/dz E_{k ~ P_enc}[f(e_k)]: the relaxation is biased at τ = 2, and next to exact at τ = 0.1."""
     z = features(DIM, 1).double()
     bias = []
     for tau in (2.0, 0.1):
-        quantizer = kind(hard=False, temperature=tau, final_temperature=tau).double()
+        quantizer = make(kind, hard=False, temperature=tau, final_temperature=tau).double()
 
         def task(z_q):
             return z_q.square().sum(-1) + z_q[..., 0].sin()
@@ -114,7 +100,7 @@ def test_relaxed_gradients_near_the_enumerated_one_as_the_temperature_falls(kind
         weight, bias_of = quantizer.logits()
         probs = F.softmax(exact_at @ weight.T + bias_of, dim=-1)
         exact = torch.autograd.grad((probs * task(quantizer.table.detach())).sum(), exact_at)[0]
-        many = z.expand(200_000, DIM).clone().requires_grad_()
+        many = z.expand(100_000, DIM).clone().requires_grad_()
         torch.manual_seed(0)
         estimates = torch.autograd.grad(task(quantizer(many).z_q).sum(), many)[0]
         bias.append((estimates.mean(0) - exact[0]).norm() / exact.norm())
@@ -122,9 +108,7 @@ def test_relaxed_gradients_near_the_enumerated_one_as_the_temperature_falls(kind
     assert bias[1] < 0.15
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------------
-
-IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+IMAGES = torch.randint(0, 256, (4, 1, 4, 4), generator=generator(3)).to(torch.uint8)
 
 
 class World:
@@ -184,11 +168,13 @@ def test_the_mean_bound_is_entropy_plus_divergence(world):
     torch.testing.assert_close(mean, entropy + divergence, rtol=0, atol=1e-10)
     evidence = -log_model.logsumexp(1)
     assert (world.negative() >= evidence).all()
+    with pytest.raises(ValueError, match="at least one draw"):
+        sampled_elbo(world.model, world.prior, IMAGES, num_samples=0)
 
 
 @pytest.mark.slow
 def test_draws_estimate_the_bound_within_their_error(world):
-    bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=2000, generator=torch.Generator().manual_seed(0))
+    bound = sampled_elbo(world.model, world.prior, IMAGES, num_samples=1000, generator=generator())
     exact_rate = -(world.posterior * world.log_prior).sum(1)
     assert ((bound.rate - exact_rate).abs() <= 4 * bound.rate_error + 1e-9).all()
     negatives = -bound.log_weights
@@ -204,33 +190,26 @@ def test_the_importance_weighted_bound_tightens(world):
     evidence = -(world.log_prior + world.log_decoder).logsumexp(1)
     for looser, tighter in itertools.pairwise([*bounds, evidence]):
         assert (tighter <= looser + 1e-12).all()
-    generator = torch.Generator().manual_seed(0)
+    drawing = generator()
     estimates = torch.stack(
         [
-            sampled_elbo(world.model, world.prior, IMAGES, num_samples=3, generator=generator).importance_weighted
-            for _ in range(500)
+            sampled_elbo(world.model, world.prior, IMAGES, num_samples=3, generator=drawing).importance_weighted
+            for _ in range(300)
         ]
     )
-    error = estimates.std(0) / 500**0.5
+    error = estimates.std(0) / 300**0.5
     assert ((estimates.mean(0) - bounds[2]).abs() <= 4 * error + 1e-4).all()
 
 
 @pytest.mark.slow
 def test_likeliest_codes_are_another_figure(world):
-    result = evaluate(world.model, {"unigram": world.prior}, [Batch(IMAGES, None)], num_draws=3000)
+    result = evaluate(world.model, {"unigram": world.prior}, [Batch(IMAGES, None)], num_draws=1000)
     assert result.deterministic is not None
     plain = elbo(world.model, world.prior, IMAGES)
     assert result.deterministic.entropy == 0
     assert result.deterministic.negative_elbo == pytest.approx(plain.negative.mean().item())
     assert result.bound.entropy == pytest.approx(torch.special.entr(world.posterior).sum(1).mean().item())
-    assert result.bound.negative_elbo == pytest.approx(world.negative().mean().item(), rel=1e-3)
+    assert result.bound.negative_elbo == pytest.approx(world.negative().mean().item(), rel=2e-3)
     assert result.importance_weighted is not None
     assert result.importance_weighted <= result.bound.negative_elbo
-    text = result.table()
-    assert "on 3000 draws together" in text
-    assert "with the most probable codes instead:" in text
-
-
-def test_no_draw_is_refused(world):
-    with pytest.raises(ValueError, match="at least one draw"):
-        sampled_elbo(world.model, world.prior, IMAGES, num_samples=0)
+    assert "on 1000 draws together" in result.table()

@@ -9,29 +9,24 @@ import math
 import pytest
 import torch
 from quantizer_worlds import features, generator, trained
-from torch.func import functional_call
 from torch.nn import functional as F
 
-from vqvae.quantizers import BSQ, IBQ, LFQ, GumbelQuantizer, soft
-from vqvae.quantizers.binary import average_codes, pack_bits, per_sample_entropy, unpack_signs
+from vqvae.quantizers import BSQ, LFQ, GumbelQuantizer, soft
+from vqvae.quantizers.binary import pack_bits, unpack_signs
 from vqvae.quantizers.soft import entropy_of
 
 DIM = 6
 
 
-# --- signs ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_bits", [1, 10, 31, 32, 36, 53, 62])
+@pytest.mark.parametrize("num_bits", [1, 31, 36, 62])
 def test_bits_are_packed_and_unpacked(num_bits):
     bits = torch.rand(200, num_bits, generator=generator()) < 0.5
     bits[0], bits[1] = False, True
     codes = pack_bits(bits)
     assert codes[0] == 0
     assert codes[1] == 2**num_bits - 1
-    assert codes[2] == sum(
-        int(bit) << position for position, bit in enumerate(bits[2].tolist())
-    )  # the lowest bit first
+    # The lowest bit first.
+    assert codes[2] == sum(int(bit) << position for position, bit in enumerate(bits[2].tolist()))
     assert torch.equal(unpack_signs(codes, num_bits, torch.float32) > 0, bits)
 
 
@@ -43,8 +38,6 @@ def test_codes_are_signs_the_first_channel_lowest(kind, scale):
     assert q.codes.tolist() == [0, 1, 8]
     signs = torch.tensor([[-1.0, -1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, 1]])
     assert torch.equal(q.z_q, signs * scale)
-    everything = quantizer.decode(torch.arange(16))
-    assert torch.equal(quantizer(everything).codes, torch.arange(16))
 
 
 def enumerated(vectors: torch.Tensor, side: float, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,23 +47,7 @@ def enumerated(vectors: torch.Tensor, side: float, tau: float) -> tuple[torch.Te
     return torch.special.entr(probs).sum(1).mean(), probs.mean(0)
 
 
-@pytest.mark.parametrize("num_bits", [1, 2, 5, 6])
-def test_lfq_entropies_are_those_of_all_codes(num_bits):
-    z_e = 0.02 * features(num_bits, 50)  # small against τ = 0.01, so that no bit is certain
-    per_sample, average = enumerated(z_e, 1.0, 0.01)
-    logits = 4 * z_e.double() / 0.01
-    torch.testing.assert_close(average_codes(logits, None), average)
-    torch.testing.assert_close(per_sample_entropy(logits, None), per_sample)
-    valid = torch.arange(50) % 3 > 0
-    torch.testing.assert_close(average_codes(logits, valid), enumerated(z_e[valid], 1.0, 0.01)[1])
-    q = LFQ(num_bits=num_bits)(z_e)
-    deficit = num_bits * math.log(2) - torch.special.entr(average).sum()
-    torch.testing.assert_close(q.auxiliary["per_sample_entropy"].double(), 0.1 * per_sample, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(q.auxiliary["codebook_entropy_deficit"].double(), 0.1 * deficit, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(z_e, z_e.sign()))
-
-
-@pytest.mark.parametrize(("num_bits", "groups"), [(1, [1]), (6, [6]), (12, [12]), (14, [7, 7]), (25, [9, 9, 7])])
+@pytest.mark.parametrize(("num_bits", "groups"), [(1, [1]), (12, [12]), (25, [9, 9, 7])])
 def test_bsq_entropies_are_those_of_groups_of_bits(num_bits, groups):
     """Exact for up to twelve bits; of more, those of groups as even as can be are added up."""
     z_e, tau = features(num_bits, 20), 0.7
@@ -89,19 +66,9 @@ def test_terms_of_signs_are_differentiable(kind, scale):
     quantizer = kind(num_bits=5).double()
     z_e = scale * features(5, 6).double()
     z_e = torch.where(z_e.abs() < 1e-3, 1e-3, z_e).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: sum(quantizer(x).auxiliary.values()), z_e)
     mask = torch.tensor([True, True, False, True, False, True])
-    assert torch.autograd.gradcheck(lambda x: sum(quantizer(x, mask).auxiliary.values()), z_e)
-
-
-@pytest.mark.parametrize("kind", [LFQ, BSQ])
-def test_entropy_terms_are_zero_at_their_best(kind):
-    """Every code as often as any other, each vector far from the others."""
-    quantizer = kind(num_bits=4) if kind is LFQ else kind(num_bits=4, temperature=0.01)
-    q = quantizer(quantizer.decode(torch.arange(16)))
-    assert all(abs(term.item()) < 1e-5 for term in q.auxiliary.values())
-    worst = quantizer(quantizer.decode(torch.zeros(16, dtype=torch.int64)))
-    assert worst.auxiliary["codebook_entropy_deficit"].item() == pytest.approx(0.1 * 4 * math.log(2), rel=1e-4)
+    for valid in (None, mask):
+        assert torch.autograd.gradcheck(lambda x, valid=valid: sum(quantizer(x, valid).auxiliary.values()), z_e)
 
 
 def test_entropy_of_a_certain_distribution_is_zero_with_a_finite_gradient():
@@ -109,9 +76,6 @@ def test_entropy_of_a_certain_distribution_is_zero_with_a_finite_gradient():
     entropy = entropy_of(probs)
     assert entropy == 0
     assert torch.isfinite(torch.autograd.grad(entropy, probs)[0]).all()
-
-
-# --- index backpropagation --------------------------------------------------------------------------------------------
 
 
 def dense_ibq(z: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -151,26 +115,6 @@ def test_ibq_is_its_dense_reference(chunk, monkeypatch):
         assert all((gradient != 0).any(-1).all() for gradient in got[1:]), name  # each code has one
 
 
-@pytest.mark.parametrize("term", ["per_sample_entropy", "codebook_entropy_deficit"])
-def test_ibq_entropies_are_differentiable(term):
-    quantizer = IBQ(num_codes=5, dim=3).double()
-    z, table = (0.05 * features(3, num, seed=num).double().requires_grad_() for num in (4, 5))
-
-    def value(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-        return functional_call(quantizer, {"codebook": codebook}, (x,)).auxiliary[term]
-
-    assert torch.autograd.gradcheck(value, (z, table))
-
-
-def test_ibq_codes_are_the_largest_inner_products():
-    quantizer = trained("ibq")
-    z_e = features(DIM, 100)
-    assert torch.equal(quantizer(z_e).codes, (z_e.double() @ quantizer.codebook.double().T).argmax(-1))
-
-
-# --- Gumbel softmax ---------------------------------------------------------------------------------------------------
-
-
 def gumbel_logits(quantizer, z_e: torch.Tensor) -> torch.Tensor:
     return F.linear(z_e, quantizer.to_logits.weight, quantizer.to_logits.bias)
 
@@ -197,33 +141,21 @@ def test_gumbel_is_a_relaxed_sample(hard):
     torch.testing.assert_close(q.entropy, torch.special.entr(posterior).sum(-1))
     kl = (posterior * (posterior * 8).log()).sum(-1).mean()
     torch.testing.assert_close(q.auxiliary["kl"], 5e-4 * kl)
-    inputs = [z_e, *quantizer.to_logits.parameters(), *([] if hard else [quantizer.codebook])]
-    got, want = (torch.autograd.grad((x * weights).sum(), inputs, retain_graph=True) for x in (q.z_q, chosen))
-    torch.testing.assert_close(got, want)
-    if hard:  # a code that was not drawn has none
-        gradient = torch.autograd.grad((q.z_q * weights).sum(), quantizer.codebook)[0]
-        torch.testing.assert_close(gradient, F.one_hot(codes, 8).double().T @ weights)
-
-
-def test_gumbel_codes_are_drawn_from_the_posterior():
-    """Pearson's χ² of 40,000 draws, 7 degrees of freedom: 24.3 is passed once in a thousand."""
-    torch.manual_seed(0)
-    quantizer = GumbelQuantizer(num_codes=8, dim=DIM)
-    z_e = 2 * features(DIM, 1)
-    expected = 40_000 * F.softmax(gumbel_logits(quantizer, z_e), dim=-1)[0]
-    counts = torch.bincount(quantizer(z_e.expand(40_000, DIM)).codes, minlength=8)
-    assert ((counts - expected).square() / expected).sum() < 24.3
-    assert expected.max() > 2 * expected.min()
+    inputs = [z_e, *quantizer.to_logits.parameters()]
+    for ours, theirs in (((q.z_q * weights).sum(), (chosen * weights).sum()), (q.auxiliary["kl"], 5e-4 * kl)):
+        got, want = (torch.autograd.grad(each, inputs, retain_graph=True) for each in (ours, theirs))
+        torch.testing.assert_close(got, want)
+    gradient = torch.autograd.grad((q.z_q * weights).sum(), quantizer.codebook)[0]
+    shares = F.one_hot(codes, 8).double() if hard else sample  # hard, a code that was not drawn has no gradient
+    torch.testing.assert_close(gradient, shares.T @ weights)
 
 
 def test_gumbel_evaluates_the_most_probable_code():
     quantizer = trained("gumbel").eval()
     z_e = features(DIM, 200)
     q = quantizer(z_e)
-    codes = gumbel_logits(quantizer, z_e).double().argmax(-1)
-    assert torch.equal(q.codes, codes)
-    assert torch.equal(q.z_q, quantizer.codebook[codes])
-    assert (q.entropy == 0).all()
+    assert torch.equal(q.codes, gumbel_logits(quantizer, z_e).double().argmax(-1))
+    assert torch.equal(q.z_q, quantizer.codebook[q.codes])
 
 
 def test_gumbel_temperature_falls_along_half_a_cosine():
@@ -234,7 +166,6 @@ def test_gumbel_temperature_falls_along_half_a_cosine():
         quantizer.update()
     want = [0.5 + 1.5 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)] + [0.5, 0.5]
     assert taus == pytest.approx(want)
-    assert (taus[0], taus[4], taus[8]) == pytest.approx((2.0, 1.25, 0.5))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -263,16 +194,3 @@ def test_a_sample_and_its_gradient_are_one_draw_in_every_chunk(monkeypatch):
         return quantizer(x).z_q
 
     assert torch.autograd.gradcheck(seeded, z_e, fast_mode=True)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_gumbel_kl_is_differentiable(training):
-    quantizer = GumbelQuantizer(num_codes=5, dim=3, kl_weight=1.0).double().train(training)
-    z_e = features(3, 4).double().requires_grad_()
-    weight, bias = (each.detach().clone().requires_grad_() for each in quantizer.to_logits.parameters())
-
-    def value(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        parameters = {"to_logits.weight": weight, "to_logits.bias": bias}
-        return functional_call(quantizer, parameters, (x,)).auxiliary["kl"]
-
-    assert torch.autograd.gradcheck(value, (z_e, weight, bias))

@@ -1,4 +1,4 @@
-"""Estimators, codebooks and compositions: values and gradients against closed forms and NumPy."""
+"""Estimators, codebooks and what they gather: values and gradients against closed forms and NumPy."""
 
 import copy
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from quantizer_worlds import MEMBERS, features, trained
-from torch.nn import functional as F
 
 from vqvae.quantizers import (
     MASKED,
@@ -20,9 +19,7 @@ from vqvae.quantizers.positionwise import code_counts, statistics
 from vqvae.quantizers.step_statistics import Pool, hash_rows
 
 NUM_CODES, DIM = 16, 6
-
-
-# --- estimators -------------------------------------------------------------------------------------------------------
+LISTED_KINDS = pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
 
 
 def test_straight_through_copies_the_gradient_and_keeps_the_value():
@@ -46,71 +43,41 @@ def explicit_rotation(z_e: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
     return z_q.norm() / z_e.norm() * (torch.eye(len(u)).double() - 2 * w[:, None] * w + 2 * v[:, None] * u)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 1e6])
 def test_rotation_trick_is_the_scaled_rotation(scale):
-    z_e, z_q = (features(DIM, seed=seed).double() for seed in (1, 2))
-    z_e = z_e * scale
+    z_e, z_q = features(DIM).double() * scale, features(DIM, seed=2).double()
     assert torch.equal(rotation_trick(z_e, z_q), z_q)
     jacobian = jacobian_of_rotation(z_e, z_q)
     torch.testing.assert_close(jacobian, explicit_rotation(z_e, z_q))
     torch.testing.assert_close(jacobian @ z_e, z_q)  # it carries z_e onto z_q
-    rotation = jacobian * (z_e.norm() / z_q.norm())
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(DIM).double())
-    assert torch.linalg.det(rotation).item() == pytest.approx(1)
 
 
-def test_rotation_trick_of_opposite_vectors_is_a_reflection():
-    z_e = features(DIM).double()
+def test_rotation_trick_where_there_is_no_rotation():
+    """Of opposite vectors it is a reflection; a zero vector passes straight through."""
+    z_e, z_q, eye = features(DIM).double(), features(DIM, seed=2).double(), torch.eye(DIM).double()
     u = z_e / z_e.norm()
-    jacobian = jacobian_of_rotation(z_e, -2 * z_e)
-    torch.testing.assert_close(jacobian, 2 * (torch.eye(DIM).double() - 2 * u[:, None] * u))
-    torch.testing.assert_close(jacobian @ z_e, -2 * z_e)
+    torch.testing.assert_close(jacobian_of_rotation(z_e, -2 * z_e), 2 * (eye - 2 * u[:, None] * u))
+    for pair in ((0 * z_e, z_q), (z_e, 0 * z_q), (0 * z_e, 0 * z_q)):
+        torch.testing.assert_close(jacobian_of_rotation(*pair), eye)
 
 
-@pytest.mark.parametrize(("factor_e", "factor_q"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
-def test_rotation_trick_of_a_zero_vector_passes_straight_through(factor_e, factor_q):
-    jacobian = jacobian_of_rotation(features(DIM).double() * factor_e, features(DIM, seed=2).double() * factor_q)
-    torch.testing.assert_close(jacobian, torch.eye(DIM).double())
+AS_IT_IS = ("learned", "soft em", "simvq", "lfq", "grouped residual", "residual, shared", "residual soft em")
+PROJECTED = ("ema, normalised", "fsq, even", "bsq", "residual fsq")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "learned",
-        "ema",
-        "soft em",
-        "simvq",
-        "lfq",
-        "grouped ema",
-        "grouped residual",
-        "residual ema",
-        "residual soft em",
-        "residual learned",
-        "residual, shared",
-        "residual, dropout",
-        "residual lfq",
-        "residual simvq",
-        "residual grouped",
-        "multiscale ema",
-    ],
-)
-def test_the_task_reaches_the_encoder_once_and_as_it_is(name):
+@pytest.mark.parametrize("name", [*AS_IT_IS, "residual, dropout", "multiscale ema", *PROJECTED])
+def test_the_task_reaches_the_encoder_once(name):
+    """As it is, or through the projection onto a sphere or into a box."""
     quantizer = trained(name)
     z_e = features(quantizer.dim, 4, 5, 5).requires_grad_()
     weights = features(quantizer.dim, 4, 5, 5, seed=4)
     gradient = torch.autograd.grad((quantizer(z_e).z_q * weights).sum(), z_e)[0]
+    if name in PROJECTED:
+        weights = torch.autograd.grad((quantizer.project(z_e) * weights).sum(), z_e)[0]
     assert torch.equal(gradient, weights)
 
 
-@pytest.mark.parametrize("name", ["learned, normalised", "ema, normalised", "fsq", "fsq, even", "bsq", "residual fsq"])
-def test_the_task_reaches_the_encoder_through_the_projection(name):
-    quantizer = trained(name)
-    z_e, weights = features(quantizer.dim, 4, 3).requires_grad_(), features(quantizer.dim, 4, 3, seed=4)
-    got = torch.autograd.grad((quantizer(z_e).z_q * weights).sum(), z_e)[0]
-    assert torch.equal(got, torch.autograd.grad((quantizer.project(z_e) * weights).sum(), z_e)[0])
-
-
-@pytest.mark.parametrize("name", ["learned, rotation", "ema, rotation", "simvq, rotation", "residual, rotation"])
+@pytest.mark.parametrize("name", ["learned, rotation", "simvq, rotation", "residual, rotation"])
 def test_rotation_turns_the_gradient_of_the_task(name):
     quantizer = trained(name).double()
     z_e = features(DIM, 5).double().requires_grad_()
@@ -121,71 +88,7 @@ def test_rotation_turns_the_gradient_of_the_task(name):
     torch.testing.assert_close(gradient, torch.stack(want))
 
 
-# --- codebooks --------------------------------------------------------------------------------------------------------
-
-
-def sonnet(inputs: np.ndarray, codes: np.ndarray, beta: float) -> dict[str, np.ndarray]:
-    """Sonnet's `VectorQuantizer` in NumPy (v1 and v2 agree): distances, losses, and their gradients by hand."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    distances = (flat**2).sum(1, keepdims=True) - 2 * flat @ codes.T + (codes**2).sum(1)[None]
-    indices = distances.argmin(1)
-    quantized = codes[indices].reshape(inputs.shape)
-    e_latent_loss = ((quantized - inputs) ** 2).mean()
-    q_latent_loss = ((quantized - inputs) ** 2).mean()
-    d_inputs = beta * 2 * (inputs - quantized) / inputs.size
-    d_codes = np.zeros_like(codes)
-    np.add.at(d_codes, indices, 2 * (quantized - inputs).reshape(flat.shape) / inputs.size)
-    return {
-        "indices": indices.reshape(inputs.shape[:-1]),
-        "quantized": quantized,
-        "loss": q_latent_loss + beta * e_latent_loss,
-        "d_inputs": d_inputs,
-        "d_codes": d_codes,
-    }
-
-
-def test_learned_codebook_is_sonnets():
-    quantizer = trained("learned")
-    z_e = features(DIM, 4, 3, 3).requires_grad_()
-    want = sonnet(z_e.detach().double().numpy(), quantizer.codebook.detach().double().numpy(), 0.25)
-    q = quantizer(z_e)
-    np.testing.assert_array_equal(q.codes.numpy(), want["indices"])
-    np.testing.assert_allclose(q.z_q.detach().numpy(), want["quantized"], rtol=1e-6)
-    total = sum(q.auxiliary.values())
-    np.testing.assert_allclose(total.item(), want["loss"], rtol=1e-6)
-    d_inputs, d_codes = torch.autograd.grad(total, [z_e, quantizer.codebook])
-    np.testing.assert_allclose(d_inputs.numpy(), want["d_inputs"], rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(d_codes.numpy(), want["d_codes"], rtol=1e-4, atol=1e-9)
-
-
-def test_ema_codebook_is_sonnets():
-    """Sonnet's `VectorQuantizerEMA` in NumPy, its moving averages taken from a common start."""
-    quantizer = trained("ema")
-    quantizer.revival = "off"
-    counts, sums = quantizer.counts.double().numpy(), quantizer.sums.double().numpy()
-    codebook, gamma, epsilon = quantizer.codebook.double().numpy(), 0.99, 1e-5
-    for step in range(5):
-        z_e = features(DIM, 4, 3, 3, seed=100 + step)
-        flat = z_e.double().reshape(-1, DIM).numpy()
-        encodings = np.eye(NUM_CODES)[sonnet(flat, codebook, 0.25)["indices"]]
-        counts = gamma * counts + (1 - gamma) * encodings.sum(0)
-        sums = gamma * sums + (1 - gamma) * encodings.T @ flat
-        n = counts.sum()
-        codebook = sums / ((counts + epsilon) / (n + NUM_CODES * epsilon) * n)[:, None]
-        quantizer(z_e)
-        quantizer.update()
-        np.testing.assert_allclose(quantizer.codebook.numpy(), codebook, rtol=1e-4, atol=1e-6)
-
-
-def test_normalised_codes_are_unit_vectors_and_their_terms_are_of_the_sphere():
-    quantizer, z_e = trained("learned, normalised"), features(DIM, 4, 3)
-    q, unit = quantizer(z_e), F.normalize(z_e, dim=-1)
-    torch.testing.assert_close(q.z_q.norm(dim=-1), torch.ones(4, 3))
-    assert torch.equal(q.codes, (unit @ F.normalize(quantizer.codebook, dim=-1).T).argmax(-1))
-    torch.testing.assert_close(q.auxiliary["commitment"], 0.25 * F.mse_loss(unit, q.z_q))
-
-
-@pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
+@LISTED_KINDS
 def test_first_update_is_k_means(kind):
     """Well-parted clusters: every centre is found, and distortion is that of the clusters."""
     torch.manual_seed(0)
@@ -206,35 +109,17 @@ def test_k_means_of_few_vectors_has_no_two_codes_alike():
     assert torch.cdist(quantizer.codebook, z_e).min(1).values.max() < 0.05
 
 
-@pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
-@pytest.mark.parametrize("revival", ["dead", "clustered"])
-def test_revival_brings_back_dead_codes(kind, revival):
-    used = {}
-    for policy in (revival, "off"):
-        quantizer = kind(num_codes=64, dim=DIM, revival=policy)
-        quantizer(features(DIM, 8, 4) * 0.01 + 5)
-        quantizer.update()
-        for step in range(60):  # the features leave for elsewhere
-            quantizer(features(DIM, 32, 8, seed=step))
-            quantizer.update()
-        used[policy] = quantizer(features(DIM, 32, 8, seed=99)).usage.item()
-    assert used[revival] > 0.8
-    assert used["off"] < 0.5
-
-
-@pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
+@LISTED_KINDS
 def test_a_code_without_traffic_dies_after_22_updates(kind):
     """0.9^22 is the first power under a tenth of an even share; the code becomes a vector of that update's batch."""
     quantizer = kind(num_codes=4, dim=DIM)
     clusters = 20 * torch.eye(4, DIM)
     quantizer(clusters.repeat(6, 1))
     quantizer.update()
-    lost = int(quantizer(clusters[3:]).codes)
-    quantizer.sums_of_step["counts"].zero_()
-    quantizer.sums_of_step["vectors"].zero_()
+    lost = int(quantizer.eval()(clusters[3:]).codes)
+    quantizer.train()
     before = quantizer.codebook[lost].clone()
     for update in range(1, 23):
-        quantizer.pool.clear()
         z_e = clusters[:3].repeat(8, 1) + 0.1 * features(DIM, 24, seed=update)
         quantizer(z_e)
         quantizer.update()
@@ -258,12 +143,9 @@ def test_clustered_revival_is_the_papers_formula(name):
     weights = torch.exp(-10 * NUM_CODES * share / 0.01 - 1e-3)[:, None]
     anchors = quantizer.pool.draw(NUM_CODES)
     assert all((z_e.flatten(0, 1) == anchor).all(1).any() for anchor in anchors)
-    if name == "ema, clustered":
-        moved = copy.deepcopy(quantizer)
-        moved.learn(quantizer.sums_of_step["counts"], quantizer.sums_of_step["vectors"])
-        before = moved.codebook.clone()
-    else:
-        before = quantizer.codebook.detach().clone()
+    moved = copy.deepcopy(quantizer)
+    moved.learn(quantizer.sums_of_step["counts"], quantizer.sums_of_step["vectors"])
+    before = moved.codebook.detach()
     quantizer.update()
     assert weights.max() > 0.9
     assert weights.min() < 0.01
@@ -272,25 +154,20 @@ def test_clustered_revival_is_the_papers_formula(name):
 
 
 @pytest.mark.parametrize("name", ["learned, no revival", "simvq", "sqvae"])
-def test_what_only_the_start_needs_is_gathered_until_then(name):
+def test_a_quantizer_that_is_loaded_from_before_its_start_starts_again(name):
     torch.manual_seed(0)
     quantizer = MEMBERS[name].config.build()
-    fresh = copy.deepcopy(quantizer.state_dict())
-
-    def gathers(seed: int) -> bool:
-        quantizer(features(quantizer.dim, 20, seed=seed))
-        found = quantizer.sums_of_step["count"].item() if name == "simvq" else len(quantizer.pool.joint())
-        quantizer.update()
-        return found > 0
-
-    def start() -> dict[str, torch.Tensor]:
+    fresh, started = copy.deepcopy(quantizer.state_dict()), []
+    for _ in range(2):
+        quantizer.load_state_dict(fresh)
         torch.manual_seed(1)
-        assert [gathers(seed) for seed in range(3)] == [True, False, False]
-        return copy.deepcopy(quantizer.state_dict())
-
-    started = start()
-    quantizer.load_state_dict(fresh)
-    assert all(torch.equal(value, started[key]) for key, value in start().items())
+        quantizer.update()  # nothing was quantised yet, so it is no start
+        for seed in range(3):
+            quantizer(features(quantizer.dim, 20, seed=seed))
+            quantizer.update()
+        started.append(copy.deepcopy(quantizer.state_dict()))
+    torch.testing.assert_close(*started, rtol=0, atol=0)
+    assert any(not torch.equal(started[0][key], value) for key, value in fresh.items())
 
 
 def test_a_bfloat16_quantizer_trains():
@@ -302,9 +179,6 @@ def test_a_bfloat16_quantizer_trains():
     assert torch.equal(quantizer.decode(q.codes), q.z_q)
 
 
-# --- what they are made of --------------------------------------------------------------------------------------------
-
-
 def test_a_pool_of_a_union_is_the_union_of_pools():
     z, salt = features(DIM, 40), torch.tensor(3)
     whole, parts = Pool(16, DIM), Pool(16, DIM)
@@ -314,14 +188,8 @@ def test_a_pool_of_a_union_is_the_union_of_pools():
     assert torch.equal(whole.joint(), parts.joint())
     assert torch.equal(whole.joint(), z[hash_rows(z, salt).argsort()[:16]])
     assert torch.equal(whole.draw(5), whole.joint()[:5])
-
-
-def test_each_step_draws_in_another_order():
-    z = features(DIM, 40)
-    orders = {tuple(hash_rows(z, torch.tensor(salt)).argsort().tolist()) for salt in range(20)}
-    assert len(orders) == 20
-    firsts = {order[0] for order in orders}
-    assert len(firsts) > 10
+    firsts = {int(hash_rows(z, torch.tensor(step)).argmin()) for step in range(20)}
+    assert len(firsts) > 10  # each step draws in another order
 
 
 def test_draws_are_distinct_vectors_in_turn():
@@ -329,10 +197,8 @@ def test_draws_are_distinct_vectors_in_turn():
     valid = torch.arange(12) % 4 < 3  # the fourth is another vector
     pool.add(torch.cat([z, features(DIM, 1, seed=9)]).repeat(3, 1), valid, torch.tensor(0))
     drawn = pool.draw(7)
-    assert len(drawn[:3].unique(dim=0)) == 3
-    assert torch.equal(drawn[3:6], drawn[:3])
-    assert torch.equal(drawn[6], drawn[0])
-    assert set(map(tuple, drawn.tolist())) == set(map(tuple, z.tolist()))
+    assert torch.equal(drawn[3:], drawn[[0, 1, 2, 0]])
+    assert set(map(tuple, drawn[:3].tolist())) == set(map(tuple, z.tolist()))
     assert len(pool.joint()) == 9
 
 
@@ -340,8 +206,7 @@ def test_draws_are_distinct_vectors_in_turn():
 def test_counting_by_sorting_is_counting_by_listing(codes, monkeypatch):
     listed = statistics(torch.tensor(codes), 4)
     monkeypatch.setattr(positionwise, "LISTED", 0)
-    sorted_ = statistics(torch.tensor(codes), 4)
-    torch.testing.assert_close(listed, sorted_)
+    torch.testing.assert_close(statistics(torch.tensor(codes), 4), listed)
     valid = np.array([code for code in codes if code >= 0])
     shares = np.unique(valid, return_counts=True)[1] / max(len(valid), 1)
     want = (len(shares) / 4, np.exp(-(shares * np.log(shares)).sum()), 4 - len(shares))

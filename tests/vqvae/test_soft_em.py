@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from quantizer_worlds import codebooks, ema, features, residual, soft_em, trained
+from quantizer_worlds import codebooks, ema, features, residual, soft_em
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae.quantizers import MASKED, EMAVectorQuantizer, SoftEMVectorQuantizer
+from vqvae.quantizers import SoftEMVectorQuantizer
 from vqvae.quantizers import soft_em as soft_em_module
 
 DIM, NUM_CODES = 6, 16
@@ -34,71 +33,18 @@ def gathered(quantizer: SoftEMVectorQuantizer) -> tuple[Tensor, Tensor]:
     return sums["counts"] / quantizer.num_samples, sums["vectors"] / quantizer.num_samples
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variance", [0.5, 3.0])
-@pytest.mark.parametrize("chunk", [None, 50 * NUM_CODES])
-def test_draws_follow_the_posterior(variance, chunk, monkeypatch):
-    """Pearson's χ² of 40,000 draws over the codes expected five times; 99.9 % of draws pass."""
-    if chunk:
-        monkeypatch.setattr(soft_em_module, "CHUNK_ELEMENTS", chunk)
-    quantizer = started(variance=variance)
-    z_e = 0.5 * features(DIM, 1, seed=5).double()
-    quantizer(z_e.expand(4000, DIM))
-    expected = 40_000 * posterior(quantizer, z_e)[0]
-    listed = expected > 5
-    assert listed.sum() > 3
-    assert expected.max() < 30_000
-    counts = quantizer.sums_of_step["counts"]
-    counts, expected = (torch.cat([x[listed], x[~listed].sum()[None]]) for x in (counts, expected))
-    chi_square = ((counts - expected).square() / expected.clamp_min(1)).sum()
-    limit = torch.tensor([16.3, 18.5, 20.5, 22.5, 24.3, 26.1, 27.9, 29.6, 31.3, 32.9, 34.5, 36.1, 37.7, 39.3])
-    assert chi_square < limit[int(listed.sum()) - 3]
-
-
-@pytest.mark.parametrize("offset", [0.0, 3000.0])
-def test_the_posterior_is_that_of_distances_far_from_the_origin(offset):
-    """In float32, where ‖e‖² is 5e7 and differs by a few between codes, a draw keeps its odds."""
-    quantizer = started().float()
+@pytest.mark.parametrize(("variance", "offset"), [(0.5, 0.0), (3.0, 0.0), (0.5, 3000.0)])
+def test_draws_follow_the_posterior(variance, offset, monkeypatch):
+    """In float32, also where ‖e‖² is 5e7 and differs by a few between codes, and in several chunks."""
+    monkeypatch.setattr(soft_em_module, "CHUNK_ELEMENTS", 50 * NUM_CODES)
+    quantizer = started(variance=variance).float()
     quantizer.codebook += offset
     z_e = 0.5 * features(DIM, 1, seed=5) + offset
     quantizer(z_e.expand(4000, DIM))
     expected = posterior(quantizer, z_e)[0]
+    assert ((expected > 1e-3) & (expected < 0.75)).sum() > 3
     counts = quantizer.sums_of_step["counts"].double() / 40_000
     assert ((counts - expected).abs() <= 5 * (expected / 40_000).sqrt() + 1e-3).all()
-
-
-def test_a_seed_repeats_the_draws_and_two_forwards_differ():
-    quantizer, z_e = trained("soft em"), features(DIM, 50)
-    results = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        results.append(quantizer(z_e).z_q)
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
-
-
-def test_no_matrix_of_all_vectors_and_codes_is_held(monkeypatch):
-    monkeypatch.setattr(soft_em_module, "CHUNK_ELEMENTS", 20 * NUM_CODES)
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                largest = max(largest, result.numel())
-            return result
-
-    quantizer, vectors = started(num_samples=3), features(DIM, 500).double()
-    quantizer(vectors)
-    with Watch():
-        quantizer.e_step(vectors, quantizer.table)
-    assert largest == 500 * 3  # the draws themselves; a matrix of all would have 500 * 16
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def test_expected_statistics_are_the_enumerated_e_step():
@@ -122,16 +68,6 @@ def test_expected_statistics_are_the_enumerated_e_step():
         assert ((draws.mean(0) - expected).abs() <= 4 * error + 1e-12).all()
 
 
-@pytest.mark.parametrize("num_samples", [1, 3, 8, 10])
-def test_a_vector_counts_one_in_all(num_samples):
-    quantizer = soft_em(num_samples=num_samples).build()
-    z_e = features(DIM, 7, 11)
-    for _ in range(2):
-        quantizer(z_e)
-    assert quantizer.sums_of_step["counts"].sum() == 2 * 77 * num_samples  # of shares of 1/m
-    torch.testing.assert_close(gathered(quantizer)[1].sum(0), 2 * z_e.sum((0, 1)), rtol=1e-5, atol=1e-5)
-
-
 def test_an_update_is_the_moving_average_of_the_statistics():
     quantizer, gamma, epsilon = started(revival="off", decay=0.9), 0.9, 1e-5
     counts, sums = quantizer.counts.clone(), quantizer.sums.clone()
@@ -150,38 +86,10 @@ def test_an_update_is_the_moving_average_of_the_statistics():
         assert quantizer.counts.sum().item() == pytest.approx(0.9 ** (step + 1) * 40 + (1 - 0.9 ** (step + 1)) * 50)
 
 
-def test_the_traffic_of_revival_counts_vectors():
-    """The share of a revived code is one of vectors, not of draws."""
-    quantizer = started()
-    torch.testing.assert_close(quantizer.traffic.sum(), torch.tensor(40.0).double())
-    torch.testing.assert_close(quantizer.counts.sum(), torch.tensor(40.0).double())
-    quantizer.traffic[3] = 0
-    quantizer.codebook[3] = 100  # nothing draws it
-    quantizer(features(DIM, 80).double())
-    quantizer.update()
-    assert quantizer.counts[3] == quantizer.traffic[3] == 80 / NUM_CODES
-    assert (quantizer.codebook[3] == features(DIM, 80).double()).all(1).any()
-
-
-def test_masked_positions_do_not_count():
-    quantizer, z_e = started(), features(DIM, 4, 5).double()
-    mask = torch.arange(20).reshape(4, 5) % 3 > 0
-    q = quantizer(torch.where(mask[..., None], z_e, torch.nan), mask)
-    counts, sums = gathered(quantizer)
-    assert quantizer.sums_of_step["counts"].sum() == 10 * mask.sum()
-    torch.testing.assert_close(sums.sum(0), z_e[mask].sum(0))
-    assert counts.max() < mask.sum()
-    assert (q.codes[~mask] == MASKED).all()
-    assert (q.z_q[~mask] == 0).all()
-
-
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
 def test_z_q_is_the_mean_of_the_draws():
     """As the statistics of one vector tell what it drew, they tell its mean; the term is the distance to it."""
     quantizer = started(num_samples=7, commitment_weight=0.3)
-    for seed in range(20):
+    for seed in range(5):
         z_e = features(DIM, 1, seed=seed).double()
         q = quantizer(z_e)
         shares = gathered(quantizer)[0]
@@ -192,43 +100,23 @@ def test_z_q_is_the_mean_of_the_draws():
         quantizer.sums_of_step.clear()
 
 
-def test_the_gradient_is_straight_through_and_of_the_commitment():
-    quantizer = started()
-    z_e, weights = features(DIM, 4, 5).double().requires_grad_(), features(DIM, 4, 5, seed=3).double()
-    q = quantizer(z_e)
-    task = torch.autograd.grad((q.z_q * weights).sum(), z_e, retain_graph=True)[0]
-    assert torch.equal(task, weights)
-    commitment = torch.autograd.grad(q.auxiliary["commitment"], z_e)[0]
-    torch.testing.assert_close(commitment, 0.25 * 2 * (z_e - q.z_q).detach() / z_e.numel())
-
-
 def test_evaluation_takes_the_nearest_codes():
     quantizer = started(variance=5.0).eval()
     z_e = features(DIM, 200).double()
-    state = torch.get_rng_state()
     q = quantizer(z_e)
-    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(q.codes, torch.cdist(z_e, quantizer.codebook).argmin(-1))
     assert torch.equal(q.z_q, quantizer.codebook[q.codes])
-    assert not quantizer.stochastic
-    assert (q.entropy == 0).all()
-    assert torch.equal(quantizer.draw(z_e).codes, q.codes)
 
 
-# --- hard EM ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("revival", ["dead", "clustered", "off"])
-@pytest.mark.parametrize("num_samples", [1, 10])
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("revival", "num_samples", "deep"), [("dead", 10, False), ("clustered", 10, True), ("off", 1, False)]
+)
 def test_without_a_spread_it_is_the_hard_kind(revival, num_samples, deep):
     """z_q and codes to the bit, statistics and codebook to the rounding of sums, through start, updates and revival."""
     configs = (ema(revival=revival, decay=0.9), soft_em(revival=revival, decay=0.9, num_samples=num_samples))
     torch.manual_seed(0)
     hard, soft_kind = (residual(config).build() if deep else config.build() for config in configs)
-    assert isinstance(codebooks(hard)[0], EMAVectorQuantizer)
     for module in codebooks(soft_kind):
-        assert isinstance(module, SoftEMVectorQuantizer)
         module.variance = 1e-12
     soft_kind.load_state_dict(hard.state_dict())
     for step in range(25):
@@ -245,20 +133,15 @@ def test_without_a_spread_it_is_the_hard_kind(revival, num_samples, deep):
     assert torch.equal(soft_kind(z_e).z_q, hard(z_e).z_q)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 0}, {"variance": 0.0}, {"variance": -1.0}, {"variance": float("inf")}]
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "at least one sample"),
+        ({"variance": 0.0}, "variance above zero"),
+        ({"variance": float("inf")}, "finite number"),
+        ({"decay": 1.0}, "decay"),
+    ],
 )
-def test_what_cannot_draw_is_a_sentence(options):
-    with pytest.raises(
-        ValueError, match=r"at least one sample and a finite variance above zero|got variance=inf .*a finite number"
-    ):
-        SoftEMVectorQuantizer(**options)
-
-
-@pytest.mark.parametrize("options", [{"decay": 1.0}, {"revival": "never"}])
-def test_options_are_checked_as_of_the_hard_kind(options, untyped):
-    with pytest.raises(ValueError, match=r"decay|revival"):
+def test_what_cannot_draw_is_a_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
         SoftEMVectorQuantizer(**options)

@@ -14,6 +14,13 @@ from torch.nn import functional as F
 
 from vqvae import load_images
 
+LDM: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512),
+    "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+    "vq_embed_dim": 3,
+    "sample_size": 256,
+}
 # Released configs, by what their files say; what is not here is `VQModel`'s default.
 RELEASED: dict[str, dict[str, Any]] = {
     "amused": {
@@ -32,21 +39,8 @@ RELEASED: dict[str, dict[str, Any]] = {
         "num_vq_embeddings": 16384,
         "norm_type": "spatial",
     },
-    "ldm-celebahq": {
-        "block_out_channels": (128, 256, 512),
-        "latent_channels": 3,
-        "num_vq_embeddings": 8192,
-        "vq_embed_dim": 3,
-        "sample_size": 256,
-    },
-    "ldm-super-resolution-4x-openimages": {
-        "block_out_channels": (128, 256, 512),
-        "latent_channels": 3,
-        "num_vq_embeddings": 8192,
-        "vq_embed_dim": 3,
-        "sample_size": 256,
-        "scaling_factor": 1.0,
-    },
+    "ldm-celebahq": LDM,
+    "ldm-super-resolution-4x-openimages": LDM | {"scaling_factor": 1.0},
     "vq-diffusion-ithq": {
         "block_out_channels": (128, 128, 256, 512),
         "attention": (3,),
@@ -111,38 +105,6 @@ def pictures(num: int, size: int) -> Tensor:
     return torch.cat([real, random.to(torch.uint8)])
 
 
-class Weights(dict[str, Tensor]):
-    """Random weights under the names they are first asked for."""
-
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def conv(self, name: str, out: int, into: int, size: int) -> None:
-        self[f"{name}.weight"] = self._draw(out, into, size, size) / math.sqrt(into * size**2)
-        self[f"{name}.bias"] = 0.3 * self._draw(out)
-
-    def norm(self, name: str, channels: int) -> None:
-        self[f"{name}.weight"] = 1 + 0.3 * self._draw(channels)
-        self[f"{name}.bias"] = 0.3 * self._draw(channels)
-
-    def resnet(self, name: str, into: int, out: int) -> None:
-        self.norm(f"{name}.norm1", into)
-        self.conv(f"{name}.conv1", out, into, 3)
-        self.norm(f"{name}.norm2", out)
-        self.conv(f"{name}.conv2", out, out, 3)
-        if into != out:
-            self.conv(f"{name}.nin_shortcut", out, into, 1)
-
-    def attention(self, name: str, channels: int) -> None:
-        self.norm(f"{name}.norm", channels)
-        for part in ("q", "k", "v", "proj_out"):
-            self.conv(f"{name}.{part}", channels, channels, 1)
-
-    def _draw(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-
 # Names of the parts: of level i of the encoder, of level i of the decoder (both from the finest), of the middle.
 TAMING = {"down": "encoder.down.{i}", "up": "decoder.up.{i}", "block": "block", "attn": "attn"}
 LLAMAGEN = {"down": "encoder.conv_blocks.{i}", "up": "decoder.conv_blocks.{r}", "block": "res", "attn": "attn"}
@@ -150,7 +112,7 @@ MIDDLE = {"taming": ("block_1", "attn_1", "block_2"), "llamagen": ("0", "1", "2"
 
 
 class Reference:
-    """A VQGAN with the layout of "taming" or "llamagen".
+    """A VQGAN with the layout of "taming" or "llamagen", its weights random under the names they are first asked for.
 
     Args:
         attention: levels with attention, from the finest.
@@ -173,79 +135,60 @@ class Reference:
         self.widths = [ch * factor for factor in ch_mult]
         self.attention, self.num_blocks, self.gumbel = attention, 2, gumbel
         self.embed_dim, self.z_channels, self.num_codes = embed_dim, z_channels, n_embed
-        w = self.weights = Weights(seed=ch)
-        top = self.widths[-1]
-        w.conv("encoder.conv_in", self.widths[0], 3, 3)
-        for i, width in enumerate(self.widths):
-            place = self._place("down", i)
-            for j in range(self.num_blocks):
-                before = width if j else self.widths[max(0, i - 1)]
-                w.resnet(f"{place}.{self.names['block']}.{j}", before, width)
-                if i in attention:
-                    w.attention(f"{place}.{self.names['attn']}.{j}", width)
-            if i < len(self.widths) - 1:
-                w.conv(f"{place}.downsample.conv", width, width, 3)
-        w.conv("decoder.conv_in", top, z_channels, 3)
-        for net in ("encoder", "decoder"):
-            first, middle, last = (f"{net}.mid.{name}" for name in MIDDLE[layout])
-            w.resnet(first, top, top)
-            w.attention(middle, top)
-            w.resnet(last, top, top)
-        for i in reversed(range(len(self.widths))):
-            place, width = self._place("up", i), self.widths[i]
-            for j in range(self.num_blocks + 1):
-                before = width if j else self.widths[min(len(self.widths) - 1, i + 1)]
-                w.resnet(f"{place}.{self.names['block']}.{j}", before, width)
-                if i in attention:
-                    w.attention(f"{place}.{self.names['attn']}.{j}", width)
-            if i:
-                w.conv(f"{place}.upsample.conv", width, width, 3)
-        w.norm("encoder.norm_out", top)
-        w.conv("encoder.conv_out", z_channels, top, 3)
-        w.norm("decoder.norm_out", self.widths[0])
-        w.conv("decoder.conv_out", 3, self.widths[0], 3)
-        w.conv("quant_conv", embed_dim, z_channels, 1)
-        w.conv("post_quant_conv", z_channels, embed_dim, 1)
+        self.weights: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(ch)
         codes = codebook_like(self.encode(pictures(24, 32)), n_embed)
         if gumbel:
-            w["quantize.embed.weight"] = codes
-            w["quantize.proj.weight"] = codes.flip(0)[:, :, None, None]
-            w["quantize.proj.bias"] = -codes.flip(0).square().sum(1) / 2
+            self.weights["quantize.embed.weight"] = codes
+            self.weights["quantize.proj.weight"] = codes.flip(0)[:, :, None, None]
+            self.weights["quantize.proj.bias"] = -codes.flip(0).square().sum(1) / 2
         else:
-            w["quantize.embedding.weight"] = codes
+            self.weights["quantize.embedding.weight"] = codes
+        self.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
 
     def _place(self, part: str, i: int) -> str:
         return self.names[part].format(i=i, r=len(self.widths) - 1 - i)
 
-    def _conv(self, name: str, x: Tensor, **options: Any) -> Tensor:
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def _conv(self, name: str, x: Tensor, out: int, size: int, **options: Any) -> Tensor:
+        if f"{name}.weight" not in self.weights:
+            into = x.shape[1]
+            self.weights[f"{name}.weight"] = self._draw(out, into, size, size) / math.sqrt(into * size**2)
+            self.weights[f"{name}.bias"] = 0.3 * self._draw(out)
         return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **options)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
+        if f"{name}.weight" not in self.weights:
+            self.weights[f"{name}.weight"] = 1 + 0.3 * self._draw(x.shape[1])
+            self.weights[f"{name}.bias"] = 0.3 * self._draw(x.shape[1])
         return F.group_norm(x, 32, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6)
 
-    def _resnet(self, name: str, x: Tensor) -> Tensor:
+    def _resnet(self, name: str, x: Tensor, out: int) -> Tensor:
         h = self._norm(f"{name}.norm1", x)
-        h = self._conv(f"{name}.conv1", h * h.sigmoid(), padding=1)
+        h = self._conv(f"{name}.conv1", h * h.sigmoid(), out, 3, padding=1)
         h = self._norm(f"{name}.norm2", h)
-        h = self._conv(f"{name}.conv2", h * h.sigmoid(), padding=1)
-        return h + (self._conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in self.weights else x)
+        h = self._conv(f"{name}.conv2", h * h.sigmoid(), out, 3, padding=1)
+        return h + (x if x.shape[1] == out else self._conv(f"{name}.nin_shortcut", x, out, 1))
 
     def _attend(self, name: str, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         normed = self._norm(f"{name}.norm", x)
-        q, k, v = (self._conv(f"{name}.{part}", normed).reshape(b, c, h * w) for part in "qkv")
+        q, k, v = (self._conv(f"{name}.{part}", normed, c, 1).reshape(b, c, h * w) for part in "qkv")
         weights = torch.softmax(torch.bmm(q.transpose(1, 2), k) * c**-0.5, dim=2)  # b, places of q, places of k
         mixed = torch.bmm(v, weights.transpose(1, 2)).reshape(b, c, h, w)
-        return x + self._conv(f"{name}.proj_out", mixed)
+        return x + self._conv(f"{name}.proj_out", mixed, c, 1)
 
     def _mid(self, net: str, x: Tensor) -> Tensor:
         first, middle, last = (f"{net}.mid.{name}" for name in MIDDLE[self.layout])
-        return self._resnet(last, self._attend(middle, self._resnet(first, x)))
+        x = self._attend(middle, self._resnet(first, x, self.widths[-1]))
+        return self._resnet(last, x, self.widths[-1])
 
     def _level(self, part: str, i: int, num: int, x: Tensor) -> Tensor:
         place = self._place(part, i)
         for j in range(num):
-            x = self._resnet(f"{place}.{self.names['block']}.{j}", x)
+            x = self._resnet(f"{place}.{self.names['block']}.{j}", x, self.widths[i])
             if i in self.attention:
                 x = self._attend(f"{place}.{self.names['attn']}.{j}", x)
         return x
@@ -253,20 +196,21 @@ class Reference:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 "b 3 h w" to features "b d h w"."""
-        x = self._conv("encoder.conv_in", images / 127.5 - 1, padding=1)
-        for i in range(len(self.widths)):
+        x = self._conv("encoder.conv_in", images / 127.5 - 1, self.widths[0], 3, padding=1)
+        for i, width in enumerate(self.widths):
             x = self._level("down", i, self.num_blocks, x)
             if i < len(self.widths) - 1:
-                x = self._conv(f"{self._place('down', i)}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
+                x = self._conv(f"{self._place('down', i)}.downsample.conv", F.pad(x, (0, 1, 0, 1)), width, 3, stride=2)
         x = self._norm("encoder.norm_out", self._mid("encoder", x))
-        return self._conv("quant_conv", self._conv("encoder.conv_out", x * x.sigmoid(), padding=1))
+        x = self._conv("encoder.conv_out", x * x.sigmoid(), self.z_channels, 3, padding=1)
+        return self._conv("quant_conv", x, self.embed_dim, 1)
 
     @torch.no_grad()
     def codes(self, features: Tensor) -> Tensor:
         """ "b d h w" to "b h w"."""
         b, _, h, w = features.shape
         if self.gumbel:
-            return self._conv("quantize.proj", features).argmax(1)
+            return self._conv("quantize.proj", features, self.num_codes, 1).argmax(1)
         vectors, table = features.permute(0, 2, 3, 1).reshape(-1, self.embed_dim), self._table()
         if self.layout == "llamagen":
             vectors = F.normalize(vectors, dim=-1)
@@ -280,53 +224,29 @@ class Reference:
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """ "b h w" to "b 3 H W", about −1 to 1."""
-        x = self._conv("post_quant_conv", self._table()[codes].permute(0, 3, 1, 2))
-        x = self._mid("decoder", self._conv("decoder.conv_in", x, padding=1))
+        x = self._conv("post_quant_conv", self._table()[codes].permute(0, 3, 1, 2), self.z_channels, 1)
+        x = self._mid("decoder", self._conv("decoder.conv_in", x, self.widths[-1], 3, padding=1))
         for i in reversed(range(len(self.widths))):
             x = self._level("up", i, self.num_blocks + 1, x)
             if i:
-                x = self._conv(
-                    f"{self._place('up', i)}.upsample.conv",
-                    x.repeat_interleave(2, 2).repeat_interleave(2, 3),
-                    padding=1,
-                )
+                doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+                x = self._conv(f"{self._place('up', i)}.upsample.conv", doubled, self.widths[i], 3, padding=1)
         x = self._norm("decoder.norm_out", x)
-        return self._conv("decoder.conv_out", x * x.sigmoid(), padding=1)
+        return self._conv("decoder.conv_out", x * x.sigmoid(), 3, 3, padding=1)
 
 
-# By name: layout, options.
+# By name: layout, options; those that all share are said below.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
-    "taming-f16-1024": (
-        "taming",
-        {"ch_mult": (1, 1, 2, 2, 4), "attention": (4,), "z_channels": 256, "embed_dim": 256, "n_embed": 1024},
-    ),
-    "taming-f16-16384": (
-        "taming",
-        {"ch_mult": (1, 1, 2, 2, 4), "attention": (4,), "z_channels": 256, "embed_dim": 256, "n_embed": 16384},
-    ),
-    "taming-gumbel-f8": (
-        "taming",
-        {
-            "ch_mult": (1, 1, 2, 4),
-            "attention": (3,),
-            "z_channels": 256,
-            "embed_dim": 256,
-            "n_embed": 8192,
-            "gumbel": True,
-        },
-    ),
-    "llamagen-vq16": (
-        "llamagen",
-        {"ch_mult": (1, 1, 2, 2, 4), "attention": (4,), "z_channels": 256, "embed_dim": 8, "n_embed": 16384},
-    ),
-    "llamagen-vq8": (
-        "llamagen",
-        {"ch_mult": (1, 2, 2, 4), "attention": (3,), "z_channels": 256, "embed_dim": 8, "n_embed": 16384},
-    ),
+    "taming-f16-1024": ("taming", {"n_embed": 1024}),
+    "taming-f16-16384": ("taming", {}),
+    "taming-gumbel-f8": ("taming", {"ch_mult": (1, 1, 2, 4), "attention": (3,), "n_embed": 8192, "gumbel": True}),
+    "llamagen-vq16": ("llamagen", {"embed_dim": 8}),
+    "llamagen-vq8": ("llamagen", {"ch_mult": (1, 2, 2, 4), "attention": (3,), "embed_dim": 8}),
 }
+F16 = {"ch_mult": (1, 1, 2, 2, 4), "attention": (4,), "z_channels": 256, "embed_dim": 256, "n_embed": 16384}
 
 
 def published(name: str, ch: int = 128) -> Reference:
     """One of these with random weights; 128 is the width of all that were released."""
     layout, options = PUBLISHED[name]
-    return Reference(layout, ch=ch, **options)
+    return Reference(layout, ch=ch, **{**F16, **options})

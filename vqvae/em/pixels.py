@@ -79,11 +79,7 @@ class CategoricalPixels(Options):
     alpha: float = 1.0
 
     def build(self, num_components: int, num_dims: int) -> "Table":
-        """The family for so many components and pixels.
-
-        Raises:
-            ValueError: a number of levels outside 2..256, or a negative, infinite or tiny alpha.
-        """
+        """The family for so many components and pixels. ValueError: an option out of range."""
         if not 2 <= self.num_levels <= NUM_LEVELS:
             raise ValueError(f"got num_levels={self.num_levels}, expected 2 to {NUM_LEVELS}")
         return Table(num_components, num_dims, self.num_levels, self.alpha)
@@ -102,11 +98,7 @@ class BernoulliPixels(Options):
     alpha: float = 0.5
 
     def build(self, num_components: int, num_dims: int) -> "Table":
-        """The family for so many components and pixels.
-
-        Raises:
-            ValueError: a negative, infinite or tiny alpha.
-        """
+        """The family for so many components and pixels. ValueError: an option out of range."""
         return Table(num_components, num_dims, 2, self.alpha)
 
 
@@ -125,11 +117,7 @@ class GaussianPixels(Options):
     min_variance: float = 1.0
 
     def build(self, num_components: int, num_dims: int) -> "Gaussian":
-        """The family for so many components and pixels.
-
-        Raises:
-            ValueError: a variance that is neither of the words nor a positive number, or a floor that is not positive.
-        """
+        """The family for so many components and pixels. ValueError: an option out of range."""
         if not (self.variance in ("pixel", "shared") or _is_positive(self.variance)):
             raise ValueError(f"got variance={self.variance!r}, expected 'pixel', 'shared' or a positive number")
         if not _is_positive(self.min_variance):

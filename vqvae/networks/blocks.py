@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+HEAD_WIDTH = 32
+
 
 class ResidualBlock(nn.Module):
     """`x + conv1x1(silu(conv3x3(silu(x))))`; starts as the identity."""
@@ -32,11 +34,11 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Self-attention over all positions of a feature map, added to it; starts as the identity."""
 
-    def __init__(self, channels: int, head_width: int = 32):
+    def __init__(self, channels: int):
         super().__init__()
-        if channels % head_width:
-            raise ValueError(f"attention needs channels divisible by {head_width}, got {channels}")
-        self.num_heads = channels // head_width
+        if channels % HEAD_WIDTH:
+            raise ValueError(f"attention needs channels divisible by {HEAD_WIDTH}, got {channels}")
+        self.num_heads = channels // HEAD_WIDTH
         self.norm = nn.RMSNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels, bias=False)
@@ -57,27 +59,26 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Space-to-depth by `factor`, then a linear map of each patch: one strided convolution."""
+    """Space-to-depth by 2, then a linear map of each patch: one strided convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.patch = nn.Conv2d(in_channels, out_channels, factor, stride=factor)
+        self.patch = nn.Conv2d(in_channels, out_channels, 2, stride=2)
 
     def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f2 h2 w2"]:
         return self.patch(x)
 
 
 class Upsample(nn.Module):
-    """A linear map of each position, then depth-to-space by `factor`: the transpose of `Downsample`."""
+    """A linear map of each position, then depth-to-space by 2: the transpose of `Downsample`."""
 
-    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.factor = factor
-        self.expand = nn.Conv2d(in_channels, out_channels * factor**2, 1)
+        self.expand = nn.Conv2d(in_channels, out_channels * 4, 1)
 
     def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f2 h2 w2"]:
         # channels_last in, channels_last out: reshaping the channel axis of the permuted view moves memory only once.
-        return depth_to_space(self.expand(x), self.factor)
+        return depth_to_space(self.expand(x), 2)
 
 
 def depth_to_space(x: Float[Tensor, "b f h w"], factor: int) -> Float[Tensor, "b f2 h2 w2"]:

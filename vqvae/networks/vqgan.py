@@ -227,14 +227,10 @@ class VQGANDecoder(nn.Module):
     """`z_q: float "b h/s w/s d"` to `features: float "b f h w"` for `num_features` f a pixel.
 
     Args:
-        dim: d, the width of `z_q`.
-        channels: of each level, from the finest on, so the last is the first that runs.
         num_blocks: of the encoder; here each level has one more.
-        attention: the levels whose residual blocks have attention after them; 0 is the finest.
-        mid_attention: attention between the first two residual blocks.
+        spatial_norm: norms are MoVQ's; `num_groups` is of those that are not.
         latent_channels: width between `post_quant_conv` and `conv_in`.
-        spatial_norm: norms are MoVQ's.
-        num_groups: of the norms that are not.
+        dim, channels, attention, mid_attention: as in `VQGANEncoder`.
     """
 
     def __init__(

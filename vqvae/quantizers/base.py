@@ -306,19 +306,34 @@ def own_generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), device="cpu")))
 
 
-def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:
-    """The result of a composition: codes and statistics side by side (codes along a new axis), terms summed."""
-    names = results[0].auxiliary
+def combined(results: Sequence[Quantized], z_q: Tensor, codes: Tensor, auxiliary: Mapping[str, Tensor]) -> Quantized:
+    """The result of a composition: nats summed, statistics side by side."""
     return Quantized(
         z_q=z_q,
-        codes=torch.stack([q.codes for q in results], dim=axis),
-        auxiliary={name: torch.stack([q.auxiliary[name] for q in results]).sum() for name in names},
+        codes=codes,
+        auxiliary=auxiliary,
         entropy=torch.stack([q.entropy for q in results]).sum(0),
         log_posterior=torch.stack([q.log_posterior for q in results]).sum(0),
         usage=torch.stack([q.usage for q in results]),
         perplexity=torch.stack([q.perplexity for q in results]),
         dead_codes=torch.stack([q.dead_codes for q in results]),
     )
+
+
+def stacked(results: Sequence[Quantized], z_q: Tensor, axis: int) -> Quantized:
+    """`combined` with codes along a new axis, and terms summed."""
+    codes = torch.stack([q.codes for q in results], dim=axis)
+    terms = {name: torch.stack([q.auxiliary[name] for q in results]).sum() for name in results[0].auxiliary}
+    return combined(results, z_q, codes, terms)
+
+
+def check_positionwise(part: Quantizer, whole: str) -> None:
+    """Raise ValueError for a quantizer that cannot be a part of `whole`, which needs codes of its own at a position."""
+    if not part.positionwise:
+        raise ValueError(
+            f"{type(part).__name__} cannot stand inside a {whole}: it has no code of its own at each position; put a "
+            f"{whole} inside it instead"
+        )
 
 
 def check_leaves_remainder(step: Quantizer) -> None:

@@ -18,12 +18,12 @@ import math
 
 import torch
 from einops import pack
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae.quantizers.base import Quantized
 from vqvae.quantizers.estimators import gumbel_softmax
-from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, counted
 from vqvae.quantizers.prior_in_loop import PriorInTheLoop, rate_of
 from vqvae.quantizers.soft import CHUNK_ELEMENTS, entropy_of, in_chunks
 
@@ -39,6 +39,7 @@ class CategoricalQuantizer(PositionwiseQuantizer):
     """
 
     stochastic = True
+    codebook: nn.Parameter
 
     def __init__(
         self,
@@ -63,9 +64,9 @@ class CategoricalQuantizer(PositionwiseQuantizer):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     @property
-    @abc.abstractmethod
     def table(self) -> Tensor:
         """The embeddings, "k d"."""
+        return self.codebook.to(self.dtype)
 
     @abc.abstractmethod
     def logits(self) -> tuple[Tensor, Tensor]:
@@ -93,11 +94,11 @@ class CategoricalQuantizer(PositionwiseQuantizer):
         if self.training:
             self.observe(vectors, valid)
         table, (weight, bias) = self.table, self.logits()
-        counted = _counted(vectors, valid)
+        weights = counted(vectors, valid)
         shared = (weight, bias, table.detach() if self.hard else table, self.current_temperature.to(self.dtype))
-        parts = in_chunks(_sample if self.training else _score, (vectors, counted), shared, self.num_codes)
+        parts = in_chunks(_sample if self.training else _score, (vectors, weights), shared, self.num_codes)
         entropies = torch.cat([part[0] for part in parts])
-        average = torch.stack([part[1] for part in parts]).sum(0) / counted.sum().clamp_min(1)
+        average = torch.stack([part[1] for part in parts]).sum(0) / weights.sum().clamp_min(1)
         drawn_entropies, log_posterior = None, None
         if not self.training:
             codes = self.most_probable(vectors)
@@ -163,11 +164,11 @@ class CategoricalQuantizer(PositionwiseQuantizer):
 
     def draw_codes(self, vectors: Tensor, valid: Tensor | None, generator: torch.Generator) -> Assignment:
         weight, bias = self.logits()
-        counted = _counted(vectors, valid)
+        weights = counted(vectors, valid)
         parts = []
         average = torch.zeros_like(bias)
         size = max(1, CHUNK_ELEMENTS // self.num_codes)
-        for chunk, share in zip(vectors.split(size), counted.split(size), strict=True):
+        for chunk, share in zip(vectors.split(size), weights.split(size), strict=True):
             log_probs = F.log_softmax(chunk @ weight.T + bias, dim=-1)
             # The largest of ln p + Gumbel noise is a draw from p (Gumbel 1954; Maddison et al. 2014).
             noise = -torch.empty_like(log_probs).exponential_(generator=generator).log()
@@ -177,7 +178,7 @@ class CategoricalQuantizer(PositionwiseQuantizer):
             average += share @ posteriors
         codes, entropies, log_posterior = (torch.cat(column) for column in zip(*parts, strict=True))
         chosen = self.table[codes]
-        terms = self.terms(vectors, chosen, entropies, average / counted.sum().clamp_min(1), valid)
+        terms = self.terms(vectors, chosen, entropies, average / weights.sum().clamp_min(1), valid)
         return Assignment(chosen, codes, terms, entropies, log_posterior)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
@@ -189,19 +190,14 @@ class CategoricalQuantizer(PositionwiseQuantizer):
         super().update()
 
 
-def _counted(vectors: Tensor, valid: Tensor | None) -> Tensor:
-    """The weight of each vector in a mean over those that count, "n": one or zero."""
-    return torch.ones_like(vectors[:, 0]) if valid is None else valid.to(vectors.dtype)
-
-
-def _score(vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+def _score(vectors: Tensor, weights: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     """Of a chunk: the entropies of the posteriors, and the sum of those that count."""
     posteriors = F.softmax(vectors @ weight.T + bias, dim=-1)
-    return entropy_of(posteriors), counted @ posteriors
+    return entropy_of(posteriors), weights @ posteriors
 
 
 def _sample(
-    vectors: Tensor, counted: Tensor, weight: Tensor, bias: Tensor, table: Tensor, temperature: Tensor
+    vectors: Tensor, weights: Tensor, weight: Tensor, bias: Tensor, table: Tensor, temperature: Tensor
 ) -> tuple[Tensor, ...]:
     """Of a chunk: what `_score` gives; ln p of the sampled and of the likeliest codes; relaxed vectors; their codes."""
     log_probs = F.log_softmax(vectors @ weight.T + bias, dim=-1)
@@ -210,4 +206,4 @@ def _sample(
     log_posterior = log_probs.gather(-1, codes[:, None])[:, 0]
     posteriors = log_probs.exp()
     most = log_probs.amax(-1)
-    return entropy_of(posteriors), counted @ posteriors, log_posterior, most, relaxed @ table, codes
+    return entropy_of(posteriors), weights @ posteriors, log_posterior, most, relaxed @ table, codes

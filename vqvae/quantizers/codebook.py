@@ -19,7 +19,6 @@ the bit, and with that of one process which saw all their vectors.
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -70,6 +69,7 @@ class CodebookQuantizer(PositionwiseQuantizer):
     """
 
     num_samples: int = 1
+    codebook: Tensor
 
     def __init__(
         self,
@@ -101,23 +101,18 @@ class CodebookQuantizer(PositionwiseQuantizer):
         # Statistics of the step, added up by forwards and consumed by `update`.
         self.sums_of_step = Sums(torch.float32, counts=(num_codes,), vectors=(num_codes, dim), errors=())
         self.pool = Pool(pool_size(num_codes), dim)
+        self.gathered = (self.sums_of_step, self.pool)
 
     @property
-    @abc.abstractmethod
     def table(self) -> Float[Tensor, "k d"]:
         """The codes as `decode` gives them: float32 or better, unit vectors where normalised."""
+        return self.project(self.codebook.to(self.dtype))
 
     @abc.abstractmethod
     def reset_codes(
         self, weights: Float[Tensor, " k"], vectors: Float[Tensor, "k d"], share: Float[Tensor, ""]
     ) -> None:
         """Move each code k to `vectors[k]` by `weights[k]` in [0, 1], its statistics to those of `share` vectors."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodebookQuantizer":
-        super()._apply(fn, recurse)
-        self.sums_of_step.apply(fn)
-        self.pool.apply(fn)
-        return self
 
     def project(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=-1) if self.normalize else z_e
@@ -245,8 +240,6 @@ class CodebookQuantizer(PositionwiseQuantizer):
                 self._revive_clustered(counts, total)
         self.num_updates += 1
         self.has_started = True
-        self.sums_of_step.clear()
-        self.pool.clear()
         super().update()
 
     def _measure(self, total: Tensor) -> None:

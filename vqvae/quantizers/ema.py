@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from vqvae.quantizers.codebook import CodebookQuantizer
 
@@ -42,11 +41,6 @@ class EMAVectorQuantizer(CodebookQuantizer):
         self.register_buffer("codebook", torch.empty(self.num_codes, self.dim).uniform_(-bound, bound))
         self.register_buffer("counts", torch.ones(self.num_codes))
         self.register_buffer("sums", self.codebook.clone())
-
-    @property
-    def table(self) -> Float[Tensor, "k d"]:
-        codebook = self.codebook.to(self.dtype)
-        return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def learn(self, counts: Tensor, sums: Tensor) -> None:
         self.counts.lerp_(counts.to(self.counts), 1 - self.decay)

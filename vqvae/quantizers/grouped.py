@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import Quantized, Quantizer, stacked
+from vqvae.quantizers.base import Quantized, Quantizer, check_positionwise, stacked
 from vqvae.quantizers.ema import EMAVectorQuantizer
 
 
@@ -29,11 +29,7 @@ class GroupedQuantizer(Quantizer):
             raise ValueError(f"expected at least one group, got {num_groups}")
         parts = [quantizer.build() for _ in range(num_groups)]
         first = parts[0]
-        if not first.positionwise:
-            raise ValueError(
-                f"{type(first).__name__} cannot stand inside a GroupedQuantizer: it has no code of its own at each "
-                "position; put a GroupedQuantizer inside it instead"
-            )
+        check_positionwise(first, "GroupedQuantizer")
         super().__init__(num_codes=first.num_codes, dim=num_groups * first.dim)
         self.parts = cast(Sequence[Quantizer], nn.ModuleList(parts))
         self.code_axes = (num_groups, *first.code_axes)

@@ -54,10 +54,6 @@ class GumbelQuantizer(CategoricalQuantizer):
         nn.init.normal_(self.to_logits.weight)
         self.codebook = nn.Parameter(torch.randn(self.num_codes, self.dim))
 
-    @property
-    def table(self) -> Tensor:
-        return self.codebook.to(self.dtype)
-
     def logits(self) -> tuple[Tensor, Tensor]:
         return self.to_logits.weight.to(self.dtype), self.to_logits.bias.to(self.dtype)
 

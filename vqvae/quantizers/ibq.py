@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae.quantizers.nearest_search import nearest
-from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, masked_mean, none_is_zero
+from vqvae.quantizers.positionwise import Assignment, PositionwiseQuantizer, counted, masked_mean, none_is_zero
 from vqvae.quantizers.soft import entropy_of, in_chunks
 
 TEMPERATURE = 0.01
@@ -50,7 +50,7 @@ class IBQ(PositionwiseQuantizer):
     def assign(self, vectors: Tensor, valid: Tensor | None) -> Assignment:
         table = self.table
         codes = nearest(vectors, table, table.new_zeros(self.num_codes))
-        weights = torch.ones_like(vectors[:, 0]) if valid is None else valid.to(vectors.dtype)
+        weights = counted(vectors, valid)
         parts = in_chunks(_soft, (vectors, weights), (table,), self.num_codes)
         soft = torch.cat([part[0] for part in parts])
         entropies = torch.cat([part[1] for part in parts])

@@ -24,12 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae.quantizers.base import (
-    MASKED,
-    Quantized,
-    Quantizer,
-    check_leaves_remainder,
-)
+from vqvae.quantizers.base import MASKED, Quantized, Quantizer, check_leaves_remainder, combined
 from vqvae.quantizers.ema import EMAVectorQuantizer
 from vqvae.quantizers.positionwise import masked_mean
 
@@ -113,20 +108,12 @@ class MultiScaleQuantizer(Quantizer):
             commitments.append(masked_mean((total.detach() - z_e).square().flatten(0, 2), valid))
         own = {name for name in results[0].auxiliary if name not in ("codebook", "commitment")}
         codes = torch.cat([q.codes.flatten(1) for q in results], dim=1)
-        return Quantized(
-            z_q=total,
-            codes=codes,
-            auxiliary={
-                "refinement": torch.stack(refinements).mean(),
-                "commitment": self.commitment_weight * torch.stack(commitments).mean(),
-                **{name: torch.stack([q.auxiliary[name] for q in results]).mean() for name in sorted(own)},
-            },
-            entropy=torch.stack([q.entropy for q in results]).sum(0),
-            log_posterior=torch.stack([q.log_posterior for q in results]).sum(0),
-            usage=torch.stack([q.usage for q in results]),
-            perplexity=torch.stack([q.perplexity for q in results]),
-            dead_codes=torch.stack([q.dead_codes for q in results]),
-        )
+        auxiliary = {
+            "refinement": torch.stack(refinements).mean(),
+            "commitment": self.commitment_weight * torch.stack(commitments).mean(),
+            **{name: torch.stack([q.auxiliary[name] for q in results]).mean() for name in sorted(own)},
+        }
+        return combined(results, total, codes, auxiliary)
 
     def look_up(self, codes: Tensor) -> Tensor:
         parts = codes.split([scale**2 for scale in self.scales], dim=1)

@@ -2,7 +2,7 @@
 
 import abc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vqvae.quantizers.base import MASKED, Quantized, Quantizer
+from vqvae.quantizers.step_statistics import Pool, Sums
 
 # Codebooks up to this size have a histogram with an entry a code; larger ones are counted by sorting.
 LISTED = 2**20
@@ -48,6 +49,14 @@ class PositionwiseQuantizer(Quantizer):
         # Whether an `update` found the codes started, so that forwards need not gather for their start. Not asked of a
         # buffer, which would wait for the device.
         self.has_started = False
+        # What forwards gather for the next `update`; no buffers, see `vqvae.quantizers.step_statistics`.
+        self.gathered: tuple[Sums | Pool, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PositionwiseQuantizer":
+        super()._apply(fn, recurse)
+        for each in self.gathered:
+            each.apply(fn)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
@@ -109,6 +118,8 @@ class PositionwiseQuantizer(Quantizer):
         self.recent_usage.lerp_(torch.where(num > 0, now.to(self.recent_usage), self.recent_usage), 1 - USAGE_DECAY)
 
     def update(self) -> None:
+        for each in self.gathered:
+            each.clear()
         self.num_checked += 1
         if self.num_checked % CHECK_EVERY or self.warned:
             return
@@ -153,6 +164,11 @@ def statistics(
     probs = counts / counts.sum().clamp_min(1)
     perplexity = torch.special.entr(probs).sum().exp()
     return used.float() / num_codes, perplexity, num_codes - used
+
+
+def counted(vectors: Float[Tensor, "n d"], valid: Tensor | None) -> Float[Tensor, " n"]:
+    """The weight of each vector in a mean over those that count: one or zero."""
+    return torch.ones_like(vectors[:, 0]) if valid is None else valid.to(vectors.dtype)
 
 
 def masked_mean(values: Float[Tensor, "n *w"], valid: Tensor | None) -> Float[Tensor, ""]:

@@ -22,12 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import (
-    Quantized,
-    Quantizer,
-    check_leaves_remainder,
-    stacked,
-)
+from vqvae.quantizers.base import Quantized, Quantizer, check_leaves_remainder, check_positionwise, stacked
 from vqvae.quantizers.ema import EMAVectorQuantizer
 
 
@@ -57,11 +52,7 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"expected a dropout in [0, 1], got {dropout}")
         steps = [quantizer.build() for _ in range(1 if shared else depth)]
         first = steps[0]
-        if not first.positionwise:
-            raise ValueError(
-                f"{type(first).__name__} cannot stand inside a ResidualQuantizer: it has no code of its own at each "
-                "position; put a ResidualQuantizer inside it instead"
-            )
+        check_positionwise(first, "ResidualQuantizer")
         check_leaves_remainder(first)
         super().__init__(num_codes=first.num_codes, dim=first.dim)
         self.depth = depth

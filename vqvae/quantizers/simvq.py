@@ -13,8 +13,6 @@ told otherwise; and features go to the codes (weight 1) rather than codes to the
 cannot part to follow them; the paper's start and weights leave codes unused.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +52,7 @@ class SimVQ(PositionwiseQuantizer):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         # In float64: a covariance is a difference of large sums.
         self.sums_of_step = Sums(torch.float64, count=(1,), vectors=(dim,), products=(dim, dim))
+        self.gathered = (self.sums_of_step,)
 
     @property
     def table(self) -> Tensor:
@@ -97,10 +96,4 @@ class SimVQ(PositionwiseQuantizer):
             self.offset.copy_(mean)
             self.started.fill_(True)
         self.has_started = True
-        self.sums_of_step.clear()
         super().update()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SimVQ":
-        super()._apply(fn, recurse)
-        self.sums_of_step.apply(fn)
-        return self

@@ -19,7 +19,6 @@ codes unused: hence a smaller weight, the last term, which LFQ and IBQ have too,
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,10 +52,7 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
         self.log_variance = nn.Parameter(torch.zeros(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.pool = Pool(pool_size(self.num_codes), self.dim)
-
-    @property
-    def table(self) -> Tensor:
-        return self.codebook.to(self.dtype)
+        self.gathered = (self.pool,)
 
     @property
     def variance(self) -> Tensor:
@@ -99,10 +95,4 @@ class StochasticVectorQuantizer(CategoricalQuantizer):
             self.log_variance.copy_(variance.clamp_min(1e-12).log())
             self.started.fill_(True)
         self.has_started = True
-        self.pool.clear()
         super().update()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StochasticVectorQuantizer":
-        super()._apply(fn, recurse)
-        self.pool.apply(fn)
-        return self

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vqvae.quantizers.codebook import CodebookQuantizer
 from vqvae.quantizers.positionwise import masked_mean
@@ -39,11 +38,6 @@ class VectorQuantizer(CodebookQuantizer):
         self.codebook_weight = codebook_weight
         bound = 1 / self.num_codes
         self.codebook = nn.Parameter(torch.empty(self.num_codes, self.dim).uniform_(-bound, bound))
-
-    @property
-    def table(self) -> Float[Tensor, "k d"]:
-        codebook = self.codebook.to(self.dtype)
-        return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def terms(self, vectors: Tensor, chosen: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
         error = masked_mean((vectors.detach() - chosen).square(), valid)
