@@ -24,6 +24,15 @@ def of_tokenizer(model: Any) -> str:
     return digest.hexdigest()
 
 
+def check_same_codes(model: Any, decoder: Any, name: str) -> None:
+    """Raise ValueError where a model, called `name`, is to decode the codes of another tokenizer."""
+    if of_tokenizer(model) != of_tokenizer(decoder):
+        raise ValueError(
+            f"{name} is not a decoder of these codes, as its encoder or quantizer is another: train one by "
+            "`vqvae train --stage codebook --train decoder --tokenizer RUN`"
+        )
+
+
 def check_trained_on(model: Any, prior: Any, name: str, advice: str) -> None:
     """Raise ValueError for a prior that was trained on latents of another tokenizer; one that does not say passes.
 

@@ -17,7 +17,7 @@ from priors.grid import GridModel
 from vqvae import Autoencoder
 from vqvae.codec import Codec, Mode
 from vqvae.data import Images, batches, load_images
-from vqvae.fingerprint import check_trained_on
+from vqvae.fingerprint import check_same_codes, check_trained_on
 
 MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
 
@@ -113,12 +113,26 @@ def load_prior(source: str, prior: str | None) -> Prior | ContinuousPrior:
     return found
 
 
-def load_codec(source: str, prior: str | None) -> tuple[Codec, int]:
+def load_decoder(model: Autoencoder, decoder: str | None) -> Autoencoder:
+    """What makes images of a model's codes: the model that --decoder names, else the model itself.
+
+    Raises:
+        ValueError: it is not of these codes.
+    """
+    if decoder is None:
+        return model
+    found = Autoencoder.from_pretrained(decoder)
+    check_same_codes(model, found, f"--decoder {decoder}")
+    return found
+
+
+def load_codec(source: str, prior: str | None, decoder: str | None = None) -> tuple[Codec, int]:
     """The codec of a run, or of a model and a prior, and how many bytes their weights are."""
     # The kinds are checked by Codec, which names what does not fit.
     model, known = load_pair(source, prior)
     tensors = [*model.state_dict().values(), *known.state_dict().values()]
-    return Codec(model, known), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
+    shown = None if decoder is None else load_decoder(model, decoder)
+    return Codec(model, known, decoder=shown), sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # pyrefly: ignore
 
 
 def load_test_images(source: str, data: str | None, model: Autoencoder, split: str = "test") -> Images:

@@ -5,7 +5,16 @@ from pathlib import Path
 import torch
 
 from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Model, at_least_one, check_pair, first_images, has_prior, load_prior, load_test_images
+from vqvae.cli.common import (
+    Model,
+    at_least_one,
+    check_pair,
+    first_images,
+    has_prior,
+    load_decoder,
+    load_prior,
+    load_test_images,
+)
 from vqvae.cli.evaluating import BATCH_SIZE, Network, measure
 from vqvae.metrics import psnr, ssim
 
@@ -13,6 +22,7 @@ from vqvae.metrics import psnr, ssim
 def reconstruct(
     run_or_model: Model,
     data: str | None = None,
+    decoder: str | None = None,
     num: int = 32,
     output: Path = Path("reconstructions.png"),
 ) -> None:
@@ -25,11 +35,14 @@ def reconstruct(
     Args:
         run_or_model: a run's folder, a tokenizer's folder, or a hub id.
         data: images: a folder, a parquet file, or the name of a set; the run's own test images unless given.
+        decoder: a model of the same codes whose decoder is to make the images (`vqvae train --train decoder`); the
+            run's own unless given.
         num: how many images.
         output: the PNG file to write.
     """
     at_least_one(num, "--num")
     model = Autoencoder.from_pretrained(run_or_model)
+    shown = load_decoder(model, decoder)
     if num > (most := pictures.most(model.config.image_size) // 2):
         raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
     images = first_images(load_test_images(run_or_model, data, model), num)
@@ -38,7 +51,7 @@ def reconstruct(
         known = load_prior(run_or_model, None)
         check_pair(model, known, run_or_model)
         encoder = model.through(known)
-    others = torch.cat([model.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
+    others = torch.cat([shown.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
     if min(images.shape[-2:]) >= 11:

@@ -16,7 +16,7 @@ from priors import ContinuousPrior, Prior, Sampling
 from priors.sampling import guidance_ramp
 from safefolder import Options
 from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_pair, load_prior
+from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_decoder, load_pair, load_prior
 from vqvae.cli.inpainting import Inpainting, read_inpainting
 from vqvae.data.folder import SUFFIXES
 from vqvae.elbo import check_fit
@@ -86,6 +86,7 @@ def sample(
     run_or_model: Model,
     *,
     prior: str | None = None,
+    decoder: str | None = None,
     output: Output = Path("samples.png"),
     draws: Annotated[Draws, tyro.conf.OmitArgPrefixes] = Draws(),
     inpainting: Annotated[InpaintingFiles, tyro.conf.OmitArgPrefixes] = InpaintingFiles(),
@@ -107,6 +108,8 @@ def sample(
     Args:
         run_or_model: a run's folder; or a tokenizer's folder or hub id, together with --prior.
         prior: folder or hub id of the prior; the run's own unless given.
+        decoder: a model of the same codes whose decoder is to make the images (`vqvae train --train decoder`); the
+            run's own unless given.
         output: a .png file to write a grid to; or a folder, for a PNG of each image, written as soon as it is sampled:
             000000.png, 000001.png, ... or, with --seeds, seed-3.png, ...
     """
@@ -123,6 +126,7 @@ def sample(
 
     model, known = load_pair(run_or_model, prior)
     check_fit(model, known, "prior")
+    shown = load_decoder(model, decoder)
     if names is None:
         _check_grid(num + (inpainting.inpaint is not None), model.config.image_size, draws.columns)
     choices = _classes(known, draws.label, everything=inpainting.inpaint is None)
@@ -142,7 +146,7 @@ def sample(
                 inpainting.inpaint, inpainting.mask, model, _encoder(run_or_model, model, known).encode
             )
         latents = _codes(known, num, labels, sampling, generator, draws.seeds, hole)
-    images = _decoded(model, latents, generator, draws.seeds, draws.pixels)
+    images = _decoded(shown, latents, generator, draws.seeds, draws.pixels)
     if hole is not None and inpainting.keep_pixels:
         images = map(hole.put_back, images)
     if names is None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import vqvae.codec
 from vqvae.cli.common import File, Model, Output, load_codec, printable, speed, tell
 from vqvae.cli.naming import Places, check_place
-from vqvae.codec import Archive, Codec, DamagedFile
+from vqvae.codec import Archive, Codec, DamagedFile, Mode
 from vqvae.codec.block import BlockContent
 from vqvae.codec.codec import DecodedBlock
 from vqvae.codec.storage import check_folder_to_write, check_readable
@@ -27,6 +27,7 @@ def decompress(
     *,
     output: Output,
     prior: str | None = None,
+    decoder: str | None = None,
     images: tuple[int, ...] | None = None,
     recover: bool = False,
     force: bool = False,
@@ -44,6 +45,8 @@ def decompress(
         file: a file that `vqvae compress` wrote.
         output: the folder to write to.
         prior: folder or hub id of the prior; the run's own unless given.
+        decoder: for lossy files, a model of the same codes whose decoder makes the images (`vqvae train --train
+            decoder`); the run's own unless given.
         images: numbers of the images to write, from 0; their blocks alone are read. All unless given.
         recover: write what is whole of a damaged file, name on stderr what is not, and exit with 1 if anything is
             lost. If the file's index is lost too, images without names are numbered in the order of what is left.
@@ -53,9 +56,11 @@ def decompress(
         raise ValueError("--images needs a file that is whole and --recover is for one that is not; give one of them")
     check_readable(file)
     check_folder_to_write(output)
-    codec, _ = load_codec(run_or_model, prior)
+    codec, _ = load_codec(run_or_model, prior, decoder)
     start, num_done = time.perf_counter(), 0
     with contextlib.closing(_Blocks(codec, file, recover=recover)) as blocks:
+        if decoder is not None and blocks.mode != Mode.LOSSY:
+            raise ValueError(f"--decoder is for lossy files, which hold codes alone; {file} holds pixels: leave it out")
         wanted, firsts = blocks.wanted(images), list(accumulate(blocks.counts, initial=0))
         _check_places(blocks, wanted, firsts, output, replace=force)
         places = Places()

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from safefolder.building import neutrally
+from vqvae.autoencoder import Autoencoder
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.block import STORED, BlockContent
 from vqvae.codec.coder import BadStream, RangeReader
@@ -33,10 +34,15 @@ class DecodedBlock:
 
 
 class BlockDecoder:
-    """Decodes what a `Codec` with the same models wrote."""
+    """Decodes what a `Codec` with the same models wrote.
 
-    def __init__(self, coder: TileCoder):
+    Args:
+        shown: the model whose decoder makes images of the codes of lossy files; the coder's unless given.
+    """
+
+    def __init__(self, coder: TileCoder, shown: Autoencoder | None = None):
         self.coder = coder
+        self.shown = coder.model if shown is None else shown
 
     @neutrally
     def decode(self, contents: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[DecodedBlock]:
@@ -122,7 +128,7 @@ class BlockDecoder:
             offsets = kinds.to(self.coder.device)
             known = [mine[rows] for mine, rows in zip(labels, here, strict=True) if mine is not None]
             codes = self.coder.decode_codes(counted, torch.cat(known) if known else None, offsets)
-            tiles = self.coder.model.decode(codes) if lossy else self.coder.decode_tiles(counted, codes, offsets)
+            tiles = self.shown.decode(codes) if lossy else self.coder.decode_tiles(counted, codes, offsets)
             counts = [len(rows) for rows in here]
             for mine, tile, code in zip(found, tiles.split(counts), codes.split(counts), strict=True):
                 mine.append((tile, code))

@@ -45,6 +45,7 @@ from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.codec.pixels import AnyImage, as_images
 from vqvae.codec.tile_coder import TileCoder, TileIntervals, WalkingPrior
 from vqvae.codec.tiles import Tiling
+from vqvae.fingerprint import check_same_codes
 
 IMAGES_PER_BLOCK = 128
 
@@ -112,15 +113,19 @@ class Codec:
     Args:
         model: a VQVAE.
         prior: over its codes. Both are copied, in float64.
+        decoder: a model of the same codes (`vqvae train --train decoder`), which makes the images of lossy files.
 
     Raises:
+        ValueError: a decoder of other codes.
         ValueError: a prior for other codes, a model whose latents are no codes, or no `constriction` installed.
     """
 
-    def __init__(self, model: Autoencoder, prior: WalkingPrior):
+    def __init__(self, model: Autoencoder, prior: WalkingPrior, *, decoder: Autoencoder | None = None):
+        if decoder is not None:
+            check_same_codes(model, decoder, "the decoder")
         self.coder = TileCoder(model, prior)
         self.fingerprint = fingerprint(model, prior)
-        self.decoder = BlockDecoder(self.coder)
+        self.decoder = BlockDecoder(self.coder, decoder)
 
     def compress(
         self,
