@@ -6,9 +6,7 @@ import pytest
 import torch
 from loop_worlds import (
     BETAS,
-    GRID,
     GRIDS,
-    NUM_CODES,
     distances_in_nats,
     every_draw,
     make_costs,
@@ -56,16 +54,12 @@ def test_rate_and_entropy_are_those_of_the_posterior_at_each_position(prior, bet
     }
     for name, value in expected.items():
         torch.testing.assert_close(getattr(chosen, name).detach(), value, rtol=0, atol=1e-12)
-    divergence = (chosen.rate - chosen.entropy).detach()
-    torch.testing.assert_close(divergence, (probs * (probs.log() - conditionals)).sum((1, 2, 3)), rtol=0, atol=1e-12)
-    assert (divergence > 0).all()
-
-
-def test_the_divergence_is_zero_where_the_costs_say_nothing(prior):
-    codes, even = some_codes(20), torch.full((20, *GRID, NUM_CODES), 3.0, dtype=torch.float64)
-    chosen = posterior_at(codes, even, make_loop(prior, 20))
-    torch.testing.assert_close(chosen.rate, chosen.entropy, rtol=0, atol=1e-12)
-    torch.testing.assert_close(chosen.log_posterior, prior.log_prob(codes), rtol=0, atol=1e-12)
+    # Of all distributions it has the least cost and divergence.
+    least = (probs * costs).sum((1, 2, 3)) + beta * (chosen.rate - chosen.entropy).detach()
+    for seed, size in enumerate((0.01, 0.3, 3.0) * 10):
+        noise = torch.randn(probs.shape, generator=generator(seed), dtype=torch.float64)
+        q = (probs.log() + size * noise).softmax(-1)
+        assert ((q * (costs + beta * (q.log() - conditionals))).sum((1, 2, 3)) > least).all()
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -92,12 +86,6 @@ def test_gradients_to_the_costs_are_differences(prior, beta):
     loop = make_loop(prior, 2, beta)
     assert torch.autograd.gradcheck(lambda c: posterior_at(codes, c, loop).rate, costs)
     assert torch.autograd.gradcheck(lambda c: posterior_at(codes, c, loop).entropy, costs)
-    # ln(q/p) is −c/β but for a constant, so β · KL has the gradient q · (c − E[c]) / β.
-    chosen = posterior_at(codes, costs, loop)
-    (gradient,) = torch.autograd.grad(beta * (chosen.rate - chosen.entropy).sum(), costs)
-    probs = posteriors(prior.log_conditionals(codes).detach(), costs.detach(), beta)
-    mean = (probs * costs.detach()).sum(-1, keepdim=True)
-    torch.testing.assert_close(gradient, probs * (costs.detach() - mean) / beta, rtol=0, atol=1e-12)
 
 
 def test_gradients_stay_finite_where_the_posterior_is_certain(prior):
@@ -120,10 +108,6 @@ def test_the_prior_learns_by_cross_entropy_to_the_posterior_as_it_is(prior, beta
     gradients = torch.autograd.grad(chosen.rate.sum(), parameters)
     expected = torch.autograd.grad(-(probs * prior.log_conditionals(codes)).sum(), parameters)
     for got, known in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(got, known)
-    # It is that of E[c]/β + KL as a whole, which the posterior makes least: to move the posterior changes nothing.
-    free = -(prior.log_conditionals(codes) - costs / beta).logsumexp(-1).sum()
-    for got, known in zip(gradients, torch.autograd.grad(free, parameters), strict=True):
         torch.testing.assert_close(got, known)
 
 
@@ -159,18 +143,10 @@ def test_the_features_get_estimator_commitment_and_divergence(name, beta, num_it
     if quantizer.normalize:
         (expected,) = torch.autograd.grad(projected, z_e, expected)
     torch.testing.assert_close(gradient, expected)
-
-
-@pytest.mark.parametrize("name", ["learned", "learned, normalised"])
-def test_the_divergence_moves_a_learned_codebook_too(name):
-    beta, shape = 0.7, (2, 3)
-    quantizer = trained(name).double()
-    prior = make_prior(quantizer.num_codes, shape)
-    z_e = features(quantizer.dim, 4, *shape).double()
-    q, rate = quantizer.through_prior(z_e, make_loop(prior, 4, beta, 1))
-    (gradient,) = torch.autograd.grad((rate - q.entropy).sum(), quantizer.codebook)
-    conditionals = prior.log_conditionals(q.codes).detach()
-    probs = posteriors(conditionals, distances_in_nats(quantizer, z_e), beta)
-    (expected,) = torch.autograd.grad((probs * (probs.log() - conditionals)).sum(), quantizer.codebook)
-    assert expected.any()
-    torch.testing.assert_close(gradient, expected)
+    if name.startswith("learned"):  # the divergence moves the codebook too
+        (gradient,) = torch.autograd.grad((rate - q.entropy).sum(), quantizer.codebook)
+        conditionals = prior.log_conditionals(q.codes).detach()
+        probs = posteriors(conditionals, distances_in_nats(quantizer, z_e.detach()), beta)
+        (expected,) = torch.autograd.grad((probs * (probs.log() - conditionals)).sum(), quantizer.codebook)
+        assert expected.any()
+        torch.testing.assert_close(gradient, expected)

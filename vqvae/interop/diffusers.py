@@ -40,36 +40,28 @@ CODEBOOK = "quantize.embedding.weight"
 
 DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-# What diffusers takes for keys that a file leaves out; also all keys there are.
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 3,
-    "sample_size": 32,
-    "num_vq_embeddings": 256,
-    "norm_num_groups": 32,
-    "vq_embed_dim": None,
-    "scaling_factor": 0.18215,
-    "norm_type": "group",
-    "mid_block_add_attention": True,
-    "lookup_from_codebook": False,
-    "force_upcast": False,
+# All keys that a file may have: of what kind they are, and what diffusers takes where they are left out.
+FIELDS: dict[str, tuple[str, Any]] = {
+    "in_channels": ("an integer", 3),
+    "out_channels": ("an integer", 3),
+    "down_block_types": ("a list of texts", ["DownEncoderBlock2D"]),
+    "up_block_types": ("a list of texts", ["UpDecoderBlock2D"]),
+    "block_out_channels": ("a list of integers", [64]),
+    "layers_per_block": ("an integer", 1),
+    "act_fn": ("a text", "silu"),
+    "latent_channels": ("an integer", 3),
+    "sample_size": ("an integer or null", 32),
+    "num_vq_embeddings": ("an integer", 256),
+    "norm_num_groups": ("an integer", 32),
+    "vq_embed_dim": ("an integer or null", None),
+    "scaling_factor": ("a number", 0.18215),
+    "norm_type": ("a text", "group"),
+    "mid_block_add_attention": ("true or false", True),
+    "lookup_from_codebook": ("true or false", False),
+    "force_upcast": ("true or false", False),
 }
-KINDS = {
-    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "latent_channels"), "an integer"),
-    **dict.fromkeys(("num_vq_embeddings", "norm_num_groups"), "an integer"),
-    **dict.fromkeys(("sample_size", "vq_embed_dim"), "an integer or null"),
-    **dict.fromkeys(("down_block_types", "up_block_types"), "a list of texts"),
-    **dict.fromkeys(("act_fn", "norm_type"), "a text"),
-    **dict.fromkeys(("mid_block_add_attention", "lookup_from_codebook", "force_upcast"), "true or false"),
-    "block_out_channels": "a list of integers",
-    "scaling_factor": "a number",
-}
+KINDS = {name: kind for name, (kind, _) in FIELDS.items()}
+DEFAULTS = {name: default for name, (_, default) in FIELDS.items()}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DEFAULT_IMAGE_SIZE = 256
 
