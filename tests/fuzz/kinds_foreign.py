@@ -21,8 +21,8 @@ from priors.llama import LlamaPrior
 from priors.llama_folder import load_llama, save_llama
 from vqvae.interop import export_diffusers, import_diffusers, import_tokenizer
 from vqvae.interop.pickles import read_pickle
-from vqvae.interop.taming import LAYOUT, NEAREST, _check, _params
-from vqvae.interop.weight_names import sizes, to_diffusers
+from vqvae.interop.taming import LAYOUT, _check, _params
+from vqvae.interop.weight_names import NEAREST, sizes, to_diffusers
 from vqvae.quantizers import VectorQuantizer
 from vqvae.vqgan import VQGAN
 

@@ -28,10 +28,8 @@ class World:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        config = GaussianVAE.Config(
-            image_size=1, downsampling=1, width=8, num_blocks=1, dim=1, likelihood=Categorical.Config()
-        )
-        self.model = config.build()
+        sizes = {"image_size": 1, "downsampling": 1, "width": 8, "num_blocks": 1, "dim": 1}
+        self.model = GaussianVAE(**sizes, likelihood=Categorical.Config())
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -14,8 +14,6 @@ from vqvae.interop.taming import import_taming
 from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 
 CH = 32
-TAMING = [name for name in PUBLISHED if name.startswith("taming")]
-LLAMAGEN = [name for name in PUBLISHED if name.startswith("llamagen")]
 
 
 def yaml_of(reference, **changes):
@@ -50,43 +48,33 @@ def taming_file(folder, reference, **others):
     return path
 
 
-@pytest.mark.parametrize("name", some_fast(TAMING, ("taming-f16-1024", "taming-gumbel-f8")))
-def test_taming(name, tmp_path):
-    reference = published(name, CH)
-    path = taming_file(tmp_path, reference)
-    (tmp_path / "model.yaml").write_text(yaml_of(reference))
-    assert import_taming(path).config.image_size == 256
-    model = import_taming(path, tmp_path / "model.yaml", image_size=32)
+@pytest.mark.parametrize("name", some_fast(PUBLISHED, ("taming-f16-1024", "taming-gumbel-f8", "llamagen-vq8")))
+def test_published(name, tmp_path):
+    # The others in their full width.
+    reference = published(name, CH if name not in ("taming-f16-16384", "llamagen-vq16") else 128)
+    if name.startswith("taming"):
+        path, load = taming_file(tmp_path, reference), import_taming
+        (tmp_path / "last.yaml").write_text(yaml_of(reference))
+    else:
+        path, load = tmp_path / "vq.pt", import_llamagen
+        weights = {**reference.weights, "quantize.codebook_used": torch.zeros(65536)}
+        torch.save({"model": weights, "args": argparse.Namespace(codebook_size=16384)}, path)
+    if name == "llamagen-vq16":
+        assert len(weights) == 344  # as many as the released file has
+        assert round(sum(tensor.numel() for tensor in reference.weights.values()) / 1e6, 1) == 71.9
+    assert load(path).config.image_size == 256
+    model = load(path, image_size=32)
     images = pictures(48, 32)
     check_equal(model, images, reference.codes(reference.encode(images)), reference.decode)
     assert isinstance(model.quantizer, GumbelQuantizer if reference.gumbel else VectorQuantizer)
 
 
-@pytest.mark.parametrize("name", some_fast(LLAMAGEN, ("llamagen-vq8",)))
-def test_llamagen(name, tmp_path):
-    reference = published(name, CH)
-    path = tmp_path / "vq.pt"
-    weights = {**reference.weights, "quantize.codebook_used": torch.zeros(65536)}
-    torch.save({"model": weights, "args": argparse.Namespace(codebook_size=16384)}, path)
-    model = import_llamagen(path, image_size=32)
-    images = pictures(48, 32)
-    check_equal(model, images, reference.codes(reference.encode(images)), reference.decode)
-    assert import_llamagen(path).config.image_size == 256
-    torch.save({"model": dict(published(name, 64).weights), "ema": weights}, path)  # a trainer's own file
-    assert same_weights(import_llamagen(path, image_size=32), model)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["taming-f16-1024", "taming-gumbel-f8", "llamagen-vq16"])
-def test_published_at_full_width(name, tmp_path):
-    reference = published(name)
-    if name == "llamagen-vq16":
-        assert len(reference.weights) + 1 == 344  # with `quantize.codebook_used`, as many as the released file has
-        assert round(sum(tensor.numel() for tensor in reference.weights.values()) / 1e6, 1) == 71.9
-    torch.save({"model" if name in LLAMAGEN else "state_dict": dict(reference.weights)}, tmp_path / "model.pt")
-    model = (import_llamagen if name in LLAMAGEN else import_taming)(tmp_path / "model.pt", image_size=32)
-    images = pictures(48, 32)
-    check_equal(model, images, reference.codes(reference.encode(images)), reference.decode)
+def test_of_a_trainer_s_own_file_of_llamagen_the_averages_are_taken(tmp_path):
+    weights, others = (dict(published("llamagen-vq8", width).weights) for width in (32, 64))
+    torch.save({"model": others, "ema": weights}, tmp_path / "trainer.pt")
+    torch.save({"model": weights}, tmp_path / "plain.pt")
+    plain, model = (import_llamagen(tmp_path / f"{name}.pt", image_size=32) for name in ("plain", "trainer"))
+    assert same_weights(plain, model)
 
 
 def test_attention_is_where_the_weights_have_it(small, tmp_path):

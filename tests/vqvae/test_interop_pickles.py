@@ -148,6 +148,8 @@ REFUSED = {
     "nothing": (b"", "is empty"),
     "a pointer": (b"version https://git-lfs.github.com/", "git lfs pull"),
     "a page": (b"<!doctype html><title>404</title>", "is corrupt, or no file that torch.save wrote"),
+    "no stack": (zipped(says(b"\x85")), "takes more from the stack than there is"),
+    "no dict": (zipped(says(b"]NNs")), "it sets entries of a list"),
     "TorchScript": (zipped(says(b"N"), **{"a/constants.pkl": b""}), "it is a program of TorchScript"),
     "two pickles": (zipped(says(b"N"), **{"b/data.pkl": b""}), "a zip with 2 files called data.pkl"),
     "another order": (zipped(says(b"N"), **{"a/byteorder": b"big"}), "those of a big-endian machine"),

@@ -23,7 +23,16 @@ from safefolder.hub import download, is_hub_id
 from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors, shown
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
-from vqvae.interop.weight_names import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
+from vqvae.interop.weight_names import (
+    CODEBOOK,
+    MOST_LEVELS,
+    MOST_PIXELS,
+    NEAREST,
+    WITHIN,
+    assembled,
+    check_kinds,
+    to_diffusers,
+)
 from vqvae.likelihoods import Normal
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
@@ -36,7 +45,6 @@ PICKLED = "diffusion_pytorch_model.bin"
 # What a file may be called in one piece or in several.
 SAFE_FILES = (WEIGHTS, index_of(WEIGHTS), "diffusion_pytorch_model-?????-of-?????.safetensors")
 PICKLED_FILES = (PICKLED, index_of(PICKLED), "diffusion_pytorch_model-?????-of-?????.bin")
-CODEBOOK = "quantize.embedding.weight"
 
 DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
@@ -94,7 +102,7 @@ def import_diffusers(
     plain = _config(path)
     _check_design(plain, path)
     found = plain_names(_weights(folder), folder, tell)
-    weights = to_diffusers(found, _present_name, {CODEBOOK: "quantizer.codebook"}, folder, CLASS)
+    weights = to_diffusers(found, _present_name, NEAREST, folder, CLASS)
     return assembled(lambda: _ours(plain, image_size), weights, folder)
 
 

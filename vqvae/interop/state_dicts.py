@@ -56,9 +56,6 @@ class Part:
     def is_average(self) -> bool:
         return any("ema" in word.split("_") for word in f"{self.keys}.{self.prefix}".split("."))
 
-    def is_of(self, name: str) -> bool:
-        return name in self.prefix.split(".")
-
 
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint holds: a pickled file, or one of safetensors. Raises ValueError as their readers."""
@@ -176,7 +173,7 @@ def _chosen(parts: list[Part], source: Path) -> Part:
     left = parts
     for is_meant in (
         lambda part: any(name.startswith(f"{part.prefix}quantize.") for name in part.state if isinstance(name, str)),
-        lambda part: not part.is_of("cond_stage_model"),
+        lambda part: "cond_stage_model" not in part.prefix.split("."),
         lambda part: part.is_average,
     ):
         left = [part for part in left if is_meant(part)] or left
