@@ -96,8 +96,9 @@ def pickles(folder: Path) -> list[bytes]:
     found = []
     for data in checkpoints(True)(folder)[1:]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            found.append(archive.read(name))
+            [info] = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+        start = data.index(b"\x80\x02", info.header_offset)
+        found.append(data[start : start + info.file_size])
     return found
 
 

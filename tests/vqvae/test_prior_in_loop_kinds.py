@@ -148,7 +148,7 @@ def test_codes_weigh_distance_in_units_of_four_mean_errors(name, beta, num_itera
 
 @pytest.mark.parametrize("num_iterations", [1, None])
 def test_moving_averages_are_of_the_chosen_codes(num_iterations):
-    """N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m / N̂, with n and Σz of the codes that the prior had a say in."""
+    """N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, with n and Σz of the codes that the prior had a say in."""
     torch.manual_seed(0)
     quantizer = EMAVectorQuantizer.Config(num_codes=8, dim=3, decay=0.9, revival="off").build().double()
     quantizer(features(3, 6, *SHAPE).double())
@@ -159,12 +159,8 @@ def test_moving_averages_are_of_the_chosen_codes(num_iterations):
     assert not torch.equal(q.codes, copy.deepcopy(quantizer).eval()(z_e).codes), "the prior had no say"
     chosen = F.one_hot(q.codes.flatten(), 8).double()
     quantizer.update()
-    counts = 0.9 * counts + 0.1 * chosen.sum(0)
-    sums = 0.9 * sums + 0.1 * chosen.T @ z_e.reshape(-1, 3)
-    smoothed = (counts + 1e-5) / (counts.sum() + 8e-5) * counts.sum()
-    torch.testing.assert_close(quantizer.counts, counts)
-    torch.testing.assert_close(quantizer.sums, sums)
-    torch.testing.assert_close(quantizer.table, sums / smoothed[:, None])
+    torch.testing.assert_close(quantizer.counts, 0.9 * counts + 0.1 * chosen.sum(0))
+    torch.testing.assert_close(quantizer.sums, 0.9 * sums + 0.1 * chosen.T @ z_e.reshape(-1, 3))
 
 
 @pytest.mark.parametrize("name", ["ema", "learned", "ema, normalised"])
