@@ -29,16 +29,6 @@ def others():
     return {name: tensor + 1 for name, tensor in Reference("taming", **SIZES).weights.items()}
 
 
-@pytest.fixture(scope="module")
-def model(weights, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plain") / "model.ckpt"
-    torch.save({"state_dict": weights}, path)
-    told = []
-    plain = import_tokenizer(path, image_size=8, tell=told.append)
-    assert not told
-    return plain
-
-
 def prefixed(prefix, weights):
     return {prefix + name: tensor for name, tensor in weights.items()}
 
@@ -49,6 +39,13 @@ def read(held, tmp_path, name="model.ckpt"):
     save(held, tmp_path / name)
     told = []
     return import_tokenizer(tmp_path / name, image_size=8, tell=told.append), " ".join(told)
+
+
+@pytest.fixture(scope="module")
+def model(weights, tmp_path_factory):
+    plain, told = read({"state_dict": weights}, tmp_path_factory.mktemp("plain"))
+    assert not told
+    return plain
 
 
 def refused(held, tmp_path, message):
