@@ -137,11 +137,7 @@ class GaussianVAE(ResidualAutoencoder):
         return out
 
     @torch.no_grad()
-    def draw(
-        self,
-        images: Images,
-        generator: torch.Generator | None = None,
-    ) -> GaussianOutput:
+    def draw(self, images: Images, generator: torch.Generator | None = None) -> GaussianOutput:
         """`forward` in evaluation, with z sampled from the posterior: the terms of the bound. Errors as `forward`.
 
         Args:

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import functools
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ from priors.llama import LlamaPrior
 from priors.llama_folder import load_llama, save_llama
 from vqvae.interop import export_diffusers, import_diffusers, import_tokenizer
 from vqvae.interop.pickles import read_pickle
-from vqvae.interop.taming import LAYOUT, NEAREST, _check, _params
-from vqvae.interop.weight_names import sizes, to_diffusers
+from vqvae.interop.taming import LAYOUT, _check, _params
+from vqvae.interop.weight_names import NEAREST, sizes, to_diffusers
 from vqvae.quantizers import VectorQuantizer
 from vqvae.vqgan import VQGAN
 
@@ -33,29 +34,18 @@ beside: dict[str, dict[str, bytes]] = {}
 def taming_weights() -> dict[str, Tensor]:
     """Of one level of 32 channels, which is the least that the groups of a norm allow."""
     generator = torch.Generator().manual_seed(0)
-    made: dict[str, Tensor] = {}
-
-    def conv(name: str, out: int, into: int, size: int) -> None:
-        made[f"{name}.weight"] = torch.randn(out, into, size, size, generator=generator)
-        made[f"{name}.bias"] = torch.zeros(out)
-
-    def norm(name: str) -> None:
-        made[f"{name}.weight"], made[f"{name}.bias"] = torch.ones(32), torch.zeros(32)
-
-    for net, ends in (("encoder", (3, 4)), ("decoder", (4, 3))):
-        conv(f"{net}.conv_in", 32, ends[0], 3)
-        blocks = [f"{net}.mid.block_1", f"{net}.mid.block_2"]
-        blocks += ["encoder.down.0.block.0"] if net == "encoder" else ["decoder.up.0.block.0", "decoder.up.0.block.1"]
-        for block in blocks:
-            for number in "12":
-                norm(f"{block}.norm{number}")
-                conv(f"{block}.conv{number}", 32, 32, 3)
-        norm(f"{net}.norm_out")
-        conv(f"{net}.conv_out", ends[1], 32, 3)
-    conv("quant_conv", 4, 4, 1)
-    conv("post_quant_conv", 4, 4, 1)
-    made["quantize.embedding.weight"] = torch.randn(8, 4, generator=generator)
-    return made
+    names = {"encoder": ("down.0.block.0",), "decoder": ("up.0.block.0", "up.0.block.1")}
+    norms, convs = [], {"quant_conv": (4, 4, 1), "post_quant_conv": (4, 4, 1)}
+    for net, levels in names.items():
+        into, out = (3, 4) if net == "encoder" else (4, 3)
+        convs |= {f"{net}.conv_in": (32, into, 3), f"{net}.conv_out": (out, 32, 3)}
+        blocks = [f"{net}.{block}" for block in ("mid.block_1", "mid.block_2", *levels)]
+        norms += [f"{net}.norm_out", *(f"{block}.norm{number}" for block in blocks for number in "12")]
+        convs |= {f"{block}.conv{number}": (32, 32, 3) for block in blocks for number in "12"}
+    made = {f"{name}.weight": torch.randn(a, b, n, n, generator=generator) for name, (a, b, n) in convs.items()}
+    made |= {f"{name}.bias": torch.zeros(out) for name, (out, *_) in convs.items()}
+    made |= {f"{name}.{leaf}": torch.ones(32) for name in norms for leaf in ("weight", "bias")}
+    return {**made, "quantize.embedding.weight": torch.randn(8, 4, generator=generator)}
 
 
 def checkpoints(zipped: bool) -> Callable[[Path], Sequence[bytes]]:
@@ -104,28 +94,17 @@ def read_pickle_alone(path: Path) -> object:
 
 def pickles(folder: Path) -> list[bytes]:
     found = []
-    for number, data in enumerate(checkpoints(True)(folder)[1:]):
-        (folder / f"{number}.zip").write_bytes(data)
-        with zipfile.ZipFile(folder / f"{number}.zip") as archive:
-            [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            found.append(bytes(data[archive.getinfo(name).header_offset :]))
-            found[-1] = found[-1][found[-1].index(b"\x80\x02") :][: archive.getinfo(name).file_size]
+    for data in checkpoints(True)(folder)[1:]:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            [info] = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+        start = data.index(b"\x80\x02", info.header_offset)
+        found.append(data[start : start + info.file_size])
     return found
 
 
 def yamls(folder: Path) -> list[bytes]:
-    networks = {
-        "double_z": False,
-        "z_channels": 4,
-        "resolution": 16,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
+    networks = {"double_z": False, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}
+    networks |= {"ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     params = {"embed_dim": 4, "n_embed": 8, "ddconfig": networks, "kl_weight": 1e-8}
     whole = {"model": {"base_learning_rate": 4.5e-6, "target": "taming.models.vqgan.VQModel", "params": params}}
     values = "&x [1, 2.5, .inf, 0x1F, 1:30, 2001-01-01, ~, yes, !!binary aGk=, !!set {a, b}]"
@@ -142,17 +121,14 @@ def read_yaml_of_taming(path: Path) -> object:
 def diffusers_configs(folder: Path) -> list[bytes]:
     torch.manual_seed(0)
     quantizer = VectorQuantizer.Config(num_codes=4, dim=2, revival="off")
-    found = []
-    for number, channels in enumerate(((2,), (2, 4))):
-        config = VQGAN.Config(
-            image_size=8, channels=channels, num_blocks=1, latent_channels=2, num_groups=2, quantizer=quantizer
-        )
-        export_diffusers(config.build().eval(), folder / str(number))
-        found.append((folder / str(number) / "config.json").read_bytes())
+    config = VQGAN.Config(
+        image_size=8, channels=(2,), num_blocks=1, latent_channels=2, num_groups=2, quantizer=quantizer
+    )
+    export_diffusers(config.build().eval(), folder / "0")
     weights = "diffusion_pytorch_model.safetensors"
     beside["diffusers"] = {weights: (folder / "0" / weights).read_bytes()}
     import_diffusers(folder / "0")  # the first time, torch imports much
-    return found[:1]
+    return [(folder / "0" / "config.json").read_bytes()]
 
 
 def llama_folder(folder: Path) -> None:

@@ -1,19 +1,27 @@
-"""Small models for exports and comparisons, and checks of their codes and pictures."""
+"""Small models for exports and comparisons, and checks of codes, pictures and what files must not hold."""
 
 import copy
 import functools
-from collections.abc import Callable
+import io
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from quantizer_worlds import MEMBERS, trained
 from torch import Tensor, nn
 
+import vqvae
 from vqvae import VQVAE
 from vqvae.interop import compare_codes, export_onnx, export_program
 from vqvae.interop.code_agreement import count_wrong_pixels
 from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
+from vqvae.quantizers import VectorQuantizer
+from vqvae.vqgan import VQGAN
 
 FORMS = {"program": export_program, "onnx": export_onnx}
 LIKELIHOODS = {
@@ -54,6 +62,13 @@ def shaken(model: VQVAE) -> VQVAE:
 def make(quantizer: str = "ema", likelihood: str = "normal", num_channels: int = 1, large: bool = False) -> VQVAE:
     """A model of the member with 5 x 5 positions; a large one has all parts of the networks."""
     return copy.deepcopy(_made(quantizer, likelihood, num_channels, large))
+
+
+def vqgan(channels: tuple[int, ...] = (32,), **options: Any) -> VQGAN:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
+    sizes = {"image_size": 8, "channels": channels, "num_blocks": 1, "latent_channels": 4}
+    return VQGAN.Config(**sizes, quantizer=quantizer, **options).build().eval()
 
 
 def noise(model: VQVAE, num: int, seed: int = 0) -> Tensor:
@@ -112,3 +127,26 @@ def check_export(model: VQVAE, form: str, folder: Path, empty: bool = True) -> N
     if empty:
         assert encode(noise(model, 0)).shape == (0, *model.grid)
         assert decode(drawn_codes(model, 0)).shape == noise(model, 0).shape
+
+
+def names_no_place(folder: Path) -> None:
+    """No byte of any file of an export tells where it was written, or by what."""
+    homes = {Path.home(), Path(sys.prefix), Path(sys.base_prefix), Path.cwd(), Path(vqvae.__file__).parents[1], folder}
+    places = {f"{place}/" for place in {*homes, folder.parent, Path(tempfile.gettempdir())}}
+    places |= {"site-packages", "/home/", "/Users/", "/usr/", f"/{Path.home().name}/", "traced.py"}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    for path in files:
+        for part, data in contents(path.name, path.read_bytes()):
+            for place in places - {"//"}:
+                assert place.encode() not in data, (part, place)
+                assert place.encode("utf-16-le") not in data, (part, place)
+
+
+def contents(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """What a file holds, and, where it is a zip, what its members hold, and so on."""
+    yield name, data
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.namelist():
+                yield from contents(f"{name}/{member}", archive.read(member))

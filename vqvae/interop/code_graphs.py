@@ -7,9 +7,8 @@ by these graphs. What differs from the library:
 
 - The nearest code is searched in one precision, in one pass, where `vqvae.quantizers.nearest_search` finds that of
   a float64 brute force. Codes and features are taken relative to the codes' mean, so that features far from zero do
-  not lose what tells codes apart. Codes can differ where two distances tie within rounding: see
-  `vqvae.interop.code_agreement`.
-  Scores of `SECTION` codes are held at once, for all places of the batch.
+  not lose what tells codes apart. Codes can differ where two distances tie within rounding. Scores of `SECTION` codes
+  are held at once, for all places of the batch.
 - Maps that the library runs in float64 (projections, the grids and refinements of a multi-scale quantizer) run in
   float32. Enlarging and averaging a grid are products with constant matrices, which no tool resizes otherwise.
 - A code outside the codebook is an error of the look-up in torch and in onnxruntime on a CPU, and undefined on most
@@ -289,11 +288,8 @@ class Residual(CodeGraph):
 
     def look_up(self, codes: Tensor) -> Tensor:
         columns = codes.unbind(codes.ndim - self.num_axes)
-        found = [self._step(index).look_up(x) * self.scales[index] for index, x in enumerate(columns)]
-        total = found[0]
-        for vectors in found[1:]:
-            total = total + vectors
-        return total
+        first, *others = (self._step(index).look_up(x) * self.scales[index] for index, x in enumerate(columns))
+        return sum(others, first)
 
     def _step(self, index: int) -> CodeGraph:
         return self.steps[min(index, len(self.steps) - 1)]
@@ -332,11 +328,8 @@ class MultiScale(CodeGraph):
 
     def look_up(self, codes: Tensor) -> Tensor:
         parts = self._pictures(codes)
-        found = [self._enlarged(self.inner.look_up(part), index) for index, part in enumerate(parts)]
-        total = found[0]
-        for vectors in found[1:]:
-            total = total + vectors
-        return torch.where((parts[-1] != MASKED)[..., None], total, 0.0)
+        first, *others = (self._enlarged(self.inner.look_up(part), index) for index, part in enumerate(parts))
+        return torch.where((parts[-1] != MASKED)[..., None], sum(others, first), 0.0)
 
     def _pictures(self, codes: Tensor) -> list[Tensor]:
         parts = codes.split([scale**2 for scale in self.scales], 1)
@@ -387,7 +380,7 @@ def code_graph(quantizer: Quantizer, dtype: torch.dtype = torch.float32) -> Code
             return graph.to(_device(quantizer))
     raise ValueError(
         f"{type(quantizer).__name__} has no graph: expected a quantizer of vqvae.quantizers, whose search of codes is "
-        "known here; write its graph beside those of vqvae.interop.traced"
+        "known here; write its graph beside those of vqvae.interop.code_graphs"
     )
 
 

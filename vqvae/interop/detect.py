@@ -64,7 +64,4 @@ def _format_of(weights: Mapping[str, Tensor], path: Path) -> Format:
         return "taming"
     if any(name.startswith("encoder.down_blocks.") for name in weights):
         raise ValueError(f"{path} holds weights of a VQModel of diffusers: name its folder, which has its config.json")
-    raise ValueError(
-        f"{path} holds no tokenizer that is known here: expected a VQModel folder of diffusers, a .ckpt of "
-        "taming-transformers (encoder.down...) or a .pt of LlamaGen (encoder.conv_blocks...)"
-    )
+    raise ValueError(f"{path} holds no tokenizer that is known here: expected a VQModel folder of diffusers, {KIND}")

@@ -23,7 +23,16 @@ from safefolder.hub import download, is_hub_id
 from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors, shown
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
-from vqvae.interop.weight_names import MOST_LEVELS, MOST_PIXELS, WITHIN, assembled, check_kinds, to_diffusers
+from vqvae.interop.weight_names import (
+    CODEBOOK,
+    MOST_LEVELS,
+    MOST_PIXELS,
+    NEAREST,
+    WITHIN,
+    assembled,
+    check_kinds,
+    to_diffusers,
+)
 from vqvae.likelihoods import Normal
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
@@ -36,40 +45,31 @@ PICKLED = "diffusion_pytorch_model.bin"
 # What a file may be called in one piece or in several.
 SAFE_FILES = (WEIGHTS, index_of(WEIGHTS), "diffusion_pytorch_model-?????-of-?????.safetensors")
 PICKLED_FILES = (PICKLED, index_of(PICKLED), "diffusion_pytorch_model-?????-of-?????.bin")
-CODEBOOK = "quantize.embedding.weight"
 
 DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-# What diffusers takes for keys that a file leaves out; also all keys there are.
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 3,
-    "sample_size": 32,
-    "num_vq_embeddings": 256,
-    "norm_num_groups": 32,
-    "vq_embed_dim": None,
-    "scaling_factor": 0.18215,
-    "norm_type": "group",
-    "mid_block_add_attention": True,
-    "lookup_from_codebook": False,
-    "force_upcast": False,
+# All keys that a file may have: of what kind they are, and what diffusers takes where they are left out.
+FIELDS: dict[str, tuple[str, Any]] = {
+    "in_channels": ("an integer", 3),
+    "out_channels": ("an integer", 3),
+    "down_block_types": ("a list of texts", ["DownEncoderBlock2D"]),
+    "up_block_types": ("a list of texts", ["UpDecoderBlock2D"]),
+    "block_out_channels": ("a list of integers", [64]),
+    "layers_per_block": ("an integer", 1),
+    "act_fn": ("a text", "silu"),
+    "latent_channels": ("an integer", 3),
+    "sample_size": ("an integer or null", 32),
+    "num_vq_embeddings": ("an integer", 256),
+    "norm_num_groups": ("an integer", 32),
+    "vq_embed_dim": ("an integer or null", None),
+    "scaling_factor": ("a number", 0.18215),
+    "norm_type": ("a text", "group"),
+    "mid_block_add_attention": ("true or false", True),
+    "lookup_from_codebook": ("true or false", False),
+    "force_upcast": ("true or false", False),
 }
-KINDS = {
-    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "latent_channels"), "an integer"),
-    **dict.fromkeys(("num_vq_embeddings", "norm_num_groups"), "an integer"),
-    **dict.fromkeys(("sample_size", "vq_embed_dim"), "an integer or null"),
-    **dict.fromkeys(("down_block_types", "up_block_types"), "a list of texts"),
-    **dict.fromkeys(("act_fn", "norm_type"), "a text"),
-    **dict.fromkeys(("mid_block_add_attention", "lookup_from_codebook", "force_upcast"), "true or false"),
-    "block_out_channels": "a list of integers",
-    "scaling_factor": "a number",
-}
+KINDS = {name: kind for name, (kind, _) in FIELDS.items()}
+DEFAULTS = {name: default for name, (_, default) in FIELDS.items()}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DEFAULT_IMAGE_SIZE = 256
 
@@ -102,7 +102,7 @@ def import_diffusers(
     plain = _config(path)
     _check_design(plain, path)
     found = plain_names(_weights(folder), folder, tell)
-    weights = to_diffusers(found, _present_name, {CODEBOOK: "quantizer.codebook"}, folder, CLASS)
+    weights = to_diffusers(found, _present_name, NEAREST, folder, CLASS)
     return assembled(lambda: _ours(plain, image_size), weights, folder)
 
 

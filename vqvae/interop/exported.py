@@ -5,8 +5,8 @@
     FOLDER/tokenizer.json     sizes, the model's fingerprint, and how to call the two
 
 What was written is read again and must give the model's own codes (but for ties, `vqvae.interop.code_agreement`) and
-pixels for batches of several sizes; only then does it take the folder's place. The judge is a copy of the model on
-the in full float32, wherever the model is: what another device rounds otherwise says nothing of the files.
+pixels for batches of several sizes; only then does it take the folder's place. The judge is a copy of the model on the
+CPU, in full float32, wherever the model is: what another device rounds otherwise says nothing of the files.
 """
 
 import copy

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
-from vqvae.interop.weight_names import Layout, assembled, sizes, to_diffusers
+from vqvae.interop.weight_names import NEAREST, Layout, assembled, sizes, to_diffusers
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import VectorQuantizer
 from vqvae.vqgan import VQGAN
@@ -19,7 +19,6 @@ LAYOUT = Layout(
     levels={"encoder": "conv_blocks", "decoder": "conv_blocks"}, block="res", middle=("0", "1", "2"), finest_first=False
 )
 KIND = "tokenizer of LlamaGen's"
-QUANTIZER = {"quantize.embedding.weight": "quantizer.codebook"}
 # Codes that the last batches of training used.
 STATISTICS = "quantize.codebook_used"
 
@@ -46,7 +45,7 @@ def import_llamagen(file: str | Path, *, image_size: int = 256, tell: Tell | Non
 def llamagen_model(weights: Mapping[str, Tensor], file: Path, image_size: int) -> VQGAN:
     """What `import_llamagen` makes of weights that were found in a file."""
     weights = {name: tensor for name, tensor in weights.items() if name != STATISTICS}
-    named = to_diffusers(weights, lambda name: LAYOUT.name(name, 0), QUANTIZER, file, KIND)
+    named = to_diffusers(weights, lambda name: LAYOUT.name(name, 0), NEAREST, file, KIND)
     num_codes, dim = named["quantizer.codebook"].shape
     found = sizes(named, file)
     return assembled(

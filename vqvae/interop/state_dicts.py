@@ -56,9 +56,6 @@ class Part:
     def is_average(self) -> bool:
         return any("ema" in word.split("_") for word in f"{self.keys}.{self.prefix}".split("."))
 
-    def is_of(self, name: str) -> bool:
-        return name in self.prefix.split(".")
-
 
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint holds: a pickled file, or one of safetensors. Raises ValueError as their readers."""
@@ -96,8 +93,7 @@ def find_weights(held: Any, source: Path, kind: str, tell: Tell | None = None) -
     part = _chosen(parts, source)
     weights = {str(name).removeprefix(part.prefix) if part.prefix else name: part.state[name] for name in _of(part)}
     check_weights_of(weights, source, kind)
-    if tell is not None and (note := _note(part, parts)):
-        tell(f"{source}: {note}")
+    _tell(tell, source, part, parts)
     return weights
 
 
@@ -121,8 +117,7 @@ def plain_names(weights: Mapping[str, Tensor], source: Path, tell: Tell | None =
     prefixes = _prefixes(plain)
     prefix = prefixes[0] if len(prefixes) == 1 and all(name.startswith(prefixes[0]) for name in plain) else ""
     part = Part(state=plain, keys="", prefix=prefix, wrappers=wrappers)
-    if tell is not None and (note := _note(part, [part])):
-        tell(f"{source}: {note}")
+    _tell(tell, source, part, [part])
     return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
 
 
@@ -178,7 +173,7 @@ def _chosen(parts: list[Part], source: Path) -> Part:
     left = parts
     for is_meant in (
         lambda part: any(name.startswith(f"{part.prefix}quantize.") for name in part.state if isinstance(name, str)),
-        lambda part: not part.is_of("cond_stage_model"),
+        lambda part: "cond_stage_model" not in part.prefix.split("."),
         lambda part: part.is_average,
     ):
         left = [part for part in left if is_meant(part)] or left
@@ -190,7 +185,7 @@ def _chosen(parts: list[Part], source: Path) -> Part:
     return left[0]
 
 
-def _note(part: Part, parts: list[Part]) -> str:
+def _tell(tell: Tell | None, source: Path, part: Part, parts: list[Part]) -> None:
     """What was done to find the weights, where that is not plain."""
     said = []
     others = [str(each) for each in parts if each is not part]
@@ -203,4 +198,5 @@ def _note(part: Part, parts: list[Part]) -> str:
     if part.prefix and (beside := [name for name in part.state if name not in used]):
         starts = sorted({f"{str(name).split('.', 1)[0]}." for name in beside})
         said.append(f"{len(beside)} others are left out ({few(starts)})")
-    return "; ".join(said)
+    if tell is not None and said:
+        tell(f"{source}: {'; '.join(said)}")

@@ -20,15 +20,7 @@ from torch import Tensor
 from safefolder.tensors import few, is_file, shown
 from vqvae.interop.plain_yaml import read_yaml
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
-from vqvae.interop.weight_names import (
-    MOST_PIXELS,
-    Layout,
-    assembled,
-    check_kinds,
-    count,
-    sizes,
-    to_diffusers,
-)
+from vqvae.interop.weight_names import MOST_PIXELS, NEAREST, Layout, assembled, check_kinds, count, sizes, to_diffusers
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 from vqvae.vqgan import VQGAN
@@ -43,7 +35,6 @@ KIND = "VQGAN or Gumbel VQGAN of taming-transformers"
 CLASSES = ("VQModel", "VQNoDiscModel", "VQModelInterface", "GumbelVQ")
 # What `params` may hold that says nothing of networks or quantizer.
 LEFT_ASIDE = ("loss.", "model_ema.")
-NEAREST = {"quantize.embedding.weight": "quantizer.codebook"}
 GUMBEL = {
     "quantize.embed.weight": "quantizer.codebook",
     "quantize.proj.weight": "quantizer.to_logits.weight",
@@ -67,11 +58,7 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def import_taming(
-    checkpoint: str | Path,
-    config: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    tell: Tell | None = None,
+    checkpoint: str | Path, config: str | Path | None = None, *, image_size: int | None = None, tell: Tell | None = None
 ) -> VQGAN:
     """A VQGAN or Gumbel VQGAN as a model of ours, in eval mode.
 

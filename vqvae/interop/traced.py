@@ -62,12 +62,19 @@ class CodesToImages(nn.Module):
         check_exportable(model)
         self.quantizer = code_graph(model.quantizer)
         self.decoder = copy.deepcopy(model.decoder)
-        self.likelihood = copy.deepcopy(_known(model.likelihood))
+        # Of LocalContext the network that looks at other pixels has no part in the point estimate.
+        likelihood = model.likelihood.mixture if isinstance(model.likelihood, LocalContext) else model.likelihood
+        if not isinstance(likelihood, LogisticMixture | Categorical | Normal):
+            raise ValueError(
+                f"{type(likelihood).__name__} has no graph: expected LogisticMixture, LocalContext, Categorical or "
+                "Normal"
+            )
+        self.likelihood = copy.deepcopy(likelihood)
         self.eval().requires_grad_(False)
 
     def forward(self, codes: Int[Tensor, "b *grid"]) -> UInt8[Tensor, "b c h w"]:
         features = self.decoder(self.quantizer.look_up(codes)).float()
-        return point_estimate(self.likelihood, features).round().clamp(0, 255).to(torch.uint8)
+        return _point_estimate(self.likelihood, features).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_exportable(model: Any) -> None:
@@ -77,22 +84,8 @@ def check_exportable(model: Any) -> None:
     check_float32(model, "export")
 
 
-def _known(likelihood: Likelihood) -> Likelihood:
-    if not isinstance(likelihood, LogisticMixture | LocalContext | Categorical | Normal):
-        raise ValueError(
-            f"{type(likelihood).__name__} has no graph: expected LogisticMixture, LocalContext, Categorical or Normal"
-        )
-    # Of LocalContext the network that looks at other pixels has no part in the point estimate.
-    return likelihood.mixture if isinstance(likelihood, LocalContext) else likelihood
-
-
-def point_estimate(likelihood: Likelihood, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
-    """The likelihood's point estimate as a graph: levels 0..255, not rounded.
-
-    Raises:
-        ValueError: a likelihood that is none of the library's.
-    """
-    likelihood = _known(likelihood)
+def _point_estimate(likelihood: Likelihood, features: Float[Tensor, "b f h w"]) -> Float[Tensor, "b c h w"]:
+    """The likelihood's point estimate as a graph: levels 0..255, not rounded."""
     if isinstance(likelihood, LogisticMixture):
         return _mixture_mean(likelihood, features)
     if isinstance(likelihood, Categorical):

@@ -25,6 +25,9 @@ from vqvae.vqgan import VQGAN
 WITHIN = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
 RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+# Of a quantizer that takes the nearest code.
+CODEBOOK = "quantize.embedding.weight"
+NEAREST = {CODEBOOK: "quantizer.codebook"}
 # Of a residual block without a shortcut: two norms and two convolutions.
 BLOCK_TENSORS = 8
 MOST_BLOCKS = 1000
