@@ -15,21 +15,9 @@ from vqvae.evaluation import evaluate
 from vqvae.quantizers import EMAVectorQuantizer
 
 PLAIN = {"title": "small", "summary": "It is small.", "facts": {"class": "`Thing`"}, "usage": "Use it."}
-FIGURES = {
-    "images": 10_000,
-    "skipped": 2,
-    "dims": 784,
-    "rate": {"uniform": 305.75, "transformer": 99.12345678901},
-    "distortion": 1200.5,
-    "entropy": 0.0,
-    "negative_elbo": 1299.6,
-    "bits_per_dim": 2.3914,
-    "usage": 0.981,
-    "perplexity": 203.25,
-    "psnr": 24.031,
-    "seconds": 61.0,
-    "seed": 3,
-}
+MEASURED = {"distortion": 1200.5, "entropy": 0.0, "negative_elbo": 1299.6, "bits_per_dim": 2.3914, "usage": 0.981}
+RATES = {"uniform": 305.75, "transformer": 99.12345678901}
+FIGURES = {"images": 10_000, "skipped": 2, "dims": 784, "rate": RATES, **MEASURED, "seconds": 61.0, "seed": 3}
 
 
 def metrics(text):
@@ -44,9 +32,7 @@ def test_figures_stand_to_the_last_digit_in_the_header_and_with_units_in_the_tab
     data = huggingface_hub.ModelCard(text).data
     assert (data.library_name, data.tags, data.pipeline_tag) == ("vqvae-priors", ["a", "b"], "image-to-image")
     assert (data.license, data.model_name) == (None, "small")
-    names = ("bits_per_dim", "negative_elbo", "distortion", "entropy", "psnr", "usage", "perplexity")
-    rates = {f"rate_{name}": value for name, value in FIGURES["rate"].items()}
-    assert metrics(text) == {**{name: FIGURES[name] for name in names}, **rates}
+    assert metrics(text) == {**MEASURED, **{f"rate_{name}": value for name, value in RATES.items()}}
     assert {result.dataset_name for result in data.eval_results} == {"photos"}
     assert "| Rate, transformer prior | 99.12 | nats per image |" in text
     assert "| Usage | 98.1% |" in text

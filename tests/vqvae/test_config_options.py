@@ -166,6 +166,12 @@ def test_what_a_config_writes_is_as_it_was():
 
 def test_numbers_of_numpy_are_held_against_their_ranges_too():
     assert Sampling(guidance=np.array([1.0, 2.0])).guidance == (1.0, 2.0)
+    for make in (
+        lambda: Sampling(guidance=np.array([1.0, -2.0])),
+        lambda: EMAVectorQuantizer.Config(commitment_weight=-1.0),
+    ):
+        with pytest.raises(ValueError, match=r"guidance|commitment_weight"):
+            make()
     for kind, name in ((Tokenizing, "batch_size"), (Compression, "images_per_block")):
         assert getattr(kind(**{name: np.int64(4)}), name) == 4
         with pytest.raises(ValueError, match=r"got .*expected"):
