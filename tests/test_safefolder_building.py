@@ -9,14 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 from default_worlds import default
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import safefolder
 from priors import NGramPrior, Prior, TransformerPrior
-from safefolder.building import build
 from vqvae import VQVAE, Autoencoder, fingerprint
-from vqvae.quantizers import FSQ, EMAVectorQuantizer, ResidualQuantizer
+from vqvae.quantizers import EMAVectorQuantizer
 
 
 def small() -> VQVAE:
@@ -155,26 +152,6 @@ def test_case_15_a_config_that_does_not_fit_the_weights_takes_neither_memory_nor
     for bomb, (outcome, seconds) in zip(BOMBS, json.loads(done.stdout), strict=True):
         assert outcome == "refused", bomb
         assert seconds < 5, bomb
-
-
-@given(st.data())
-@settings(max_examples=40, deadline=None)
-def test_a_config_loads_where_it_is_that_of_the_weights_and_nowhere_else(data):
-    """Residual quantizers of any depth and kind, by the weights of another."""
-    kinds = st.builds(
-        ResidualQuantizer.Config,
-        depth=st.integers(1, 4),
-        shared=st.booleans(),
-        quantizer=st.sampled_from([FSQ.Config(), EMAVectorQuantizer.Config(num_codes=4, dim=3)]),
-    )
-    first, second = data.draw(kinds), data.draw(kinds)
-    weights, shapes = first.build().state_dict(), second.build().state_dict()
-    fits = {name: each.shape for name, each in weights.items()} == {name: each.shape for name, each in shapes.items()}
-    if fits:
-        assert build(second.build, "it", weights, "there").depth == second.depth
-    else:
-        with pytest.raises(ValueError, match="do not fit"):
-            build(second.build, "it", weights, "there")
 
 
 def test_case_32_a_run_is_taken_for_its_part(tmp_path):
