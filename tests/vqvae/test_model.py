@@ -84,7 +84,7 @@ def test_learning_lowers_the_distortion():
     y[4:] = images(1, 1, 8, 8, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     first = None
-    for _ in range(30):
+    for _ in range(60):
         out = model(y)
         (out.distortion.mean() / model.num_dims + sum(out.quantized.auxiliary.values())).backward()
         optimizer.step()
