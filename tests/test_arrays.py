@@ -64,6 +64,7 @@ def test_arrays_of_any_layout():
         (["cat"], "of <U3, expected integers as a tensor, an array or lists"),
         ({0: 1}, "of dict, expected integers as a tensor, an array or lists"),
         ([[0], [0, 1]], "in lists of unequal length, expected those of an array"),
+        (np.array([1, 2**64 - 1], np.uint64), f"up to {2**64 - 1}, expected integers of 63 bits"),
         ([2**64], f"up to {2**64}, expected integers of 63 bits"),
         ([None], "of object, expected integers as a tensor, an array or lists"),
         (torch.zeros(2, dtype=torch.complex64), "of torch.complex64, expected integers"),
