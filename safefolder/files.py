@@ -56,6 +56,11 @@ def _sync(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             _sync(child)
+    _sync_itself(path)
+
+
+def _sync_itself(path: Path) -> None:
+    """Push a file's content, or a folder's own entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -191,7 +196,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 _exchange(new, path)
             else:
                 os.replace(new, path)
-            _sync_entries(path.parent)
+            _sync_itself(path.parent)
     except BaseException as error:
         if isinstance(error, OSError) or _is_write_failure(error):
             raise ValueError(_why(given, error)) from error
@@ -283,14 +288,6 @@ def _share(path: Path) -> None:
     for file in written:
         if file.is_file():
             file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
-
-
-def _sync_entries(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_write_failure(error: BaseException) -> bool:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import reprlib
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from safefolder.messages import shown
 
 LFS_POINTER = b"version https://git-lfs"
 # A config is kilobytes, an index of a hundred thousand tensors a dozen megabytes.
@@ -51,24 +52,11 @@ WRAPPERS = {
     "_checkpoint_wrapped_module": "checkpoint_wrapper",
 }
 
-_shown = reprlib.Repr()
-_shown.maxlevel, _shown.maxlist, _shown.maxtuple, _shown.maxdict = 3, 8, 8, 4
-_shown.maxstring = _shown.maxlong = _shown.maxother = 60
-
 
 def few(names: Sequence[str], between: str = ", ") -> str:
     """The first three, each in one line that is not long, and how many more."""
     first = (_line(name) for name in names[:3])
     return between.join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def shown(value: object) -> str:
-    """A value out of a file as an error shows it: `repr`, of at most 100 characters."""
-    try:
-        text = _shown.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def in_short(error: BaseException) -> str:

@@ -59,6 +59,11 @@ class Hub:
         self.repositories[name] = repository = Repository(**options)
         return repository.commit("main", files, "first")
 
+    def at(self, name: str, branch: str = "main") -> dict[str, bytes]:
+        """The files of a repository's branch."""
+        repository = self.repositories[name]
+        return repository.commits[repository.branches[branch]]
+
     def fetched(self) -> list[str]:
         """The files whose content was sent."""
         return [path.split("/", 5)[5] for method, path in self.asked if method == "GET" and "/resolve/" in path]

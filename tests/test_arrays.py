@@ -1,5 +1,7 @@
 """Integers of any type and in any container become one int64 tensor, or a sentence."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,33 +14,28 @@ TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    name=st.sampled_from(TYPES),
-    as_array=st.booleans(),
-    swapped=st.booleans(),
-    data=st.data(),
-)
-def test_case_25_every_number_of_every_type_is_itself_or_refused(name, as_array, swapped, data):
+@given(name=st.sampled_from(TYPES), kind=st.sampled_from(("tensor", "array", "swapped")), data=st.data())
+def test_case_25_every_number_of_every_type_is_itself_or_refused(name, kind, data):
     info = np.iinfo(name)
     values = data.draw(st.lists(st.integers(int(info.min), int(info.max)), max_size=6))
     array = np.array(values, name)
-    given_values = array.astype(array.dtype.newbyteorder()) if swapped and as_array else array
-    if not as_array:
-        given_values = torch.from_numpy(array)
+    made = {
+        "tensor": torch.from_numpy(array),
+        "array": array,
+        "swapped": array.astype(array.dtype.newbyteorder()),
+    }[kind]
     too_large = [value for value in values if value >= 2**63]
     if too_large:
-        with pytest.raises(ValueError, match=f"^got codes up to {max(too_large)}, expected integers of 63 bits$"):
-            integers(given_values, "codes")
+        with pytest.raises(ValueError, match=f"got codes up to {max(too_large)}, expected integers of 63 bits"):
+            integers(made, "codes")
         return
-    got = integers(given_values, "codes")
-    assert got.dtype == torch.int64
-    assert got.tolist() == values
-    assert integers(values, "codes").tolist() == values
-    assert integers(tuple(values), "codes").dtype == torch.int64
+    for each in (made, values, tuple(values)):
+        got = integers(each, "codes")
+        assert got.dtype == torch.int64
+        assert got.tolist() == values
 
 
-def test_an_int64_tensor_is_handed_on_as_it_is():
-    """No copy, not even a view."""
+def test_what_is_int64_is_not_copied():
     codes = torch.arange(6).reshape(2, 3)
     assert integers(codes, "codes") is codes
     array = np.arange(6)
@@ -49,55 +46,45 @@ def test_arrays_of_any_layout():
     array = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
     read_only = array.copy()
     read_only.flags.writeable = False
-    for each in (array[::-1, :, ::-2], array.transpose(2, 0, 1), np.asfortranarray(array), read_only, array[:, 1]):
-        assert integers(each, "codes").tolist() == each.tolist()
     packed = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(np.uint16)
-    assert integers(packed, "codes").tolist() == array.reshape(-1).tolist()
-    assert integers([[0, 1], [2, 3]], "codes").tolist() == [[0, 1], [2, 3]]
-    assert integers([torch.tensor([0, 1]), torch.tensor([2, 3], dtype=torch.uint8)], "codes").tolist() == [
-        [0, 1],
-        [2, 3],
-    ]
+    for each in (array[::-1, :, ::-2], array.transpose(2, 0, 1), np.asfortranarray(array), read_only, packed):
+        assert integers(each, "codes").tolist() == each.tolist()
+    mixed = [torch.tensor([0, 1]), torch.tensor([2, 3], dtype=torch.uint8)]
+    assert integers(mixed, "codes").tolist() == [[0, 1], [2, 3]]
     assert integers(range(3), "codes").tolist() == [0, 1, 2]
     assert integers(np.ulonglong(3), "codes").item() == 3
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "got"),
     [
-        (torch.zeros(2), "got codes of torch.float32, expected integers"),
-        (np.zeros(2), "got codes of torch.float64, expected integers"),
-        (torch.zeros(2, dtype=torch.bool), "got codes of torch.bool, expected integers"),
-        ([True, False], "got codes of torch.bool, expected integers"),
-        ([1.0, 2.0], "got codes of torch.float64, expected integers"),
-        (True, "got codes of torch.bool, expected integers"),
-        (["cat"], "got codes of <U3, expected integers as a tensor, an array or lists"),
-        ("cat", "got codes of str, expected integers as a tensor, an array or lists"),
-        (None, "got codes of NoneType, expected integers as a tensor, an array or lists"),
-        ({0: 1}, "got codes of dict, expected integers as a tensor, an array or lists"),
-        ([[0], [0, 1]], "got codes in lists of unequal length, expected those of an array"),
-        ([2**64], f"got codes up to {2**64}, expected integers of 63 bits"),
-        ([None], "got codes of object, expected integers as a tensor, an array or lists"),
-        (torch.zeros(2, dtype=torch.complex64), "got codes of torch.complex64, expected integers"),
+        (torch.zeros(2), "of torch.float32, expected integers"),
+        (np.zeros(2), "of torch.float64, expected integers"),
+        ([True, False], "of torch.bool, expected integers"),
+        (["cat"], "of <U3, expected integers as a tensor, an array or lists"),
+        ({0: 1}, "of dict, expected integers as a tensor, an array or lists"),
+        ([[0], [0, 1]], "in lists of unequal length, expected those of an array"),
+        (np.array([1, 2**64 - 1], np.uint64), f"up to {2**64 - 1}, expected integers of 63 bits"),
+        ([2**64], f"up to {2**64}, expected integers of 63 bits"),
+        ([None], "of object, expected integers as a tensor, an array or lists"),
+        (torch.zeros(2, dtype=torch.complex64), "of torch.complex64, expected integers"),
     ],
     ids=str,
 )
-def test_case_25_what_is_no_integers_is_a_sentence(values, message):
-    with pytest.raises(ValueError, match="^" + message.replace("+", r"\+") + "$"):
+def test_case_25_what_is_no_integers_is_a_sentence(values, got):
+    with pytest.raises(ValueError, match=f"^got codes {re.escape(got)}$"):
         integers(values, "codes")
 
 
 def test_case_28_labels_for_each_or_one_for_all():
-    for labels in ([1, 2, 0], (1, 2, 0), np.array([1, 2, 0], np.uint8), torch.tensor([1, 2, 0], dtype=torch.int16)):
+    for labels in ([1, 2, 0], np.array([1, 2, 0], np.uint8), torch.tensor([1, 2, 0], dtype=torch.int16)):
         assert labels_for(labels, 3).tolist() == [1, 2, 0]
-    for label in (2, np.int64(2), np.array(2), torch.tensor(2, dtype=torch.uint8)):
+    for label in (2, np.array(2), torch.tensor(2, dtype=torch.uint8)):
         assert labels_for(label, 3).tolist() == [2, 2, 2]
     assert labels_for([], 0).tolist() == labels_for(3, 0).tolist() == []
     for labels, message in (
-        ([1, 2], r"got labels of torch.int64 \(2,\), expected integers of shape \(3,\), or one for all"),
-        ([[1, 2, 0]], r"got labels of torch.int64 \(1, 3\), expected"),
-        (torch.zeros(3), r"got labels of torch.float32 \(3,\), expected integers of shape \(3,\), or one for all"),
-        (True, r"got labels of torch.bool \(\), expected integers"),
+        ([1, 2], r"torch.int64 \(2,\), expected integers of shape \(3,\), or one for all"),
+        (torch.zeros(3), r"torch.float32 \(3,\), expected integers of shape \(3,\)"),
         ("cat", "got labels of str, expected integers of shape"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -106,10 +93,9 @@ def test_case_28_labels_for_each_or_one_for_all():
 
 def test_vectors_and_masks():
     array = np.random.default_rng(0).normal(size=(2, 3))
-    assert vectors(array, "latents").tolist() == array.tolist()
-    assert vectors(array.astype(np.longdouble), "latents").tolist() == array.tolist()
-    assert vectors(array.tolist(), "latents").dtype == torch.float64
-    with pytest.raises(ValueError, match=r"^got latents of torch\.int64, expected floating point$"):
+    for each in (array, array.astype(np.longdouble), array.tolist()):
+        assert vectors(each, "latents").tolist() == array.tolist()
+    with pytest.raises(ValueError, match=r"got latents of torch\.int64, expected floating point"):
         vectors([[1, 2]], "latents")
     mask = torch.tensor([True, False])
     assert mask_of(mask, "a mask") is mask

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def run(name: str, *args: object, cwd: Path) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     command = [sys.executable, str(EXAMPLES / name), *map(str, args)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -55,10 +55,9 @@ def codes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_our_quantizer_in_your_model(tmp_path):
     out = run("our_quantizer_in_your_model.py", "--num-steps", 60, cwd=tmp_path)
-    decibels = re.search(r"PSNR ([\d.]+) dB, (\d+)% of the codebook", out)
-    assert decibels
-    assert float(decibels[1]) > 14  # a mean image has 11
-    assert int(decibels[2]) > 50
+    decibels, used = re.search(r"PSNR ([\d.]+) dB, (\d+)% of the codebook", out).groups()
+    assert float(decibels) > 14  # a mean image has 11
+    assert int(used) > 50
 
 
 @pytest.mark.slow
@@ -66,48 +65,39 @@ def test_tokenizer_in_a_dataset(model, tmp_path):
     for index, image in enumerate(load_images("fashion-mini", "test").__getitems__(range(40)).images):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{index:02}.png")
     out = run("tokenizer_in_a_dataset.py", model, tmp_path, cwd=tmp_path)
-    lines = out.splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["32", "8"]
     images = load_images("fashion-mini", "test").__getitems__([32]).images
     first = VQVAE.from_pretrained(model / "codebook").encode(images)[0].flatten()[:8].tolist()
-    assert lines[1].endswith(f"32.png begins with {first}")
+    assert [line.split(" ")[0] for line in out.splitlines()] == ["32", "8"]
+    assert out.strip().endswith(f"32.png begins with {first}")
 
 
 @pytest.mark.slow
 def test_read_codes_without_us(codes, tmp_path):
-    assert "vqvae" not in re.sub(
-        r"^[\s\S]*?\"\"\"[\s\S]*?\"\"\"", "", (EXAMPLES / "read_codes_without_us.py").read_text()
-    )
+    assert not re.search(r"^ *(import|from) vqvae", (EXAMPLES / "read_codes_without_us.py").read_text(), re.MULTILINE)
     out = run("read_codes_without_us.py", codes / "train", cwd=tmp_path)
     assert "200 rows of codes 0..15, grid [7, 7], uint16" in out
     assert "codes-00003.safetensors: (8, 7, 7)" in out
     used = CodeDataset(codes / "train").__getitems__(range(200)).codes.unique().numel()
     assert f"{used} codes are in use" in out
     out = run("read_codes_without_us.py", codes / "train.parquet", cwd=tmp_path)
-    first = CodeDataset(codes / "train")[0][0].flatten()[:8].tolist()
-    assert f"codes {first}" in out
-    assert "200 rows" in out
+    assert f"codes {CodeDataset(codes / 'train')[0][0].flatten()[:8].tolist()}" in out
 
 
 @pytest.mark.slow
 def test_train_a_hugging_face_llama(model, codes, tmp_path):
-    pytest.importorskip("transformers")
-    out = run(
-        "train_a_hugging_face_llama.py", model, codes, "--num-steps", 60, "--output", tmp_path / "llama", cwd=tmp_path
-    )
+    options = ("--num-steps", 60, "--output", tmp_path / "llama")
+    out = run("train_a_hugging_face_llama.py", model, codes, *options, cwd=tmp_path)
     found = re.findall(r"([\d.]+) bits a code on test codes, (.*); even codes would take 4.000", out)
     assert [name for _, name in found] == ["labels known", "no labels"]
     labelled, without = (float(bits) for bits, _ in found)
     assert labelled < 3.9
     # The token of no class is trained too: a label says little of these codes, a random start costs much.
-    assert without < 3.9
-    assert without < labelled + 0.1
+    assert without < min(3.9, labelled + 0.1)
     assert (tmp_path / "llama" / "samples.png").exists()
 
 
 @pytest.mark.slow
 def test_diffusers_in_and_out(tmp_path):
-    pytest.importorskip("diffusers")
     out = run("diffusers_in_and_out.py", "--output", tmp_path / "out", cwd=tmp_path)
     assert re.search(r"num_wrong=0\b", out)
     assert int(re.search(r"largest difference of a pixel: (\d+) level", out)[1]) <= 1

@@ -155,11 +155,7 @@ class Autoencoder(SavedModel):
         """
 
     @abc.abstractmethod
-    def draw(
-        self,
-        images: Images,
-        generator: torch.Generator | None = None,
-    ) -> Output:
+    def draw(self, images: Images, generator: torch.Generator | None = None) -> Output:
         """`forward` in evaluation, with latents sampled from the posterior P_enc(z|y). Errors as `forward`."""
 
     @abc.abstractmethod
@@ -188,11 +184,7 @@ class Autoencoder(SavedModel):
 
     @torch.no_grad()
     def decode(
-        self,
-        latents: Latents,
-        *,
-        sample: bool = False,
-        generator: torch.Generator | None = None,
+        self, latents: Latents, *, sample: bool = False, generator: torch.Generator | None = None
     ) -> UInt8[Tensor, "b c h w"]:
         """Latents to images: the likelihood's point estimate, its mean for most, rounded to levels; or pixels sampled.
 

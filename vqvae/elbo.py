@@ -63,11 +63,7 @@ class ELBO:
     entropy: Float[Tensor, " b"]
 
     def __post_init__(self) -> None:
-        shapes = {
-            "rate": tuple(self.rate.shape),
-            "distortion": tuple(self.distortion.shape),
-            "entropy": tuple(self.entropy.shape),
-        }
+        shapes = {name: tuple(getattr(self, name).shape) for name in ("rate", "distortion", "entropy")}
         if len(set(shapes.values())) > 1 or self.rate.ndim != 1:
             raise ValueError(f"got terms of shapes {shapes}, expected (b,) for all three")
 
@@ -224,12 +220,7 @@ def sampled_elbos(
     return terms
 
 
-def elbo(
-    model: Any,
-    prior: PriorLike,
-    images: Images,
-    labels: Labels | None = None,
-) -> ELBO:
+def elbo(model: Any, prior: PriorLike, images: Images, labels: Labels | None = None) -> ELBO:
     """The terms of the bound for some images, under a model's codes and a prior over them.
 
     Runs the model as it is: put it into evaluation mode and call this under `torch.no_grad()` for

@@ -69,11 +69,7 @@ class VQVAE(ResidualAutoencoder):
     """
 
     def __init__(
-        self,
-        *,
-        quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
-        beta: float | None = None,
-        **networks: Any,
+        self, *, quantizer: Quantizer.Config = EMAVectorQuantizer.Config(), beta: float | None = None, **networks: Any
     ):
         super().__init__(**networks)
         if beta is not None and not 0 < beta < math.inf:

@@ -1,13 +1,12 @@
 """Quantizers, models and likelihoods make tensors on their inputs' device alone, and never of torch's default type."""
 
 import copy
-from collections.abc import Collection, Iterable
 
 import likelihood_worlds
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from default_worlds import check_same_under_any_default
+from lanes import some
 from quantizer_worlds import MEMBERS, Member, codebooks, ema, features, grouped, projected, residual, take_step
 from torch import Tensor
 
@@ -15,25 +14,19 @@ from priors import TransformerPrior, UnigramPrior
 from vqvae import VQGAN, VQVAE, GaussianVAE
 from vqvae.elbo import elbo, sampled_elbo
 from vqvae.em import CategoricalPixels, GaussianPixels, Mixture
-from vqvae.likelihoods import Categorical, LocalContext, LogisticMixture, Normal
+from vqvae.likelihoods import LocalContext, Normal
 from vqvae.metrics import psnr, ssim
 from vqvae.quantizers import BSQ, FSQ, LFQ, GumbelQuantizer
 
 WORLDS = {
     **{name: member for name, member in MEMBERS.items() if not member.extra},
     "residual grouped lfq": Member(config=residual(grouped(LFQ.Config(num_bits=5)), depth=2)),
-    "residual residual grouped": Member(config=residual(residual(grouped(ema(dim=3)), depth=2), depth=2)),
+    "more codes than vectors": Member(config=ema(num_codes=600)),
     "projected residual grouped bsq": Member(config=projected(residual(grouped(BSQ.Config(num_bits=6)), depth=2))),
 }
-QUICK = {"soft em", "sqvae", "bsq, 36 bits", "residual, dropout", "residual grouped lfq"}
 
 
-def quick(names: Iterable[str], some: Collection[str]) -> list[ParameterSet]:
-    """All names, those that are not among some for the slow tests."""
-    return [pytest.param(name, marks=() if name in some else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quick(WORLDS, QUICK))
+@pytest.mark.parametrize("name", some(WORLDS, every=5))
 def test_case_24_a_quantizer_keeps_to_its_device_and_type(name):
     """Training with its start, update and revival, evaluation, draws, decoding."""
     torch.manual_seed(0)
@@ -56,26 +49,10 @@ def test_case_24_a_quantizer_keeps_to_its_device_and_type(name):
     check_same_under_any_default(run)
 
 
-def test_case_24_the_start_of_fewer_vectors_than_codes():
-    """k-means shakes copies of one vector by noise of the CPU's."""
-    fresh = ema(num_codes=64).build()
-    z_e = features(6, 5)
-
-    def run() -> list[Tensor]:
-        quantizer = copy.deepcopy(fresh)
-        quantizer(z_e)
-        quantizer.update()
-        return [*quantizer.state_dict().values()]
-
-    check_same_under_any_default(run)
-
-
 def test_case_24_what_makes_steps_finer_lives_with_the_parts():
     """The fault as it was reported: a residual quantizer around a grouped one, all of it on another device."""
     for config in (
-        residual(grouped(ema(dim=3)), depth=2),
         residual(grouped(FSQ.Config(levels=(5, 4))), depth=2),
-        residual(grouped(LFQ.Config(num_bits=3)), depth=2),
         residual(residual(grouped(ema(dim=3)), depth=2), depth=2),
     ):
         quantizer = config.build().to("meta")
@@ -101,10 +78,8 @@ def test_a_model_that_is_made_without_memory_takes_none():
 
 SIZES = {"image_size": 8, "width": 8, "num_blocks": 1, "downsampling": 4}
 MODELS = {
-    "vqvae": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=LogisticMixture.Config(zero_component=True)),
     "gumbel, colour": lambda: VQVAE(**SIZES, num_channels=3, quantizer=GumbelQuantizer.Config(num_codes=16, dim=4)),
     "local context": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=LocalContext.Config(width=8, num_blocks=1)),
-    "categorical": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=Categorical.Config()),
     "attention": lambda: VQVAE(**{**SIZES, "width": 32}, attention=True, quantizer=ema()),
     "gaussian": lambda: GaussianVAE(**SIZES, dim=3, free_bits=0.1),
     "vqgan": lambda: VQGAN(
@@ -120,7 +95,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", quick(MODELS, ["gumbel, colour", "gaussian"]))
+@pytest.mark.parametrize("name", some(MODELS, every=4))
 def test_case_24_a_model_keeps_to_its_device_and_type(name):
     torch.manual_seed(0)
     fresh = MODELS[name]()
@@ -167,7 +142,7 @@ def test_case_24_the_bound_keeps_to_its_device_and_type():
     check_same_under_any_default(run)
 
 
-@pytest.mark.parametrize("pixels", [CategoricalPixels(), GaussianPixels(), GaussianPixels(variance="shared")], ids=str)
+@pytest.mark.parametrize("pixels", [CategoricalPixels(), GaussianPixels(variance="shared")], ids=str)
 def test_case_24_a_mixture_keeps_to_its_device_and_type(pixels):
     torch.manual_seed(0)
     fresh = Mixture(num_components=3, shape=(1, 4, 4), pixels=pixels)
@@ -182,7 +157,7 @@ def test_case_24_a_mixture_keeps_to_its_device_and_type(pixels):
     check_same_under_any_default(run)
 
 
-@pytest.mark.parametrize("name", quick(likelihood_worlds.MEMBERS, ["mixture, 1 channel, zero", "normal, 1 channel"]))
+@pytest.mark.parametrize("name", some(likelihood_worlds.MEMBERS, every=6))
 def test_case_24_a_likelihood_keeps_to_its_device_and_type(name):
     likelihood = likelihood_worlds.MEMBERS[name]()
     features = likelihood_worlds.some_features(likelihood, dtype=torch.float32)
@@ -192,13 +167,8 @@ def test_case_24_a_likelihood_keeps_to_its_device_and_type(name):
     def run() -> list[Tensor]:
         parameters = likelihood.symbol_parameters(images, features)
         drawn = likelihood.sample(features, torch.Generator().manual_seed(0))
-        found = [
-            likelihood.log_prob(images, features),
-            likelihood.mean(features),
-            likelihood.point_estimate(features),
-            drawn,
-        ]
-        found += [parameters, likelihood.cdf(parameters, levels), *likelihood.order(3, 3)]
+        found = [likelihood.log_prob(images, features), likelihood.mean(features), likelihood.point_estimate(features)]
+        found += [drawn, parameters, likelihood.cdf(parameters, levels), *likelihood.order(3, 3)]
         found += [likelihood.walk(features, lambda table: table.argmax(-1))]
         return [each.detach() for each in found]
 

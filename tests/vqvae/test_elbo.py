@@ -53,7 +53,22 @@ class World:
         return entropy + divergence
 
 
-SEEDS = range(20)
+SEEDS = range(5)
+
+
+def bound_of(world: World, posterior: Tensor) -> ELBO:
+    return ELBO(
+        rate=-(posterior * world.prior.log()).sum(1),
+        distortion=-(posterior * world.decoder.log().T).sum(1),
+        entropy=-torch.xlogy(posterior, posterior).sum(1),
+    )
+
+
+def check_bound(world: World, bound: ELBO) -> None:
+    """Never below the evidence, and on average what the theorem says."""
+    assert (bound.negative >= -world.log_evidence() - 1e-12).all()
+    mean = (world.population * bound.negative).sum().item()
+    assert mean == pytest.approx(world.optimum(), abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -61,28 +76,15 @@ SEEDS = range(20)
 def test_bound_and_its_mean(seed, deterministic):
     world = World(seed, deterministic=deterministic)
     assert world.decoder.sum(1).allclose(torch.ones(2, dtype=torch.float64))  # over all images
-    posterior = world.encoder
-    bound = ELBO(
-        rate=-(posterior * world.prior.log()).sum(1),
-        distortion=-(posterior * world.decoder.log().T).sum(1),
-        entropy=-torch.xlogy(posterior, posterior).sum(1),
-    )
-    if deterministic:
-        assert (bound.entropy == 0).all()
-    assert (bound.negative >= -world.log_evidence() - 1e-12).all()
-    mean = (world.population * bound.negative).sum().item()
-    assert mean == pytest.approx(world.optimum(), abs=1e-10)
+    bound = bound_of(world, world.encoder)
+    assert (bound.entropy == 0).all() == deterministic
+    check_bound(world, bound)
 
 
 def test_bound_is_tight_at_the_posterior():
     world = World(0, deterministic=False)
     joint = (world.prior[:, None] * world.decoder).T
-    posterior = joint / joint.sum(1, keepdim=True)
-    bound = ELBO(
-        rate=-(posterior * world.prior.log()).sum(1),
-        distortion=-(posterior * world.decoder.log().T).sum(1),
-        entropy=-torch.xlogy(posterior, posterior).sum(1),
-    )
+    bound = bound_of(world, joint / joint.sum(1, keepdim=True))
     torch.testing.assert_close(bound.negative, -world.log_evidence(), atol=1e-12, rtol=0)
 
 
@@ -124,10 +126,11 @@ class TablePrior:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_elbo_of_a_model_and_a_prior(seed):
     world = World(seed, deterministic=True)
-    bound = elbo(TableModel(world), TablePrior(world.prior), IMAGES)
-    assert (bound.negative >= -world.log_evidence() - 1e-12).all()
-    mean = (world.population * bound.negative).sum().item()
-    assert mean == pytest.approx(world.optimum(), abs=1e-10)
+    model, prior = TableModel(world), TablePrior(world.prior)
+    bound = elbo(model, prior, IMAGES)
+    check_bound(world, bound)
+    # A prior without classes has no use for labels.
+    assert torch.equal(elbo(model, prior, IMAGES, torch.arange(16) % 3).rate, bound.rate)
 
 
 class InvertibleWorld:
@@ -172,16 +175,14 @@ def test_no_prior_beats_the_histogram_of_the_codes(seed):
     world = InvertibleWorld(seed, 16)
     least = (world.population * world.bound(world.prior).negative).sum()
     torch.testing.assert_close(least, torch.special.entr(world.population).sum(), rtol=0, atol=1e-10)
-    for other_seed in range(10):
-        noise = distribution(16, seed=100 * seed + other_seed + 1000)
-        for share in (0.01, 0.3, 1.0):
-            prior = torch.lerp(world.prior, noise, share)
-            negative = world.bound(prior).negative
-            mean = (world.population * negative).sum()
-            divergence = (world.prior * (world.prior / prior).log()).sum()
-            assert divergence > 0
-            torch.testing.assert_close(mean, least + divergence, rtol=0, atol=1e-10)
-            assert (negative < -world.population.log()).any()
+    for share in (0.01, 0.3, 1.0):
+        prior = torch.lerp(world.prior, distribution(16, seed=seed + 1000), share)
+        negative = world.bound(prior).negative
+        mean = (world.population * negative).sum()
+        divergence = (world.prior * (world.prior / prior).log()).sum()
+        assert divergence > 0
+        torch.testing.assert_close(mean, least + divergence, rtol=0, atol=1e-10)
+        assert (negative < -world.population.log()).any()
     # The mean is convex in the prior's logits, so where its gradient is zero it is least.
     logits = world.prior.log().requires_grad_()
     (gradient,) = torch.autograd.grad((world.population * world.bound(logits.softmax(0)).negative).sum(), logits)
@@ -200,33 +201,21 @@ def test_labels_are_paid_for():
     assert (bound.negative >= -world.log_evidence()).all()
 
 
-def test_labels_of_a_prior_without_classes():
-    world = World(0, deterministic=True)
-    plain = elbo(TableModel(world), TablePrior(world.prior), IMAGES)
-    labelled = elbo(TableModel(world), TablePrior(world.prior), IMAGES, torch.arange(16) % 3)
-    assert torch.equal(plain.rate, labelled.rate)
-
-
 def test_uniform_levels_are_eight_bits():
     dims = 3 * 32 * 32
     distortion = torch.full((5,), dims * math.log(256), dtype=torch.float64)
     nothing = torch.zeros(5, dtype=torch.float64)
     bound = ELBO(rate=nothing, distortion=distortion, entropy=nothing)
     assert (bound.bits_per_dim(dims) == 8).all()
-
-
-def test_terms_and_their_signs():
-    bound = ELBO(rate=torch.tensor([1.0]), distortion=torch.tensor([20.0]), entropy=torch.tensor([300.0]))
-    assert bound.negative.item() == -279
-    assert bound.bits_per_dim(3).item() == pytest.approx(-279 / 3 / math.log(2))
+    assert (
+        ELBO(rate=torch.tensor([1.0]), distortion=torch.tensor([20.0]), entropy=torch.tensor([300.0])).negative == -279
+    )
 
 
 def test_bad_terms(untyped):
-    one, two = torch.zeros(1), torch.zeros(2)
+    two = torch.zeros(2)
     with pytest.raises(ValueError, match=r"'entropy': \(1,\).*expected \(b,\)"):
-        ELBO(rate=two, distortion=two, entropy=one)
-    with pytest.raises(ValueError, match=r"expected \(b,\) for all three"):
-        ELBO(rate=two.sum(), distortion=two.sum(), entropy=two.sum())
+        ELBO(rate=two, distortion=two, entropy=two[:1])
     with pytest.raises(ValueError, match="got num_dims=0"):
         ELBO(rate=two, distortion=two, entropy=two).bits_per_dim(0)
 
@@ -236,6 +225,5 @@ def test_prior_of_other_codes(num_codes, grid):
     world = World(0, deterministic=True)
     prior = TablePrior(world.prior)
     prior.num_codes, prior.grid = num_codes, grid
-    expected = re.escape(f"num_codes={num_codes}, grid={grid} for a model of num_codes={NUM_CODES}, grid=(1, 1)")
-    with pytest.raises(ValueError, match=f"got a prior of {expected}"):
+    with pytest.raises(ValueError, match=re.escape(f"a prior of num_codes={num_codes}, grid={grid} for a model")):
         elbo(TableModel(world), prior, IMAGES)

@@ -1,16 +1,13 @@
 """VQVAE: shapes, gradients, saving, and what it refuses."""
 
 import dataclasses
-import itertools
 import json
 
 import pytest
 import torch
 
-import safefolder
 from vqvae import VQVAE
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
-from vqvae.networks.blocks import level_widths, num_levels
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 
 SMALL = VQVAE.Config(
@@ -38,15 +35,8 @@ def images(*shape, seed=0):
     ],
 )
 def test_every_size_and_part(downsampling, num_channels, attention, quantizer, likelihood, tmp_path):
-    model = small(
-        image_size=16,
-        width=32 if attention else 8,
-        downsampling=downsampling,
-        num_channels=num_channels,
-        attention=attention,
-        quantizer=quantizer,
-        likelihood=likelihood,
-    )
+    sizes = {"downsampling": downsampling, "num_channels": num_channels, "width": 32 if attention else 8}
+    model = small(image_size=16, **sizes, attention=attention, quantizer=quantizer, likelihood=likelihood)
     y = images(3, num_channels, 16, 16)
     out = model(y)
     side = 16 // downsampling
@@ -62,7 +52,6 @@ def test_every_size_and_part(downsampling, num_channels, attention, quantizer, l
     codes = model.encode(y)
     image = model.decode(codes)
     assert image.dtype == torch.uint8
-    assert image.shape == y.shape
     assert torch.equal(image, model.reconstruct(model(y)))
     model.save_pretrained(tmp_path / "model")
     twin = VQVAE.from_pretrained(tmp_path / "model")
@@ -72,47 +61,21 @@ def test_every_size_and_part(downsampling, num_channels, attention, quantizer, l
     assert torch.equal(twin.decode(codes), image)
 
 
-def test_distortion_is_the_cross_entropy_of_the_pixels():
-    """Against the 256-level table that a coder would use."""
-    model = small(likelihood=LogisticMixture.Config(zero_component=True)).eval()
-    y = images(2, 1, 8, 8)
-    with torch.no_grad():
-        out = model(y)
-        parameters = model.likelihood.symbol_parameters(y, out.features.double())
-        table = model.likelihood.cdf(parameters, torch.arange(256).expand(*y.shape, 256))
-    pmf = torch.diff(table, dim=-1, prepend=torch.zeros_like(table[..., :1]))
-    nats = -pmf.gather(-1, y[..., None].long()).log().sum((1, 2, 3, 4))
-    torch.testing.assert_close(out.distortion.double(), nats, rtol=1e-4, atol=0)
-
-
-def test_float_images_are_their_levels():
-    model = small().eval()
-    y = images(2, 1, 8, 8)
-    assert torch.equal(model.encode(y.float() / 255), model.encode(y))
-    assert torch.equal(model.encode(y.half() / 255), model.encode(y))
-
-
-def test_one_image_or_a_batch():
-    model = small().eval()
-    y = images(64, 1, 8, 8)
-    together = model.encode(y)
-    assert torch.equal(torch.cat([model.encode(each[None]) for each in y]), together)
-
-
-def test_decode_can_sample_pixels():
-    model = small().eval()
-    codes = model.encode(images(2, 1, 8, 8))
+def test_images_of_any_type_are_encoded_alike_and_training_stays_as_it_was():
+    model = small().train()
+    model.encoder.eval()
+    modes = [part.training for part in model.modules()]
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    y = images(16, 1, 8, 8)
+    codes = model.encode(y)
+    assert torch.equal(model.encode(y.float() / 255), codes)
+    assert torch.equal(model.encode(y.half() / 255), codes)
+    assert torch.equal(torch.cat([model.encode(each[None]) for each in y]), codes)
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
     draws = [model.decode(codes, sample=True, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-
-
-def test_encode_leaves_training_as_it_was():
-    model = small().train()
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    model.encode(images(2, 1, 8, 8))
-    assert model.training
-    assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
 
 
 def test_learning_lowers_the_distortion():
@@ -136,11 +99,8 @@ def test_learning_lowers_the_distortion():
     ("value", "message"),
     [
         (images(2, 3, 8, 8), r"expected images of shape \(b, 1, 8, 8\), got \(2, 3, 8, 8\)"),
-        (images(1, 8, 8), "expected images of shape"),
-        (images(2, 1, 9, 8), "expected images of shape"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.int64), "as uint8, or as floats"),
         (torch.full((2, 1, 8, 8), 1.5), r"lie in \[0, 1\], got 1.5"),
-        (torch.full((2, 1, 8, 8), -0.1), r"lie in \[0, 1\]"),
         (torch.full((2, 1, 8, 8), torch.nan), r"lie in \[0, 1\]"),
     ],
 )
@@ -149,16 +109,11 @@ def test_bad_images_are_a_sentence(value, message):
         small()(value)
 
 
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        (torch.zeros(1, 3, 3, dtype=torch.int64), r"expected codes of shape \(b, 2, 2\)"),
-        (torch.full((1, 2, 2), 8), "must lie in"),
-    ],
-)
-def test_bad_codes_are_a_sentence(codes, message):
-    with pytest.raises(ValueError, match=message):
-        small().decode(codes)
+def test_bad_codes_are_a_sentence():
+    with pytest.raises(ValueError, match=r"expected codes of shape \(b, 2, 2\)"):
+        small().decode(torch.zeros(1, 3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="must lie in"):
+        small().decode(torch.full((1, 2, 2), 8))
 
 
 @pytest.mark.parametrize(
@@ -186,34 +141,8 @@ def test_foreign_configs_are_refused(tmp_path):
         ({"colour": 1}, "does not fit VQVAE"),
         ({"image_size": 10}, "not a multiple"),
         ({"width": 16}, "do not fit its config"),
+        ({"quantizer": {"class": "FSQ"}}, "unknown quantizer"),
     ):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(ValueError, match=message):
             VQVAE.from_pretrained(tmp_path / "model")
-
-
-def test_missing_weights_are_named(tmp_path):
-    model = small()
-    weights = model.state_dict()
-    weights.pop("quantizer.codebook")
-    safefolder.save(tmp_path / "model", {"class": "VQVAE", **model.config.to_plain()}, weights)
-    with pytest.raises(ValueError, match=r"missing quantizer\.codebook"):
-        VQVAE.from_pretrained(tmp_path / "model")
-
-
-def test_levels():
-    assert [num_levels(2**n) for n in range(5)] == list(range(5))
-    assert level_widths(8, 1) == [8]
-    assert level_widths(8, 16) == [8, 16, 32, 32]
-    for bad in (0, 3, 6, -2):
-        with pytest.raises(ValueError, match="power of two"):
-            num_levels(bad)
-
-
-def test_configs_survive_json():
-    for quantizer, likelihood in itertools.product(
-        (EMAVectorQuantizer.Config(), VectorQuantizer.Config(normalize=True)),
-        (LogisticMixture.Config(), Categorical.Config(), Normal.Config(scale=3.0)),
-    ):
-        config = VQVAE.Config(quantizer=quantizer, likelihood=likelihood)
-        assert VQVAE.Config.from_plain(json.loads(json.dumps(config.to_plain()))) == config

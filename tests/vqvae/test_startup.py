@@ -57,33 +57,36 @@ def particular():
     return PARTICULAR - loaded("-c", "import torch")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], [], ["--version"], ["sampel"], ["--hepl"]])
-def test_the_names_of_the_commands_need_no_torch(words):
-    modules = loaded("-m", "vqvae", *words)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "vqvae", "--help"],
+        ["-m", "vqvae", "--version"],
+        ["-m", "vqvae", "sampel"],
+        ["-c", "import vqvae.cli; from vqvae import exits; vqvae.allocator"],
+    ],
+)
+def test_the_names_of_the_commands_and_an_import_need_no_torch(words):
+    modules = loaded(*words)
     assert "vqvae.cli" in modules
     assert modules & (TENSORS | PARTICULAR) == set()
 
 
-def test_an_import_loads_nothing_before_it_is_used():
-    assert loaded("-c", "import vqvae; from vqvae import exits; vqvae.allocator") & (TENSORS | PARTICULAR) == set()
+NAMES = ("codec", "data", "em", "evaluation", "interop", "likelihoods", "pictures", "quantizers", "tokens")
 
 
-@pytest.mark.parametrize("program", ["import vqvae; vqvae.VQVAE", "import vqvae.quantizers", "import priors"])
-def test_models_load_torch_and_what_they_need(program, particular):
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import vqvae; vqvae.VQVAE",
+        f"from vqvae import *; import priors, {', '.join(f'vqvae.{name}' for name in NAMES)}",
+    ],
+    ids=["a model", "all"],
+)
+def test_the_packages_load_torch_and_what_they_need(program, particular):
     modules = loaded("-c", program)
     assert "torch" in modules
-    assert modules & (particular | {"tyro"}) == set()
-
-
-def test_all_of_the_packages_load_torch_and_what_they_need(particular):
-    names = ("codec", "data", "em", "evaluation", "interop", "likelihoods", "pictures", "tokens")
-    program = f"from vqvae import *; import {', '.join(f'vqvae.{name}' for name in names)}"
-    assert loaded("-c", program) & (particular | {"tyro", "constriction"}) == set()
-
-
-def test_the_help_of_no_command_loads_what_few_need(particular):
-    helps = json.dumps([[name, "--help"] for name in cli.COMMANDS])
-    assert loaded("-c", COMMANDS, helps) & (particular | {"constriction"}) == set()
+    assert modules & (particular | {"tyro", "constriction"}) == set()
 
 
 def test_commands_load_what_they_use(particular, tmp_path):
@@ -91,12 +94,12 @@ def test_commands_load_what_they_use(particular, tmp_path):
     quantizer = VectorQuantizer.Config(num_codes=8, dim=4)
     model = VQVAE(image_size=16, num_channels=1, width=8, num_blocks=1, quantizer=quantizer)
     prior = TransformerPrior(num_codes=8, grid=model.grid, width=16, depth=1, num_heads=2)
-    run, file = str(tmp_path / "run"), str(tmp_path / "some.vq")
-    model.save_pretrained(Path(run) / "codebook")
-    prior.save_pretrained(Path(run) / "prior")
-    image = str(tmp_path / "image.png")
-    vqvae.pictures.save_image(Path(image), torch.zeros(1, 16, 16, dtype=torch.uint8))
+    model.save_pretrained(tmp_path / "run" / "codebook")
+    prior.save_pretrained(tmp_path / "run" / "prior")
+    vqvae.pictures.save_image(tmp_path / "image.png", torch.zeros(1, 16, 16, dtype=torch.uint8))
+    run, image, file = (str(tmp_path / name) for name in ("run", "image.png", "some.vq"))
     commands = [
+        *([name, "--help"] for name in cli.COMMANDS),
         ["sample", run, "--num", "2", "--output", str(tmp_path / "samples.png")],
         ["compress", run, image, "-o", file],
         ["info", file, run],
