@@ -20,7 +20,8 @@ from torch import Tensor
 
 from safefolder.files import replacing_folder
 from safefolder.hub import download, is_hub_id
-from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors, shown
+from safefolder.messages import shown
+from safefolder.tensors import MOST_CONFIG_BYTES, few, index_of, is_file, read_json, read_tensors
 from vqvae.interop.pickles import read_pickle
 from vqvae.interop.state_dicts import Tell, check_weights_of, plain_names
 from vqvae.interop.weight_names import (

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safefolder.tensors import NUMBERS, shown
+from safefolder.messages import shown
+from safefolder.tensors import NUMBERS
 
 MOST_OPCODES = 1_000_000
 MOST_AXES = 64

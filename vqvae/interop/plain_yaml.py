@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from safefolder.tensors import few, in_short, read_bytes, shown
+from safefolder.messages import shown
+from safefolder.tensors import few, in_short, read_bytes
 
 MOST_BYTES = 256 << 10
 # With what aliases stand for counted each time; the yaml of a tokenizer has about a hundred.

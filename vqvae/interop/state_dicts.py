@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safefolder.tensors import WRAPPERS, few, read_safetensors, shown, unwrapped
+from safefolder.messages import shown
+from safefolder.tensors import WRAPPERS, few, read_safetensors, unwrapped
 from vqvae.interop.pickles import read_pickle
 
 ENDS = ("encoder.conv_in.weight", "encoder.conv_in.bias", "decoder.conv_out.weight", "decoder.conv_out.bias")

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from safefolder.tensors import few, is_file, shown
+from safefolder.messages import shown
+from safefolder.tensors import few, is_file
 from vqvae.interop.plain_yaml import read_yaml
 from vqvae.interop.state_dicts import Tell, find_weights, read_checkpoint
 from vqvae.interop.weight_names import MOST_PIXELS, NEAREST, Layout, assembled, check_kinds, count, sizes, to_diffusers

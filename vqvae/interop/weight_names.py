@@ -18,7 +18,8 @@ from torch import Tensor
 import safefolder
 from safefolder.building import shapes_alone
 from safefolder.folder import check_weights
-from safefolder.tensors import few, in_short, shown
+from safefolder.messages import shown
+from safefolder.tensors import few, in_short
 from vqvae.vqgan import VQGAN
 
 # Names of diffusers that lie beside its encoder and decoder, and lie within them here.
