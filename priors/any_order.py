@@ -143,8 +143,8 @@ class AnyOrderPrior(TrunkPrior):
         return self._all_logits(codes, labels, None).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
-        features = self.trunk(self.start(len(weights), labels), mixtures + self.origin[:-1])
+        vectors = self.code.mixed(weights[:, :-1]) + self.origin[:-1]
+        features = self.trunk(self.start(len(weights), labels), vectors)
         return widen(self.logits(features)).log_softmax(-1)
 
     def _score(self, codes: Tensor, labels: Tensor | None, order: Tensor | None) -> Tensor:

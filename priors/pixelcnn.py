@@ -100,7 +100,7 @@ class PixelCNNPrior(Prior):
         return self._all_logits(self.code(codes), labels).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        return self._all_logits(weights.to(self.code.weight.dtype) @ self.code.weight, labels).log_softmax(-1)
+        return self._all_logits(self.code.mixed(weights), labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
         """Logits "b n k" of every position, from the embedded codes "b n c" of all positions."""
