@@ -24,9 +24,7 @@ others. Positions sampled together stand far from each other: in all steps they 
     frac(sum_j coordinate_j phi^-j),   phi^(axes + 1) = phi + 1
 
 (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"): phi^-j are hard to approach by fractions, so
-that two positions whose values differ little are many positions apart. On 7 x 7 grids 6 steps cost 0.05 bits a code
-more than 49 in this order; 0.07 to 0.08 in evenly drawn ones, 0.10 where each position is the farthest from those
-before.
+that two positions whose values differ little are many positions apart.
 
 The limit `num_steps=1` samples every position from its conditional given what is known alone. MaskGIT's decoding, which
 samples all positions at each step and keeps those that it is surest of, is not this: the order is settled before the
@@ -145,8 +143,8 @@ class AnyOrderPrior(TrunkPrior):
         return self._all_logits(codes, labels, None).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
-        features = self.trunk(self.start(len(weights), labels), mixtures + self.origin[:-1])
+        vectors = self.code.mixed(weights[:, :-1]) + self.origin[:-1]
+        features = self.trunk(self.start(len(weights), labels), vectors)
         return widen(self.logits(features)).log_softmax(-1)
 
     def _score(self, codes: Tensor, labels: Tensor | None, order: Tensor | None) -> Tensor:

@@ -38,10 +38,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from priors.draws import SEEDED_GRIDS, Blocks, Prefix, block_size, check_codes, check_given, seeds_for, strengths_of
+from priors.draws import (
+    CACHE_BYTES,
+    MOST_GRIDS,
+    SEEDED_GRIDS,
+    Prefix,
+    block_grids,
+    check_codes,
+    check_given,
+    seeds_for,
+    strengths_of,
+)
 from priors.grid import GridModel, check_size
 from priors.precision import Arithmetic, choose
-from priors.sampling import Chooser, Sampling, Seeds, check_sampling
+from priors.sampling import Chooser, Sampling, Seeds, check_sampling, random_chooser
 from priors.walks import Step, WalkOrder, WalkStart, taken
 from safefolder import arrays
 from safefolder.arrays import Codes, Labels, Mask
@@ -215,27 +225,30 @@ class Prior(GridModel):
         num_at_once = self._check_arithmetic(sampling, walk_order)
         listed = seeds_for(num, seeds, sampling)
         wide = 1 if strengths is None else 2
-
-        def row_bytes(arithmetic: Arithmetic) -> int:
-            # A step reads what the last fixed, the first all that is known; conditionals stand there as logits, too.
-            inputs = max(1 + walk_order.num_before, 2 * num_at_once)
-            return self.walk_bytes(arithmetic, inputs) + 16 * self.num_codes * num_at_once
-
         if listed is None:
-            size = block_size(sampling, num * wide, wide, self, row_bytes)
+            size = sampling.batch_size
+            if size is None:
+                arithmetic = choose(sampling.precision, num * wide, self, sampling.compiled)
+                # A step reads what the last fixed, the first all that is known; conditionals are there as logits, too.
+                inputs = max(1 + walk_order.num_before, 2 * num_at_once)
+                row_bytes = self.walk_bytes(arithmetic, inputs) + 16 * self.num_codes * num_at_once
+                size = max(1, min(MOST_GRIDS, CACHE_BYTES // (wide * row_bytes)))
             rows = min(num, size)
         else:
             size = rows = SEEDED_GRIDS
             # Given positions one by one, as sampled ones: how many come at once must not depend on the other grids.
             sizes = None if walk_order.sizes is None else (1,) * walk_order.num_before + walk_order.sizes
             walk_order = replace(walk_order, num_before=0, sizes=sizes)
-        blocks = Blocks(num, size, sampling, generator, listed)
+        # What is wrong is said now, not at the first grid.
+        random_chooser(sampling, generator=generator, seeds=None if listed is None else [])
         arithmetic = choose(sampling.precision, rows * wide, self, sampling.compiled)
 
         def sampled_blocks() -> Iterator[Tensor]:
             total, off = num * self.num_positions, None if progress else True
             with tqdm(total=total, desc="codes", unit="code", unit_scale=True, disable=off) as bar:
-                for grids, length, chooser in blocks:
+                for grids, length in block_grids(num, size, full=listed is not None):
+                    own = None if listed is None else [listed[i] for i in grids]
+                    chooser = random_chooser(sampling, generator=generator, seeds=own)
                     rows = torch.tensor(grids, dtype=torch.int64, device=self.device)
                     chosen = None if classes is None else classes[rows]
 

@@ -19,6 +19,10 @@ class CodeEmbedding(nn.Embedding):
             input = torch.where(wrong, torch.randint_like(input, self.num_embeddings), input)
         return super().forward(input)
 
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Vectors "*n w" of mixtures of codes, by their weights "*n k"."""
+        return weights.to(self.weight.dtype) @ self.weight
+
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:
     """-ln P of codes "b n" under logits "b n k", nats "b n"."""

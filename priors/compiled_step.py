@@ -5,8 +5,9 @@ what lies ahead hidden. torch.compile makes one pass over the cache of it, which
 takes away the launches, which in a small trunk take longer than the work.
 """
 
+import functools
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,24 +67,24 @@ def step_to_compile(
     return rms_norm(x)
 
 
+@functools.cache
+def _made() -> Callable[..., Tensor]:
+    return torch.compile(step_to_compile, fullgraph=True, dynamic=False)
+
+
 class Compiled:
     """`step_to_compile` through torch.compile, once for all walks of the same shapes."""
 
-    made: ClassVar[Callable[..., Tensor] | None] = None
-
     def __init__(self) -> None:
-        if Compiled.made is None:
-            Compiled.made = torch.compile(step_to_compile, fullgraph=True, dynamic=False)
-        self.is_ready = False
+        self.step, self.is_ready = _made(), False
 
     def __call__(self, *inputs: object) -> Tensor:
-        assert Compiled.made is not None
         if self.is_ready:
-            return Compiled.made(*inputs)
+            return self.step(*inputs)
         self.is_ready = True
         # Models and batches of other sizes are other programs; torch stops at eight unless told how many.
         with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
-            return Compiled.made(*inputs)
+            return self.step(*inputs)
 
 
 class Graph:

@@ -83,7 +83,7 @@ class DepthTransformerPrior(TrunkPrior):
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         split = rearrange(weights, "b (t d) k -> b t d k", d=self.num_depths)
-        mixtures = [split[:, :, j].to(code.weight.dtype) @ code.weight for j, code in enumerate(self.code)]
+        mixtures = [code.mixed(split[:, :, j]) for j, code in enumerate(self.code)]
         return self._all_logits(torch.stack(mixtures, 2), labels).log_softmax(-1)
 
     def _embedded(self, codes: Tensor) -> Tensor:

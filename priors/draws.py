@@ -1,6 +1,6 @@
 """Many grids to be sampled: what is asked for, checked, and how many grids are sampled at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from priors.grid import GridModel
-from priors.precision import Arithmetic, choose
-from priors.sampling import Chooser, Sampling, Seeds, check_range, check_seeds, random_chooser
+from priors.sampling import Sampling, Seeds, check_range, check_seeds
 from safefolder import arrays
 from safefolder.arrays import Codes, Mask
 
@@ -24,49 +23,11 @@ MOST_GRIDS = 256
 SEEDED_GRIDS = 16
 
 
-class Blocks:
-    """The grids of a draw, so many at a time.
-
-    Args:
-        num: grids.
-        size: grids at once; `SEEDED_GRIDS` with seeds.
-        sampling, generator, seeds: as of `Prior.sample`.
-    """
-
-    def __init__(
-        self, num: int, size: int, sampling: Sampling, generator: torch.Generator | None, seeds: Sequence[int] | None
-    ):
-        self.num, self.size = num, size
-        self._sampling, self._generator, self._seeds = sampling, generator, seeds
-        self._chooser([])  # what is wrong is said now, not at the first grid
-
-    def __iter__(self) -> Iterator[tuple[list[int], int, Chooser]]:
-        """Of each block: its grids, the last again until it is full; how many were asked for; and what samples them."""
-        for begin in range(0, self.num, self.size):
-            stop = min(self.num, begin + self.size)
-            end = stop if self._seeds is None else begin + self.size
-            grids = [min(i, self.num - 1) for i in range(begin, end)]
-            yield grids, stop - begin, self._chooser(grids)
-
-    def _chooser(self, grids: Sequence[int]) -> Chooser:
-        own = None if self._seeds is None else [self._seeds[i] for i in grids]
-        return random_chooser(self._sampling, generator=self._generator, seeds=own)
-
-
-def block_size(
-    sampling: Sampling, rows: int, wide: int, model: GridModel, bytes_of: Callable[[Arithmetic], int]
-) -> int:
-    """Grids at once, where they have no seeds.
-
-    Args:
-        rows: of all grids together.
-        wide: rows for each grid.
-        bytes_of: of one row of a walk.
-    """
-    if sampling.batch_size is not None:
-        return sampling.batch_size
-    arithmetic = choose(sampling.precision, rows, model, sampling.compiled)
-    return max(1, min(MOST_GRIDS, CACHE_BYTES // (wide * bytes_of(arithmetic))))
+def block_grids(num: int, size: int, full: bool) -> Iterator[tuple[list[int], int]]:
+    """Of each block its grids, in a full one the last again until there are `size`, and how many were asked for."""
+    for begin in range(0, num, size):
+        stop = min(num, begin + size)
+        yield [min(i, num - 1) for i in range(begin, begin + size if full else stop)], stop - begin
 
 
 def seeds_for(num: int, seeds: Seeds | None, sampling: Sampling) -> list[int] | None:

@@ -30,19 +30,10 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 import safefolder
-from priors.any_order import AnyOrderPrior
-from priors.continuous import ContinuousPrior
-from priors.depth import DepthTransformerPrior
 from priors.grid import GridModel
 from priors.llama import LlamaPrior
 from priors.llama_card import EPSILON, generation_of, llama_config, readme_of
-from priors.next_scale import NextScalePrior
-from priors.ngram import NGramPrior
-from priors.pixelcnn import PixelCNNPrior
-from priors.transformer import TransformerPrior
 from priors.trunk import gated_width
-from priors.uniform import UniformPrior
-from priors.unigram import UnigramPrior
 from safefolder.files import replacing_folder
 from safefolder.tensors import (
     MOST_CONFIG_BYTES,
@@ -62,24 +53,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FILES = (CONFIG, "generation_config.json", WEIGHTS, "README.md")
 # What is read, for a download.
 PATTERNS = (CONFIG, WEIGHTS, index_of(WEIGHTS), "model-?????-of-?????.safetensors")
-# Weights tell nothing of the grid, so it is held to what any Llama's context is far below.
-MOST_AXES, MOST_POSITIONS = 8, 2**24
+# Weights tell nothing of the grid.
+MOST_AXES = 8
 # Below it a norm's epsilon would be a residual stream of more than float32 holds.
 LEAST_EPSILON = 1e-12
 MOST_ROPE_BASE = 1e30
 
-_WHY_NOT: dict[type[GridModel], str] = {
-    TransformerPrior: "its positions follow the axes of the grid, it normalises queries and keys, and it adds a vector "
-    "of the position to predict",
-    AnyOrderPrior: "it takes the positions in any order, where a Llama has one",
-    DepthTransformerPrior: "it is two transformers, one of them over the several codes of a position",
-    NextScalePrior: "it gives all codes of a scale in one step, where a Llama gives one",
-    PixelCNNPrior: "it is made of convolutions",
-    NGramPrior: "it is a table of counts and no transformer",
-    UnigramPrior: "it is a table of counts and no transformer",
-    UniformPrior: "it has no weights",
-    ContinuousPrior: "it gives real vectors, where a Llama gives tokens",
-}
 # What of a config must be so, as a Llama without it is another model; the first is what it is if nothing is said.
 _ONLY: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -98,9 +77,8 @@ def save_llama(prior: GridModel, folder: str | Path) -> None:
     Raises ValueError for a prior that is no Llama, and where the folder cannot be written or has something else in it.
     """
     if not isinstance(prior, LlamaPrior):
-        reasons = (why for kind, why in _WHY_NOT.items() if isinstance(prior, kind))
         raise ValueError(
-            f"got a {type(prior).__name__}, which is no Llama: {next(reasons, 'its weights are others')}; "
+            f"got a {type(prior).__name__}, expected a LlamaPrior, as others compute other things with their weights; "
             "train a prior that is one: vqvae train --stage prior --prior-kind Llama"
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _to_llama(prior).items()}
@@ -305,9 +283,8 @@ def _vocabulary(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
             raise ValueError(f"it says {name}={shown(known)}, got {shown(value)}; leave it out")
         found[name.removeprefix("code_")] = known if known is not None else value
     axes = found["grid"]
-    numbers = isinstance(axes, list) and all(isinstance(axis, int) for axis in axes)
-    if numbers and (len(axes) > MOST_AXES or math.prod(axes) > MOST_POSITIONS):
-        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes and {MOST_POSITIONS:,} positions")
+    if isinstance(axes, list) and len(axes) > MOST_AXES:
+        raise ValueError(f"got grid={shown(axes)}, expected at most {MOST_AXES} axes")
     if missing := [name for name in ("grid", "num_codes") if found[name] is None]:
         raise ValueError(
             f"it does not say {' and '.join(missing)}, expected as arguments: load_llama(folder, grid=...)"

@@ -32,13 +32,7 @@ from priors.grid import check_grid, check_size
 from priors.kv_cache import CachedTrunk, cache_bytes
 from priors.packed_linear import prepare
 from priors.precision import Arithmetic
-from priors.trunk import (
-    Trunk,
-    initialise,
-    rotary_pairs,
-    rotations,
-    widen,
-)
+from priors.trunk import Trunk, initialise, rotary_pairs, rotations, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Step, WalkStart
 from safefolder.configured import ConfiguredOptions
@@ -108,8 +102,7 @@ class NextScalePrior(TrunkPrior):
         return self._all_logits(self.code(codes[:, : self.num_read]), labels).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        mixtures = weights[:, : self.num_read].to(self.code.weight.dtype) @ self.code.weight
-        return self._all_logits(mixtures, labels).log_softmax(-1)
+        return self._all_logits(self.code.mixed(weights[:, : self.num_read]), labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
         """Logits "b n k" of every position, from the embedded codes "b m w" of all scales but the finest."""

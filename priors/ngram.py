@@ -75,7 +75,8 @@ class NGramPrior(Prior):
         super().__init__(num_codes=num_codes, grid=grid)
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
         self.register_buffer("neighbours", _neighbours(self.grid), persistent=False)
-        self.counted = nn.ModuleList(CountTable(num_codes, size) for size in self.config.num_stored)
+        tables = (CountTable(num_codes, size) for size in self.config.num_stored)
+        self.counted = cast(Sequence[CountTable], nn.ModuleList(tables))
 
     @classmethod
     def check_options(cls, options: ConfiguredOptions) -> None:
@@ -101,16 +102,11 @@ class NGramPrior(Prior):
         codes = self._check_codes(codes, "codes", self.grid).flatten(1)
         self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)
         positions = torch.arange(self.num_positions, device=self.device).expand_as(codes)
-        for table, contexts in zip(self.count_tables, self._contexts(codes, positions, self.neighbours), strict=True):
+        for table, contexts in zip(self.counted, self._contexts(codes, positions, self.neighbours), strict=True):
             table.add(contexts.flatten(), codes.flatten())
-        stored = tuple(table.keys.numel() for table in self.count_tables)
+        stored = tuple(table.keys.numel() for table in self.counted)
         self.config = dataclasses.replace(self.config, num_stored=stored)
         return self
-
-    @property
-    def count_tables(self) -> "list[CountTable]":
-        """The tables of `counted`."""
-        return [cast(CountTable, table) for table in self.counted]
 
     def _contexts(self, codes: Tensor, positions: Tensor, neighbours: Tensor) -> list[Tensor]:
         """The contexts "b n" for each table, at positions "b n" with neighbours "n axes", from codes "b *"."""
@@ -138,7 +134,7 @@ class NGramPrior(Prior):
     def _readers(self) -> list["CountReader"]:
         # In float64, in which a table does not show how many others were made with it.
         exact = self.dtype if self.device.type == "mps" else torch.float64
-        return [CountReader(table, self.num_codes, exact) for table in self.count_tables]
+        return [CountReader(table, self.num_codes, exact) for table in self.counted]
 
     def _log_prob(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         readers = self._readers()
@@ -169,12 +165,9 @@ class NGramPrior(Prior):
         return step
 
     def check_loaded(self) -> None:
-        limits = [
-            self.num_positions,
-            *[self.num_codes + 1] * (len(self.counted) - 2),
-            (self.num_codes + 1) ** len(self.grid),
-        ]
-        for table, num_contexts in zip(self.count_tables, limits, strict=True):
+        wide = self.num_codes + 1
+        limits = [self.num_positions, *[wide] * (len(self.counted) - 2), wide ** len(self.grid)]
+        for table, num_contexts in zip(self.counted, limits, strict=True):
             table.check(num_contexts)
         if bool((self.counts < 0).any()):
             raise ValueError("got negative counts of codes, expected how often each was seen")

@@ -26,6 +26,7 @@ weights, whatever precision is asked for.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -73,7 +74,7 @@ class PixelCNNPrior(Prior):
         config = self.config
         self.label = StartToken(config.num_classes, config.width, config.label_dropout)
         self.code = CodeEmbedding(config.num_codes, config.width, config.code_noise)
-        self.layers = nn.ModuleList(GatedLayer(config) for _ in range(config.depth))
+        self.layers = cast(Sequence[GatedLayer], nn.ModuleList(GatedLayer(config) for _ in range(config.depth)))
         self.hidden = nn.Linear(config.width, config.width)
         self.logits = nn.Linear(config.width, config.num_codes)
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
@@ -99,14 +100,14 @@ class PixelCNNPrior(Prior):
         return self._all_logits(self.code(codes), labels).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        return self._all_logits(weights.to(self.code.weight.dtype) @ self.code.weight, labels).log_softmax(-1)
+        return self._all_logits(self.code.mixed(weights), labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
         """Logits "b n k" of every position, from the embedded codes "b n c" of all positions."""
         x = rearrange(embedded, "b (h w) c -> b c h w", h=self.grid[0])
         v, h = F.pad(x, (0, 0, 1, -1)), F.pad(x, (1, -1))
         label, reach = self.label(len(x), labels), self.config.kernel_size // 2
-        for layer in self.gated_layers:
+        for layer in self.layers:
             biases = layer.biases(label)
             v, link = layer.vertical(F.pad(v, (0, 0, reach, 0)), biases)
             h = layer.horizontal(F.pad(h, (reach, 0)), link, biases)
@@ -125,11 +126,6 @@ class PixelCNNPrior(Prior):
             return self._read(walk.features).log_softmax(-1)
 
         return step
-
-    @property
-    def gated_layers(self) -> "list[GatedLayer]":
-        """The layers, from the first."""
-        return [cast(GatedLayer, layer) for layer in self.layers]
 
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
         # In both stacks the positions that the kernels reach back to, and the links of a row.
@@ -177,7 +173,7 @@ class _Walk:
     """
 
     def __init__(self, prior: PixelCNNPrior, label: Tensor):
-        self.layers, self.columns = prior.gated_layers, prior.grid[1]
+        self.layers, self.columns = prior.layers, prior.grid[1]
         self.reach = prior.config.kernel_size // 2
         self.biases = [layer.biases(label) for layer in self.layers]
         self.zeros = label.new_zeros(len(label), prior.config.width, 1, 1)

@@ -42,8 +42,7 @@ class RasterPrior(TrunkPrior):
         return self._all_logits(self.code(codes[:, :-1]), labels).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
-        mixtures = weights[:, :-1].to(self.code.weight.dtype) @ self.code.weight
-        return self._all_logits(mixtures, labels).log_softmax(-1)
+        return self._all_logits(self.code.mixed(weights[:, :-1]), labels).log_softmax(-1)
 
     def _all_logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
         """Logits "b n k" of every position, from the embedded codes "b n-1 w" of all but the last."""

@@ -81,8 +81,10 @@ class Sampling(Options):
         """The value, held against its range first: that says more than its type."""
         if isinstance(value, np.ndarray) and value.ndim == 1:
             value = value.tolist()
-        if value is not None and name in _CHECKS:
-            _CHECKS[name](value)
+        if value is not None and name in _EXPECTED and not _is_in_range(name, value):
+            raise ValueError(f"got {name}={value!r}, expected {_EXPECTED[name]}")
+        if value is not None and name == "guidance":
+            _check_guidance(value)
         return value
 
     def changed(self) -> list[str]:
@@ -92,7 +94,6 @@ class Sampling(Options):
 
 def apply_temperature(logits: Float[Tensor, "*b k"], temperature: float) -> Float[Tensor, "*b k"]:
     """Logits of p^(1/temperature). Temperature 0 keeps only the first of the likeliest codes."""
-    _check_temperature(temperature)
     if temperature == 1:
         return logits
     if temperature < torch.finfo(logits.dtype).tiny:
@@ -103,7 +104,6 @@ def apply_temperature(logits: Float[Tensor, "*b k"], temperature: float) -> Floa
 
 def keep_top_k(logits: Float[Tensor, "*b k"], num_kept: int) -> Float[Tensor, "*b k"]:
     """Keep the `num_kept` largest logits, the lowest index first among equals; the rest is -inf."""
-    _check_top_k(num_kept)
     if num_kept >= logits.shape[-1]:
         return logits
     border = logits.topk(num_kept).values[..., -1:]
@@ -115,7 +115,6 @@ def keep_top_k(logits: Float[Tensor, "*b k"], num_kept: int) -> Float[Tensor, "*
 
 def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b k"]:
     """Keep the fewest likeliest codes whose probabilities reach `mass`; the rest is -inf."""
-    _check_top_p(mass)
     if mass == 1:
         return logits  # a rounded cumulative sum must not cut the tail
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -128,7 +127,6 @@ def keep_top_p(logits: Float[Tensor, "*b k"], mass: float) -> Float[Tensor, "*b 
 
 def keep_min_p(logits: Float[Tensor, "*b k"], share: float) -> Float[Tensor, "*b k"]:
     """Keep the codes at least `share` times as likely as the likeliest; the rest is -inf."""
-    _check_min_p(share)
     if share == 0:
         return logits
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(share), -math.inf)
@@ -277,24 +275,27 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (block * size + torch.searchsorted(inside, rest, right=True))[:, 0]
 
 
-def _check_temperature(temperature: Any) -> None:
-    if not (isinstance(temperature, int | float | np.number) and temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"got temperature={temperature!r}, expected a number >= 0 (0 is greedy)")
+# What the options with a range are expected to be.
+_EXPECTED = {
+    "temperature": "a number >= 0 (0 is greedy)",
+    "top_k": "an integer >= 1, or None to keep all codes",
+    "top_p": "0 < top_p <= 1, or None to keep all codes",
+    "min_p": "0 <= min_p <= 1, or None to keep all codes",
+    "num_steps": "an integer >= 1, or None for a code a step",
+    "batch_size": "an integer >= 1",
+}
 
 
-def _check_top_k(num_kept: Any) -> None:
-    if not _is_count(num_kept):
-        raise ValueError(f"got top_k={num_kept}, expected an integer >= 1, or None to keep all codes")
+def _is_in_range(name: str, value: Any) -> bool:
+    if name in ("top_k", "num_steps", "batch_size"):
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+    if name == "temperature":
+        return bool(isinstance(value, int | float | np.number) and value >= 0 and math.isfinite(value))
+    return _is_real(value) and 0 <= value <= 1 and (name == "min_p" or value > 0)
 
 
-def _check_top_p(mass: Any) -> None:
-    if not (_is_real(mass) and 0 < mass <= 1):
-        raise ValueError(f"got top_p={mass}, expected 0 < top_p <= 1, or None to keep all codes")
-
-
-def _check_min_p(share: Any) -> None:
-    if not (_is_real(share) and 0 <= share <= 1):
-        raise ValueError(f"got min_p={share}, expected 0 <= min_p <= 1, or None to keep all codes")
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def _check_guidance(guidance: Any) -> None:
@@ -304,33 +305,3 @@ def _check_guidance(guidance: Any) -> None:
     if not all(_is_real(each) and 0 <= each <= _MOST_GUIDANCE for each in strengths):
         told = f"guidance={guidance}" if strengths is not guidance else "one of them in guidance"
         raise ValueError(f"got {told}, expected numbers from 0 to {_MOST_GUIDANCE:g} (1 is none)")
-
-
-def _check_num_steps(num_steps: Any) -> None:
-    if not _is_count(num_steps):
-        raise ValueError(f"got num_steps={num_steps!r}, expected an integer >= 1, or None for a code a step")
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    if not _is_count(batch_size):
-        raise ValueError(f"got batch_size={batch_size!r}, expected an integer >= 1")
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-# By the name of the option.
-_CHECKS: dict[str, Callable[[Any], None]] = {
-    "temperature": _check_temperature,
-    "top_k": _check_top_k,
-    "top_p": _check_top_p,
-    "min_p": _check_min_p,
-    "guidance": _check_guidance,
-    "num_steps": _check_num_steps,
-    "batch_size": _check_batch_size,
-}

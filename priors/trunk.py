@@ -13,7 +13,6 @@ and keys as the linear map gives them.
   learned scale, which the linear map behind every norm here can hold, and which takes time.
 - Each head's queries and keys go through a LayerNorm without parameters, (x - mean) / sqrt(var + 1e-6),
   before they are rotated: Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters".
-  It saves some of the rate; an RMSNorm there saves as much and is slower on a CPU.
 - SwiGLU, W_3 (silu(W_1 x) * W_2 x), 8/3 width rounded to 32: Shazeer 2020.
 - Rotary positions, pairs (a, b) of a head rotated by an angle: Su et al. 2021, "RoFormer". The
   pairs are dealt out to the grid's axes (half to rows, half to columns in two dimensions), and
@@ -31,7 +30,7 @@ and keys as the linear map gives them.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,44 +38,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from priors.grid import check_size
+from safefolder.configured import ConfiguredOptions
 
 # Up to this length bf16 attention on a CPU trains faster by hand than through
 # scaled_dot_product_attention, whose backward pass is slow there. In float32 there is no such gap.
 _LONGEST_BY_HAND = 256
-
-
-@runtime_checkable
-class TrunkConfig(Protocol):
-    """What a trunk reads from its prior's config; the config classes say what each field is."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def checkpointing(self) -> bool: ...
-
-
-def check_trunk(config: TrunkConfig, grid: Sequence[int]) -> None:
-    """ValueError unless these are the sizes of a trunk over a grid. `grid` is checked already."""
-    for name in ("width", "depth", "num_heads"):
-        check_size(getattr(config, name), name)
-    if config.width % (2 * config.num_heads):
-        raise ValueError(
-            f"got width={config.width} with num_heads={config.num_heads}, "
-            f"expected a multiple of {2 * config.num_heads}, as rotary positions need even heads"
-        )
-    if config.width // config.num_heads < 2 * len(grid):
-        raise ValueError(
-            f"got heads of {config.width // config.num_heads} channels for a grid of "
-            f"{len(grid)} axes, expected {2 * len(grid)} or more"
-        )
-    check_share(config.dropout, "dropout")
 
 
 def check_share(share: float, name: str) -> None:
@@ -107,7 +73,7 @@ class StartToken(nn.Module):
 class Trunk(nn.Module):
     """The blocks alone; where things stand is told by `rotary`, and what sees what by `visible`."""
 
-    def __init__(self, config: TrunkConfig, normalised: bool = True, mlp_width: int | None = None):
+    def __init__(self, config: ConfiguredOptions, normalised: bool = True, mlp_width: int | None = None):
         """`normalised`: whether queries and keys are. `mlp_width`: of the gated branch, None for 8/3 of the width."""
         super().__init__()
         self.width, self.num_heads, self.depth = config.width, config.num_heads, config.depth
@@ -139,9 +105,8 @@ class Trunk(nn.Module):
 class GridTrunk(nn.Module):
     """A trunk over the positions of a grid, in raster order or any other."""
 
-    def __init__(self, config: TrunkConfig, grid: Sequence[int]):
+    def __init__(self, config: ConfiguredOptions, grid: Sequence[int]):
         super().__init__()
-        check_trunk(config, grid)
         self.grid = tuple(grid)
         self.target = nn.Parameter(torch.empty(math.prod(grid), config.width))
         self.trunk = Trunk(config)
@@ -178,7 +143,7 @@ class SequenceTrunk(nn.Module):
     foundation language models"): the vector at position i = 0 .. N-1 is all that enters there, and pair j of a head of
     d channels is rotated by i * base^(-2j/d), query and key alike."""
 
-    def __init__(self, config: TrunkConfig, num_positions: int, mlp_width: int | None, rope_base: float):
+    def __init__(self, config: ConfiguredOptions, num_positions: int, mlp_width: int | None, rope_base: float):
         super().__init__()
         self.num_positions, self.rope_base = num_positions, rope_base
         self.trunk = Trunk(config, normalised=False, mlp_width=mlp_width)
@@ -217,7 +182,7 @@ def initialise(model: nn.Module) -> None:
 class Attention(nn.Module):
     """Self-attention with rotated queries and keys, normalised before that or not."""
 
-    def __init__(self, config: TrunkConfig, normalised: bool):
+    def __init__(self, config: ConfiguredOptions, normalised: bool):
         super().__init__()
         self.num_heads, self.normalised = config.num_heads, normalised
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
@@ -234,7 +199,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """The gated branch between two attentions."""
 
-    def __init__(self, config: TrunkConfig, mlp_width: int):
+    def __init__(self, config: ConfiguredOptions, mlp_width: int):
         super().__init__()
         self.gate_and_value = nn.Linear(config.width, 2 * mlp_width, bias=False)
         self.out = nn.Linear(mlp_width, config.width, bias=False)
@@ -247,7 +212,7 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention and the gated branch, each added to the residual stream "b n w"."""
 
-    def __init__(self, config: TrunkConfig, normalised: bool, mlp_width: int):
+    def __init__(self, config: ConfiguredOptions, normalised: bool, mlp_width: int):
         super().__init__()
         self.dropout = config.dropout
         self.attention = Attention(config, normalised)

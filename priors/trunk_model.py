@@ -3,8 +3,8 @@
 from typing import Any
 
 from priors.base import Prior
-from priors.grid import GridModel
-from priors.trunk import StartToken, check_share, check_trunk
+from priors.grid import GridModel, check_size
+from priors.trunk import StartToken, check_share
 from safefolder.configured import ConfiguredOptions
 
 
@@ -36,8 +36,20 @@ class TrunkModel(GridModel):
     @classmethod
     def check_options(cls, options: ConfiguredOptions) -> None:
         super().check_options(options)
-        check_trunk(options, cls.trunk_axes(options))
-        check_share(options.label_dropout, "label_dropout")
+        axes, width, num_heads = len(cls.trunk_axes(options)), options.width, options.num_heads
+        for name in ("width", "depth", "num_heads"):
+            check_size(getattr(options, name), name)
+        if width % (2 * num_heads):
+            raise ValueError(
+                f"got width={width} with num_heads={num_heads}, "
+                f"expected a multiple of {2 * num_heads}, as rotary positions need even heads"
+            )
+        if width // num_heads < 2 * axes:
+            raise ValueError(
+                f"got heads of {width // num_heads} channels for a grid of {axes} axes, expected {2 * axes} or more"
+            )
+        for name in ("dropout", "label_dropout"):
+            check_share(getattr(options, name), name)
 
     @classmethod
     def trunk_axes(cls, options: ConfiguredOptions) -> tuple[int, ...]:

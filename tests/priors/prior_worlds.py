@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,63 +42,25 @@ def blocks_of(prior: Prior, num: Any, labels: Any = None, **options: Any) -> Ite
     return prior.samples(num, labels, sampling, **others)
 
 
-def make_transformer(
-    *, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float
-) -> TransformerPrior:
-    """A transformer whose weights are large enough that its probabilities are far from uniform."""
-    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def strong(kind: type[Prior], **sizes: Any) -> Any:
+    """A prior whose weights are large enough that its probabilities are far from uniform, and from each other."""
     torch.manual_seed(7)
-    prior = TransformerPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
+    prior = kind(**{"width": 24, "depth": 2, "num_heads": 2, **sizes})
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
     return prior.eval()
 
 
-def make_llama(*, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float) -> LlamaPrior:
-    """As `make_transformer`, in the design of Llama."""
-    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
-    torch.manual_seed(7)
-    prior = LlamaPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
-    with torch.no_grad():
-        for weight in prior.parameters():
-            weight.mul_(0.25 / weight.std())
-    return prior.eval()
-
-
-def make_any_order(
-    *, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float
-) -> AnyOrderPrior:
-    """An any-order transformer whose distributions are far from uniform, and from each other."""
-    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
-    torch.manual_seed(7)
-    prior = AnyOrderPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
-    with torch.no_grad():
-        for weight in prior.parameters():
-            weight.mul_(0.25 / weight.std())
-    return prior.eval()
-
-
-def make_depth(*, num_codes: int, grid: tuple[int, ...], **sizes: Any) -> DepthTransformerPrior:
-    """As `make_transformer`, over the last axis by a transformer of its own."""
-    sizes = {"width": 24, "depth": 2, "code_depth": 2, "num_heads": 2, **sizes}
-    torch.manual_seed(7)
-    prior = DepthTransformerPrior(num_codes=num_codes, grid=grid, **sizes)
-    with torch.no_grad():
-        for weight in prior.parameters():
-            weight.mul_(0.25 / weight.std())
-    return prior.eval()
-
-
-def make_next_scale(*, num_codes: int, scales: tuple[int, ...], **sizes: Any) -> NextScalePrior:
-    """As `make_transformer`, scale by scale."""
-    sizes = {"width": 24, "depth": 2, "num_heads": 2, **sizes}
-    torch.manual_seed(7)
-    prior = NextScalePrior(num_codes=num_codes, scales=scales, **sizes)
-    with torch.no_grad():
-        for weight in prior.parameters():
-            weight.mul_(0.25 / weight.std())
-    return prior.eval()
+make_transformer = partial(strong, TransformerPrior)
+make_llama = partial(strong, LlamaPrior)
+make_any_order = partial(strong, AnyOrderPrior)
+make_depth = partial(strong, DepthTransformerPrior)
+make_next_scale = partial(strong, NextScalePrior)
 
 
 def make_unigram() -> UnigramPrior:
@@ -108,19 +71,15 @@ def make_unigram() -> UnigramPrior:
 
 def make_ngram(*, num_codes: int, grid: tuple[int, ...]) -> NGramPrior:
     """An n-gram prior of grids in which a code is likely to be that of the position before, plus 0 or 1."""
-    generator = torch.Generator().manual_seed(7)
-    steps = (torch.rand(2000, math.prod(grid), generator=generator) < 0.3).long()
+    steps = (torch.rand(2000, math.prod(grid), generator=seeded(7)) < 0.3).long()
     codes = steps.cumsum(1) % num_codes
     return NGramPrior(num_codes=num_codes, grid=grid).fit(codes.reshape(-1, *grid))
 
 
-def make_pixelcnn(
-    *, num_codes: int, grid: tuple[int, ...], num_classes: int | None = None, **sizes: float
-) -> PixelCNNPrior:
+def make_pixelcnn(**sizes: Any) -> PixelCNNPrior:
     """A PixelCNN whose probabilities are far from uniform."""
-    sizes = {"width": 12, "depth": 2, **sizes}
     torch.manual_seed(7)
-    prior = PixelCNNPrior(num_codes=num_codes, grid=grid, num_classes=num_classes, **sizes)
+    prior = PixelCNNPrior(**{"width": 12, "depth": 2, **sizes})
     with torch.no_grad():
         prior.logits.weight.mul_(1.2 / prior.logits.weight.std())
         for layer in prior.layers:
@@ -128,50 +87,39 @@ def make_pixelcnn(
     return prior.eval()
 
 
+# Those with labels have options that are not the defaults.
 KINDS = {
     "uniform": lambda: UniformPrior(num_codes=3, grid=(2, 2)),
     "unigram": make_unigram,
     "transformer": lambda: make_transformer(num_codes=3, grid=(2, 2)),
     "transformer-labels": lambda: make_transformer(num_codes=3, grid=(2, 2), num_classes=2),
-    "transformer-1d": lambda: make_transformer(num_codes=3, grid=(4,)),
     "transformer-3d": lambda: make_transformer(num_codes=2, grid=(2, 2, 2)),
     "llama": lambda: make_llama(num_codes=3, grid=(2, 2)),
-    "llama-labels": lambda: make_llama(num_codes=3, grid=(2, 2), num_classes=2),
-    "llama-3d": lambda: make_llama(num_codes=2, grid=(2, 2, 2)),
+    "llama-labels": lambda: make_llama(num_codes=3, grid=(2, 2), num_classes=2, mlp_width=40),
     "depth": lambda: make_depth(num_codes=3, grid=(2, 1, 2)),
-    "depth-labels": lambda: make_depth(num_codes=3, grid=(1, 2, 2), num_classes=2),
+    "depth-labels": lambda: make_depth(num_codes=3, grid=(1, 2, 2), num_classes=2, code_depth=1),
     "next-scale": lambda: make_next_scale(num_codes=3, scales=(1, 2)),
     "next-scale-labels": lambda: make_next_scale(num_codes=3, scales=(1, 2), num_classes=2),
     "any-order": lambda: make_any_order(num_codes=3, grid=(2, 2)),
-    "any-order-labels": lambda: make_any_order(num_codes=3, grid=(2, 2), num_classes=2),
+    "any-order-labels": lambda: make_any_order(num_codes=3, grid=(2, 2), num_classes=2, raster_share=0.75),
     "ngram": lambda: make_ngram(num_codes=3, grid=(2, 2)),
-    "ngram-1d": lambda: make_ngram(num_codes=3, grid=(4,)),
     "ngram-3d": lambda: make_ngram(num_codes=2, grid=(2, 2, 2)),
     "pixelcnn": lambda: make_pixelcnn(num_codes=3, grid=(2, 2)),
-    "pixelcnn-labels": lambda: make_pixelcnn(num_codes=3, grid=(2, 2), num_classes=2),
+    "pixelcnn-labels": lambda: make_pixelcnn(num_codes=3, grid=(2, 2), num_classes=2, kernel_size=5),
 }
+LABELLED = [kind for kind in KINDS if kind.endswith("labels")]
 
 
-def make_mixture(
-    *,
-    dim: int,
-    grid: tuple[int, ...],
-    num_classes: int | None = None,
-    shift: float = 0.0,
-    scale: float = 1.0,
-    **sizes: float,
-) -> MixtureTransformerPrior:
+def make_mixture(*, dim: int, shift: float = 0.0, scale: float = 1.0, **sizes: Any) -> MixtureTransformerPrior:
     """A mixture transformer far from N(0, I), whose components are neither narrow nor far out."""
-    sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_components": 3, **sizes}
     torch.manual_seed(7)
-    config = MixtureTransformerPrior.Config(dim=dim, grid=grid, num_classes=num_classes, **sizes)
-    prior = config.build()
+    sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_components": 3, **sizes}
+    prior = MixtureTransformerPrior(dim=dim, **sizes)
     with torch.no_grad():
         for weight in prior.parameters():
             weight.mul_(0.25 / weight.std())
         prior.mixture.weight.mul_(0.35)
-        means = slice(config.num_components, config.num_components * (1 + dim))
-        prior.mixture.bias[means].mul_(5)
+        prior.mixture.bias[sizes["num_components"] :][: sizes["num_components"] * dim].mul_(5)  # the means
         # Channels differ, as a scale that is applied to the wrong one must be seen.
         prior.shift.copy_(shift * (1 + torch.arange(dim)))
         prior.scale.copy_(scale ** (1 + torch.arange(dim)))
@@ -194,3 +142,26 @@ def every_grid(prior: Prior) -> Tensor:
 
 def some_labels(prior: Prior | ContinuousPrior, num: int) -> Tensor | None:
     return None if prior.num_classes is None else torch.arange(num) % prior.num_classes
+
+
+def some_codes(prior: Prior, num: int, seed: int = 0) -> Tensor:
+    return torch.randint(prior.num_codes, (num, *prior.grid), generator=seeded(seed))
+
+
+def offered(prior: Prior, codes: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    """The conditionals "b m k" of a walk that takes `codes` "b m", which stand in the order of the walk."""
+    flat, conditionals = codes.flatten(1), []
+
+    def follow(log_probs: Tensor) -> Tensor:
+        conditionals.append(log_probs)
+        return flat[:, len(conditionals) - 1]
+
+    prior.walk(len(flat), follow, labels, **options)
+    return torch.stack(conditionals, 1)
+
+
+def rebuilt(prior: Any, **changes: Any) -> Any:
+    """The same weights under another config."""
+    twin = replace(prior.config, **changes).build().to(prior.dtype)
+    twin.load_state_dict(prior.state_dict())
+    return twin.eval()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer
+from prior_worlds import CONTINUOUS, KINDS, make_llama, make_transformer, seeded
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,12 +25,12 @@ def prior_of(**sizes: Any) -> LlamaPrior:
     return make_llama(**{"num_codes": NUM_CODES, "grid": GRID, "num_classes": CLASSES, "rope_base": 50.0, **sizes})
 
 
-def read(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    return json.loads((folder / name).read_text())
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
 
 
-def rewrite(folder: Path, name: str = "config.json", **changed: Any) -> None:
-    (folder / name).write_text(json.dumps({**read(folder, name), **changed}))
+def rewrite(folder: Path, **changed: Any) -> None:
+    (folder / "config.json").write_text(json.dumps({**read(folder), **changed}))
 
 
 def theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -42,61 +42,47 @@ def theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def some_codes(num: int = 5, num_codes: int = NUM_CODES) -> Tensor:
-    return torch.randint(num_codes, (num, *GRID), generator=torch.Generator().manual_seed(0))
+def some_codes() -> Tensor:
+    return torch.randint(NUM_CODES, (5, *GRID), generator=seeded())
 
 
-def tokens_of(codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
+def tokens_of(codes: Tensor, labels: Tensor | None) -> Tensor:
     """What a Llama reads to score codes: where they begin, and all but the last."""
-    start = torch.full((len(codes),), num_codes) if labels is None else num_codes + 1 + labels
+    start = torch.full((len(codes),), NUM_CODES) if labels is None else NUM_CODES + 1 + labels
     return torch.cat((start[:, None], codes.flatten(1)[:, :-1]), 1)
 
 
 @torch.no_grad()
-def their_conditionals(model: Any, codes: Tensor, labels: Tensor | None, num_codes: int = NUM_CODES) -> Tensor:
-    logits = model(input_ids=tokens_of(codes, labels, num_codes)).logits
-    return logits[..., :num_codes].log_softmax(-1).view(*codes.shape, num_codes)
+def their_conditionals(model: Any, codes: Tensor, labels: Tensor | None) -> Tensor:
+    logits = model(input_ids=tokens_of(codes, labels)).logits
+    return logits[..., :NUM_CODES].log_softmax(-1).view(*codes.shape, NUM_CODES)
 
 
 # ---- what transformers makes of ours
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("num_classes", [None, CLASSES])
+@pytest.mark.parametrize(
+    ("num_classes", "labelled", "dtype"),
+    [(None, False, torch.float32), (CLASSES, False, torch.float32), (CLASSES, True, torch.float64)],
+)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(num_classes: int | None, labelled: bool, tmp_path: Path) -> None:
-    prior = prior_of(num_classes=num_classes, mlp_width=40 if labelled else None)
+def test_logits_are_those_of_transformers(
+    num_classes: int | None, labelled: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    sizes = {"mlp_width": 40, "width": 48, "num_heads": 6, "depth": 3} if labelled else {}
+    prior = prior_of(num_classes=num_classes, **sizes).to(dtype)
     save_llama(prior, tmp_path / "llama")
-    model = theirs(tmp_path / "llama")
-    codes = some_codes()
-    labels = torch.arange(5) % CLASSES if labelled and num_classes else None
-    inner = torch.full((5,), CLASSES) if num_classes and labels is None else labels
-    own = prior._all_logits(prior.code(codes.flatten(1)[:, :-1]), inner)
+    model, codes = theirs(tmp_path / "llama", dtype), some_codes()
+    labels = torch.arange(5) % CLASSES if labelled else None
     logits = model(input_ids=tokens_of(codes, labels)).logits
     assert logits.shape == (5, POSITIONS, NUM_CODES + 1 + (num_classes or 0))
-    assert own.std() > 0.5  # far from those of fresh weights
-    torch.testing.assert_close(logits[..., :NUM_CODES], own, atol=1e-4, rtol=0)
+    assert logits.std() > 0.5  # far from those of fresh weights
     # A token that begins a grid is nowhere likelier than a code on average.
-    mean = own.mean(-1, keepdim=True)
+    mean = logits[..., :NUM_CODES].mean(-1, keepdim=True)
     torch.testing.assert_close(logits[..., NUM_CODES:], mean.expand_as(logits[..., NUM_CODES:]), atol=1e-4, rtol=0)
-    assert (logits.softmax(-1)[..., NUM_CODES:] <= logits.softmax(-1)[..., :NUM_CODES].mean(-1, keepdim=True)).all()
+    tolerance = 1e-5 if dtype == torch.float64 else 1e-4  # their angles are in float32
     conditionals = their_conditionals(model, codes, labels)
-    torch.testing.assert_close(conditionals, prior.log_conditionals(codes, labels), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        conditionals.gather(-1, codes[..., None]).sum((1, 2, 3)), prior.log_prob(codes, labels), atol=1e-4, rtol=0
-    )
-
-
-def test_in_float64_they_agree_to_rounding(tmp_path: Path) -> None:
-    prior = prior_of(width=48, num_heads=6, depth=3).double()
-    save_llama(prior, tmp_path / "llama")
-    assert read(tmp_path / "llama")["dtype"] == "float64"
-    labels, codes = torch.arange(5) % CLASSES, some_codes()
-    conditionals = their_conditionals(theirs(tmp_path / "llama", torch.float64), codes, labels)
-    # Their angles are in float32.
-    torch.testing.assert_close(conditionals, prior.log_conditionals(codes, labels).detach(), atol=1e-5, rtol=0)
-    again = load_llama(tmp_path / "llama")
-    assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
+    torch.testing.assert_close(conditionals, prior.log_conditionals(codes, labels), atol=tolerance, rtol=0)
 
 
 def test_greedy_grids_are_theirs(tmp_path: Path) -> None:
@@ -115,10 +101,6 @@ def test_greedy_grids_are_theirs(tmp_path: Path) -> None:
         assert torch.equal(drawn[:, 1:].view(-1, *GRID), own)
         # No token of a prompt is taken for padding.
         assert torch.equal(model.generate(start, do_sample=False), drawn)
-        # From a prompt that holds codes, too.
-        more = torch.cat((start, own.flatten(1)[:, :5]), 1)
-        options = {"do_sample": False, "max_new_tokens": POSITIONS - 5, "min_new_tokens": POSITIONS - 5}
-        assert torch.equal(model.generate(more, attention_mask=torch.ones_like(more), **options), drawn)
     assert len(torch.unique(own)) > 1
 
 
@@ -142,19 +124,17 @@ def test_generation_draws_codes_alone_as_often_as_the_prior(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [None, CLASSES])
-def test_the_readme_says_what_runs(num_classes: int | None, tmp_path: Path) -> None:
+def test_the_readme_says_what_runs(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    save_llama(prior_of(num_classes=num_classes), tmp_path / "llama")
-    text = (tmp_path / "llama" / "README.md").read_text()
-    ours, vllm = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     here = tmp_path / "llama"
+    save_llama(prior_of(), here)
+    text = (here / "README.md").read_text()
+    ours, vllm = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     script = f"{ours}\nassert codes.shape == (4, 3, 4) and codes.max() < {NUM_CODES}, codes"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", script], cwd=here, env=environment, check=True, capture_output=True)
     compile(vllm, "vllm", "exec")
     assert f"list(range({NUM_CODES}))" in vllm
-    assert ("12 to 14: 11 + 1 + label" in text) == (num_classes is not None)
 
 
 def test_the_folder_says_what_readers_of_any_age_read(tmp_path: Path) -> None:
@@ -162,6 +142,7 @@ def test_the_folder_says_what_readers_of_any_age_read(tmp_path: Path) -> None:
     save_llama(prior_of(), tmp_path / "llama")
     files = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
     assert {path.name for path in (tmp_path / "llama").iterdir()} == files
+    assert "12 to 14: 11 + 1 + label" in (tmp_path / "llama" / "README.md").read_text()
     config = read(tmp_path / "llama")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50.0
     assert config["dtype"] == config["torch_dtype"] == "float32"
@@ -183,16 +164,15 @@ def test_the_folder_says_what_readers_of_any_age_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "shards"),
     [
-        {},
-        {"num_key_value_heads": 2},
-        {"num_key_value_heads": 1, "rms_norm_eps": 1e-2},
-        {"tie_word_embeddings": True, "rms_norm_eps": 1e-2},
-        {"intermediate_size": 64, "vocab_size": 32},
+        ({}, True),
+        ({"num_key_value_heads": 2}, False),
+        ({"num_key_value_heads": 1, "rms_norm_eps": 1e-2}, True),
+        ({"tie_word_embeddings": True, "rms_norm_eps": 1e-2}, False),
+        ({"intermediate_size": 64, "vocab_size": 32}, False),
     ],
 )
-@pytest.mark.parametrize("shards", [False, True])
 def test_folders_by_transformers_are_priors(changes: dict[str, Any], shards: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 15, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2} | changes
@@ -222,36 +202,28 @@ def test_folders_by_transformers_are_priors(changes: dict[str, Any], shards: boo
     torch.testing.assert_close(again, their_conditionals(model, codes, None), atol=2e-4, rtol=0)
 
 
-def test_ours_trained_on_by_transformers_comes_back(tmp_path: Path) -> None:
-    prior = prior_of()
-    save_llama(prior, tmp_path / "llama")
-    model = theirs(tmp_path / "llama").train()
-    codes, labels = some_codes(), torch.arange(5) % CLASSES
-    tokens = torch.cat((tokens_of(codes, labels), codes.flatten(1)[:, -1:]), 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    optimizer.step()
-    model.eval().save_pretrained(tmp_path / "trained")
-    assert not torch.equal(model.model.norm.weight, torch.ones(24))
-    trained = load_llama(tmp_path / "trained")  # the grid is still said
-    assert (trained.grid, trained.num_codes, trained.num_classes) == (GRID, NUM_CODES, CLASSES)
-    conditionals = trained.log_conditionals(codes, labels).detach()
+def test_ours_changed_by_transformers_comes_back(tmp_path: Path) -> None:
+    save_llama(prior_of(), tmp_path / "llama")
+    model, codes, labels = theirs(tmp_path / "llama"), some_codes(), torch.arange(5) % CLASSES
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.linspace(-1, 2, 24))
+    model.save_pretrained(tmp_path / "changed")
+    changed = load_llama(tmp_path / "changed")  # the grid is still said
+    assert (changed.grid, changed.num_codes, changed.num_classes) == (GRID, NUM_CODES, CLASSES)
+    conditionals = changed.log_conditionals(codes, labels).detach()
     torch.testing.assert_close(conditionals, their_conditionals(model, codes, labels), atol=1e-4, rtol=0)
-    assert (conditionals - prior.log_conditionals(codes, labels)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_read_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
-    save_llama(prior_of().to(dtype), tmp_path / "llama")
-    assert load_file(tmp_path / "llama" / "model.safetensors")["lm_head.weight"].dtype == dtype
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    save_llama(prior_of().bfloat16(), tmp_path / "llama")
+    assert load_file(tmp_path / "llama" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
     prior = load_llama(tmp_path / "llama")
     assert prior.logits.weight.dtype == torch.float32
     conditionals = their_conditionals(theirs(tmp_path / "llama"), some_codes(), None)
     torch.testing.assert_close(prior.log_conditionals(some_codes()).detach(), conditionals, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_classes", [None, CLASSES])
+@pytest.mark.parametrize(("dtype", "num_classes"), [(torch.float32, None), (torch.float64, CLASSES)])
 def test_saved_loaded_and_saved_again_is_bit_equal(dtype: torch.dtype, num_classes: int | None, tmp_path: Path) -> None:
     prior = prior_of(num_classes=num_classes, mlp_width=None if num_classes else 40).to(dtype)
     save_llama(prior, tmp_path / "first")
@@ -267,15 +239,11 @@ def test_saved_loaded_and_saved_again_is_bit_equal(dtype: torch.dtype, num_class
 # ---- what is refused
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *CONTINUOUS])
+@pytest.mark.parametrize("kind", ["transformer", "mixture"])
 def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> None:
-    if kind.startswith("llama"):
-        return
     model = KINDS[kind]() if kind in KINDS else CONTINUOUS[kind](dim=2, grid=(2,))
-    with pytest.raises(ValueError, match=r"prior that is one: vqvae train --stage prior --prior-kind Llama") as error:
+    with pytest.raises(ValueError, match=rf"got a {type(model).__name__}, .* --stage prior --prior-kind Llama"):
         save_llama(model, tmp_path / "llama")
-    assert f"got a {type(model).__name__}, which is no Llama" in str(error.value)
-    assert "its weights are others" not in str(error.value)  # each has a reason of its own
     assert not (tmp_path / "llama").exists()
 
 
@@ -285,7 +253,6 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
         ({"model_type": "mistral"}, "got a model of type 'mistral', expected 'llama'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "expected LlamaForCausalLM"),
         ({"attention_bias": True}, "got attention_bias=True, expected False"),
-        ({"mlp_bias": True}, "got mlp_bias=True, expected False"),
         ({"hidden_act": "gelu"}, "got hidden_act='gelu', expected 'silu'"),
         ({"quantization_config": {"bits": 4}}, "got quantization_config="),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "of type 'llama3', expected 'default'"),
@@ -302,31 +269,20 @@ def test_other_kinds_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> N
         ({"code_grid": None}, "it does not say grid, expected as arguments"),
         ({"code_grid": [3, -4]}, "got a grid size=-4"),
         ({"num_codes": "many"}, "got num_codes='many'"),
-        ({"num_classes": []}, "got num_classes="),
         ({"num_hidden_layers": 3}, "missing model.layers.2"),
         ({"num_hidden_layers": 1}, "unknown model.layers.1"),
-        ({"num_hidden_layers": 10**15}, "missing model.layers.2 of 1000000000000000"),
-        ({"intermediate_size": 10**12}, "gate_proj.weight is "),
         ({"intermediate_size": 10**30}, "the weights do not fit config.json"),
         ({"vocab_size": 16}, r"model.embed_tokens.weight is \(15, 24\), expected \(16, 24\)"),
         ({"num_key_value_heads": 1}, r"k_proj.weight is \(24, 24\), expected \(12, 24\)"),
         ({"tie_word_embeddings": True}, "lm_head.weight that differs"),
-        ({"hidden_size": 2 * 10**12, "num_attention_heads": 10**12}, "got head_dim=12"),
         ({"hidden_size": 2 * 10**12, "num_attention_heads": 10**12, "head_dim": 2}, "do not fit config.json"),
-        ({"hidden_size": 10**30, "head_dim": None}, "the weights do not fit config.json"),
-        ({"num_codes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
-        ({"num_classes": 10**18, "vocab_size": 10**19}, "the weights do not fit config.json"),
         ({"num_classes": -1}, "got num_classes=-1"),
-        ({"code_grid": [9] * 10**5}, "expected at most 8 axes and 16,777,216 positions"),
-        ({"code_grid": [10**9, 10**9]}, "expected at most 8 axes and 16,777,216 positions"),
+        ({"code_grid": [9] * 10**5}, "expected at most 8 axes"),
+        ({"code_grid": [10**9, 10**9]}, "expected at most 4,194,304"),
         ({"code_grid": "34"}, "got grid='34'"),
-        ({"code_grid": {"a": 3}}, "got grid="),
         ({"rope_parameters": {"rope_theta": 10**90}}, "got rope_theta=1000.*, expected at most"),
         ({"rms_norm_eps": 1e-300}, "got rms_norm_eps=1e-300"),
-        ({"num_hidden_layers": 10**90}, "missing model.layers.2 of 1000"),
         ({"model_type": "x" * 10**5}, "got a model of type 'xxx"),
-        ({"architectures": ["x"] * 10**5}, "expected LlamaForCausalLM"),
-        ({"hidden_act": ["silu"] * 10**5}, "got hidden_act="),
         ({"attention_bias": {"a": [[[[]]]]}}, "got attention_bias="),
     ],
 )
@@ -358,12 +314,6 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
     refuses(folder, "is corrupt or no safetensors file")
     weights.unlink()
     refuses(folder, "has no model.safetensors")
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../model.safetensors"}}))
-    refuses(folder, r"it names '\.\./model.safetensors', expected \.safetensors files of this folder")
-    for weight_map in ([3], {"a": 1}, {"a": ["x"]}):
-        index.write_text(json.dumps({"weight_map": weight_map}))
-        refuses(folder, "has no 'weight_map' from names of tensors to files")
     weights.write_bytes(good)
     tensors = load_file(weights)
     name = "model.layers.1.self_attn.o_proj.weight"
@@ -373,9 +323,8 @@ def test_foreign_and_broken_folders_are_one_line(tmp_path: Path) -> None:
     load_llama(folder)  # which old versions kept
     save_file({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(24)}, weights)
     refuses(folder, "unknown model.layers.0.self_attn.q_proj.bias")
-    for wrapper, by in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
-        save_file({f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}, weights)
-        refuses(folder, f"their names hold '{wrapper}', which {by}.* puts there: save the model itself")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, weights)
+    refuses(folder, "their names hold '_orig_mod', which torch.compile.* puts there: save the model itself")
     for text in ("{", "[1]"):
         (folder / "config.json").write_text(text)
         refuses(folder, "config.json")
@@ -405,20 +354,3 @@ def test_what_is_given_must_be_what_is_said(tmp_path: Path) -> None:
     refuses(tmp_path / "llama", r"it says code_grid=\[3, 4\], got \[4, 3\]; leave it out", grid=(4, 3))
     refuses(tmp_path / "llama", "it says num_codes=11, got 10", num_codes=10)
     refuses(tmp_path / "llama", "it says num_classes=3, got 2", num_classes=2)
-
-
-@pytest.mark.usefixtures("untyped")
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rope_base": 1.0}, "got rope_base=1.0, expected a number above 1"),
-        ({"rope_base": float("inf")}, "got rope_base=inf"),
-        ({"mlp_width": 0}, "got mlp_width=0"),
-        ({"width": 10}, "got width=10 with num_heads=6"),
-        ({"label_dropout": 1.0}, "got label_dropout=1.0"),
-        ({"code_noise": -0.1}, "got code_noise=-0.1"),
-    ],
-)
-def test_bad_sizes(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LlamaPrior.Config(**{"num_codes": 4, "grid": (2, 2), **options})

@@ -1,15 +1,11 @@
 """What a PixelCNN sees, and that it learns."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.nn.functional as F
-from prior_worlds import make_pixelcnn
+from prior_worlds import make_pixelcnn, offered, seeded, some_codes
 from torch import Tensor
 
 from priors import PixelCNNPrior
-from priors.precision import Arithmetic
 
 
 def reach(prior: PixelCNNPrior, position: int) -> Tensor:
@@ -40,64 +36,14 @@ def test_the_receptive_field_grows_by_half_a_kernel_a_layer(depth: int, kernel_s
     assert torch.equal(reach(prior, row * 13 + column), expected)
 
 
-def test_labels_reach_every_position() -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(3, 3), num_classes=4)
-    codes = torch.zeros(5, 3, 3, dtype=torch.int64)
-    conditionals = torch.cat(
-        (prior.log_conditionals(codes[:4], torch.arange(4)), prior.log_conditionals(codes[:1]))
-    ).flatten(1, 2)
-    for position in range(9):
-        assert len(conditionals[:, position].unique(dim=0)) == 5
-
-
-def test_the_walk_goes_on_from_any_prefix() -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(3, 4), num_classes=2, depth=3, kernel_size=5).double()
-    codes = torch.randint(3, (2, 3, 4), generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1])
-    expected = prior.log_conditionals(codes, labels).flatten(1, 2)
-    for known in range(12):
-        offered = []
-
-        def follow(log_probs: Tensor, offered: list = offered, known: int = known) -> Tensor:
-            offered.append(log_probs)
-            return codes.flatten(1)[:, known + len(offered) - 1]
-
-        prior.walk(2, follow, labels, prefix=codes.flatten(1)[:, :known])
-        torch.testing.assert_close(torch.stack(offered, 1), expected[:, known:], atol=1e-11, rtol=0)
-
-
-@pytest.mark.parametrize("grid", [(1, 5), (5, 1), (1, 1)])
-def test_narrow_grids(grid: tuple[int, int]) -> None:
-    prior = make_pixelcnn(num_codes=3, grid=grid).double()
-    codes = torch.randint(3, (4, *grid), generator=torch.Generator().manual_seed(0))
-    offered = []
-
-    def follow(log_probs: Tensor) -> Tensor:
-        offered.append(log_probs)
-        return codes.flatten(1)[:, len(offered) - 1]
-
-    prior.walk(4, follow)
-    torch.testing.assert_close(prior.log_conditionals(codes).flatten(1, 2), torch.stack(offered, 1), atol=1e-11, rtol=0)
-
-
-def test_every_weight_gets_a_gradient() -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(4, 4), num_classes=2, depth=3).train()
-    codes = torch.randint(3, (8, 4, 4), generator=torch.Generator().manual_seed(0))
-    prior(codes, torch.arange(8) % 2).sum().backward()
-    idle = [name for name, weight in prior.named_parameters() if weight.grad is None or not weight.grad.any()]
-    # Nothing reads the vertical stack after the last layer, but its convolution does go over.
-    assert idle == []
-
-
-def test_noise_and_dropout_are_for_training_alone() -> None:
-    codes = torch.randint(3, (8, 4, 4), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8) % 2
-    for option in ("dropout", "code_noise", "label_dropout"):
-        sizes = {"label_dropout": 0.0, option: 0.5}
-        prior = make_pixelcnn(num_codes=3, grid=(4, 4), num_classes=2, **sizes)
-        assert torch.equal(prior(codes, labels), prior(codes, labels))
-        prior.train()
-        assert not torch.equal(prior(codes, labels), prior(codes, labels)), option
+@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (5, 1), (1, 1)])
+def test_the_walk_goes_on_from_any_prefix(grid: tuple[int, int]) -> None:
+    prior = make_pixelcnn(num_codes=3, grid=grid, num_classes=2, depth=3, kernel_size=5).double()
+    flat, labels = some_codes(prior, 2).flatten(1), torch.tensor([0, 1])
+    expected = prior.log_conditionals(flat.view(2, *grid), labels).flatten(1, 2)
+    for known in range(prior.num_positions):
+        got = offered(prior, flat[:, known:], labels, prefix=flat[:, :known])
+        torch.testing.assert_close(got, expected[:, known:], atol=1e-11, rtol=0)
 
 
 def test_it_learns_a_pattern() -> None:
@@ -122,52 +68,6 @@ def test_it_learns_a_pattern() -> None:
     # Seven positions are coins, ln 2 each; the nine others follow from them, and the class from the label.
     rate = -prior.eval()(codes, labels).mean().item()
     assert 7 * 0.69 < rate < 7 * 0.6931 + 0.5
-    samples = prior.sample(64, labels, generator=torch.Generator().manual_seed(0))
+    samples = prior.sample(64, labels, generator=seeded())
     assert ((samples // 2) == labels[:, None, None]).float().mean() > 0.98
     assert (samples[:, 1:, 1:] == samples[:, :-1, :-1]).float().mean() > 0.95
-
-
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(2, 3), num_classes=2, kernel_size=5)
-    prior.save_pretrained(tmp_path / "prior")
-    again = PixelCNNPrior.from_pretrained(tmp_path / "prior")
-    assert again.config == prior.config
-    codes = torch.zeros(2, 2, 3, dtype=torch.int64)
-    assert torch.equal(again.log_conditionals(codes), prior.log_conditionals(codes))
-
-
-def test_walk_bytes_are_those_that_a_walk_keeps() -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(3, 4), depth=3, kernel_size=5, width=8)
-    kept = 3 * 8 * (2 * 4 + 2 + 2 * 4) * 4  # layers, channels, two rows and two columns and a row of links, bytes
-    assert prior.walk_bytes(Arithmetic(torch.bfloat16)) == kept
-
-
-def test_relaxed_conditionals_are_smooth() -> None:
-    prior = make_pixelcnn(num_codes=3, grid=(2, 2), width=4, num_classes=2).double()
-    weights = torch.randn(2, 2, 2, 3).double().softmax(-1).requires_grad_()
-    labels = torch.tensor([0, 1])
-    assert torch.autograd.gradcheck(lambda w: prior.relaxed_log_conditionals(w, labels), (weights,))
-    codes = torch.randint(3, (2, 2, 2))
-    one_hot = F.one_hot(codes, 3).double()
-    torch.testing.assert_close(prior.relaxed_log_conditionals(one_hot, labels), prior.log_conditionals(codes, labels))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"grid": (2, 2, 2)}, r"grid=\(2, 2, 2\), expected two axes, rows and columns; take a TransformerPrior"),
-        ({"grid": (4,)}, r"grid=\(4,\), expected two axes"),
-        ({"kernel_size": 4}, "kernel_size=4, expected an odd number >= 3"),
-        ({"kernel_size": 1}, "kernel_size=1, expected an odd number >= 3"),
-        ({"width": 0}, "width=0"),
-        ({"depth": 0}, "depth=0"),
-        ({"num_codes": 0}, "num_codes=0"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"label_dropout": -0.1}, "label_dropout=-0.1"),
-        ({"code_noise": 1.0}, "code_noise=1.0"),
-    ],
-)
-def test_bad_configs(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PixelCNNPrior.Config(**{"num_codes": 3, "grid": (2, 2), **options})
