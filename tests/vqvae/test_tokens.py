@@ -406,7 +406,7 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(source, whole, tmp_path, m
 @pytest.mark.slow
 def test_kills_at_any_moments_change_no_byte(source, whole, tmp_path):
     chance, folder = random.Random(1), tmp_path / "codes"
-    for _ in range(5):
+    for _ in range(4):
         with process(source) as other:
             other.stdin.write(f"0 {folder}\n")
             other.stdin.flush()

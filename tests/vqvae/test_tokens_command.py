@@ -48,6 +48,8 @@ def test_it_writes_both_parts_and_parquet(model, source, tmp_path, capsys):
     assert before == (contents(tmp_path / "codes" / "train"), (tmp_path / "all-train.parquet").read_bytes())
     with refused("is a folder; expected the name of a file"):
         write_parquet(CodeDataset(out / "train"), out)
+    with refused("is a folder, and what was to be written there is a file"):
+        safefolder.files.write_text(out, "text")
 
 
 def test_the_unreadable_are_named(model, tmp_path, capsys):

@@ -4,8 +4,8 @@ A batch is gathered from the mapped shards without a copy of anything else, so m
 asked for, and what the operating system keeps of the files anyway.
 
 Nothing is given of a shard before all of it was held against its checksums, and these against the index: when it is
-first touched, once in each process. That reads every shard whole, at some GB a second where it is in memory; a shuffle
-touches all shards within its first batches, and so reads the set once before it goes on at random.
+first touched, once in each process. A shuffle touches all shards within its first batches, and so reads the set once
+before it goes on at random.
 """
 
 import os
