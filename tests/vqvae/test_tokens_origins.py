@@ -224,34 +224,26 @@ def test_sources_are_the_same_as_far_as_they_tell():
 
 
 def test_case_31_parts_of_different_sources_tokenizers_or_classes_are_told_apart(tmp_path):
-    def made(name: str, split: str = "train", source: str = "photos", seed: int = 0) -> CodeDataset:
-        images = load_images(tmp_path / source, split, size=8)
-        tokenize(images, tmp_path / name, tokenizer(seed=seed), split=split)
-        return CodeDataset(tmp_path / name)
-
     photos(tmp_path / "photos", num=12)
-    shutil.copytree(tmp_path / "photos", tmp_path / "copy")
-    more = shutil.copytree(tmp_path / "photos", tmp_path / "deeper" / "photos")
-    train, test = made("train"), made("test", "test")
-    check_same_origin(train, test)
-    check_same_origin(train, made("elsewhere/deeper/test", "test"))
-    for what, other in (
-        ("tokenizers", made("other-tokenizer", "test", seed=1)),
-        ("sources", made("other-source", "test", "copy")),
-        ("sources", made("namesake", "test", "deeper/photos")),
+    for name in ("train", "test", "elsewhere/deeper/test"):
+        split = name.rpartition("/")[2]
+        tokenize(load_images(tmp_path / "photos", split, size=8), tmp_path / name, split=split)
+    train, folder = CodeDataset(tmp_path / "train"), tmp_path / "test"
+    check_same_origin(train, CodeDataset(folder))
+    check_same_origin(train, CodeDataset(tmp_path / "elsewhere" / "deeper" / "test"))
+    whole = (folder / "index.json").read_text()
+    other = {**json.loads(whole)["tokenizer"], "fingerprint": "0" * 64}
+    for what, changed in (
+        ("tokenizers", {"tokenizer": other}),
+        ("sources", {"source": {"name": "copy", "path": "../copy"}}),
+        ("sources", {"source": {"name": "photos", "path": "../deeper/photos"}}),
+        ("numbers of classes", {"num_classes": 3, "class_names": ["a", "b", "c"]}),
+        ("classes", {"class_names": ["a", "c"]}),
     ):
+        (folder / "index.json").write_text(whole)
+        changed_index(folder, lambda index, changed=changed: index.update(changed))
         with refused(rf"train and .* are of different {what} \(.* and .*\); expected two parts"):
-            check_same_origin(train, other)
-    # Other images come to where these were.
-    (more / "train" / "c").mkdir()
-    (more / "train" / "a" / "000.png").rename(more / "train" / "c" / "000.png")
-    shutil.rmtree(tmp_path / "photos")
-    more.rename(tmp_path / "photos")
-    with refused(r"different numbers of classes \(2 and 3\)"):
-        check_same_origin(train, made("more-classes"))
-    shutil.rmtree(tmp_path / "photos" / "train" / "b")
-    with refused(r"different classes \(\('a', 'b'\) and \('a', 'c'\)\)"):
-        check_same_origin(train, made("other-classes"))
+            check_same_origin(train, CodeDataset(folder))
 
 
 # What was changed since, and what cannot be read now
