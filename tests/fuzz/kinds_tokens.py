@@ -5,20 +5,17 @@ Of what is read all rows and keys must be those that were written; anything else
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from fuzz_files import Kind
-from torch import Tensor
 
 from vqvae import VQVAE
 from vqvae.data import ImageTensors
 from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 from vqvae.tokens.index import checksum
-from vqvae.tokens.layout import Plan, plan
+from vqvae.tokens.layout import plan
 from vqvae.tokens.shards import is_done
 
 SHARD = "codes-00001.safetensors"
@@ -27,24 +24,23 @@ NUM = 24
 
 
 class _World:
-    """A set, what it holds, and the plan that it was made by."""
+    """A set, what it holds, and what it was made of."""
 
     def __init__(self, place: Path):
         torch.manual_seed(0)
         quantizer = VectorQuantizer.Config(num_codes=16, dim=4)
         self.model = VQVAE(image_size=8, num_channels=1, width=8, num_blocks=1, quantizer=quantizer).eval()
-        self.images = _images(0)
-        self.folder = place / "codes"
-        tokenize(self.model, self.images, self.folder, OPTIONS)
-        self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
-        codes = CodeDataset(self.folder)
-        self.rows, self.keys = codes[:], [codes.key(row) for row in range(NUM)]
+        pixels = torch.randint(0, 256, (2, NUM, 1, 8, 8), dtype=torch.uint8)
+        labels, names = torch.arange(NUM) % 3, ("a", "b", "é")
+        self.images = ImageTensors(pixels[0], labels, names)
+        tokenize(self.model, self.images, place / "codes", OPTIONS)
+        self.files = {path.name: path.read_bytes() for path in (place / "codes").iterdir()}
+        self.rows = _rows(CodeDataset(place / "codes"), range(NUM))
         self.indices = [self.files["index.json"], _as_before(self.files["index.json"])]
-        # Of other images, of another tokenizer, and without labels: shards that the index does not pin.
-        pixels, labels = _images(1).images, _images(1).labels
+        # Of other images, and without labels: shards that the index does not pin.
         self.others = []
-        for name, images in (("other", ImageTensors(pixels, labels)), ("bare", ImageTensors(self.images.images))):
-            tokenize(self.model, images, place / name, replace(OPTIONS, tokenizer_source=None))
+        for name, images in (("other", ImageTensors(pixels[1], labels)), ("bare", ImageTensors(pixels[0]))):
+            tokenize(self.model, images, place / name, OPTIONS)
             self.others.append((place / name / SHARD).read_bytes())
 
     def put(self, path: Path) -> Path:
@@ -54,29 +50,21 @@ class _World:
                 (path.parent / name).write_bytes(data)
         return path.parent
 
-    def plan(self, folder: Path) -> Plan:
-        return plan(self.model, self.images, folder, OPTIONS)
-
     def check(self, folder: Path, rows: Sequence[int]) -> None:
         """RuntimeError where rows are read that are others than what was written."""
         codes = CodeDataset(folder)
-        found = codes[rows]
-        chosen = list(rows)
-        _same(found.codes, self.rows.codes[chosen])
-        assert self.rows.labels is not None
-        if found.labels is None:
-            raise RuntimeError("labels are gone")
-        _same(found.labels, self.rows.labels[chosen])
-        if [codes.key(row) for row in rows] != [self.keys[row] for row in rows]:
-            raise RuntimeError("other keys")
+        found = _rows(codes, rows)
+        if wrong := [row for row, each in zip(rows, found, strict=True) if each != self.rows[row]]:
+            raise RuntimeError(f"other rows, labels or keys: {wrong[:5]}")
         for shard in range(codes.num_shards):
             codes.shard(shard)
 
 
-def _images(seed: int) -> ImageTensors:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (NUM, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return ImageTensors(pixels, torch.arange(NUM) % 3, ("a", "b", "é"), name="photos")
+def _rows(codes: CodeDataset, rows: Sequence[int]) -> list[tuple[list, int | None, str]]:
+    """Codes, label and key of each."""
+    found = codes[rows]
+    labels = [None] * len(rows) if found.labels is None else found.labels.tolist()
+    return list(zip(found.codes.tolist(), labels, map(codes.key, rows), strict=True))
 
 
 def _as_before(text: bytes) -> bytes:
@@ -89,35 +77,27 @@ def _as_before(text: bytes) -> bytes:
     return json.dumps(index, indent=1, sort_keys=True).encode()
 
 
-def _same(found: Tensor, expected: Tensor) -> None:
-    if not torch.equal(found, expected):
-        raise RuntimeError(f"other rows: {np.flatnonzero((found != expected).flatten().numpy())[:5]}")
-
-
 _WORLDS: list[_World] = []
-
-
-def _world() -> _World:
-    return _WORLDS[-1]
 
 
 def _good_index(place: Path) -> list[bytes]:
     _WORLDS.append(_World(place))
-    return _world().indices
+    return _WORLDS[-1].indices
 
 
 def _good_shard(place: Path) -> list[bytes]:
     _WORLDS.append(_World(place))
-    return [_world().files[SHARD]] * 4 + [_world().files["codes-00000.safetensors"], *_world().others]
+    files, others = _WORLDS[-1].files, _WORLDS[-1].others
+    return [files[SHARD]] * 4 + [files["codes-00000.safetensors"], *others]
 
 
 def _read_index(path: Path) -> None:
-    folder = _world().put(path)
+    folder = _WORLDS[-1].put(path)
     refused = None
     for data in (path.read_bytes(), _signed(path.read_bytes())):
         path.write_bytes(data)
         try:
-            _world().check(folder, range(NUM))
+            _WORLDS[-1].check(folder, range(NUM))
         except ValueError as error:
             refused = error
     if refused is not None:
@@ -134,11 +114,12 @@ def _signed(data: bytes) -> bytes:
 
 
 def _read_shard(path: Path) -> None:
-    world, folder = _world(), _world().put(path)
+    world, folder = _WORLDS[-1], _WORLDS[-1].put(path)
     # What a run that goes on finds, and then both kinds of index.
     refused = None
     try:
-        if is_done(world.plan(folder), 1) and path.read_bytes()[-100:] != world.files[SHARD][-100:]:
+        is_kept = is_done(plan(world.model, world.images, folder, OPTIONS), 1)
+        if is_kept and path.read_bytes()[-100:] != world.files[SHARD][-100:]:
             raise RuntimeError("it goes on from another shard")
     except ValueError as error:
         refused = error

@@ -1,8 +1,9 @@
-"""A folder of images, a small tokenizer, and images that tell who read them; for tests of tokenizing on Ray.
+"""Images and a tokenizer that tell who worked on them; for tests of tokenizing on Ray.
 
 Ray's processes import this module by its name, as they do the library.
 """
 
+import collections
 import os
 import time
 from collections.abc import Sequence
@@ -11,33 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from image_files import noise, save
 
 from vqvae import VQVAE
 from vqvae.data import Batch
-from vqvae.data.folder import ImageFiles, image_folder
-from vqvae.quantizers import VectorQuantizer
-
-NUM_IMAGES = 203
-BROKEN = (0, 70, 202)
-
-
-def tokenizer(seed: int = 0) -> VQVAE:
-    torch.manual_seed(seed)
-    quantizer = VectorQuantizer.Config(num_codes=64, dim=8)
-    return VQVAE(image_size=16, num_channels=3, width=16, num_blocks=1, quantizer=quantizer)
-
-
-def photos(folder: Path) -> ImageFiles:
-    """Two classes of files, three of which cannot be read; one more file for test."""
-    for index in range(NUM_IMAGES):
-        path = folder / "train" / ("even" if index < 100 else "odd") / f"{index:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, noise(16, 16, 3))
-        if index in BROKEN:
-            path.write_bytes(path.read_bytes()[:100])
-    save(folder / "test" / "even" / "0.png", noise(16, 16, 3))
-    return image_folder(folder, split="train", size=16, channels=3)
+from vqvae.data.folder import ImageFiles
 
 
 class WatchedFiles(ImageFiles):
@@ -47,9 +25,9 @@ class WatchedFiles(ImageFiles):
     seconds: float
 
     @classmethod
-    def of(cls, images: ImageFiles, watched: Path, seconds: float) -> "WatchedFiles":
+    def of(cls, images: ImageFiles, watched: Path, seconds: float = 0.0, **changed: Any) -> "WatchedFiles":
         found = cls.__new__(cls)
-        found.__dict__.update(images.__dict__, watched=watched, seconds=seconds)
+        found.__dict__.update(images.__dict__, watched=watched, seconds=seconds, **changed)
         return found
 
     def copy(self) -> "WatchedFiles":
@@ -64,7 +42,7 @@ class WatchedFiles(ImageFiles):
 
 
 class WatchedTokenizer(VQVAE):
-    """A tokenizer that leaves a file named by its process for each batch, and may be slow.
+    """A tokenizer that leaves a file named by its process for each batch, and is slow.
 
     Where it leaves its files, and how slow it is, are options, as those are what travels.
     """
@@ -72,21 +50,12 @@ class WatchedTokenizer(VQVAE):
     def __init__(self, *, watched: str, seconds: float, **options: Any):
         super().__init__(**options)
 
-    @classmethod
-    def of(cls, watched: Path, seconds: float) -> "WatchedTokenizer":
-        torch.manual_seed(0)
-        return cls(**vars(tokenizer().config), watched=str(watched), seconds=seconds)
-
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         (Path(self.config.watched) / f"encoded.{os.getpid()}.{time.monotonic_ns()}").touch()
         time.sleep(self.config.seconds)
         return super().encode(images)
 
 
-def watched_by(folder: Path, what: str) -> dict[int, int]:
+def watched_by(folder: Path, what: str) -> collections.Counter[int]:
     """How many files each process left."""
-    found: dict[int, int] = {}
-    for path in folder.glob(f"{what}.*"):
-        pid = int(path.name.split(".")[1])
-        found[pid] = found.get(pid, 0) + 1
-    return found
+    return collections.Counter(int(path.name.split(".")[1]) for path in folder.glob(f"{what}.*"))

@@ -3,7 +3,6 @@
 Starting Ray takes longer than all else here, so tests that need it are slow ones, and share it where they can.
 """
 
-import builtins
 import os
 import pickle
 import shutil
@@ -18,37 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray_worlds import BROKEN, NUM_IMAGES, WatchedFiles, WatchedTokenizer, photos, tokenizer, watched_by
-from token_worlds import plan, tokenize, tokenize_on_ray
+from ray_worlds import WatchedFiles, WatchedTokenizer, watched_by
+from token_worlds import call, contents, loaded, photos, plan, refused, tokenize, tokenize_on_ray, tokenizer
 
-from vqvae.cli.tokenizing import Engine, TokenizingFlags
-from vqvae.cli.tokenizing import tokenize as tokenize_command
-from vqvae.data import ImageTensors
+from vqvae.data import ImageTensors, load_images
 from vqvae.data.folder import ImageFiles, image_folder
-from vqvae.tokens import Tokenized, ray_engine, ray_session
+from vqvae.tokens import ray_engine, ray_session
+from vqvae.tokens.jobs import one_job
 from vqvae.tokens.ray_session import RaySession
 from vqvae.tokens.shards import missing
 
+NUM_IMAGES = 203
+BROKEN = (0, 70, 202)
 STORE = 100_000_000
 SIZES: dict[str, Any] = {"batch_size": 8, "shard_size": 30}
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def same(one: Tokenized, other: Tokenized) -> bool:
-    return (one.whole, one.num_rows, one.num_shards, one.unreadable) == (
-        other.whole,
-        other.num_rows,
-        other.num_shards,
-        other.unreadable,
-    )
-
-
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageFiles:
-    return photos(tmp_path_factory.mktemp("photos"))
+def images(tmp_path_factory) -> ImageFiles:
+    return loaded(photos(tmp_path_factory.mktemp("photos"), num=NUM_IMAGES, broken=BROKEN))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def settings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def local(settings: None) -> Iterator[None]:
+def local(settings) -> Iterator[None]:
     ray = ray_session.import_ray()
     with ray_session.environment(ray_session.ENVIRONMENT):
         ray.init(num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level=40)
@@ -71,18 +58,17 @@ def local(settings: None) -> Iterator[None]:
     ray.shutdown()
 
 
-def test_missing_extra_is_named(images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+@pytest.fixture
+def watched(tmp_path) -> Path:
+    """Where processes leave word of what they did."""
+    (tmp_path / "watched").mkdir()
+    return tmp_path / "watched"
 
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "ray":
-            raise ImportError("No module named 'ray'")
-        return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"No module named 'ray'.*pip install 'vqvae-priors\[ray\]'") as caught:
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes")
-    assert "\n" not in str(caught.value)
+def test_a_missing_extra_is_named(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with refused(r"pip install 'vqvae-priors\[ray\]'"):
+        tokenize_on_ray(images, tmp_path / "codes")
     assert not (tmp_path / "codes").exists()
 
 
@@ -91,37 +77,38 @@ def test_missing_extra_is_named(images: ImageFiles, tmp_path: Path, monkeypatch:
     [
         ({"num_encoders": 0}, "got num_encoders=0; expected at least 1"),
         ({"device": "tpu"}, "got device='tpu'"),
-        ({"batch_size": 0}, "got batch_size=0"),
         ({"num_workers": 2}, "got num_workers=2, .* as the cluster shares out the work"),
         ({"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1: .*refused.*HOST:PORT"),
         ({"address": "127.0.0.1:99999"}, "no Ray at 127.0.0.1:99999: .*HOST:PORT"),
+        ({"address": "127.0.0.1:1", "session": RaySession()}, "and a session, which has an address of its own"),
     ],
 )
-def test_mistakes_are_told(images: ImageFiles, tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **options)
-    assert "\n" not in str(caught.value)
+def test_mistakes_are_told(images, tmp_path, options, message):
+    with refused(message):
+        tokenize_on_ray(images, tmp_path / "codes", **options)
+
+
+def test_case_06_one_job_at_a_time(images, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(RaySession, "start", lambda self: pytest.fail("it started Ray"))
+    with one_job(plan(images, tmp_path / "codes")), refused("is being written by another job"):
+        tokenize_on_ray(images, tmp_path / "codes")
 
 
 @pytest.mark.parametrize("per_task", [1, 3, 100])
-def test_tasks_take_every_missing_slice_once(
-    images: ImageFiles, tmp_path: Path, per_task: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_take_every_missing_slice_once(images, tmp_path, per_task, monkeypatch):
     """The steps of the workers, without Ray: shards of 30 in slices of 8, so some are short; two shards are there."""
     monkeypatch.setattr(ray_engine, "_open", lambda source, shape, num: images)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda ref: ref))
-    model = tokenizer()
-    todo = plan(model, images, tmp_path, **SIZES)
+    todo = plan(images, tmp_path, **SIZES)
     shards = [shard for shard in missing(todo) if shard not in (0, 3)]
     expected = [(shard, part.start) for shard in shards for part in todo.slices(shard)]
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    encode = ray_engine._Encode(ray_engine._pack_model(model), "cpu", threads, precision)
+    encode = ray_engine._Encode(ray_engine._pack_model(tokenizer()), "cpu", threads, precision)
+    rest = {"source": None, "todo": todo, "shards": shards, "per_task": per_task, "num_slices": len(expected)}
     found = []
     for task in range(-(-len(expected) // per_task)):
-        ids = {"id": np.array([task])}
-        for batch in ray_engine._decode(
-            ids, source=None, todo=todo, shards=shards, per_task=per_task, num_slices=len(expected)
-        ):
+        for batch in ray_engine._decode({"id": np.array([task])}, **rest):
             (cell,) = encode(batch)["part"]
             shard, part = pickle.loads(cell)
             assert part.codes.dtype == todo.dtype
@@ -130,19 +117,17 @@ def test_tasks_take_every_missing_slice_once(
 
 
 @pytest.mark.slow
-def test_same_bytes_though_processes_and_a_node_die(
-    settings: None, images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("settings")
+def test_same_bytes_though_processes_and_a_node_die(images, tmp_path, watched, monkeypatch):
     ray = ray_session.import_ray()
     from ray.cluster_utils import Cluster
 
     # Blocks of one slice, so that little is decoded ahead and a decoder is at work when it is killed.
     monkeypatch.setattr(ray_engine, "_MIN_BLOCK_BYTES", 1)
-    sizes: dict[str, Any] = {"batch_size": 4, "shard_size": 30}
-    watched = tmp_path / "watched"
-    watched.mkdir()
-    model = WatchedTokenizer.of(watched, 0.05)
-    expected = tokenize(model, images, tmp_path / "one", **sizes)
+    # And larger images, of which few are decoded ahead.
+    images = load_images(images.folder.parent, size=16)
+    model = WatchedTokenizer(**{**vars(tokenizer().config), "image_size": 16}, watched=str(watched), seconds=0.05)
+    expected = tokenize(images, tmp_path / "one", model, shard_size=30)
     mine = watched_by(watched, "encoded").keys()
     node = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -153,11 +138,10 @@ def test_same_bytes_though_processes_and_a_node_die(
 
         def disturb(num: int, total: int) -> None:
             if num >= 8 and "encoder" not in done:
-                pid = max(watched_by(watched, "encoded").keys() - mine)
-                os.kill(pid, signal.SIGKILL)
+                os.kill(max(watched_by(watched, "encoded").keys() - mine), signal.SIGKILL)
                 done.append("encoder")
             elif num >= 40 and "decoder" not in done:
-                assert sum(watched_by(watched, "read").values()) < NUM_IMAGES, "all is decoded already"
+                assert watched_by(watched, "read").total() < NUM_IMAGES, "all is decoded already"
                 # Who has read most recently is still at work.
                 newest = max(watched.glob("read.*"), key=lambda path: path.stat().st_mtime_ns)
                 os.kill(int(newest.name.split(".")[1]), signal.SIGKILL)
@@ -167,62 +151,52 @@ def test_same_bytes_though_processes_and_a_node_die(
                 done.append("node")
 
         slow = WatchedFiles.of(images, watched, 0.05)
-        made = tokenize_on_ray(model, slow, tmp_path / "ray", **sizes, address=cluster.address, progress=disturb)
+        sizes = {"shard_size": 30, "address": cluster.address}
+        made = tokenize_on_ray(slow, tmp_path / "ray", model, **sizes, progress=disturb)
         assert done == ["encoder", "decoder", "node"]
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()
-    assert files(tmp_path / "ray") == files(tmp_path / "one")
-    assert same(made, expected)
-    assert made.num_images == NUM_IMAGES
-    assert sum(watched_by(watched, "read").values()) > NUM_IMAGES, "nothing was decoded again"
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert (made.num_rows, made.unreadable, made.num_images) == (expected.num_rows, expected.unreadable, NUM_IMAGES)
+    assert watched_by(watched, "read").total() > NUM_IMAGES, "nothing was decoded again"
     assert len(watched_by(watched, "encoded").keys() - mine) >= 2, "the encoder was not started again"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local")
-def test_same_bytes_resumed_and_listed(images: ImageFiles, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = tokenizer()
-    expected = tokenize(model, images, tmp_path / "one", **SIZES)
+def test_same_bytes_resumed_and_listed(images, tmp_path, capfd):
+    expected = tokenize(images, tmp_path / "one", **SIZES)
     progress: list[tuple[int, int]] = []
     made = tokenize_on_ray(
-        model,
-        images,
-        tmp_path / "ray",
-        **SIZES,
-        num_encoders=1,
-        progress=lambda *each: progress.append((each[0], each[1])),
+        images, tmp_path / "ray", **SIZES, num_encoders=1, progress=lambda *each: progress.append(each)
     )
-    assert files(tmp_path / "ray") == files(tmp_path / "one")
-    assert same(made, expected)
-    assert [key for key, _ in made.unreadable] == [images.key(index) for index in BROKEN]
-    assert made.num_images == NUM_IMAGES
-    assert [total for _, total in progress] == [NUM_IMAGES] * (6 * 4 + 3)
-    assert sorted(done for done, _ in progress) == [done for done, _ in progress]
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert (made.whole, made.num_rows, made.num_shards, made.num_images) == (True, 200, 7, NUM_IMAGES)
+    assert made.unreadable == expected.unreadable
+    assert len(progress) == 6 * 4 + 3
+    assert progress == sorted(progress)
     assert progress[-1] == (NUM_IMAGES, NUM_IMAGES)
 
     # Goes on where a run was stopped: of the shards only those that are not there, or are cut, are made.
     (tmp_path / "ray" / "codes-00001.safetensors").unlink()
-    last = tmp_path / "ray" / "codes-00006.safetensors"
-    last.write_bytes(last.read_bytes()[:-1])
-    opener = partial(image_folder, images.folder.parent, "train", size=16, channels=3)
-    again = tokenize_on_ray(model, images, tmp_path / "ray", **SIZES, num_encoders=1, open_images=opener)
-    assert files(tmp_path / "ray") == files(tmp_path / "one")
-    assert same(again, expected)
+    os.truncate(tmp_path / "ray" / "codes-00006.safetensors", 100)
+    opener = partial(image_folder, images.folder.parent, "train", size=8, channels=3)
+    again = tokenize_on_ray(images, tmp_path / "ray", **SIZES, num_encoders=1, open_images=opener)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert again.unreadable == expected.unreadable
     assert again.num_images == 30 + 23
     # Nothing to do.
-    assert tokenize_on_ray(model, images, tmp_path / "ray", **SIZES).num_images == 0
+    assert tokenize_on_ray(images, tmp_path / "ray", **SIZES).num_images == 0
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local")
-def test_sets_in_memory_and_an_interrupt(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    images = ImageTensors(
-        torch.randint(256, (50, 3, 16, 16)).byte(), torch.arange(50) % 3, ("a", "b", "c"), name="noise"
-    )
-    tokenize(tokenizer(), images, tmp_path / "one", **SIZES)
+def test_sets_in_memory_and_an_interrupt(tmp_path):
+    pixels = torch.randint(256, (50, 3, 8, 8)).byte()
+    images = ImageTensors(pixels, torch.arange(50) % 3, ("a", "b", "c"), name="noise")
+    tokenize(images, tmp_path / "one", **SIZES)
 
     def interrupt(done: int, total: int) -> None:
         if done > 30:
@@ -231,89 +205,44 @@ def test_sets_in_memory_and_an_interrupt(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell started us with "&"
     try:
         with pytest.raises(KeyboardInterrupt):
-            tokenize_on_ray(tokenizer(), images, tmp_path / "ray", **SIZES, num_encoders=1, progress=interrupt)
+            tokenize_on_ray(images, tmp_path / "ray", **SIZES, num_encoders=1, progress=interrupt)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "index.json" not in files(tmp_path / "ray")
-    tokenize_on_ray(tokenizer(), images, tmp_path / "ray", **SIZES, num_encoders=1)
-    assert files(tmp_path / "ray") == files(tmp_path / "one")
+    assert "index.json" not in contents(tmp_path / "ray")
+    tokenize_on_ray(images, tmp_path / "ray", **SIZES, num_encoders=1)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local")
-def test_mistakes_of_workers_are_told(images: ImageFiles, tmp_path: Path) -> None:
-    other = partial(image_folder, images.folder.parent, "test", size=16, channels=3)
-    with pytest.raises(ValueError, match=f"open_images gave 1 images .* expected {NUM_IMAGES}") as caught:
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, open_images=other)
-    assert "\n" not in str(caught.value)
+def test_mistakes_of_workers_are_told(images, tmp_path):
+    other = partial(image_folder, images.folder.parent, "test", size=8, channels=3)
     # A node without the files: an error, and not a set of which no image can be read.
-    gone = WatchedFiles.of(images, tmp_path, 0.0)
-    gone.folder = tmp_path / "elsewhere"
-    with pytest.raises(ValueError, match=f"none of the {NUM_IMAGES} images .* can be read") as caught:
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, open_images=partial(WatchedFiles.copy, gone))
-    assert "\n" not in str(caught.value)
+    gone = WatchedFiles.of(images, tmp_path, folder=tmp_path / "elsewhere")
     # A file that is there no more, on a node that has the others.
-    shutil.copytree(images.folder, tmp_path / "partly")
-    partly = WatchedFiles.of(images, tmp_path, 0.0)
-    partly.folder = tmp_path / "partly"
-    (partly.folder / partly.key(100)).unlink()
-    with pytest.raises(ValueError, match=r"odd/100\.png of .* cannot be read: No such file") as caught:
-        tokenize_on_ray(tokenizer(), images, tmp_path / "lost", **SIZES, open_images=partial(WatchedFiles.copy, partly))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"2 CPUs and 0 GPUs; .* a GPU for each of 2"):
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, device="cuda", num_encoders=2)
+    partly = WatchedFiles.of(images, tmp_path, folder=shutil.copytree(images.folder, tmp_path / "partly"))
+    (partly.folder / partly.key(110)).unlink()
     # Of a module that is here alone.
     alone: Any = type("Alone", (ImageFiles,), {"__module__": "nowhere"})
     elsewhere = alone.__new__(alone)
     elsewhere.__dict__.update(images.__dict__)
-    with pytest.raises(ValueError, match=r"the node .* lacks .*No module named 'nowhere'.*pip install") as caught:
-        tokenize_on_ray(tokenizer(), elsewhere, tmp_path / "codes", **SIZES)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="runs in this process already"):
-        tokenize_on_ray(tokenizer(), images, tmp_path / "codes", **SIZES, address="127.0.0.1:1")
-    with pytest.raises(ValueError, match="and a session, which has an address of its own"):
-        tokenize_on_ray(
-            tokenizer(), images, tmp_path / "codes", **SIZES, address="127.0.0.1:1", session=RaySession("127.0.0.1:1")
-        )
-    assert not list(tmp_path.glob("codes/*"))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local")
-def test_images_do_not_pile_up(images: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding is fast and encoding slow; what is decoded ahead is bounded by blocks, of which each here is a slice."""
-    monkeypatch.setattr(ray_engine, "_MIN_BLOCK_BYTES", 1)
-    watched = tmp_path / "watched"
-    watched.mkdir()
-    model = WatchedTokenizer.of(watched, 0.05)
-    sizes: dict[str, Any] = {"batch_size": 2, "shard_size": 60}
-    ahead = []
-
-    def count(done: int, total: int) -> None:
-        read = sum(watched_by(watched, "read").values())
-        ahead.append(read - done)
-
-    tokenize_on_ray(
-        model,
-        WatchedFiles.of(images, watched, 0.0),
-        tmp_path / "codes",
-        **sizes,
-        num_encoders=1,
-        progress=count,
-    )
-    # Two CPUs and one encoder; besides what waits, some are being decoded, encoded, or on their way to the caller.
-    limit = (ray_engine._BLOCKS_AHEAD * 3 + 8) * 2
-    assert max(ahead) <= limit < NUM_IMAGES // 3, (max(ahead), limit)
+    for source, options, message in (
+        (images, {"open_images": other}, f"open_images gave 1 images .* expected {NUM_IMAGES}"),
+        (images, {"open_images": gone.copy}, f"none of the {NUM_IMAGES} images .* can be read"),
+        (images, {"open_images": partly.copy}, r"b/110\.png of .* cannot be read: No such file"),
+        (images, {"device": "cuda", "num_encoders": 2}, r"2 CPUs and 0 GPUs; .* a GPU for each of 2"),
+        (elsewhere, {}, r"the node .* lacks .*No module named 'nowhere'.*pip install"),
+        (images, {"address": "127.0.0.1:1"}, "runs in this process already"),
+    ):
+        with refused(message):
+            tokenize_on_ray(source, tmp_path / "codes", **SIZES, **options)
+    assert not (tmp_path / "codes" / "index.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("settings")
-def test_the_command_gives_the_same_folder_and_starts_ray_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_gives_the_same_folder_and_starts_ray_once(images, tmp_path, capfd, monkeypatch):
     """With a Ray of its own: the last of these tests, as those before share one."""
-    source = tmp_path / "photos"
-    photos(source)
     tokenizer().save_pretrained(tmp_path / "run" / "codebook")
     ray = ray_session.import_ray()
     ray.shutdown()
@@ -326,12 +255,10 @@ def test_the_command_gives_the_same_folder_and_starts_ray_once(
 
     monkeypatch.setattr(ray, "init", counted)
     for engine in ("local", "ray", "ray"):
-        where = Engine(engine=engine, device="cpu")
-        sizes = TokenizingFlags(batch_size=8, shard_size=32)
-        run, output = str(tmp_path / "run"), tmp_path / engine
-        assert tokenize_command(run, str(source), output=output, tokenizing=sizes, engine=where) == 1
+        args = ("-o", tmp_path / engine, "--engine", engine, "--device", "cpu", "--shard-size", 64)
+        assert call(tmp_path / "run", images.folder.parent, *args) == 1
     for split in ("train", "test"):
-        assert files(tmp_path / "ray" / split) == files(tmp_path / "local" / split)
+        assert contents(tmp_path / "ray" / split) == contents(tmp_path / "local" / split)
     out, errors = capfd.readouterr()
     lines = [line.partition("; ")[0].partition(": ")[2] for line in out.splitlines()]
     assert lines[:2] == lines[2:4] == lines[4:]

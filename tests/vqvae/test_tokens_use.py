@@ -1,284 +1,198 @@
-"""Tokenized sets in use: read at random, in order and by workers, written as parquet, made by the command."""
+"""Tokenized sets as they are read: rows, slices and batches, by torch's loaders, as parquet and by other programs."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import tyro
-from token_worlds import contents, equal, joined, photos, tokenize, tokenizer
-from torch.utils.data import DataLoader
+from token_worlds import equal, joined, loaded, photos, refused, tokenize, tokenizer
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from vqvae.cli.tokenizing import tokenize as command
-from vqvae.data import batches, load_images
+from priors import UniformPrior
+from vqvae import fingerprint
+from vqvae.codec.model_fingerprint import fingerprint as of_codec
+from vqvae.data import ImageTensors, batches
+from vqvae.likelihoods import Categorical
 from vqvae.tokens import CodeBatch, CodeDataset, write_parquet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # one of torch itself, which tells of few cores
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set"),
 ]
-SIZES = {"batch_size": 4, "shard_size": 7}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return photos(tmp_path_factory.mktemp("source") / "photos")
+    return photos(tmp_path_factory.mktemp("source") / "photos", num=30)
 
 
-@pytest.fixture(scope="module", params=["plain", "residual"])
-def kind(request) -> str:
-    return request.param
+@pytest.fixture(scope="module", params=["labels", "no labels"])
+def world(request, source, tmp_path_factory) -> tuple[CodeDataset, CodeBatch]:
+    """A set, and what it has to hold: as 30 rows in 4 shards, of 2 classes or without labels."""
+    folder, images, model = tmp_path_factory.mktemp("codes"), loaded(source), tokenizer("residual")
+    batch = images.__getitems__(range(30))
+    if request.param == "no labels":
+        images = ImageTensors(batch.images)
+    tokenize(images, folder, model, tokenizer_source="runs/small")
+    labels = None if request.param == "no labels" else batch.labels
+    return CodeDataset(folder), CodeBatch(model.encode(batch.images), labels)
 
 
-@pytest.fixture(scope="module")
-def folder(source, kind, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("codes") / "train"
-    tokenize(tokenizer(kind), load_images(source, size=8), folder, tokenizer_source="runs/small", **SIZES)
-    return folder
+@pytest.fixture
+def codes(world) -> CodeDataset:
+    return CodeDataset(world[0].folder)
 
 
-@pytest.fixture(scope="module")
-def expected(source, kind) -> CodeBatch:
-    batch = load_images(source, size=8).__getitems__(range(50))
-    return CodeBatch(tokenizer(kind).encode(batch.images), batch.labels)
-
-
-def test_rows_at_random(folder, expected):
-    codes = CodeDataset(folder)
-    assert len(codes) == 50
-    order = torch.randint(0, 50, (200,)).numpy()
-    assert equal(codes.__getitems__(order), CodeBatch(expected.codes[order], expected.labels[order]))
-    row, label = codes[-1]
-    assert torch.equal(row, expected.codes[49])
-    assert label == 1
-    assert len(codes.__getitems__([]).codes) == 0
+def test_rows_slices_and_lists_of_indices(codes, world):
+    everything = codes[:]
+    assert equal(everything, world[1])
+    has_labels = codes.num_classes is not None
+    for source in (codes, everything):
+        assert len(source) == 30
+        row = source[-1]
+        assert torch.equal(row[0], everything.codes[29])
+        assert row[1:] == ((1,) if has_labels else ())
+        assert len(list(source[:3])) == 3
+        two = CodeBatch(everything.codes[[2, 0]], torch.tensor([0, 0]) if has_labels else None)
+        for index in ([2, 0], (2, 0), np.array([2, 0]), torch.tensor([2, 0]), [-28, -30], slice(2, None, -2)):
+            assert equal(source[index], two)
+        assert len(source[[]]) == len(source[torch.tensor([])]) == len(source[30:]) == 0
+        for index in (np.int64(4), np.array(4), torch.tensor(4)):
+            assert torch.equal(source[index][0], everything.codes[4])
+        for outside in (30, -31, [30], [-31]):
+            with pytest.raises(IndexError):
+                source[outside]
+        for wrong in ([0.5], torch.ones(30).bool(), [[1, 2]], "ab", None, [[1], [2, 3]]):
+            with pytest.raises(ValueError, match="choose rows by"):
+                source[wrong]
     for outside in ([50], [-1], [0, 51]):
-        with pytest.raises(IndexError, match="expected 0 to 49"):
+        with pytest.raises(IndexError, match="expected 0 to 29"):
             codes.__getitems__(outside)
     with pytest.raises(IndexError):
-        codes[50]
-    assert (codes.num_classes, codes.class_names, codes.split) == (2, ("a", "b"), "train")
+        codes.keys(4)
+    assert equal(everything.to("cpu"), everything)
+    assert codes.class_names == (("a", "b") if has_labels else None)
+    assert codes.split == "train"
 
 
-def test_shards_are_opened_when_asked_for(folder, monkeypatch):
-    codes = CodeDataset(folder)
-    assert len(codes._open) == 0
-    codes[8]
-    assert set(codes._open) == {1}
-    copy = pickle.loads(pickle.dumps(codes))
-    assert (len(copy._open), len(codes._open)) == (0, 1)
-    assert torch.equal(copy[8][0], codes[8][0])
-    monkeypatch.setattr("vqvae.tokens.dataset._MAX_OPEN", 2)
-    rows = codes.__getitems__(range(50)).codes
-    assert len(codes._open) <= 2
-    assert torch.equal(rows, copy.__getitems__(range(50)).codes)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_case_27_a_loader_of_torch_needs_nothing_else(codes, num_workers):
+    def load(**options) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(codes, 4, num_workers=num_workers, generator=generator, **options)
+
+    found = list(load())
+    assert all(len(batch) == (1 if codes.num_classes is None else 2) for batch in found)
+    assert equal(joined([CodeBatch(batch[0], batch[1] if len(batch) > 1 else None) for batch in found]), codes[:])
+    shuffled = list(load(shuffle=True, collate_fn=codes.collate))
+    assert all(isinstance(batch, CodeBatch) for batch in shuffled)
+    assert not equal(joined(shuffled), codes[:])
+    assert torch.equal(torch.cat([batch[0] for batch in load(shuffle=True)]), joined(shuffled).codes)
+
+
+def test_what_else_torch_does_with_a_set(codes):
+    subset = Subset(codes, [5, 3, 29])
+    (batch,) = DataLoader(subset, batch_size=3)
+    assert torch.equal(batch[0], codes[[5, 3, 29]].codes)
+    rows = list(DataLoader(codes, batch_size=None))
+    assert torch.equal(torch.stack([row[0] for row in rows]), codes[:].codes)
+    assert sum(len(batch[0]) for batch in DataLoader(ConcatDataset([codes, codes]), batch_size=7)) == 60
+    (pinned,) = DataLoader(subset, batch_size=3, collate_fn=codes.collate, pin_memory=True)
+    assert equal(pinned, codes[[5, 3, 29]])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux lists them")
-def test_open_shards_hold_no_files_open(folder):
+def test_copies_and_sets_of_many_shards_hold_no_files_open(codes, world, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
-    codes = CodeDataset(folder)
-    codes.__getitems__(range(50))
-    assert len(codes._open) == 8
+    assert equal(codes[:], world[1])
+    copy = pickle.loads(pickle.dumps(codes))
+    monkeypatch.setattr("vqvae.tokens.dataset._MAX_OPEN", 2)
+    for _ in range(2):
+        assert equal(copy[:], world[1])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_batches_come_in_the_order_of_images(folder, source, expected):
-    codes, images = CodeDataset(folder), load_images(source, size=8)
+def test_batches_come_in_the_order_of_images(codes, world, source):
     for order in ({}, {"seed": 3, "start": 2, "rank": 1, "world_size": 2, "epochs": 2}):
-        labels = [batch.labels.tolist() for batch in batches(images, 8, **order)]
-        assert [batch.labels.tolist() for batch in codes.batches(8, **order)] == labels
-    once = list(codes.batches(8))
-    assert equal(joined(once), expected)
-    shuffled = [next(stream) for stream in [codes.batches(16, seed=1)] for _ in range(3)]
-    assert sorted(map(str, torch.cat([each.codes for each in shuffled]).tolist())) != sorted(
-        map(str, expected.codes[:48].tolist())
-    )
-    with pytest.raises(ValueError, match="got batch_size=0"):
+        rows = [list(map(str, batch.codes)) for batch in codes.batches(8, **order)]
+        images = [tokenizer("residual").encode(batch.images) for batch in batches(loaded(source), 8, **order)]
+        assert rows == [list(map(str, each)) for each in images]
+    assert equal(joined(list(codes.batches(8))), world[1])
+    with refused("got batch_size=0"):
         codes.batches(0)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # one of torch itself, which tells of few cores
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_of_torch_reads_them(folder, expected, num_workers):
-    codes = CodeDataset(folder)
-    codes[0]
-    loader = DataLoader(codes, 8, num_workers=num_workers, collate_fn=codes.collate)
-    found = list(loader)
-    assert equal(joined(found), expected)
+# Which tokenizer
 
 
-def test_codes_know_their_tokenizer(folder, kind):
-    codes = CodeDataset(folder)
-    codes.check_tokenizer(tokenizer(kind))
+def test_a_decoder_or_likelihood_changes_no_code_and_an_encoder_or_codebook_does(codes):
     assert codes.tokenizer["source"] == "runs/small"
-    with pytest.raises(ValueError, match=r"of another tokenizer \(runs/small, \w{12}\), this one is \w{12};"):
-        codes.check_tokenizer(tokenizer(kind, seed=1))
+    model = tokenizer("residual")
+    again = dataclasses.replace(model.config, likelihood=Categorical.Config()).build()
+    again.encoder.load_state_dict(model.encoder.state_dict())
+    again.quantizer.load_state_dict(model.quantizer.state_dict())
+    codes.check_tokenizer(again)
+    with torch.no_grad():
+        next(model.decoder.parameters()).add_(1)
+        codes.check_tokenizer(model)
+        for part in (model.encoder, model.quantizer):
+            next(part.parameters()).add_(1)
+            with refused(r"of another tokenizer \(runs/small, \w{12}\), this one is \w{12};"):
+                codes.check_tokenizer(model)
+            next(part.parameters()).sub_(1)
 
 
-def test_folders_that_are_none_are_one_line(folder, tmp_path):
-    index = json.loads((folder / "index.json").read_text())
-    cases = {
-        "has no index.json of `vqvae tokenize`; expected": None,
-        "cannot be read as JSON": "{",
-        "is of something else": '{"class": "Prior"}',
-        "is of format 9, this version reads format 1": json.dumps({**index, "format": 9}),
-        "the index of .* is damaged .*contradict": json.dumps({**index, "num_rows": 3}),
-        "the index of .* is damaged .*grid is None": json.dumps({**index, "grid": None}),
-        "the index of .* is damaged .*shards": json.dumps({name: index[name] for name in index if name != "shards"}),
-        "is missing; run": json.dumps(index),
-    }
-    for message, text in cases.items():
-        if text is not None:
-            (tmp_path / "index.json").write_text(text)
-        with pytest.raises(ValueError, match=message) as caught:
-            CodeDataset(tmp_path)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"holds train; name one of them, as .*train"):
-        CodeDataset(folder.parent)
-    spoiled = tmp_path / "spoiled"
-    spoiled.mkdir()
-    for name, data in contents(folder).items():
-        (spoiled / name).write_bytes(data.replace(b"I64", b"I32") if name.startswith("codes-00002") else data)
-    with pytest.raises(ValueError, match=r"codes-00002.* is no whole shard of codes"):
-        CodeDataset(spoiled)[20]
-    (spoiled / "codes-00002.safetensors").write_bytes((folder / "codes-00007.safetensors").read_bytes() + bytes(999))
-    with pytest.raises(ValueError, match="codes-00002"):
-        CodeDataset(spoiled)[20]
+def test_the_fingerprints_of_codecs_stay_what_they_were():
+    """As they have always been made: of everything."""
+    model = tokenizer()
+    prior = UniformPrior(num_codes=model.num_codes, grid=model.grid)
+    digest = hashlib.sha256()
+    for module, config in ((model, model.config.to_plain()), (prior, prior.config.to_plain())):
+        digest.update(json.dumps([type(module).__name__, config], sort_keys=True).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    assert of_codec(model, prior) == digest.digest()[:8]
+    assert fingerprint.of_tokenizer(model) != fingerprint.of_tokenizer(tokenizer(seed=1))
 
 
-def test_parquet_as_others_read_it(folder, expected, tmp_path):
+# Other programs
+
+
+def test_parquet_as_others_read_it(codes, tmp_path):
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    codes = CodeDataset(folder)
     write_parquet(codes, tmp_path / "codes.parquet")
     table = parquet.read_table(tmp_path / "codes.parquet")
     assert str(table.schema.field("codes").type) == f"fixed_size_list<element: uint16>[{np.prod(codes.grid)}]"
     notes = {name.decode(): text.decode() for name, text in table.schema.metadata.items()}
     assert json.loads(notes["grid"]) == list(codes.grid)
-    assert json.loads(notes["class_names"]) == ["a", "b"]
+    assert json.loads(notes["class_names"]) == (None if codes.num_classes is None else ["a", "b"])
     assert notes["tokenizer"] == codes.tokenizer["fingerprint"]
     flat = table["codes"].combine_chunks().flatten().to_numpy()
-    assert np.array_equal(flat.reshape(-1, *codes.grid), expected.codes.numpy())
-    assert table["label"].to_pylist() == expected.labels.tolist()
-    assert table["key"].to_pylist() == [codes.key(row) for row in range(50)]
+    assert np.array_equal(flat.reshape(-1, *codes.grid), codes[:].codes.numpy())
+    if codes.num_classes is not None:
+        assert table["label"].to_pylist() == codes[:].labels.tolist()
+    assert table["key"].to_pylist() == [codes.key(row) for row in range(30)]
 
 
-def test_parquet_without_the_extra_says_so(folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pip install 'vqvae-priors\[parquet\]'"):
-        write_parquet(CodeDataset(folder), tmp_path / "codes.parquet")
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    tokenizer().save_pretrained(tmp_path / "run" / "codebook")
-    return tmp_path / "run"
-
-
-def call(*args: object) -> int:
-    return tyro.cli(command, args=[str(each) for each in args])
-
-
-def test_the_command_writes_both_parts_and_parquet(model, source, tmp_path, capsys):
-    pytest.importorskip("pyarrow")
-    out = tmp_path / "codes"
-    args = (model, source, "-o", out, "--shard-size", 20, "--device", "cpu", "--parquet", tmp_path / "all.parquet")
-    assert call(*args) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{out / 'train'}: 50 rows in 3 shards, 0 unreadable; ")
-    assert "img/s" in lines[0]
-    assert lines[1] == f"{tmp_path / 'all-train.parquet'}: 50 rows"
-    assert len(CodeDataset(out / "test")) == 1
-    assert CodeDataset(out / "train").tokenizer["source"] == str(model)
-    CodeDataset(out / "train").check_tokenizer(tokenizer())
-    assert call(*args) == 0
-    assert "all was there already" in capsys.readouterr().out
-
-
-def test_the_command_names_the_unreadable_and_says_so(model, tmp_path, capsys):
-    spoiled = photos(tmp_path / "photos", broken=tuple(range(14)))
-    for _ in range(2):
-        assert call(model, spoiled, "-o", tmp_path / "codes", "--split", "train", "--num-workers", 0) == 1
-        out, errors = capsys.readouterr()
-        assert "36 rows in 1 shards, 14 unreadable" in out
-        assert errors.count("skipped a/0") == 10
-        assert f"and 4 more, all named in {tmp_path / 'codes' / 'train' / 'index.json'}" in errors
-
-
-def test_the_command_under_torchrun(model, source, tmp_path, capsys, monkeypatch):
-    options = (model, source, "--shard-size", 8, "--split", "train", "--num-workers", 0)
-    for rank in (1, 0):
-        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 2)):
-            monkeypatch.setenv(name, str(value))
-        assert call(*options, "-o", tmp_path / "two") == 0
-        assert ("rank 1 of 2 made 24 rows in 3 shards" in capsys.readouterr().out) == (rank == 1)
-    with pytest.raises(ValueError, match="--parquet is for one process"):
-        call(*options, "-o", tmp_path / "two", "--parquet", tmp_path / "x.parquet")
-    monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ValueError, match="got RANK=3 and WORLD_SIZE=2"):
-        call(*options, "-o", tmp_path / "two")
-    monkeypatch.setenv("RANK", "x")
-    with pytest.raises(ValueError, match="got RANK='x' in the environment"):
-        call(*options, "-o", tmp_path / "two")
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name)
-    assert call(*options, "-o", tmp_path / "one") == 0
-    assert contents(tmp_path / "one" / "train") == contents(tmp_path / "two" / "train")
-
-
-def test_the_command_refuses_what_it_cannot_do(model, source, tmp_path):
-    single = photos(tmp_path / "single", num=2)
-    (single / "test" / "a" / "0.png").unlink()
-    with pytest.raises(ValueError, match="for the rest alone, pass --split train"):
-        call(model, single, "-o", tmp_path / "codes")
-    with pytest.raises(ValueError, match="--device must be auto, cpu, cuda or cuda:NUMBER, got 'abacus'"):
-        call(model, source, "-o", tmp_path / "codes", "--device", "abacus")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"got --device cuda:3; this machine has 0 GPU\(s\)"):
-            call(model, source, "-o", tmp_path / "codes", "--device", "cuda:3")
-    assert not (tmp_path / "codes").exists()
-
-
-TORCHRUN = """
-import sys
-import tyro
-from vqvae.cli.tokenizing import tokenize
-sys.exit(tyro.cli(tokenize))
-"""
-
-
-@pytest.mark.slow
-def test_torchrun_itself(model, source, tmp_path):
-    (tmp_path / "script.py").write_text(TORCHRUN)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["script.py", str(model), str(source), "-o", "codes", "--shard-size", "8", "--split", "train"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    alone = tokenize(
-        tokenizer(),
-        load_images(source, size=8),
-        tmp_path / "alone" / "train",
-        tokenizer_source=str(model),
-        shard_size=8,
-    )
-    assert alone.whole
-    assert contents(tmp_path / "codes" / "train") == contents(tmp_path / "alone" / "train")
-
-
-def test_options_of_the_other_engine_are_refused(monkeypatch):
-    paths = ("no-model", "no-images", "-o", "codes")
-    with pytest.raises(ValueError, match="without --engine ray"):
-        call(*paths, "--address", "10.0.0.1:6379")
-    with pytest.raises(ValueError, match="got --num-workers 2 with --engine ray"):
-        call(*paths, "--engine", "ray", "--num-workers", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="is for one process"):
-        call(*paths, "--engine", "ray")
+def test_a_key_is_read_alone_and_may_be_no_utf8(tmp_path):
+    source = photos(tmp_path / "photos", num=6)
+    strange, broken = (os.fsdecode(name) for name in (b"\xfe.png", b"\xff.png"))
+    (source / "train" / "a" / "000.png").rename(source / "train" / "a" / strange)
+    (source / "train" / "a" / broken).write_bytes(b"broken")
+    images = loaded(source)
+    tokenize(images, tmp_path / "codes")
+    codes = CodeDataset(tmp_path / "codes")
+    keys = [key.decode("utf-8", "surrogateescape") for key in codes.keys(0)]
+    assert [codes.key(row) for row in range(6)] == keys
+    assert keys == [images.key(at) for at in range(7) if images.key(at) != f"a/{broken}"]
+    assert keys[2] == f"a/{strange}"
+    assert codes.key(-1) == keys[-1]
+    assert [key for key, _ in codes.unreadable] == [f"a/{broken}"]

@@ -1,25 +1,23 @@
-"""A process that tokenizes again and again, as a pipe tells it; see test_tokens_jobs.py.
+"""A process that tokenizes again and again, as a pipe tells it; see `token_worlds.process`.
 
 python tokenizing_process.py SOURCE < lines of: seconds to wait, a folder
 
-It answers each line by `done`, with how many images it encoded, or by what it was refused with.
+It answers each line by `done`, or by what it was refused with.
 """
 
 import sys
 import time
+from pathlib import Path
 
-from token_worlds import tokenize, tokenizer
-
-from vqvae.data import load_images
+from token_worlds import loaded, tokenize
 
 if __name__ == "__main__":
-    model, images = tokenizer(), load_images(sys.argv[1], size=8)
+    images = loaded(Path(sys.argv[1]))
     print("ready", flush=True)
     for line in sys.stdin:
         pause, folder = line.rstrip("\n").split(" ", 1)
         time.sleep(float(pause))
         try:
-            made = tokenize(model, images, folder, batch_size=4, shard_size=9)
-            print("done" if made.whole else "not whole", made.num_images, flush=True)
+            print("done" if tokenize(images, Path(folder)).whole else "not whole", flush=True)
         except ValueError as error:
             print(str(error), flush=True)

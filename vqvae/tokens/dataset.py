@@ -4,8 +4,8 @@ A batch is gathered from the mapped shards without a copy of anything else, so m
 asked for, and what the operating system keeps of the files anyway.
 
 Nothing is given of a shard before all of it was held against its checksums, and these against the index: when it is
-first touched, once in each process. That reads every shard whole, at some GB a second where it is in memory; a shuffle
-touches all shards within its first batches, and so reads the set once before it goes on at random.
+first touched, once in each process. A shuffle touches all shards within its first batches, and so reads the set once
+before it goes on at random.
 """
 
 import os
@@ -31,7 +31,6 @@ from vqvae.tokens.plain import DamagedError, ForeignError, is_inside
 
 # Linux allows 65,530 maps to a process, some of which are others'.
 _MAX_OPEN = 50_000
-_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 
 
 class _Opened(NamedTuple):
@@ -243,7 +242,7 @@ class CodeDataset(Dataset[Any]):
         path = self._file(shard)
         try:
             is_known = shard in self._sound
-            header, is_sound = (headers.read_header(path), True) if is_known else headers.read_checked(path)
+            header, is_sound = headers.read_header(path, check=not is_known)
             self._check_header(shard, header)
             # numpy's and Python's own maps keep a file open each, of which a process may have 1,024; torch's does not.
             mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
@@ -255,7 +254,7 @@ class CodeDataset(Dataset[Any]):
             raise self._damaged(shard, "is damaged, its checksums differ")
         arrays = {}
         for name, (kind, shape, start) in header.tensors.items():
-            dtype = np.dtype(_DTYPES[kind])
+            dtype = headers.DTYPES[kind]
             length = prod(shape) * dtype.itemsize
             found = mapped[start : start + length].view(dtype).reshape(shape)
             arrays[name] = found if found.flags.aligned else found.copy()  # as other writers may place it
@@ -291,7 +290,7 @@ class CodeDataset(Dataset[Any]):
             index.checksums[shard] not in (None, header.crc32)
             or any(header.about.get(name) != value for name, value in index.of_shard(shard).items())
             or shape != (index.rows[shard], *self.grid)
-            or _DTYPES[kind] != self.dtype
+            or headers.DTYPES[kind] != self.dtype
             or ("labels" in header.tensors) != index.has_labels
         ):
             raise self._damaged(shard, f"is not the shard that the index of {self.folder} says")

@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 from safetensors import SafetensorError
 
@@ -27,7 +28,7 @@ from vqvae.tokens.plain import DamagedError, ForeignError, loads, opened
 
 # The limit that safetensors itself sets.
 _MAX_HEADER = 100_000_000
-_SIZES = {"U8": 1, "U16": 2, "U32": 4, "I64": 8}
+DTYPES = {name: np.dtype(each) for name, each in (("U8", "u1"), ("U16", "u2"), ("U32", "u4"), ("I64", "i8"))}
 _KINDS = {"codes": ("U16", "U32"), "key_bytes": ("U8",), "key_ends": ("I64",), "labels": ("I64",)}
 _BLOCK = 1 << 18
 
@@ -51,33 +52,23 @@ class Header:
         return self.tensors["codes"][1][0]
 
 
-def read_header(path: Path) -> Header:
-    """The header of a shard whose file has the size that it says.
+def read_header(path: Path, *, check: bool) -> tuple[Header, bool]:
+    """The header of a shard; and, to `check`, whether its tensors are those that were written, by their checksums.
 
     Raises:
-        DamagedError, ForeignError: it is none.
+        DamagedError, ForeignError: it is none, or the file has not the size that it says.
         OSError: no such file, or it cannot be read.
     """
     with opened(path) as file:
-        return _header(path, file)
-
-
-def read_checked(path: Path) -> tuple[Header, bool]:
-    """The header of a shard, and whether its tensors are those that were written, by their checksums.
-
-    Raises:
-        DamagedError, ForeignError, OSError: as `read_header`.
-    """
-    with opened(path) as file:
         header = _header(path, file)
-        return header, _holds_its_bytes(file, header)
+        return header, not check or _holds_its_bytes(file, header)
 
 
 def _holds_its_bytes(file: io.BufferedReader, header: Header) -> bool:
     block = memoryview(bytearray(_BLOCK))
     for name, (kind, shape, start) in header.tensors.items():
         file.seek(start)
-        found, left = 0, prod(shape) * _SIZES[kind]
+        found, left = 0, prod(shape) * DTYPES[kind].itemsize
         while left and (num := file.readinto(block[: min(left, _BLOCK)])):
             found, left = zlib.crc32(block[:num], found), left - num
         if header.about["crc32"].get(name) != found:
@@ -110,7 +101,7 @@ def _header(path: Path, file: io.BufferedReader) -> Header:
     tensors, at = {}, 8 + length
     for name, (kind, shape) in kinds.items():
         tensors[name] = kind, shape, at
-        at += prod(shape) * _SIZES[kind]
+        at += prod(shape) * DTYPES[kind].itemsize
     return Header(tensors=tensors, about=about, crc32=zlib.crc32(text, zlib.crc32(start)))
 
 

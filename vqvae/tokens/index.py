@@ -129,7 +129,7 @@ class _Fields:
         return self.get(name, _is_text, "a text")
 
     def array(self, name: str) -> list[Any]:
-        return self.get(name, _is_list, "a list")
+        return self.get(name, lambda value: isinstance(value, list), "a list")
 
 
 def _is_number(least: int, most: int) -> Callable[[Any], bool]:
@@ -138,10 +138,6 @@ def _is_number(least: int, most: int) -> Callable[[Any], bool]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _index(fields: _Fields) -> Index:

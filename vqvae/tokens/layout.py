@@ -42,8 +42,6 @@ from vqvae.tokens import origins
 FORMAT = 1
 INDEX_NAME = "index.json"
 CLASS_NAME = "CodeDataset"
-SHARD_SIZE = 8192
-BATCH_SIZE = 64
 # Of one batch of images, which is padded to its full size, and of the codes of one shard, which wait in memory until
 # the shard is written.
 MAX_BATCH_BYTES = 1 << 30
@@ -56,9 +54,9 @@ MAX_NUMBER = 1 << 53
 class ShardSizes(Options):
     """How many images go together."""
 
-    batch_size: int = BATCH_SIZE
+    batch_size: int = 64
     """images that are encoded at once; at most 1 GB of them, as the model takes them"""
-    shard_size: int = SHARD_SIZE
+    shard_size: int = 8192
     """images to a file, and what a run that is stopped may have to do again"""
 
     @classmethod
@@ -151,22 +149,24 @@ class Layout:
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.num_images))
 
-    def of_shard(self, shard: int) -> dict[str, Any]:
-        """What a shard's file says of itself, less which images it is of, what could not be read and its checksums."""
-        images = self.images(shard)
+    def of_all(self, tokenizer: Any) -> dict[str, Any]:
+        """What index and shards say alike, save for how they say the tokenizer."""
         return {
             "format": FORMAT,
             "class": CLASS_NAME,
-            "tokenizer": self.tokenizer["fingerprint"],
+            "tokenizer": tokenizer,
             "split": self.split,
             "batch_size": self.batch_size,
             "shard_size": self.shard_size,
             "num_images": self.num_images,
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
-            "first": images.start,
-            "stop": images.stop,
         }
+
+    def of_shard(self, shard: int) -> dict[str, Any]:
+        """What a shard's file says of itself, less which images it is of, what could not be read and its checksums."""
+        images = self.images(shard)
+        return {**self.of_all(self.tokenizer["fingerprint"]), "first": images.start, "stop": images.stop}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,20 +201,12 @@ class Plan(Layout):
     def index(self) -> dict[str, Any]:
         """What the index says before any shard is there."""
         return {
-            "format": FORMAT,
-            "class": CLASS_NAME,
+            **self.of_all(self.tokenizer),
             "grid": list(self.grid),
             "num_codes": self.num_codes,
             "dtype": str(self.dtype),
-            "num_classes": self.num_classes,
             "class_names": None if self.class_names is None else list(self.class_names),
-            "batch_size": self.batch_size,
-            "shard_size": self.shard_size,
-            "tokenizer": self.tokenizer,
             "source": self.source if self.origin is None else self.origin,
-            "split": self.split,
-            "num_images": self.num_images,
-            "image_shape": list(self.image_shape),
         }
 
 

@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,29 +28,21 @@ from vqvae.data.batching import check_workers, read_ahead
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, not_there, plan
-from vqvae.tokens.shards import Encoded, Summary, finish, write_shard
+from vqvae.tokens.shards import Encoded, Slice, Summary, finish, write_shard
 
 # Shards that may wait for the disk; more would only fill memory when it is slower than the encoder.
 _WAITING_SHARDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One slice of a shard's images, ready for the encoder: plain arrays, which go to any process.
+class Decoded(Slice):
+    """A slice ready for the encoder: plain arrays, which go to any process.
 
     Attributes:
-        first: the first image of the slice, counted in the source.
         images: uint8 `"b c h w"`, always the batch size; those that could be read in order, then zeros.
-        labels: int64, one for each that could be read; None where the source has none.
-        keys: what the source calls each that could be read.
-        skipped: (key, reason) of each that could not. Of absolute paths there are, as in keys, only the last parts.
     """
 
-    first: int
     images: np.ndarray
-    labels: np.ndarray | None
-    keys: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -145,14 +136,7 @@ def tokenize(
     if summary is None:
         summary = Summary(num_rows=num_rows, num_shards=len(shards), unreadable=tuple(unreadable))
     spent.total += time.perf_counter() - start
-    return Tokenized(
-        whole=whole,
-        num_rows=summary.num_rows,
-        num_shards=summary.num_shards,
-        unreadable=summary.unreadable,
-        num_images=num_images,
-        seconds=time.perf_counter() - start,
-    )
+    return Tokenized(**vars(summary), whole=whole, num_images=num_images, seconds=time.perf_counter() - start)
 
 
 def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decoded:
@@ -323,16 +307,20 @@ class _Writer:
         self.waiting: deque[Future[None]] = deque()
 
     def put(self, shard: int, parts: Sequence[Encoded]) -> None:
-        start = time.perf_counter()
-        while len(self.waiting) >= _WAITING_SHARDS:
-            self.waiting.popleft().result()
-        self.spent.blocked += time.perf_counter() - start
+        self._wait(_WAITING_SHARDS - 1)
         self.waiting.append(self.thread.submit(self._write, shard, list(parts)))
 
     def check(self) -> None:
         """Raise what went wrong in the thread, as soon as it did."""
         while self.waiting and self.waiting[0].done():
             self.waiting.popleft().result()
+
+    def _wait(self, most: int) -> None:
+        """Until no more than that many are left."""
+        start = time.perf_counter()
+        while len(self.waiting) > most:
+            self.waiting.popleft().result()
+        self.spent.blocked += time.perf_counter() - start
 
     def _write(self, shard: int, parts: Sequence[Encoded]) -> None:
         start = time.perf_counter()
@@ -342,11 +330,7 @@ class _Writer:
     def __enter__(self) -> "_Writer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self.thread:
-            start = time.perf_counter()
-            while error is None and self.waiting:
-                self.waiting.popleft().result()
-            self.spent.blocked += time.perf_counter() - start
+            if error is None:
+                self._wait(0)

@@ -148,14 +148,7 @@ def tokenize_on_ray(
         raise ValueError(
             f"shards of {todo.folder} are gone again; expected that nobody else changes it while it is made"
         )
-    return Tokenized(
-        whole=True,
-        num_rows=summary.num_rows,
-        num_shards=summary.num_shards,
-        unreadable=summary.unreadable,
-        num_images=num_images,
-        seconds=time.perf_counter() - start,
-    )
+    return Tokenized(**vars(summary), whole=True, num_images=num_images, seconds=time.perf_counter() - start)
 
 
 def _encoded(

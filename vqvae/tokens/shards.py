@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,13 @@ import safetensors.numpy
 
 import safefolder
 from safefolder.files import sweep
+from safefolder.messages import shown
 from vqvae.tokens import headers, origins
 from vqvae.tokens.headers import Header
 from vqvae.tokens.index import MAX_BYTES, checksum, read_plain
 from vqvae.tokens.layout import INDEX_NAME, Plan, shard_name
 from vqvae.tokens.plain import DamagedError, ForeignError
 
-_DTYPES = {"uint16": "U16", "uint32": "U32"}
 # What versions before this called files of theirs for the moment; the folder that ends so is of this one.
 _FILES = r"codes-\d{5,}\.safetensors|index\.json"
 _LEFT = re.compile(rf"\.{{1,2}}({_FILES})(\.[0-9a-f]{{1,8}}|(\.[0-9a-f]{{1,8}})?\.(writing|mode))")
@@ -39,22 +38,27 @@ _LEFT_FOLDER = re.compile(rf"\.({_FILES})\.writing")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """The codes of one slice of a shard's images.
+class Slice:
+    """What is known of the images of one slice of a shard, besides their pixels or codes.
 
     Attributes:
         first: the first image of the slice, counted in the source.
-        codes: `"k *grid"`, of the images that could be read, in order; int64, or as on the disk.
-        labels: int64, one for each of them; None where the source has none.
-        keys: what the source calls each of them.
-        skipped: (key, reason) of each image that could not be read.
+        labels: int64, one for each image that could be read, in order; None where the source has none.
+        keys: what the source calls each that could be read.
+        skipped: (key, reason) of each that could not. Of absolute paths there are, as in keys, only the last parts.
     """
 
     first: int
-    codes: np.ndarray
     labels: np.ndarray | None
     keys: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Slice):
+    """A slice and its codes, `"k *grid"`, of the images that could be read; int64, or as on the disk."""
+
+    codes: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,8 @@ def missing(plan: Plan, rank: int = 0, world_size: int = 1) -> list[int]:
     """
     check_folder(plan, rank, world_size)
     pinned = _pinned(plan)
-    return [shard for shard in range(rank, plan.num_shards, world_size) if not _is_done(plan, shard, pinned)]
+    shards = range(rank, plan.num_shards, world_size)
+    return [shard for shard in shards if _ours(plan, shard, pinned, check=True) is None]
 
 
 def is_done(plan: Plan, shard: int) -> bool:
@@ -118,7 +123,7 @@ def is_done(plan: Plan, shard: int) -> bool:
     Raises:
         ValueError: it is whole, but of another tokenizer, source or layout; or it cannot be read.
     """
-    return _is_done(plan, shard, _pinned(plan))
+    return _ours(plan, shard, _pinned(plan), check=True) is not None
 
 
 def finish(plan: Plan) -> Summary | None:
@@ -134,7 +139,7 @@ def finish(plan: Plan) -> Summary | None:
     shards: list[dict[str, Any]] = []
     unreadable: list[tuple[str, str]] = []
     for shard in range(plan.num_shards):
-        header, _ = _ours(plan, shard, pinned)
+        header = _ours(plan, shard, pinned)
         if header is None:
             return None
         shards.append({"file": shard_name(shard), "rows": header.num_rows, "crc32": header.crc32})
@@ -258,14 +263,11 @@ def check_folder(plan: Plan, rank: int = 0, world_size: int = 1) -> None:
         for path in sorted(plan.folder.glob("codes-*.safetensors")):
             if path.name not in known:
                 with contextlib.suppress(DamagedError, ForeignError):
-                    _compare(plan, path.name, headers.read_header(path).about, _of_all_shards(plan))
+                    header, _ = headers.read_header(path, check=False)
+                    _compare(plan, path.name, header.about, plan.of_all(plan.tokenizer["fingerprint"]))
                 raise _foreign(plan, f"{path.name}, and this source makes {plan.num_shards} shard(s)")
     except OSError as error:
         raise ValueError(f"{plan.folder} cannot be read: {error.strerror or error}") from error
-
-
-def _of_all_shards(plan: Plan) -> dict[str, Any]:
-    return {name: value for name, value in plan.about(0).items() if name not in ("first", "stop", "images")}
 
 
 def _compare(plan: Plan, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -279,56 +281,41 @@ def _compare(plan: Plan, what: str, found: Mapping[str, Any], expected: Mapping[
                 f"{what} of other images than {plan.source} has now, by their names, labels, sizes or times of change; "
                 "to go on, have the source as it was",
             )
-        text = f"{what} with {name} {_shown(found.get(name))}, expected {_shown(value)}"
+        text = f"{what} with {name} {shown(found.get(name))}, expected {shown(value)}"
         if name in ("batch_size", "shard_size"):
-            text += f"; to go on, give {name}={_shown(found.get(name))}"
+            text += f"; to go on, give {name}={shown(found.get(name))}"
         raise _foreign(plan, text)
-
-
-def _shown(value: Any) -> str:
-    """What a file says, which may be anything of any length."""
-    short = Repr()
-    short.maxstring = short.maxlong = 80
-    return short.repr(value)
 
 
 def _foreign(plan: Plan, what: str) -> ValueError:
     return ValueError(f"{plan.folder} holds {what}; name another folder, or remove this one")
 
 
-def _is_done(plan: Plan, shard: int, pinned: Mapping[str, int]) -> bool:
-    header, holds_its_bytes = _ours(plan, shard, pinned, check=True)
-    return header is not None and holds_its_bytes
-
-
-def _ours(plan: Plan, shard: int, pinned: Mapping[str, int], *, check: bool = False) -> tuple[Header | None, bool]:
-    """The header of a shard that is there, and with `check` whether its tensors are whole; None where it is to be made.
+def _ours(plan: Plan, shard: int, pinned: Mapping[str, int], *, check: bool = False) -> Header | None:
+    """The header of a shard that is there, its tensors too if they are to be checked; None where it is to be made.
 
     Raises:
         ValueError: it is of something else.
     """
-    path, whole = plan.path(shard), True
+    path = plan.path(shard)
     try:
-        if check:
-            header, whole = headers.read_checked(path)
-        else:
-            header = headers.read_header(path)
+        header, is_whole = headers.read_header(path, check=check)
     except (FileNotFoundError, DamagedError):
-        return None, False
+        return None
     except ForeignError as error:
         raise _foreign(plan, f"{path.name}, but {error}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if _is_misplaced(plan, shard, header.about) or _is_no_longer(path.name, header, pinned, plan.about(shard)):
-        return None, False
+        return None
     _compare(plan, path.name, header.about, plan.about(shard))
     if plan.has_labels != ("labels" in header.tensors):
         raise _foreign(plan, f"{path.name} {'without' if plan.has_labels else 'with'} labels")
     kind, shape, _ = header.tensors["codes"]
     fits = header.num_rows + len(header.about["unreadable"]) == len(plan.images(shard))
-    if not fits or kind != _DTYPES[str(plan.dtype)] or shape[1:] != plan.grid:
-        return None, False
-    return header, whole
+    if not fits or not is_whole or headers.DTYPES[kind] != plan.dtype or shape[1:] != plan.grid:
+        return None
+    return header
 
 
 def _is_misplaced(plan: Plan, shard: int, about: Mapping[str, Any]) -> bool:

@@ -82,7 +82,8 @@ def write_parquet(dataset: CodeDataset, path: str | Path) -> None:
                 columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, places)]
                 if labels is not None:
                     columns.append(pyarrow.array(labels[part]))
-                columns.append(pyarrow.array([_text(key) for key in keys[part]]))
+                texts = (key.decode("utf-8", "backslashreplace") for key in keys[part])
+                columns.append(pyarrow.array([origins.key_without_places(text) for text in texts]))
                 writer.write_table(pyarrow.table(columns, schema=schema))
 
 
@@ -93,7 +94,3 @@ def _import() -> tuple[Any, Any]:
     except ImportError as error:
         raise ValueError(f"parquet needs more packages ({error}): pip install 'vqvae-priors[parquet]'") from error
     return pyarrow, parquet
-
-
-def _text(key: bytes) -> str:
-    return origins.key_without_places(key.decode("utf-8", "backslashreplace"))
