@@ -20,7 +20,7 @@ def compare(
     num: int = 8,
     output: Output = Path("comparison.png"),
 ) -> None:
-    """Set tokenizers side by side on the same images: a table of bits and looks, and a picture.
+    """Set tokenizers side by side on the same images.
 
     The picture has the images in its first row, and below them what each tokenizer makes of them, in the order named.
     Bits and figures of the eye stand in columns of their own; figures of different images are refused.
