@@ -1,8 +1,8 @@
 """What training for the eye does to pictures and bits: the likelihood alone, and with terms for the eye beside it.
 
     apt-get install ukui-wallpapers lomiri-wallpapers-16.04
-    python -m benchmarks looks --photographs /usr/share/backgrounds --steps 500
-    python -m benchmarks looks --photographs /usr/share/backgrounds --steps 500 --seeds 5 --only adversarial
+    python -m benchmarks looks /usr/share/backgrounds --steps 500
+    python -m benchmarks looks /usr/share/backgrounds --steps 500 --seeds 5 --only adversarial
 
 The photographs of a folder are cut into patches of 64x64, at several scales, and split by photograph, every fifth for
 the test; drawings without texture are left out. Every system has the same network, codes, steps and batches, and is
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+from tyro.conf import Positional
 
 from benchmarks import harness
 from priors import UniformPrior
@@ -26,6 +27,7 @@ from vqvae.evaluation import evaluate
 from vqvae.fingerprint import of_tokenizer
 from vqvae.looks import EfficientNetLite, LooksMeter
 
+QUICK = "--steps 2 --only likelihood"
 SIDE = 64
 MODEL = (
     *("--preset", "folder", "--model.image-size", SIDE, "--model.downsampling", 8, "--likelihood", "Normal"),
@@ -38,7 +40,7 @@ FIGURES = ("PSNR", "EfficientNet-Lite2 distance", "EfficientNet-Lite2 Frechet", 
 
 
 def main(
-    photographs: Path,
+    photographs: Positional[Path],
     steps: int = 500,
     seeds: int = 1,
     only: tuple[str, ...] = (),

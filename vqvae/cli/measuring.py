@@ -67,7 +67,7 @@ def evaluate(
     num_samples: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """State the negative ELBO of images, and with --looks what the eye sees.
+    """State the negative ELBO of images, and how they look.
 
     With --looks come PSNR, SSIM, MS-SSIM (of images of 176 pixels and more), the perceptual distance, and the Fréchet
     and kernel distance of reconstructions and of as many samples of the prior, with 95 % intervals and with what they

@@ -55,11 +55,12 @@ class Categorical(Likelihood):
         """The expected level, 0..255, exactly."""
         features = self._checked_features(features)
         levels = torch.arange(NUM_LEVELS, dtype=features.dtype, device=features.device)
-        means = []
-        for image in features:
-            probs = self._logits(image[None]).softmax(2)[0]
-            means.append(torch.einsum("clp,l->cp", probs, levels).unflatten(1, image.shape[1:]))
-        return torch.stack(means)
+        means: list[Tensor] = []
+        with torch.autocast(features.device.type, enabled=False):  # whose products would be of half precision
+            for image in features:
+                probs = self._logits(image[None]).softmax(2)[0]
+                means.append(torch.einsum("clp,l->cp", probs, levels).unflatten(1, image.shape[1:]))
+        return torch.stack(means) if means else features.new_zeros(0, self.num_channels, *features.shape[2:])
 
     def _pixel_parameters(self, features: Tensor, earlier: Tensor, channels: slice) -> Tensor:
         return features.unflatten(1, (self.num_channels, NUM_LEVELS))[:, channels]

@@ -97,7 +97,9 @@ def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, paired:
         rows = slice(start, start + _ROWS)
         across += (w[:, rows] @ _kernel(x[rows], y) * v).sum(1)
     values = within - 2 * across / (w.sum(1) * v.sum(1))
-    return Estimate.around(values[0].item(), values[1:].std().item())
+    # A resample may hold one image alone, of which there are no pairs.
+    resampled = values[1:][torch.isfinite(values[1:])]
+    return Estimate.around(values[0].item(), resampled.std().item())
 
 
 def precision_recall(
