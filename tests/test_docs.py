@@ -23,7 +23,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "REA
 ELBO_PAGE = ROOT / "docs" / "elbo.md"
 WITH_PYTHON = [
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("elbo", "reuse", "codec", "priors", "training", "quantizers")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("elbo", "reuse", "codec", "priors", "training", "quantizers", "looks")),
 ]
 
 

@@ -38,6 +38,7 @@ def test_terms_are_in_the_objective_and_the_discriminator_joins_in(run, looking,
         {name: value for (step, split, name), value in found.items() if (step, split) == (at, "train")} for at in (1, 8)
     )
     assert "adversarial" not in first
+    assert 0 < found[8, "test", "perceptual"] < 4
     assert {
         "l1",
         "perceptual",

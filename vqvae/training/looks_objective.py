@@ -46,6 +46,12 @@ class LooksTerms:
         self.rival = Rival(options, model.config.num_channels) if options.adversarial else None
         self.start = options.first_step(num_steps)
 
+    def measured(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+        """Figures of each image, without weights, for levels."""
+        if self.distance is None:
+            return {}
+        return {"perceptual": self.distance.to(images.device)(images / 255, reconstructions / 255)}
+
     def terms(
         self, model: Autoencoder, images: Tensor, out: Output, before: Tensor, step: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

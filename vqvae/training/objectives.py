@@ -109,6 +109,7 @@ class RateAwareObjective(nn.Module):
         num_steps: of the whole training.
     """
 
+    looks: LooksTerms | None = None
     rival = None
 
     def __init__(self, model: VQVAE, prior: TransformerPrior, schedule: Schedule, num_steps: int):

@@ -50,17 +50,21 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     def validate(kept: CodebookObjective | RateAwareObjective) -> dict[str, float]:
         usage = kept.model.usage()
         distortion, decibels = [], []
+        looks: list[dict[str, Tensor]] = []
         for part in torch.arange(len(watched.images)).split(64):
             images = watched.images[part].to(fabric.device)
             labels = None if watched.labels is None else watched.labels[part].to(fabric.device)
             out = kept.encoder(labels)(images)
             usage.add(out.counted)
             distortion.append(out.distortion)
-            decibels.append(psnr(images, kept.model.reconstruct(out)))
+            reconstructions = kept.model.reconstruct(out)
+            decibels.append(psnr(images, reconstructions))
+            looks.append(kept.looks.measured(images, reconstructions) if kept.looks is not None else {})
         figures = {
             "distortion": torch.cat(distortion).mean().item() / kept.model.num_dims,
             "psnr": torch.cat(decibels).mean().item(),
             "usage": usage.usage,
+            **{name: torch.cat([each[name] for each in looks]).mean().item() for name in looks[0]},
         }
         return figures if usage.perplexity is None else {**figures, "perplexity": usage.perplexity}
 
