@@ -167,6 +167,7 @@ def test_case_22_places_that_will_not_do(model, source, tmp_path):
         ("loop", r"loop.*: (Too many levels|File exists)"),
         ("file", "file is a file; expected a folder"),
         ("photos/../photos", "for the images and for the codes; name another folder with -o"),
+        ("codes/../photos", "for the images and for the codes"),  # of which the first is not there
     ):
         with refused(message):
             call(model, images, "-o", tmp_path / place, "--device", "cpu")

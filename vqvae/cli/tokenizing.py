@@ -83,7 +83,9 @@ def tokenize(
     _check_engine(engine, tokenizing.num_workers, place)
     split, on_ray = tokenizing.split, engine.engine == "ray"
     parts = (split,) if split else ("train", "test")
-    if Path(source).is_dir() and output.is_dir() and os.path.samefile(source, output):
+    # By name too: a folder on the way to it may not be there yet.
+    is_same = output.is_dir() and Path(source).exists() and os.path.samefile(source, output)
+    if Path(source).is_dir() and (is_same or os.path.realpath(source) == os.path.realpath(output)):
         raise ValueError(f"got {output} for the images and for the codes; name another folder with -o")
     status = 0
     with ExitStack() as stack:
