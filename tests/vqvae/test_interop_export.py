@@ -80,7 +80,7 @@ def test_graphs_of_every_likelihood_are_decode(name: str, num_channels: int):
 
 # One of each class of graph, and compositions of compositions.
 GRAPHS = ("learned", "gumbel", "fsq", "bsq", "projected learned", "grouped ema", "residual ema", "multiscale ema")
-TWICE = ("residual, shared", "grouped residual", "residual grouped fsq", "multiscale projected")
+TWICE = ("residual, shared", "grouped residual", "residual grouped", "multiscale fsq")
 VQGANS = ("vqgan", "vqgan with spatial norms")
 # With the sums of a mixture as long as they are; the others have a graph of a tenth of the length.
 LONG = {("program", "mixture"), ("onnx", "mixture with zero")}
