@@ -34,9 +34,9 @@ from benchmarks import other_codecs as others
 from benchmarks.codec_report import Row, ours
 from priors import Prior
 from vqvae import VQVAE
+from vqvae.bound import elbo
 from vqvae.codec import Archive, Codec, Compression, Mode, container
 from vqvae.codec.block import STORED, BlockContent
-from vqvae.elbo import elbo
 from vqvae.metrics import psnr, ssim
 
 ARCHIVES = (2000, 10_000)

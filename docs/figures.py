@@ -36,8 +36,8 @@ from tqdm import tqdm
 import safefolder
 from priors import NormalPrior
 from vqvae import GaussianVAE, load_images
+from vqvae.bound import sampled_elbo
 from vqvae.data import batches
-from vqvae.elbo import sampled_elbo
 from vqvae.em import BernoulliPixels, Mixture
 from vqvae.likelihoods import LogisticMixture
 from vqvae.quantizers import GumbelQuantizer, StochasticVectorQuantizer

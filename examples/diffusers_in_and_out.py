@@ -14,7 +14,7 @@ from diffusers import VQModel
 
 from priors import TransformerPrior
 from vqvae import VQVAE, load_images
-from vqvae.elbo import elbo
+from vqvae.bound import elbo
 from vqvae.interop import compare_codes, export_diffusers, fit_scale, import_diffusers
 from vqvae.metrics import psnr
 

@@ -1,8 +1,8 @@
 """The names of `vqvae`, which come from here when the first of them is used."""
 
 from vqvae.autoencoder import Autoencoder
+from vqvae.bound import ELBO
 from vqvae.data import load_images
-from vqvae.elbo import ELBO
 from vqvae.gaussian import GaussianVAE
 from vqvae.model import VQVAE
 from vqvae.vqgan import VQGAN

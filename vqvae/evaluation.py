@@ -17,8 +17,8 @@ from torch import Tensor
 
 import safefolder
 from vqvae.autoencoder import Autoencoder
+from vqvae.bound import PriorLike, check_fit, is_continuous, rate, sampled_elbos
 from vqvae.data import Batch
-from vqvae.elbo import PriorLike, check_fit, is_continuous, rate, sampled_elbos
 from vqvae.likelihoods import LocalContext
 from vqvae.metrics import ChannelUsage, CodeUsage, psnr
 

@@ -8,7 +8,7 @@ The posterior q(z|y) = N(μ, σ²) is diagonal, and training is under the prior 
     KL(q(z|y) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − 2 ln σ)      nats,
 
 and with β = 1 and no free bits the objective, distortion and KL over `num_dims`, is a sample of the negative ELBO in
-nats per dimension. Its expectation differs from `vqvae.elbo`'s rate − entropy only by where the draw enters: the KL is
+nats per dimension. Its expectation differs from `vqvae.bound`'s rate − entropy only by where the draw enters: the KL is
 the two terms' difference in closed form. A prior that is trained on draws later takes the place of N(0, I).
 
 σ. The encoder's raw number r becomes ln σ = 8 tanh(r/8): close to r where it matters, and inside ±8 for any finite r,

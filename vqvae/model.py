@@ -19,7 +19,7 @@ from torch import Tensor
 from safefolder import arrays
 from safefolder.arrays import Codes, Labels
 from vqvae.autoencoder import Autoencoder, Output
-from vqvae.elbo import PriorLike, check_fit
+from vqvae.bound import PriorLike, check_fit
 from vqvae.levels import Images
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizer, Quantized, Quantizer
@@ -220,7 +220,7 @@ class LoopPrior(PriorLike, Protocol):
 class PriorGuidedEncoder:
     """A VQVAE whose encoder weighs what its codes cost under a prior: `model.through(prior, labels)`.
 
-    It takes the model's place in `vqvae.elbo`, for images with these labels. Its codes decode as any.
+    It takes the model's place in `vqvae.bound`, for images with these labels. Its codes decode as any.
     """
 
     model: VQVAE

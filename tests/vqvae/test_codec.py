@@ -24,10 +24,10 @@ from lanes import some
 
 from priors import TransformerPrior
 from vqvae import VQVAE, GaussianVAE
+from vqvae.bound import elbo, sampled_elbo
 from vqvae.codec import Archive, Codec, Compression, DamagedFile, Mode, integer_tables
 from vqvae.codec.bits_back import BitsBack
 from vqvae.codec.block import STORED, BlockContent
-from vqvae.elbo import elbo, sampled_elbo
 from vqvae.quantizers import GumbelQuantizer
 
 

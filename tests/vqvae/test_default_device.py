@@ -12,7 +12,7 @@ from torch import Tensor
 
 from priors import TransformerPrior, UnigramPrior
 from vqvae import VQGAN, VQVAE, GaussianVAE
-from vqvae.elbo import elbo, sampled_elbo
+from vqvae.bound import elbo, sampled_elbo
 from vqvae.em import CategoricalPixels, GaussianPixels, Mixture
 from vqvae.likelihoods import LocalContext, Normal
 from vqvae.metrics import psnr, ssim

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae.elbo import ELBO, elbo
+from vqvae.bound import ELBO, elbo
 
 NUM_CODES = 2
 IMAGES = torch.tensor(list(itertools.product((0, 1), repeat=4))).to(torch.uint8).view(16, 1, 2, 2)

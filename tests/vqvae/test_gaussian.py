@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal
 
 from priors import NormalPrior, UniformPrior
 from vqvae import VQVAE, Autoencoder, GaussianVAE
-from vqvae.elbo import sampled_elbo
+from vqvae.bound import sampled_elbo
 from vqvae.gaussian import CHECK_EVERY
 
 SMALL = GaussianVAE.Config(image_size=8, width=8, num_blocks=1, downsampling=4, dim=3)

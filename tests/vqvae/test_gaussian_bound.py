@@ -9,8 +9,8 @@ from torch import Tensor
 
 from priors import NormalPrior
 from vqvae import GaussianVAE
+from vqvae.bound import elbo, sampled_elbo
 from vqvae.data import Batch
-from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
 from vqvae.likelihoods import Categorical
 from vqvae.pictures import save_usage

@@ -11,7 +11,7 @@ from quantizer_worlds import ema, features, generator, trained
 
 from priors import TransformerPrior, UnigramPrior
 from vqvae import VQVAE
-from vqvae.elbo import elbo, rate, sampled_elbo
+from vqvae.bound import elbo, rate, sampled_elbo
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from priors import UnigramPrior
 from vqvae import VQVAE, GaussianVAE
+from vqvae.bound import elbo
 from vqvae.data.images import ImageTensors
-from vqvae.elbo import elbo
 from vqvae.levels import to_levels
 from vqvae.metrics import psnr, ssim
 from vqvae.quantizers import EMAVectorQuantizer

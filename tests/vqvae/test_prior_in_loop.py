@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from priors import Prior, Sampling, UniformPrior
 from vqvae import VQVAE
+from vqvae.bound import elbo, sampled_elbo
 from vqvae.data import Batch
-from vqvae.elbo import elbo, sampled_elbo
 from vqvae.evaluation import evaluate
 from vqvae.likelihoods import Categorical
 from vqvae.quantizers import FSQ, EMAVectorQuantizer, SoftEMVectorQuantizer, codebook

@@ -16,10 +16,10 @@ from priors import ContinuousPrior, Prior, Sampling
 from priors.sampling import guidance_ramp
 from safefolder import Options
 from vqvae import Autoencoder, pictures
+from vqvae.bound import check_fit
 from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_decoder, load_pair, load_prior
 from vqvae.cli.inpainting import Inpainting, read_inpainting
 from vqvae.data.folder import SUFFIXES
-from vqvae.elbo import check_fit
 
 BATCH_SIZE = 100
 # Names of files have six digits; and a block of this many grids is more than any machine is faster with.

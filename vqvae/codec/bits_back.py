@@ -8,7 +8,7 @@ A stack of bits holds what was coded so far. To add the tiles of a group,
     push codes under P_pri(z)            and by -log2 P_pri(z)
 
 A decoder pops codes, pops pixels, and pushes the codes under the posterior of the pixels, which gives back the bits
-that chose them. So a tile costs rate + distortion - entropy on average, the negative ELBO of `vqvae.elbo`.
+that chose them. So a tile costs rate + distortion - entropy on average, the negative ELBO of `vqvae.bound`.
 
 The first group needs bits to begin with. They are those of SHAKE-128 of nothing, which everybody has; but what is
 popped of them comes back as something that must be kept, so they do count: the file is longer by `initial_bits`. Words

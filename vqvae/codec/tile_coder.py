@@ -29,10 +29,10 @@ from torch import Tensor
 
 from safefolder.building import neutrally
 from vqvae.autoencoder import Autoencoder
+from vqvae.bound import PriorLike, check_fit, is_continuous
 from vqvae.codec import integer_tables
 from vqvae.codec.coder import BadStream, require_constriction
 from vqvae.codec.integer_tables import Intervals
-from vqvae.elbo import PriorLike, check_fit, is_continuous
 from vqvae.likelihoods.base import Symbols
 
 # Numbers in the largest tensor of one chunk of work.

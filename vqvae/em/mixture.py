@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from safefolder import SavedModel
-from vqvae.elbo import ELBO
+from vqvae.bound import ELBO
 from vqvae.em.pixels import BernoulliPixels, CategoricalPixels, Gaussian, GaussianPixels, Table
 from vqvae.em.seeds import choose_seeds
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 import safefolder
 from priors import ContinuousPrior, MixtureTransformerPrior, Prior, TransformerPrior
 from vqvae import VQVAE, Autoencoder, pictures
+from vqvae.bound import rate
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Images, batches
-from vqvae.elbo import rate
 from vqvae.evaluation import evaluate
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
