@@ -92,6 +92,8 @@ def measure(name: str, data: Path, run: Path, num_steps: int, seed: int) -> list
 def cut(photographs: Path, data: Path) -> None:
     """Patches of the photographs under a folder, as PNGs under train/ and test/."""
     paths = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise ValueError(f"there are no JPEGs under {photographs}")
     for at, path in enumerate(tqdm(paths, desc="cut", disable=None, leave=False)):
         folder = data / ("test" if at % 5 == 4 else "train")
         folder.mkdir(parents=True, exist_ok=True)

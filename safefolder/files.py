@@ -182,6 +182,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     given, path = path, _target(path)
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{given} is a device or a pipe, which would be replaced; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
         with _scratch(path) as new:

@@ -38,7 +38,7 @@ def test_terms_are_in_the_objective_and_the_discriminator_joins_in(run, looking,
         {name: value for (step, split, name), value in found.items() if (step, split) == (at, "train")} for at in (1, 8)
     )
     assert "adversarial" not in first
-    assert 0 < found[8, "test", "perceptual"] < 4
+    assert 0 < found[8, "test", "perceptual_distance"] < 4
     assert {
         "l1",
         "perceptual",
@@ -135,8 +135,9 @@ def test_two_processes_agree(looking, tmp_path):
         (["--looks.l1", "-1"], "--looks.l1"),
         (["--looks.perceptual", "0", "--looks.network", "lite2"], "--looks.perceptual"),
         (["--looks.adversarial", "0"], "--looks.adversarial"),
-        (["--looks.width", "9"], "width=9"),
-        (["--looks.num-halvings", "2"], "32x32"),
+        (["--looks.width", "9"], "--looks.width 9"),
+        (["--looks.num-halvings", "2"], "num-halvings needs images of at least 32x32"),
+        (["--looks.num-halvings", "7"], "--looks.num-halvings 7"),
         (["--model.beta", "1"], "--model.beta"),
         (["--train", "decoder"], "--tokenizer"),
         (["--model.image-size", "8"], "at least 16x16"),
@@ -145,6 +146,38 @@ def test_two_processes_agree(looking, tmp_path):
 def test_mistakes_are_told_before_anything_is_written(fails, looking, tmp_path, words, says):
     assert says in fails(*looking, *words)
     assert not (tmp_path / "run" / "codebook").exists()
+
+
+def test_what_a_decoder_alone_cannot_be_trained_on_is_told(run, looking, fails, tmp_path):
+    small = looking[: -len(TERMS + RIVAL)]
+    run(*small, "--run", tmp_path / "truth")
+    decoder = [*small, "--tokenizer", tmp_path / "truth", "--train", "decoder"]
+    assert "leave out those of the quantizer" in fails(*decoder, "--model.quantizer.commitment-weight", "0.5")
+    gaussian = [*without("--model.quantizer.", small), "--latents", "gaussian", "--model.dim", "3"]
+    assert "real latents" in fails(*gaussian, "--tokenizer", tmp_path / "truth", "--train", "decoder")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train", "decoder"], "--train"),
+        (["--looks.adversarial", "0"], "--looks.adversarial"),
+        (["--looks.width", "16"], "--looks.width"),
+    ],
+)
+def test_a_codebook_that_is_begun_keeps_its_discriminator(run, looking, fails, tmp_path, monkeypatch, words, says):
+    stopped(run, monkeypatch, tmp_path / "run", looking, codebook=(3,))
+    resume = ["--resume", "--stage", "codebook", "--run", tmp_path / "run"]
+    assert f"begun with another {says}" in fails(*resume, *words)
+    # More steps do not move where it joined in.
+    run(*resume, "--codebook-fit.num-steps", "10")
+    assert (10, "train", "adversarial") in figures(tmp_path / "run")
+
+
+def test_half_precision_throughout(run, looking, tmp_path):
+    run(*without("--precision", looking), "--precision", "bf16-true")
+    assert (8, "test", "perceptual_distance") in figures(tmp_path / "run")
 
 
 def test_gaussian_latents_can_be_trained_for_the_eye(run, looking, tmp_path):
@@ -190,7 +223,7 @@ def test_one_image_and_many_give_the_same_logits():
     rival = discriminator.PatchDiscriminator(num_channels=1, width=8, num_halvings=1)
     images = torch.rand(4, 1, 16, 16)
     torch.testing.assert_close(rival(images)[:1], rival(images[:1]))
-    assert rival(torch.zeros(1, 1, rival.smallest, rival.smallest)).numel() > 0
+    assert rival(torch.zeros(1, 1, rival.smallest(1), rival.smallest(1))).numel() > 0
 
 
 @pytest.mark.parametrize(

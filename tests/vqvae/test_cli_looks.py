@@ -9,6 +9,7 @@ from PIL import Image
 
 from priors import TransformerPrior
 from vqvae import VQVAE, GaussianVAE, cli
+from vqvae.cli.evaluating import _sampled
 from vqvae.pictures import TILE
 from vqvae.quantizers import FSQ, EMAVectorQuantizer
 
@@ -115,3 +116,19 @@ def test_compare_without_looks(call):
 )
 def test_mistakes_are_one_line(call, words, says):
     assert says in call(*words, code=2)
+
+
+def test_samples_have_the_classes_of_the_images():
+    labels, asked = torch.tensor([0] * 11 + [1] * 11 + [2] * 11), []
+
+    class Prior:
+        def sample(self, num, labels, generator):
+            asked.extend(labels.tolist())
+            return labels
+
+    for num in (11, 33, 99):
+        asked.clear()
+        list(_sampled(Prior(), num, labels))
+        counts = [asked.count(label) for label in range(3)]
+        assert sum(counts) == num
+        assert max(counts) - min(counts) <= 1

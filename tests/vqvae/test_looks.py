@@ -25,6 +25,7 @@ from vqvae.looks import (
     precision_recall,
 )
 from vqvae.looks.efficientnet_lite import _wheel
+from vqvae.looks.meter import _mean
 from vqvae.metrics import ms_ssim
 
 
@@ -161,8 +162,33 @@ def test_equal_sets_are_no_distance_apart():
     # Coordinates in which nothing differs change nothing, whether or not there are more of them than vectors.
     wide = [torch.cat([each, torch.zeros(80, 200)], 1) for each in (x, y)]
     assert frechet_distance(*wide).value == pytest.approx(frechet_distance(x, y).value)
+    # An image and what was made of it are no pair of draws: of sets of any size, the kernel's is zero.
+    for num in (10, 80):
+        assert kernel_distance(x[:num], x[:num], paired=True).value == pytest.approx(0, abs=1e-6)
     precision, recall = precision_recall(x, x)
     assert precision.value == recall.value == 1
+
+
+def test_a_paired_kernel_distance_does_not_fall_with_the_set():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 8, generator=generator)
+    y = x + 0.3 * torch.randn(x.shape, generator=generator) + 0.3
+    whole = kernel_distance(x, y, paired=True)
+    parts = [kernel_distance(*pair, paired=True) for pair in zip(x.split(50), y.split(50), strict=True)]
+    mean = sum(part.value for part in parts) / len(parts)
+    assert mean == pytest.approx(whole.value, abs=whole.high - whole.low)
+    spread = 1.96 * torch.tensor([part.value for part in parts]).std().item()
+    width = sum(part.high - part.low for part in parts) / len(parts) / 2
+    assert 0.7 < width / spread < 2.5
+
+
+def test_images_that_occur_often_reach_each_other(lite):
+    meter, black = LooksMeter([lite]), torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
+    meter.add(black, black)
+    meter.add_samples(black[:7])
+    samples = meter.looks().samples
+    assert (samples["EfficientNet-Lite0 precision"].value, samples["EfficientNet-Lite0 recall"].value) == (1, 1)
+    assert meter.looks().plain()["reconstructions"]["PSNR"]["value"] is None
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -230,6 +256,7 @@ def test_figures_of_inception_and_vgg_have_their_names(inception_weights, vgg_we
         (lambda: LooksMeter([EfficientNetLite()]).add(some_images() / 255, some_images() / 255), "uint8"),
         (lambda: LooksMeter([EfficientNetLite()]).add(some_images(), some_images(3)), "4.*3"),
         (lambda: LooksMeter([EfficientNetLite()]).looks(), "two images"),
+        (lambda: _mean("distance", torch.tensor([1.0, torch.nan, 2.0])), "distance of 1 images is not finite"),
         (lambda: PerceptualDistance(EfficientNetLite(), channel_weights=[torch.ones(3)]), r"\(3,\)"),
         (lambda: frechet_distance(torch.ones(3, 2), torch.ones(3, 3)), "shapes"),
         (lambda: frechet_distance(torch.ones(3, 2), torch.ones(2, 2), paired=True), "pairs"),
@@ -251,6 +278,11 @@ def test_missing_weights_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     for network in (VGG16, Inception):
         with pytest.raises(ValueError, match=f"{tmp_path}.*no route"):
+            network()
+    cache = tmp_path / "hub" / "checkpoints"
+    for name, network in (("vgg16-397923af.pth", VGG16), ("weights-inception-2015-12-05-6726825d.pth", Inception)):
+        (cache / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name} is not the file of.*remove it"):
             network()
     (tmp_path / "page.pth").write_text("<html>")
     with pytest.raises(ValueError, match="no file of weights"):

@@ -9,7 +9,7 @@ import tyro
 
 from vqvae import Autoencoder, pictures
 from vqvae.cli.common import Output, at_least_one, first_images, load_test_images, printable
-from vqvae.cli.evaluating import Measured, Network, measure
+from vqvae.cli.evaluating import Measured, Network, measure, reconstructions
 
 
 def compare(
@@ -51,9 +51,10 @@ def compare(
         measure(name, model, images, looks=looks, num_samples=0 if looks else None)
         for name, model in zip(runs_or_models, models, strict=True)
     ]
-    shown = first_images(images, num)
-    pictures.save_grid(output, torch.cat([shown, *(model.reconstruct(shown) for model in models)]), len(shown))
     print("\n".join(_table(runs_or_models, results)))
+    shown = first_images(images, num)
+    rows = [reconstructions(name, model, shown) for name, model in zip(runs_or_models, models, strict=True)]
+    pictures.save_grid(output, torch.cat([shown, *rows]), len(shown))
     print(f"{output}: {len(shown)} images, and below them the reconstructions of each, in this order")
 
 

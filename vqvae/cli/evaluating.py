@@ -21,6 +21,7 @@ from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
 from vqvae.looks.features import FeatureNetwork
 from vqvae.looks.meter import Looks
+from vqvae.looks.perceptual import published_weights
 from vqvae.training.prior_kinds import name_of, untrained
 
 Network = Literal["lite0", "lite2", "vgg16", "inception"]
@@ -72,6 +73,11 @@ def measure(
     priors = _priors(run_or_model, prior, model)
     last = list(priors.values())[-1]
     meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)]) if looks else None
+    if meter is not None and model.config.image_size < meter.smallest:
+        raise ValueError(
+            f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {run_or_model} have "
+            f"{model.config.image_size}"
+        )
     labels: list[Tensor | None] = []
     with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:
         stream = _watched(batches(images, BATCH_SIZE), bar, labels)
@@ -104,8 +110,23 @@ def _priors(source: str, prior: str | None, model: Any) -> dict[str, Prior | Con
     return priors
 
 
+def reconstructions(source: str, model: Any, images: Tensor, shown: Autoencoder | None = None) -> Tensor:
+    """Images to codes, through the prior in the loop of a run that has one, and back.
+
+    Args:
+        shown: whose decoder makes the images; the model's own unless given.
+    """
+    encoder = model
+    if has_prior(source):
+        known = load_prior(source, None)
+        check_pair(model, known, source)
+        encoder = model.through(known)
+    return torch.cat([(shown or model).decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
+
+
 def _network(name: Network) -> FeatureNetwork:
     if name == "vgg16":
+        published_weights()  # before half a gigabyte is downloaded
         return VGG16()
     return Inception() if name == "inception" else EfficientNetLite(size=0 if name == "lite0" else 2)
 
@@ -120,10 +141,10 @@ def _watched(stream: Iterable[Batch], bar: tqdm, labels: list[Tensor | None]) ->
 
 
 def _sampled(prior: Any, num: int, labels: Tensor | None) -> Iterator[Tensor]:
-    """Latents in parts, whose classes are those of the images in turn."""
+    """Latents in parts, of the same mixture of classes as the images."""
     generator = torch.Generator().manual_seed(0)
     with tqdm(total=num, desc="sample", unit="img", disable=None) as bar:
         for part in torch.arange(num).split(BATCH_SIZE):
-            chosen = None if labels is None else labels[part % len(labels)]
+            chosen = None if labels is None else labels[part * len(labels) // num]
             yield prior.sample(len(part), chosen, generator=generator)
             bar.update(len(part))

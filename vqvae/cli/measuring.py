@@ -2,20 +2,15 @@
 
 from pathlib import Path
 
-import torch
-
 from vqvae import Autoencoder, pictures
 from vqvae.cli.common import (
     Model,
     at_least_one,
-    check_pair,
     first_images,
-    has_prior,
     load_decoder,
-    load_prior,
     load_test_images,
 )
-from vqvae.cli.evaluating import BATCH_SIZE, Network, measure
+from vqvae.cli.evaluating import Network, measure, reconstructions
 from vqvae.metrics import psnr, ssim
 
 
@@ -46,12 +41,7 @@ def reconstruct(
     if num > (most := pictures.most(model.config.image_size) // 2):
         raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
     images = first_images(load_test_images(run_or_model, data, model), num)
-    encoder = model
-    if has_prior(run_or_model):
-        known = load_prior(run_or_model, None)
-        check_pair(model, known, run_or_model)
-        encoder = model.through(known)
-    others = torch.cat([shown.decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
+    others = reconstructions(run_or_model, model, images, shown)
     pictures.save_reconstructions(output, images, others)
     figures = f"PSNR {psnr(images, others).mean().item():.2f} dB"
     if min(images.shape[-2:]) >= 11:
@@ -89,8 +79,8 @@ def evaluate(
     model = Autoencoder.from_pretrained(run_or_model)
     images = load_test_images(run_or_model, data, model)
     result = measure(run_or_model, model, images, prior=prior, looks=looks, num_samples=num_samples)
-    if output is not None:
-        result.save(output)
     print(result.evaluation.table())
     if result.looks is not None:
         print("\n" + "\n".join(result.looks.lines()))
+    if output is not None:
+        result.save(output)

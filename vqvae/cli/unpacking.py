@@ -59,7 +59,7 @@ def decompress(
     codec, _ = load_codec(run_or_model, prior, decoder)
     start, num_done = time.perf_counter(), 0
     with contextlib.closing(_Blocks(codec, file, recover=recover)) as blocks:
-        if decoder is not None and blocks.mode != Mode.LOSSY:
+        if decoder is not None and blocks.mode not in (Mode.LOSSY, None):
             raise ValueError(f"--decoder is for lossy files, which hold codes alone; {file} holds pixels: leave it out")
         wanted, firsts = blocks.wanted(images), list(accumulate(blocks.counts, initial=0))
         _check_places(blocks, wanted, firsts, output, replace=force)

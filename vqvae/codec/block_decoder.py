@@ -4,6 +4,7 @@ Blocks that fit into one group of tiles are decoded together, each from its own 
 """
 
 import contextlib
+import copy
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +43,8 @@ class BlockDecoder:
 
     def __init__(self, coder: TileCoder, shown: Autoencoder | None = None):
         self.coder = coder
-        self.shown = coder.model if shown is None else shown
+        # A copy, as the coder has of its model, and as precise.
+        self.shown = coder.model if shown is None else copy.deepcopy(shown).double().to(coder.device).eval()
 
     @neutrally
     def decode(self, contents: Iterable[tuple[int, bytes]], mode: Mode) -> Iterator[DecodedBlock]:

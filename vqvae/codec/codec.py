@@ -116,8 +116,8 @@ class Codec:
         decoder: a model of the same codes (`vqvae train --train decoder`), which makes the images of lossy files.
 
     Raises:
-        ValueError: a decoder of other codes.
-        ValueError: a prior for other codes, a model whose latents are no codes, or no `constriction` installed.
+        ValueError: a prior or a decoder for other codes, a model whose latents are no codes, or no `constriction`
+            installed.
     """
 
     def __init__(self, model: Autoencoder, prior: WalkingPrior, *, decoder: Autoencoder | None = None):

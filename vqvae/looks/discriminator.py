@@ -3,10 +3,11 @@
     hinge            D: E max(0, 1 − D(y)) + E max(0, 1 + D(ŷ))     G: −E D(ŷ)
     non-saturating   D: E softplus(−D(y)) + E softplus(D(ŷ))         G: E softplus(−D(ŷ))
 
-A logit judges a patch, of 22 pixels a side for one halving after the first, 46 for two, 94 for three. Norms are over
-groups of channels of one image (Wu and He 2018), so a batch of one, and batches spread over processes, are no special
-case. What the discriminator sees is augmented in ways that have a gradient (Zhao et al. 2020): it then does not learn
-a small set by heart, and the generator does not learn the augmentation.
+A logit judges a patch, of 16, 34, 70 or 142 pixels a side for none to three halvings after the first. Norms are over
+groups of channels of one image (Wu and He 2018), which tell a patch how bright the rest of its image is; a batch of
+one, and batches spread over processes, are no special case. What the discriminator sees is augmented in ways that have
+a gradient (Zhao et al. 2020): it then does not learn a small set by heart, and the generator does not learn the
+augmentation.
 """
 
 from typing import Literal
@@ -36,7 +37,6 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(
                 f"got width={width} and num_halvings={num_halvings}, expected a multiple of {_GROUP} and 0 or more"
             )
-        self.smallest = 2 ** (num_halvings + 3)
         layers: list[nn.Module] = [nn.Conv2d(num_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         channels = width
         for at in range(num_halvings + 1):
@@ -46,6 +46,11 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2)]
             channels = wide
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, 1, 1))
+
+    @staticmethod
+    def smallest(num_halvings: int) -> int:
+        """Pixels along a side of the smallest images that give a logit."""
+        return 2 ** (num_halvings + 3)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h2 w2"]:
         return self.layers(images)

@@ -6,7 +6,8 @@
               its distance to its k-th neighbour in its own set                     (Kynkäänniemi et al. 2019)
 
 The Fréchet distance grows as sets shrink, so it compares only between sets of equal size; the kernel distance is the
-unbiased one, over all pairs of different images, and may come out below zero. In Inception's features they are known
+unbiased one, over all pairs of different images, and may come out below zero; where y was made of x, an image and what
+was made of it are no such pair. In Inception's features they are known
 as FID and KID.
 
 Each estimate carries an interval: 1.96 standard deviations to either side, of the figure over bootstrap resamples of
@@ -24,6 +25,8 @@ from torch import Tensor
 # Resamples for an interval.
 NUM_RESAMPLES = 200
 _SPREAD = 1.96
+# k of precision and recall.
+NEIGHBOURS = 3
 # Rows of a matrix of pairs that are worked on at once.
 _ROWS = 1024
 
@@ -82,7 +85,7 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, paired
         variance = ((of_x + of_y) / len(x)).square().sum()
     else:
         variance = (of_x / len(x)).square().sum() + (of_y / len(y)).square().sum()
-    return Estimate.around(value.item(), variance.sqrt().item())
+    return Estimate.around(value.clamp_min(0).item(), variance.sqrt().item())
 
 
 def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, paired: bool = False) -> Estimate:
@@ -96,14 +99,18 @@ def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, paired:
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
         across += (w[:, rows] @ _kernel(x[rows], y) * v).sum(1)
-    values = within - 2 * across / (w.sum(1) * v.sum(1))
+    pairs_across = w.sum(1) * v.sum(1)
+    if paired:  # an image and what was made of it are not two draws: those pairs are left out (Gretton et al. 2012)
+        across -= (w * v) @ ((x * y).sum(1) / x.shape[1] + 1) ** 3
+        pairs_across -= (w * v).sum(1)
+    values = within - 2 * across / pairs_across
     # A resample may hold one image alone, of which there are no pairs.
     resampled = values[1:][torch.isfinite(values[1:])]
     return Estimate.around(values[0].item(), resampled.std().item())
 
 
 def precision_recall(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, neighbours: int = 3
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, neighbours: int = NEIGHBOURS
 ) -> tuple[Estimate, Estimate]:
     """How many of `y` look like one of `x`, and how many of `x` like one of `y`.
 
@@ -125,9 +132,10 @@ def precision_recall(
 
 def _reached(asked: Tensor, centres: Tensor, neighbours: int) -> Float[Tensor, " n"]:
     """1 for each vector that lies within the reach of a centre."""
-    # A centre is its own first neighbour.
+    # A centre is its own first neighbour. Distances are exact to a millionth of the vectors' length: equal ones reach.
+    slack = 1e-6 * centres.norm(dim=1).max()
     reach = torch.cat([torch.cdist(rows, centres).kthvalue(neighbours + 1).values for rows in centres.split(_ROWS)])
-    return torch.cat([(torch.cdist(rows, centres) <= reach).any(1) for rows in asked.split(_ROWS)]).double()
+    return torch.cat([(torch.cdist(rows, centres) <= reach + slack).any(1) for rows in asked.split(_ROWS)]).double()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

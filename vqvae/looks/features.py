@@ -67,11 +67,12 @@ class FeatureNetwork(nn.Module, abc.ABC):
     def scaled(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """Levels as numbers from 0 to 1 at the network's own side."""
         size = (self.side, self.side)
-        return F.interpolate(images / 255, size, mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(images.float() / 255, size, mode="bilinear", align_corners=False, antialias=True)
 
     def normalised(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Numbers from 0 to 1 as what the network was trained on."""
         mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
+        images = images.contiguous(memory_format=torch.channels_last)
         return (images - mean[:, None, None]) / std[:, None, None]
 
 
@@ -86,8 +87,14 @@ class FeatureMaps(FeatureNetwork):
     smallest: int
     widths: tuple[int, ...]
 
+    def freeze(self) -> None:
+        super().freeze()
+        self.to(memory_format=torch.channels_last)  # over twice as fast on a CPU
+
     def maps(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d h2 w2"]]:
         """Features at several depths of images from 0 to 1, at the size they have, with a gradient to them.
+
+        In float32 under any autocast, which on a CPU is also the faster.
 
         Raises:
             ValueError: images smaller than `smallest`, or of other than one or three channels.
@@ -96,7 +103,8 @@ class FeatureMaps(FeatureNetwork):
             raise ValueError(
                 f"{self.name} needs images of at least {self.smallest}x{self.smallest} pixels, got one side of {side}"
             )
-        return self._maps(self.normalised(in_colour(images)))
+        with torch.autocast(images.device.type, enabled=False):
+            return self._maps(self.normalised(in_colour(images.float())))
 
     @abc.abstractmethod
     def _maps(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]: ...

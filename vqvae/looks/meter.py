@@ -19,7 +19,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vqvae.looks.distances import Estimate, frechet_distance, kernel_distance, mean_estimate, precision_recall
+from vqvae.looks.distances import (
+    NEIGHBOURS,
+    Estimate,
+    frechet_distance,
+    kernel_distance,
+    mean_estimate,
+    precision_recall,
+)
 from vqvae.looks.features import FeatureMaps, FeatureNetwork
 from vqvae.looks.inception import Inception
 from vqvae.looks.perceptual import PerceptualDistance
@@ -47,7 +54,7 @@ class Looks:
     num_samples: int = 0
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """As JSON takes it: null for a PSNR that is infinite."""
         plain: dict[str, Any] = {"protocol": self.protocol, "reconstructions": _plain(self.reconstructions)}
         if self.samples:
             plain |= {"num_samples": self.num_samples, "samples": _plain(self.samples)}
@@ -55,8 +62,8 @@ class Looks:
 
     def lines(self) -> list[str]:
         """As a table for a terminal."""
-        width = max(map(len, [*self.reconstructions, *self.samples])) + 2
-        lines = ["reconstructions, for the eye" + " " * (width - 18) + "95 % interval"]
+        width = max(map(len, [*self.reconstructions, *self.samples, *self.protocol])) + 2
+        lines = [f"{'reconstructions, for the eye':<{width + 17}}95 % interval"]
         lines += [f"  {name:<{width}}{_row(estimate)}" for name, estimate in self.reconstructions.items()]
         if self.samples:
             lines += [f"{self.num_samples:,} samples"]
@@ -65,8 +72,11 @@ class Looks:
         return [*lines, *(f"  {name:<{width}}{value}" for name, value in self.protocol.items())]
 
 
-def _plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    return {name: asdict(estimate) for name, estimate in estimates.items()}
+def _plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in asdict(estimate).items()}
+        for name, estimate in estimates.items()
+    }
 
 
 def _row(estimate: Estimate) -> str:
@@ -103,6 +113,11 @@ class LooksMeter:
         self._values: dict[str, list[Tensor]] = {}
         self._features: dict[tuple[str, str], list[Tensor]] = {}
 
+    @property
+    def smallest(self) -> int:
+        """Pixels along the shorter side of the smallest images that all networks see."""
+        return max([distance.network.smallest for distance in self._distances], default=1)
+
     def add(self, images: UInt8[Tensor, "b c h w"], reconstructions: UInt8[Tensor, "b c h w"]) -> None:
         """Count images and what was made of them.
 
@@ -127,13 +142,13 @@ class LooksMeter:
         """The figures of all that was added.
 
         Raises:
-            ValueError: fewer than two images, or fewer than five samples where there are any.
+            ValueError: fewer than two images, or a single sample, or a figure that is not finite.
         """
         self._pairs.flush()
         self._samples.flush()
         if self._num < 2:
             raise ValueError(f"figures with intervals need at least two images, got {self._num}")
-        figures = {name: _mean(torch.cat(values)) for name, values in self._values.items()}
+        figures = {name: _mean(name, torch.cat(values)) for name, values in self._values.items()}
         samples: dict[str, Estimate] = {}
         num_samples = 0
         for name in self._networks:
@@ -148,7 +163,8 @@ class LooksMeter:
             num_samples, prefix = len(drawn), "g" if name == Inception.name else ""
             samples[prefix + frechet] = frechet_distance(real, drawn)
             samples[prefix + kernel] = kernel_distance(real, drawn)
-            samples[f"{name} precision"], samples[f"{name} recall"] = precision_recall(real, drawn)
+            if min(len(real), len(drawn)) > NEIGHBOURS:
+                samples[f"{name} precision"], samples[f"{name} recall"] = precision_recall(real, drawn)
         return Looks(protocol=self._protocol(), reconstructions=figures, samples=samples, num_samples=num_samples)
 
     def _protocol(self) -> dict[str, str | int]:
@@ -181,7 +197,7 @@ class LooksMeter:
                 self._values.setdefault(name, []).append(figure(images, reconstructions))
         images, reconstructions = images.to(self.device), reconstructions.to(self.device)
         for distance in self._distances:
-            values = distance(images / 255, reconstructions / 255)
+            values = distance(images.float() / 255, reconstructions.float() / 255)
             self._values.setdefault(distance.name, []).append(values.cpu())
         self._see("images", images)
         self._see("reconstructions", reconstructions)
@@ -190,8 +206,10 @@ class LooksMeter:
         self._see("samples", samples.to(self.device))
 
     def _see(self, kind: str, images: Tensor) -> None:
+        # Always as many at once: the same image in a smaller group would have other last bits.
+        full = torch.cat([images, images[-1:].expand(_GROUP - len(images), -1, -1, -1)])
         for name, network in self._networks.items():
-            self._features.setdefault((name, kind), []).append(network.pooled(images).cpu())
+            self._features.setdefault((name, kind), []).append(network.pooled(full)[: len(images)].cpu())
 
 
 class _Groups:
@@ -211,6 +229,7 @@ class _Groups:
         self._waiting = tuple(tensor[full:] for tensor in tensors)
 
     def flush(self) -> None:
+        """Hand on what is left."""
         waiting, self._waiting = self._waiting, ()
         if waiting and len(waiting[0]):
             self._see(*waiting)
@@ -220,10 +239,13 @@ def _distance(network: FeatureMaps) -> PerceptualDistance:
     return PerceptualDistance.lpips(network) if isinstance(network, VGG16) else PerceptualDistance(network)
 
 
-def _mean(values: Tensor) -> Estimate:
-    """The mean over images, of a PSNR over those that differ."""
-    finite = values[torch.isfinite(values)]
-    if len(finite) < 2:
-        value = finite.mean().item() if len(finite) else math.inf
-        return Estimate(value, value, value)
-    return mean_estimate(finite)
+def _mean(name: str, values: Tensor) -> Estimate:
+    """The mean over images; of a PSNR over those that differ from their reconstructions."""
+    if name == "PSNR":
+        values = values[values != math.inf]
+        if len(values) < 2:
+            value = values.mean().item() if len(values) else math.inf
+            return Estimate(value, value, value)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"the {name} of {int((~torch.isfinite(values)).sum())} images is not finite")
+    return mean_estimate(values)

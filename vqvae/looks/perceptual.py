@@ -50,10 +50,7 @@ class PerceptualDistance(nn.Module):
         Raises:
             ValueError: the wheel is not installed.
         """
-        spec = importlib.util.find_spec("lpips")
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError("LPIPS needs the weights in the wheel lpips: pip install 'vqvae-priors[looks]'")
-        state = from_file(Path(spec.submodule_search_locations[0], "weights", "v0.1", "vgg.pth"))
+        state = from_file(published_weights())
         linear = [state[f"lin{at}.model.1.weight"].flatten() for at in range(len(network.widths))]
         return cls(network, channel_weights=linear, name="LPIPS")
 
@@ -75,9 +72,21 @@ class PerceptualDistance(nn.Module):
         return total
 
 
+def published_weights() -> Path:
+    """The file of LPIPS 0.1 in the wheel `lpips`.
+
+    Raises:
+        ValueError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("LPIPS needs the weights in the wheel lpips: pip install 'vqvae-priors[looks]'")
+    return Path(spec.submodule_search_locations[0], "weights", "v0.1", "vgg.pth")
+
+
 def _unit(features: Tensor) -> Tensor:
     """Features of unit length at each position, in float32; none where they are all zero, as after a rectifier."""
     features = features.float()
-    # The square root has no slope at zero: there the length counts as one.
+    # A length of zero has no slope; this much keeps it finite.
     square = features.square().sum(1, keepdim=True)
     return features * (square + 1e-10).rsqrt()

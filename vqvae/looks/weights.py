@@ -1,5 +1,6 @@
 """Files of weights that are downloaded once, into torch's cache."""
 
+import hashlib
 import os
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,14 +17,24 @@ def downloaded(url: str, of: str) -> dict[str, Tensor]:
     """
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path))
     try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True, progress=False
-        )
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), _digits(path.name), progress=False)
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"the weights of {of} are not at {path} and could not be had from {url} ({reason}); put them there"
         ) from error
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(_digits(path.name)):
+        raise ValueError(f"{path} is not the file of {url}: its SHA-256 begins with {found[:8]}; remove it")
+    return from_file(path)
+
+
+def _digits(name: str) -> str:
+    """The digits of its SHA-256 that a file's name ends in."""
+    return name.rpartition("-")[2].partition(".")[0]
 
 
 def from_file(path: Path) -> dict[str, Tensor]:

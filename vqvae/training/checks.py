@@ -17,7 +17,7 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data.batching import MAX_WORKERS
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
-from vqvae.training.looks_objective import smallest_side
+from vqvae.training.looks_objective import smallest_sides
 from vqvae.training.options import FitConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
 from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
@@ -74,8 +74,9 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         )
     if in_loop:
         check_in_loop(run)
-    if "codebook" in wanted:
-        check_looks(run, in_loop)
+    if "codebook" in wanted and run.resume and state_path(run, "codebook").exists():
+        check_same_looks(run)
+    check_looks(run, in_loop)
     if run.strategy.startswith("fsdp") and (run.strategy != "fsdp" or "codebook" in wanted):
         raise ValueError(
             f"--strategy fsdp shares out the weights of a prior, and is for --stage prior alone: got --strategy "
@@ -139,11 +140,13 @@ def check_looks(run: Run, in_loop: bool) -> None:
         )
     if run.train == "decoder" and run.tokenizer is None:
         raise ValueError("--train decoder leaves codes as they are, and needs some: name a run or model by --tokenizer")
+    if run.train == "decoder" and not issubclass(run.model.owner, VQVAE):
+        raise ValueError("--train decoder leaves codes as they are, and real latents are none: leave it out")
     for name in ("l1", "perceptual", "adversarial", "learning_rate", "lecam", "r1", "ramp"):
         if not 0 <= getattr(looks, name) < math.inf:
             raise ValueError(f"got --looks.{name.replace('_', '-')} {getattr(looks, name)}, expected 0 or more")
     plain, default = looks.to_plain(), type(looks)().to_plain()
-    for name in plain.keys() - {"l1", "perceptual", "adversarial"}:
+    for name in [each for each in plain if each not in ("l1", "perceptual", "adversarial")]:
         term = "perceptual" if name == "network" else "adversarial"
         if plain[name] != default[name] and not plain[term]:
             raise ValueError(
@@ -153,12 +156,35 @@ def check_looks(run: Run, in_loop: bool) -> None:
         first, steps = looks.first_step(run.codebook_fit.num_steps), run.codebook_fit.num_steps
         if not 0 <= first < steps:
             raise ValueError(f"the discriminator joins in at --looks.start {first}, expected 0 to {steps - 1}")
-    smallest = smallest_side(looks)
-    if run.model.image_size < smallest:
+    if looks.width % 8 or not 8 <= looks.width <= 1024 or not 0 <= looks.num_halvings <= 6:
         raise ValueError(
-            f"the terms of --looks need images of at least {smallest}x{smallest}, got {run.model.image_size}: lower "
-            "--looks.num-halvings, or leave terms out"
+            f"got --looks.width {looks.width} and --looks.num-halvings {looks.num_halvings}, expected a multiple of 8 "
+            "up to 1024, and 0 to 6"
         )
+    for name, smallest in smallest_sides(looks).items():
+        if run.model.image_size < smallest:
+            raise ValueError(
+                f"--looks.{name} needs images of at least {smallest}x{smallest}, got {run.model.image_size}: "
+                f"{'lower it' if name == 'num-halvings' else 'leave it out'}"
+            )
+
+
+def check_same_looks(run: Run) -> None:
+    """ValueError for what a codebook that is begun cannot change: which weights learn, and the discriminator's own."""
+    known = load_run(run.run)
+
+    def fixed(of: Run) -> dict[str, Any]:
+        sizes = {"width": of.looks.width, "num-halvings": of.looks.num_halvings} if of.looks.adversarial else {}
+        named = {"adversarial": bool(of.looks.adversarial), **sizes}
+        return {"--train": of.train, **{f"--looks.{name}": value for name, value in named.items()}}
+
+    before, asked = fixed(known), fixed(run)
+    for name, value in before.items():
+        if asked.get(name, value) != value:
+            raise ValueError(
+                f"the codebook of {run.run} was begun with another {name}: leave it as it was, or begin another with "
+                "--run NEW"
+            )
 
 
 def check_in_loop(run: Run) -> None:

@@ -103,14 +103,15 @@ class Learner:
         norm = self.fabric.clip_gradients(
             self.rival, self.rival_optimizer, max_norm=self.options.max_norm, error_if_nonfinite=False
         )
-        check_finite(out["objective"] + norm)
+        if norm is None or not torch.isfinite(out["objective"] + norm):
+            raise ValueError(f"the discriminator diverged, at --looks.learning-rate {self.rival_rate:g}")
         self.rival_optimizer.step()
         self.rival_optimizer.zero_grad()
         means = self.fabric.all_reduce(torch.stack([out["real"], out["fake"]]), reduce_op="mean")
         assert isinstance(means, Tensor)
-        assert norm is not None
         rival.update(means)
-        rival.tell()
+        if self.fabric.is_global_zero:
+            rival.tell()
         figures = {"objective": out["objective"], "real": means[0], "fake": means[1], "gradient": norm}
         return {f"discriminator/{name}": each.detach() for name, each in figures.items()}
 

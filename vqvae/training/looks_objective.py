@@ -12,6 +12,7 @@ The discriminator is trained in the same loop, by an optimiser of its own, on th
 step.
 """
 
+import functools
 import math
 import sys
 
@@ -22,6 +23,7 @@ from torch.func import functional_call
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.looks import VGG16, EfficientNetLite, PerceptualDistance
 from vqvae.looks.discriminator import PatchDiscriminator, augmented, critic_loss, generator_loss, lecam
+from vqvae.looks.perceptual import published_weights
 from vqvae.training.options import LooksConfig
 
 # The largest ratio of gradients, as of VQGAN.
@@ -42,15 +44,23 @@ class LooksTerms:
 
     def __init__(self, options: LooksConfig, model: Autoencoder, num_steps: int):
         self.options = options
-        self.distance = _distance(options) if options.perceptual else None
         self.rival = Rival(options, model.config.num_channels) if options.adversarial else None
         self.start = options.first_step(num_steps)
+
+    @functools.cached_property
+    def distance(self) -> PerceptualDistance | None:
+        """Read when it is first used: a codebook that is finished needs none."""
+        if not self.options.perceptual:
+            return None
+        with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced, would take the step's random numbers
+            return _distance(self.options)
 
     def measured(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         """Figures of each image, without weights, for levels."""
         if self.distance is None:
             return {}
-        return {"perceptual": self.distance.to(images.device)(images / 255, reconstructions / 255)}
+        distance = self.distance.to(images.device)
+        return {"perceptual_distance": distance(images.float() / 255, reconstructions.float() / 255)}
 
     def terms(
         self, model: Autoencoder, images: Tensor, out: Output, before: Tensor, step: int
@@ -126,13 +136,15 @@ class Rival(nn.Module):
 
     def update(self, means: Tensor) -> None:
         """The moving averages, after a step."""
-        self.averages.lerp_(means, 1.0 if self.num_updates == 0 else 1 - _DECAY)
+        self.averages.lerp_(means.to(self.averages.dtype), 1.0 if self.num_updates == 0 else 1 - _DECAY)
         self.num_updates += 1
 
     def tell(self) -> None:
         """One sentence, once, where the discriminator wins or sees nothing."""
+        if self.told or self.num_updates < _PATIENCE:
+            return
         gap = (self.averages[0] - self.averages[1]).item()
-        if self.told or self.num_updates < _PATIENCE or not math.isfinite(gap) or _SEES_NOTHING < gap < _WINS:
+        if not math.isfinite(gap) or _SEES_NOTHING < gap < _WINS:
             return
         self.told = True
         if gap >= _WINS:
@@ -144,26 +156,23 @@ class Rival(nn.Module):
         print(f"note: the discriminator {what} (logits {gap:.2g} apart); {advice}", file=sys.stderr)
 
     def _shown(self, images: Tensor) -> Tensor:
-        return augmented(images) if self.options.augment else images
+        shown = augmented(images) if self.options.augment else images
+        return shown.to(next(self.discriminator.parameters()).dtype)
 
 
-def smallest_side(options: LooksConfig) -> int:
-    """Pixels along a side that the networks of these terms need.
-
-    Raises:
-        ValueError: a discriminator of these sizes cannot be made.
-    """
-    smallest = 1
+def smallest_sides(options: LooksConfig) -> dict[str, int]:
+    """Pixels along a side that the networks of each term need."""
+    smallest: dict[str, int] = {}
     if options.perceptual:
-        smallest = VGG16.smallest if options.network == "vgg16" else EfficientNetLite.smallest
+        smallest["perceptual"] = (VGG16 if options.network == "vgg16" else EfficientNetLite).smallest
     if options.adversarial:
-        with torch.device("meta"):
-            smallest = max(smallest, Rival(options, 3).discriminator.smallest)
+        smallest["num-halvings"] = PatchDiscriminator.smallest(options.num_halvings)
     return smallest
 
 
 def _distance(options: LooksConfig) -> PerceptualDistance:
     if options.network == "vgg16":
+        published_weights()  # before half a gigabyte is downloaded
         return PerceptualDistance.lpips(VGG16())
     return PerceptualDistance(EfficientNetLite(size=0 if options.network == "lite0" else 2))
 

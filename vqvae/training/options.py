@@ -83,7 +83,7 @@ class LooksConfig(Options):
     width: int = 64
     """channels of the discriminator's first convolution"""
     num_halvings: int = 2
-    """halvings after the first: a logit judges 22, 46 or 94 pixels a side for 1, 2 or 3"""
+    """halvings after the first: a logit judges 34, 70 or 142 pixels a side for 1, 2 or 3"""
     learning_rate: float = 5e-4
     """of the discriminator"""
     augment: bool = True
@@ -388,6 +388,9 @@ def save_run(run: Run) -> None:
         run.data, source=_anywhere(run.data.source), root=run.data.root and run.data.root.absolute()
     )
     tokenizer = run.tokenizer and (os.path.abspath(run.tokenizer) if Path(run.tokenizer).exists() else run.tokenizer)
+    if run.looks.adversarial:  # where the discriminator joined in stays, however many steps a resumed run has
+        looks = dataclasses.replace(run.looks, start=run.looks.first_step(run.codebook_fit.num_steps))
+        run = dataclasses.replace(run, looks=looks)
     run = dataclasses.replace(run, data=data, tokenizer=tokenizer, codes=run.codes and run.codes.absolute())
     safefolder.files.write_text(run.run / "state" / "run.json", json.dumps(run.to_plain(), indent=2) + "\n")
 

@@ -44,6 +44,13 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
     torch.manual_seed(step_seed(run.seed, "codebook", 0, 0))
     # A checkpoint has all weights, and what the run began with may be gone.
     model = run.model.build() if state_path(run, "codebook").exists() else first_model(run)
+    if run.train == "decoder" and not state_path(run, "codebook").exists():
+        assert run.tokenizer is not None
+        if of_tokenizer(model) != of_tokenizer(Autoencoder.from_pretrained(run.tokenizer)):
+            raise ValueError(
+                f"--train decoder leaves the codes of {run.tokenizer} as they are, and these --model options change "
+                "them: leave out those of the quantizer and of the images' size"
+            )
     objective = codebook_objective(run, model, data)
     watched = next(batches(data["test"], NUM_WATCHED))
 
