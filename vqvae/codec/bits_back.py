@@ -51,9 +51,9 @@ class BitsBack:
     def __init__(self, coder: TileCoder):
         self.coder = coder
         coder.model.check_has_posterior()
-        places = int(np.prod(coder.model.grid))
+        positions = int(np.prod(coder.model.grid))
         # No symbol takes more than 24 bits.
-        self._num_initial = 4 + _TILES_PER_GROUP * places * integer_tables.PRECISION // 32
+        self._num_initial = 4 + _TILES_PER_GROUP * positions * integer_tables.PRECISION // 32
         self._initial = _random_words(self._num_initial)
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class BitsBack:
             codes.append(self.coder.decode_codes(sources, self.coder.known(mine), offsets))
             tiles.append(self.coder.decode_tiles(sources, codes[-1], offsets))
             posterior, _ = self._posterior(tiles[-1], codes[-1], mine, offsets)
-            stack.push(posterior.place_by_place())
+            stack.push(posterior.position_by_position())
             if stack.num_bits > before + _MOST_GAINED:
                 raise BadStream("the stream gives back more bits for its images than it has for them")
         if not np.array_equal(stack.words(), self._initial):
@@ -149,11 +149,11 @@ class BitsBack:
         coder = self.coder
         scores, weighs_prior = coder.model.posterior_scores(tiles.to(coder.device))
         scores, offsets = scores.flatten(1, -2), offsets.to(coder.device)
-        places, lowest = iter(scores.unbind(1)), stack.depth
+        positions, lowest = iter(scores.unbind(1)), stack.depth
 
         def choose(log_probs: Tensor) -> Tensor:
             nonlocal lowest
-            here = next(places) + log_probs if weighs_prior else next(places)
+            here = next(positions) + log_probs if weighs_prior else next(positions)
             widths = integer_tables.CodeTables(here.log_softmax(-1), offsets).widths()
             chosen = torch.from_numpy(stack.get(widths)).long()
             # A code that is only padding (`CodeTables`) has odds of 2^-24; its tile then does not verify.

@@ -46,7 +46,7 @@ STEP = 16
 LOG_PROB_STEP = 2.0**-10
 PARAMETER_STEP = 2.0**-14
 # In grid steps: 9e-13 of a parameter and 1.5e-11 of a log-probability, where 3e-14 is the most that was seen between a
-# walk and all places at once. A wider guard would find no grid on which millions of numbers are clear.
+# walk and all positions at once. A wider guard would find no grid on which millions of numbers are clear.
 GUARD = 2.0**-26
 # In units of 2^-24 of a probability: 1.4e-14, ten times what float64 leaves open in a CDF.
 CDF_GUARD = 2.0**-22
@@ -71,8 +71,8 @@ class Intervals(NamedTuple):
         """24 - log2(width) each, float64."""
         return PRECISION - self.width.double().log2()
 
-    def place_by_place(self) -> "Intervals":
-        """Of "t n", first those of all t at the first place: "n t" in a row."""
+    def position_by_position(self) -> "Intervals":
+        """Of "t n", first those of all t at the first position: "n t" in a row."""
         return Intervals(self.left.T.flatten(), self.width.T.flatten())
 
 

@@ -1,13 +1,13 @@
 """Tiles to intervals and back: codes under the prior, then pixels under the decoder's likelihood.
 
-An encoder knows all symbols, so it computes all integer tables at once, as in evaluation. A decoder walks: place by
-place through the prior, then step by step through the likelihood, and asks the stream for each step's symbols. Its
+An encoder knows all symbols, so it computes all integer tables at once, as in evaluation. A decoder walks: position by
+position through the prior, then step by step through the likelihood, and asks the stream for each step's symbols. Its
 integer tables are the encoder's (see `vqvae.codec.integer_tables`).
 
 A stream begins with the labels of its images, at even odds, if it has any. Then come its tiles, a group at a time, each
 in the order of the decoder:
 
-    for each place of the grid:     the codes of all tiles
+    for each position of the grid:  the codes of all tiles
     for each step of the likelihood: of all tiles, the sixteens of its symbols; then their places in the sixteens
 
 Labels come in parts of 2^20 // num_classes, at least 1. Each of those, and each group of tiles, is a part of the
@@ -247,7 +247,7 @@ class TileCoder:
 
     def in_order(self, intervals: TileIntervals) -> Intervals:
         """The symbols of a group of tiles, in the order of its stream, "n"; with pixels if they have them."""
-        parts = [intervals.code_intervals.place_by_place()]
+        parts = [intervals.code_intervals.position_by_position()]
         start = 0
         for step in self.order if intervals.high.left.shape[1] else []:
             here = slice(start, start + len(step))
@@ -355,10 +355,10 @@ class TileCoder:
         are those of the decoder.
         """
         parts: list[Intervals] = []
-        places, steps = iter(codes.flatten(1).unbind(1)), iter(self.order)
+        positions, steps = iter(codes.flatten(1).unbind(1)), iter(self.order)
 
         def choose_code(log_probs: Tensor) -> Tensor:
-            known = next(places)
+            known = next(positions)
             parts.append(integer_tables.CodeTables(log_probs, offsets).intervals(known))
             return known
 

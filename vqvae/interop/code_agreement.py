@@ -10,11 +10,11 @@ The left side over ‖e_o − e_k‖ is how far z lies from that plane, so the f
 z, the rounding of features. How large that is depends on the depth and the sizes of a network far more than on ‖z‖, so
 it is measured: with z* the features of the same network in float64,
 
-    δ  =  8 · max over the image's places ‖z − z*‖   +   16 eps · max over the image's places ‖z‖
+    δ  =  8 · max over the image's positions ‖z − z*‖   +   16 eps · max over the image's positions ‖z‖
 
 Another program's error is another draw of what z − z* is a draw of: as many sums, in another order. The largest of an
-image's places says how large such errors are, and 8 leaves room for a program that sums less carefully. The second term
-is for what features go through afterwards (projections, remainders, grids), a few float32 operations each, and for
+image's positions says how large such errors are, and 8 leaves room for a program that sums less carefully. The second
+term is for what features go through afterwards (projections, remainders, grids), a few float32 operations each, and for
 networks that happen to make no error. ρ = (d + 3) eps (‖z − c‖·max‖e − c‖ + max‖e − c‖²/2) bounds the rounding of the
 search itself in float32, as `vqvae.quantizers.nearest_search` derives it; c is the codes' mean. eps is 2^-23.
 
@@ -76,8 +76,8 @@ def compare_codes(
     """What another program made of these images, compared with `model.encode(images)`.
 
     Where all is equal this is the encoding alone; images with another code are encoded in float64 too, a few at a time,
-    and of their places those that differ are searched, in slices of `SEARCH_BYTES`. It runs where the model is, in full
-    float32, whatever autocast and TF32 are set to.
+    and of their positions those that differ are searched, in slices of `SEARCH_BYTES`. It runs where the model is, in
+    full float32, whatever autocast and TF32 are set to.
 
     Raises:
         ValueError: a model in less than float32, codes of another shape or outside the codebook, images that the model
@@ -151,29 +151,30 @@ class _Judge:
         with self.model.evaluating():
             z = self.model.encoder(levels).double()
         both = torch.cat([z, self.exact_encoder(levels)])
-        # A place without another code at any depth is right. A scale's codes say something of all places.
+        # A position without another code at any depth is right. A scale's codes say something of all positions.
         positionwise = differs.shape[1:3] == z.shape[1:3]
-        places = differs.reshape(*z.shape[:3], -1).any(3) if positionwise else torch.ones_like(z[..., 0]) > 0
-        judge = functools.partial(_is_wrong, places)
+        positions = differs.reshape(*z.shape[:3], -1).any(3) if positionwise else torch.ones_like(z[..., 0]) > 0
+        judge = functools.partial(_is_wrong, positions)
         return self.graph.run(both, torch.cat([others, others]), judge)[0][: len(levels)]
 
 
-def _is_wrong(places: Tensor, codebook: Codebook, both: Tensor, given: Tensor) -> Tensor:
+def _is_wrong(positions: Tensor, codebook: Codebook, both: Tensor, given: Tensor) -> Tensor:
     z, exact = both.chunk(2)
     others = given[: len(z)]
     error = NUM_ERRORS * _largest(z - exact) + NUM_ULPS * torch.finfo(torch.float32).eps * _largest(z)
-    if places.shape != others.shape:
-        places = torch.ones_like(others, dtype=torch.bool)
+    if positions.shape != others.shape:
+        positions = torch.ones_like(others, dtype=torch.bool)
     error = error.reshape(-1, *[1] * (others.ndim - 1)).expand_as(others)
-    wrong = torch.zeros_like(places)
+    wrong = torch.zeros_like(positions)
     found = [
         ~(lead <= error * slope + codebook.rounding(z))
         for z, others, error in zip(
-            *(each.split(_num_rows(codebook)) for each in (z[places], others[places], error[places])), strict=True
+            *(each.split(_num_rows(codebook)) for each in (z[positions], others[positions], error[positions])),
+            strict=True,
         )
         for lead, slope in [codebook.lead(z, codebook.find(z), others)]
     ]
-    wrong[places] = torch.cat(found)
+    wrong[positions] = torch.cat(found)
     return torch.cat([wrong, wrong])
 
 
@@ -183,5 +184,5 @@ def _num_rows(codebook: Codebook) -> int:
 
 
 def _largest(z: Tensor) -> Tensor:
-    """The largest norm of each image's places, "b"."""
+    """The largest norm of each image's positions, "b"."""
     return z.norm(dim=-1).flatten(1).amax(1)
