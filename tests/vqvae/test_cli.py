@@ -13,7 +13,7 @@ from PIL import Image
 
 from priors import MixtureTransformerPrior, UnigramPrior
 from vqvae import GaussianVAE, cli
-from vqvae.cli import measuring
+from vqvae.cli import evaluating
 
 call = pytest.fixture(in_empty_folder)
 
@@ -58,7 +58,7 @@ def figures(path):
 
 
 def test_reconstruct(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "BATCH_SIZE", 2)
+    monkeypatch.setattr(evaluating, "BATCH_SIZE", 2)
     out = call("reconstruct", run, "--num", "3").out
     for said in ("reconstructions.png: 3 images", "PSNR", "SSIM"):
         assert said in out
