@@ -77,6 +77,7 @@ def test_the_page_of_the_elbo_names_tests():
 
 def test_figures_are_small_and_shown_and_the_readme_begins_with_one():
     text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
     assert text.index("![") < text.index("```")
     shown = {(page.parent / target).resolve() for page in PAGES for _, target in links(page)}
     for path in (ROOT / "docs" / "figures").glob("*.png"):

@@ -123,7 +123,7 @@ def test_lossy_files_are_shown_by_either_decoder(run, looking, fails, photos, tm
 
 
 @pytest.mark.slow
-def test_two_processes_agree(looking, tmp_path):
+def test_two_processes_train_together(looking, tmp_path):
     finish(start(*looking, "--devices", "2", "--accelerator", "cpu"))
     assert VQVAE.from_pretrained(tmp_path / "run" / "codebook")
 

@@ -159,6 +159,7 @@ def test_same_bytes_though_processes_and_a_node_die(images, tmp_path, watched, m
         cluster.shutdown()
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
     assert (made.num_rows, made.unreadable, made.num_images) == (expected.num_rows, expected.unreadable, NUM_IMAGES)
+    assert watched_by(watched, "read").total() > NUM_IMAGES, "nothing was decoded again"
     assert len(watched_by(watched, "encoded").keys() - mine) >= 2, "the encoder was not started again"
 
 

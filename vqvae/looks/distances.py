@@ -7,8 +7,7 @@
 
 The Fréchet distance grows as sets shrink, so it compares only between sets of equal size; the kernel distance is the
 unbiased one, over all pairs of different images, and may come out below zero; where y was made of x, an image and what
-was made of it are no such pair. In Inception's features they are known
-as FID and KID.
+was made of it are no such pair. In Inception's features they are known as FID and KID.
 
 Each estimate carries an interval: 1.96 standard deviations to either side, of the figure over bootstrap resamples of
 the images; for the Fréchet distance to first order in how often each image stands in a resample (the infinitesimal

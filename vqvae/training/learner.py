@@ -18,12 +18,6 @@ from vqvae.training.sharding import ShardedAverage, gather_full
 Objective = CodebookObjective | RateAwareObjective | PriorObjective
 
 
-def check_finite(number: Tensor) -> None:
-    """ValueError for an objective and a gradient's norm whose sum is NaN or infinite."""
-    if not torch.isfinite(number):
-        raise ValueError("the objective or its gradient is not finite")
-
-
 class Learner:
     """What one fit trains, on one device or many.
 
