@@ -112,6 +112,8 @@ def test_compare_without_looks(call):
         (["evaluate", "ema", "--data", "photos", "--num-samples", "9"], "--looks"),
         (["evaluate", "ema", "--data", "photos", "--looks", "lite0", "--num-samples", "3"], "at least 5"),
         (["evaluate", "ema", "--data", "photos", "--looks", "lite1"], "lite2"),
+        (["evaluate", "ema", "--data", "photos", "--looks"], "expected one or more of lite0, lite2, vgg16, inception"),
+        (["compare", "ema", "fsq", "--data", "photos", "--looks"], "got --looks without a network"),
     ],
 )
 def test_mistakes_are_one_line(call, words, says):

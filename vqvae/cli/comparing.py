@@ -9,14 +9,14 @@ import tyro
 
 from vqvae import Autoencoder, pictures
 from vqvae.cli.common import Output, at_least_one, first_images, load_test_images, printable
-from vqvae.cli.evaluating import Measured, Network, measure, reconstructions
+from vqvae.cli.evaluating import Measured, Network, measure, named, reconstructions
 
 
 def compare(
     runs_or_models: Annotated[tuple[str, ...], tyro.conf.Positional],
     *,
     data: str | None = None,
-    looks: tuple[Network, ...] = (),
+    looks: tuple[Network, ...] | None = None,
     num: int = 8,
     output: Output = Path("comparison.png"),
 ) -> None:
@@ -38,6 +38,7 @@ def compare(
     if len(runs_or_models) < 2:
         raise ValueError(f"a comparison takes two or more runs or models, got {len(runs_or_models)}")
     at_least_one(num, "--num")
+    networks = named(looks)
     models = [Autoencoder.from_pretrained(name) for name in runs_or_models]
     for name, model in zip(runs_or_models, models, strict=True):
         for option in ("image_size", "num_channels"):
@@ -48,7 +49,7 @@ def compare(
                 )
     images = load_test_images(runs_or_models[0], data, models[0])
     results = [
-        measure(name, model, images, looks=looks, num_samples=0 if looks else None)
+        measure(name, model, images, looks=networks, num_samples=0 if networks else None)
         for name, model in zip(runs_or_models, models, strict=True)
     ]
     print("\n".join(_table(runs_or_models, results)))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -93,6 +93,13 @@ def measure(
         fingerprint=fingerprint(model, last).hex(),
         data=safefolder.cards.public_name(images.name),
     )
+
+
+def named(looks: tuple[Network, ...] | None) -> tuple[Network, ...]:
+    """The networks of --looks; none where it is not given. ValueError where it is, and names none."""
+    if looks == ():
+        raise ValueError(f"got --looks without a network; expected one or more of {', '.join(get_args(Network))}")
+    return looks or ()
 
 
 def _priors(source: str, prior: str | None, model: Any) -> dict[str, Prior | ContinuousPrior]:

@@ -10,7 +10,7 @@ from vqvae.cli.common import (
     load_decoder,
     load_test_images,
 )
-from vqvae.cli.evaluating import Network, measure, reconstructions
+from vqvae.cli.evaluating import Network, measure, named, reconstructions
 from vqvae.metrics import psnr, ssim
 
 
@@ -53,7 +53,7 @@ def evaluate(
     run_or_model: Model,
     prior: str | None = None,
     data: str | None = None,
-    looks: tuple[Network, ...] = (),
+    looks: tuple[Network, ...] | None = None,
     num_samples: int | None = None,
     output: Path | None = None,
 ) -> None:
@@ -76,9 +76,10 @@ def evaluate(
             unless given.
         output: a JSON file to write the figures to.
     """
+    networks = named(looks)
     model = Autoencoder.from_pretrained(run_or_model)
     images = load_test_images(run_or_model, data, model)
-    result = measure(run_or_model, model, images, prior=prior, looks=looks, num_samples=num_samples)
+    result = measure(run_or_model, model, images, prior=prior, looks=networks, num_samples=num_samples)
     print(result.evaluation.table())
     if result.looks is not None:
         print("\n" + "\n".join(result.looks.lines()))

@@ -18,7 +18,7 @@ from vqvae.data.batching import MAX_WORKERS
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
 from vqvae.training.looks_objective import smallest_sides
-from vqvae.training.options import FitConfig, Run, go_on, load_run
+from vqvae.training.options import FitConfig, LooksConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
 from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
 
@@ -76,6 +76,8 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         check_in_loop(run)
     if "codebook" in wanted and run.resume and state_path(run, "codebook").exists():
         check_same_looks(run)
+    if "codebook" not in wanted:
+        check_no_new_looks(run, wanted)
     check_looks(run, in_loop)
     if run.strategy.startswith("fsdp") and (run.strategy != "fsdp" or "codebook" in wanted):
         raise ValueError(
@@ -187,6 +189,19 @@ def check_same_looks(run: Run) -> None:
             )
 
 
+def check_no_new_looks(run: Run, wanted: tuple[str, ...]) -> None:
+    """ValueError for terms for the eye that are asked for where no codebook is trained; those that a run has stay."""
+    has_run = (run.run / "state" / "run.json").is_file()
+    known = (load_run(run.run).looks if has_run else LooksConfig()).to_plain()
+    for name, value in run.looks.to_plain().items():
+        if value != known[name]:
+            raise ValueError(
+                f"got --looks.{name.replace('_', '-')} {value} with stages {', '.join(wanted)}, but only a codebook is "
+                "trained for the eye: leave it out, or train one in a folder of its own by --stage codebook --run NEW "
+                f"(from this one by --tokenizer {run.tokenizer or run.run})"
+            )
+
+
 def check_in_loop(run: Run) -> None:
     """ValueError for a prior that cannot be in the loop of codes."""
     if run.prior_kind != "Transformer":
@@ -197,7 +212,7 @@ def check_in_loop(run: Run) -> None:
 
 def check_fit_options(name: str, options: FitConfig) -> None:
     """ValueError for numbers that nothing can be fitted with."""
-    positive = ("num_steps", "batch_size", "validate_every", "save_every")
+    positive = ("num_steps", "batch_size", "accumulate", "validate_every", "save_every")
     wrong = [each for each in positive if getattr(options, each) < 1]
     or_zero = ("learning_rate", "num_warmup", "weight_decay")
     wrong += [each for each in or_zero if not 0 <= getattr(options, each) < math.inf]

@@ -8,7 +8,8 @@ learner.py      optimiser, moving average, and the weights that are kept
 options.py      the options of a run, its presets, and the command line
 checks.py       what a run cannot do, said before it begins
 run_folder.py, records.py, events.py, images.py    what a run keeps
-prior_kinds.py, prior_data.py, latents.py          which prior, and what it is trained on
+model_kinds.py, prior_kinds.py                     which kinds of model and prior
+prior_data.py, latents.py                          what a prior is trained on
 devices.py, sharding.py                            from one process to many
 """
 

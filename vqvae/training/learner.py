@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,14 +86,28 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.objective)
 
+    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[None]:
+        """Around forward and backward of a batch after which `more` follow in the step: processes wait for the last."""
+        return self._apart(self.module, more)
+
+    def _apart(self, module: Any, more: bool) -> contextlib.AbstractContextManager[None]:
+        # Not `enabled=more`: after a block that is not enabled Fabric leaves sharded weights without synchronisation.
+        return self.fabric.no_backward_sync(module) if more else contextlib.nullcontext()
+
     def step_rival(self) -> dict[str, Tensor]:
         """A step of the discriminator, where there is one and the step showed it something; what it thought of that."""
         rival = self.objective.rival
-        if rival is None or rival.seen is None:
+        if rival is None or not rival.seen:
             return {}
-        seen, rival.seen = rival.seen, None
-        out = self.rival(*seen)
-        self.fabric.backward(out["objective"])
+        seen = list(rival.seen)
+        rival.seen.clear()
+        found = []
+        for number, (real, fake) in enumerate(seen, 1):
+            with self._apart(self.rival, number < len(seen)):
+                out = self.rival(real, fake)
+                self.fabric.backward(out["objective"] / len(seen))
+            found.append({name: value.detach() for name, value in out.items()})
+        out = mean_terms(found)
         norm = self.fabric.clip_gradients(
             self.rival, self.rival_optimizer, max_norm=self.options.max_norm, error_if_nonfinite=False
         )
@@ -143,3 +157,10 @@ class Learner:
         kept.train()
         if self.copy is not None:
             self.copy.cpu()
+
+
+def mean_terms(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Terms of a step, of those of its batches, which have the same names."""
+    if len(found) == 1:
+        return dict(found[0])
+    return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}

@@ -5,11 +5,12 @@
 
 ŷ is the likelihood's point estimate, with its gradient, and y the image, both from 0 to 1. λ is the ratio of the
 lengths of the gradients of all terms before it and of G with respect to the decoder's last layer (Esser et al. 2021,
-VQGAN), so that the adversarial weight means the same whatever the others are. The distortion stays that of the
-likelihood, and so stays a bound.
+VQGAN), so that the adversarial weight means the same whatever the others are. Of several processes the gradients are
+averaged before their lengths are taken: λ is that of one process with all their images. Of several batches a step each
+has a λ of its own. The distortion stays that of the likelihood, and so stays a bound.
 
-The discriminator is trained in the same loop, by an optimiser of its own, on the images and reconstructions of the
-step.
+The discriminator is trained in the same loop, by an optimiser of its own, on the images and reconstructions of all
+batches of the step.
 """
 
 import functools
@@ -17,13 +18,14 @@ import math
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.func import functional_call
 
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.looks import VGG16, EfficientNetLite, PerceptualDistance
 from vqvae.looks.discriminator import PatchDiscriminator, augmented, critic_loss, generator_loss, lecam
 from vqvae.looks.perceptual import published_weights
+from vqvae.quantizers.step_statistics import several_processes
 from vqvae.training.options import LooksConfig
 
 # The largest ratio of gradients, as of VQGAN.
@@ -81,13 +83,14 @@ class LooksTerms:
         if self.distance is not None:
             terms["perceptual"] = options.perceptual * self.distance.to(real.device)(real, fake).mean()
         if self.rival is not None and step >= self.start:
-            self.rival.seen = (2 * real - 1, 2 * fake.detach() - 1)
+            self.rival.seen.append((2 * real - 1, 2 * fake.detach() - 1))
             fooled = self.rival.fooled(2 * fake - 1)
             last = _last_layer(model.decoder)
             ratio = torch.zeros((), device=real.device)
             if torch.is_grad_enabled() and last.requires_grad:
                 sums = (torch.stack([before, *terms.values()]).sum(), fooled)
-                lengths = [torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in sums]
+                gradients = [torch.autograd.grad(each, last, retain_graph=True)[0] for each in sums]
+                lengths = [each.norm() for each in _joint(gradients)]
                 ratio = (lengths[0] / (lengths[1] + 1e-4)).clamp(0, _MOST_RATIO).detach()
             share = min(1.0, (step - self.start + 1) / max(1, options.ramp))
             terms["adversarial"] = options.adversarial * share * ratio * fooled
@@ -99,7 +102,7 @@ class Rival(nn.Module):
     """The discriminator as something to train: its loss on what the generator's last step saw.
 
     Attributes:
-        seen: images and their reconstructions, from −1 to 1.
+        seen: images and their reconstructions, from −1 to 1, of each batch of the step.
     """
 
     def __init__(self, options: LooksConfig, num_channels: int):
@@ -110,7 +113,7 @@ class Rival(nn.Module):
         )
         self.register_buffer("averages", torch.zeros(2))  # of the logits of real and of fake images
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
         self.told = False
 
     def fooled(self, fake: Tensor) -> Tensor:
@@ -175,6 +178,15 @@ def _distance(options: LooksConfig) -> PerceptualDistance:
         published_weights()  # before half a gigabyte is downloaded
         return PerceptualDistance.lpips(VGG16())
     return PerceptualDistance(EfficientNetLite(size=0 if options.network == "lite0" else 2))
+
+
+def _joint(gradients: list[Tensor]) -> list[Tensor]:
+    """The means over all processes of gradients of one shape, by one reduction; all processes take part."""
+    if not several_processes():
+        return gradients
+    sums = torch.stack(gradients).float()
+    distributed.all_reduce(sums)
+    return list(sums / distributed.get_world_size())
 
 
 def _last_layer(decoder: nn.Module) -> Tensor:

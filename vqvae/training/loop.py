@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
-from vqvae.training.learner import Learner, Objective
+from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.options import FitConfig, go_on
 from vqvae.training.records import load_state, save_state
 from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
@@ -32,6 +32,8 @@ def fit(
     """Fit one model, from the last checkpoint if there is one; its objective with the final weights comes back.
 
     A step depends on the seed and the step's number alone, so a resumed run repeats the uninterrupted one to the bit.
+    It takes `options.accumulate` batches, one after the other: what it minimises is the mean over them, and statistics,
+    moving averages and processes meet once, after the last.
 
     Args:
         stream: batches without end; takes what `vqvae.data.batching.index_batches` does.
@@ -70,8 +72,9 @@ def fit(
 
     objective.train()
     world = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    incoming = stream(batch_size=options.batch_size, start=start, seed=run.seed, **world)
-    each = options.batch_size * fabric.world_size
+    parts = options.accumulate
+    incoming = stream(batch_size=options.batch_size, start=start * parts, seed=run.seed, **world)
+    each = options.batch_size * parts * fabric.world_size
     bar = tqdm(
         total=options.num_steps * each,
         initial=start * each,
@@ -82,14 +85,19 @@ def fit(
     )
     with bar, contextlib.closing(incoming), stop.catching():
         for step in range(start, options.num_steps):
-            batch = next(incoming)
-            metrics.skip(batch.skipped)
-            # Dropout draws from a stream of its own at every step, process and stage, whatever came before.
-            torch.manual_seed(step_seed(run.seed, name, step + 1, fabric.global_rank))
             learner.set_rate(schedule(step, options))
-            with diverging(step):
-                terms = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
-            fabric.backward(terms["objective"])
+            found = []
+            for number in range(step * parts, (step + 1) * parts):  # of the batch, among those of all steps
+                batch = next(incoming)
+                metrics.skip(batch.skipped)
+                # Dropout draws from a stream of its own for every batch, process and stage, whatever came before.
+                torch.manual_seed(step_seed(run.seed, name, number + 1, fabric.global_rank))
+                with learner.accumulating(number + 1 < (step + 1) * parts):
+                    with diverging(step):
+                        part = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
+                    fabric.backward(part["objective"] / parts)
+                found.append({key: value.detach() for key, value in part.items()})
+            terms = mean_terms(found)
             objective.rest()
             norm = learner.clip(options.max_norm)
             with diverging(step):

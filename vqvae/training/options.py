@@ -17,12 +17,13 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 import safefolder
 from priors import TransformerPrior
 from priors.grid import GridModel
-from safefolder.configured import ConfiguredOptions, concrete, option_sentences
+from safefolder.configured import ConfiguredOptions, option_sentences
 from safefolder.options import Options, is_given, option_fields
 from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
-from vqvae.likelihoods import Categorical, Likelihood, LocalContext, LogisticMixture, Normal
-from vqvae.quantizers import EMAVectorQuantizer, Quantizer
+from vqvae.likelihoods import LogisticMixture
+from vqvae.quantizers import EMAVectorQuantizer
 from vqvae.tokens import CodeDataset
+from vqvae.training.model_kinds import LATENTS, LIKELIHOODS, quantizer_name, quantizer_named, with_latents
 from vqvae.training.old_names import updated
 from vqvae.training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
 
@@ -49,7 +50,9 @@ class FitConfig(Options):
 
     num_steps: int
     batch_size: int = 64
-    """images per step and process"""
+    """images per batch and process"""
+    accumulate: int = 1
+    """batches per step, whose gradients are averaged before the optimiser moves"""
     learning_rate: float = 2e-3
     num_warmup: int = 100
     """steps until the learning rate is whole"""
@@ -202,11 +205,6 @@ PRESETS = {
         model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4),
     ),
 }
-QUANTIZERS: dict[str, type[Quantizer]] = {kind.__name__: kind for kind in concrete(Quantizer)}
-LATENTS: dict[str, type[Autoencoder]] = {"codes": VQVAE, "gaussian": GaussianVAE}
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    kind.__name__: kind for kind in (LogisticMixture, LocalContext, Categorical, Normal)
-}
 
 
 def parse(args: list[str]) -> Run:
@@ -252,19 +250,19 @@ def parse(args: list[str]) -> Run:
             default = dataclasses.replace(default, model=load_tokenizer(tokenizer, given.codes).config)
         default = dataclasses.replace(default, tokenizer=tokenizer)
     if given.latents:
-        default = dataclasses.replace(default, model=_with_latents(default.model, LATENTS[given.latents]))
+        default = dataclasses.replace(default, model=with_latents(default.model, LATENTS[given.latents]))
     is_gaussian = default.model.owner is GaussianVAE
     if given.quantizer:
         if is_gaussian:
             raise ValueError(f"Gaussian latents have no quantizer, got --quantizer {given.quantizer}")
-        default = _with_part(default, "quantizer", _quantizer(given.quantizer))
+        default = _with_part(default, "quantizer", quantizer_named(given.quantizer))
     if given.likelihood:
         default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood].Config())
     kind = given.prior_kind or kind_of(default.prior)
     default = dataclasses.replace(default, prior=with_kind(default.prior, kind, of_codes=not is_gaussian))
     kinds: Any = {
         "latents": "gaussian" if is_gaussian else "codes",
-        "quantizer": "none" if is_gaussian else _path(default.model.quantizer),
+        "quantizer": "none" if is_gaussian else quantizer_name(default.model.quantizer),
         "likelihood": default.model.likelihood.owner.__name__,
         "prior_kind": kind_of(default.prior),
     }
@@ -308,38 +306,6 @@ def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not is_given(type(default), each.name)
     ]
     return StructConstructorSpec(lambda **values: dataclasses.replace(default, **values), tuple(fields))
-
-
-def _with_latents(model: Autoencoder.Config, kind: type[Autoencoder]) -> Autoencoder.Config:
-    """The sizes and the likelihood of one kind of model, for another."""
-    if issubclass(model.owner, kind):
-        return model
-    shared = {each.name for each in option_fields(kind.Config)} & {each.name for each in option_fields(type(model))}
-    return kind.Config(**{name: getattr(model, name) for name in shared - {"quantizer", "dim", "beta"}})
-
-
-def _quantizer(path: str) -> Quantizer.Config:
-    """The default options of a kind, and of the kinds inside it: "ResidualQuantizer/FSQ"."""
-    config = None
-    for kind in reversed(path.split("/")):
-        if kind not in QUANTIZERS:
-            raise ValueError(
-                f"unknown quantizer {kind!r}, expected one of {', '.join(QUANTIZERS)}, or two with a slash"
-            )
-        if config is None:
-            config = QUANTIZERS[kind].Config()
-        elif "quantizer" in {each.name for each in option_fields(QUANTIZERS[kind].Config)}:
-            config = QUANTIZERS[kind].Config(quantizer=config)
-        else:
-            raise ValueError(f"{kind} has no quantizer inside, got {path!r}")
-    assert config is not None
-    return config
-
-
-def _path(config: Quantizer.Config) -> str:
-    kind = config.owner.__name__
-    inner = getattr(config, "quantizer", None)
-    return kind if inner is None else f"{kind}/{_path(inner)}"
 
 
 def _with_part(run: Run, name: str, part: Any) -> Run:
