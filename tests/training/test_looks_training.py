@@ -175,6 +175,25 @@ def test_a_codebook_that_is_begun_keeps_its_discriminator(run, looking, fails, t
     assert (10, "train", "adversarial") in figures(tmp_path / "run")
 
 
+def test_terms_that_have_no_say_beside_a_finished_codebook_are_told(run, looking, fails, tmp_path):
+    """What the run has itself is no mistake, given again or not."""
+    run(*looking)
+    folder, words = tmp_path / "run", [word for word in looking if word not in ("--stage", "codebook")]
+    before = sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
+    line = fails("--stage", "prior", "--run", folder, "--looks.l1", "0.25")
+    assert "got --looks.l1 0.25 with stages prior, but only a codebook is trained for the eye" in line
+    assert f"--tokenizer {folder}" in line
+    assert "stages evaluate" in fails("--stage", "evaluate", "--run", folder, "--looks.r1", "0.5")
+    new = [*words[: -len(TERMS + RIVAL)], "--stage", "prior", "--tokenizer", folder, "--run", tmp_path / "new"]
+    assert "--looks.perceptual 1" in fails(*new, "--looks.perceptual", "1")
+    assert not (tmp_path / "new").exists()
+    assert sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file()) == before
+    run(*words, "--stage", "prior", "--prior-fit.num-steps", "2")
+    run("--resume", "--run", folder)
+    run("--stage", "prior", "--resume", "--run", folder, "--prior-fit.num-steps", "3")
+    run(*new)
+
+
 def test_half_precision_throughout(run, looking, tmp_path):
     run(*without("--precision", looking), "--precision", "bf16-true")
     assert (8, "test", "perceptual_distance") in figures(tmp_path / "run")

@@ -193,12 +193,13 @@ def check_no_new_looks(run: Run, wanted: tuple[str, ...]) -> None:
     """ValueError for terms for the eye that are asked for where no codebook is trained; those that a run has stay."""
     has_run = (run.run / "state" / "run.json").is_file()
     known = (load_run(run.run).looks if has_run else LooksConfig()).to_plain()
+    source = run.run if (run.run / "codebook").is_dir() or run.tokenizer is None else run.tokenizer
     for name, value in run.looks.to_plain().items():
         if value != known[name]:
             raise ValueError(
                 f"got --looks.{name.replace('_', '-')} {value} with stages {', '.join(wanted)}, but only a codebook is "
                 "trained for the eye: leave it out, or train one in a folder of its own by --stage codebook --run NEW "
-                f"(from this one by --tokenizer {run.tokenizer or run.run})"
+                f"(from this one by --tokenizer {source})"
             )
 
 
