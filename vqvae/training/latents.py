@@ -269,7 +269,7 @@ def with_progress(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Itera
 
 
 def step_seed(seed: int, name: str, step: int, rank: int) -> int:
-    """64 bits that no other step, process or stage of the run has."""
+    """64 bits that no other step (in `fit`: batch), process or stage of the run has."""
     return int.from_bytes(blake2b(f"{seed} {name} {step} {rank}".encode(), digest_size=8).digest())
 
 
