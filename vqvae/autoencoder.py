@@ -11,6 +11,7 @@ the auxiliary terms mean the same for every image size.
 
 import abc
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from vqvae import levels
 from vqvae.levels import Images
 from vqvae.likelihoods import Likelihood, LogisticMixture
 from vqvae.metrics import ChannelUsage, CodeUsage
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,40 @@ class Output(abc.ABC):
         """What the model's `usage()` counts: codes, or the KL of each channel."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodFit:
+    """How the likelihood of a finished decoder was fitted to it, where that was done after training.
+
+    Attributes:
+        images: how many training images it was fitted on.
+        before, after: their distortion in bits/dim with the parameters from training, and with those that are kept.
+        of: the model's fingerprint before.
+    """
+
+    images: int
+    before: float
+    after: float
+    of: str
+
+    def __str__(self) -> str:
+        return (
+            f"likelihood: fitted to the finished decoder on {self.images:,} training images, {self.before:.4f} -> "
+            f"{self.after:.4f} bits/dim"
+        )
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "LikelihoodFit | None":
+        """What a config.json says. ValueError for anything but what `save_pretrained` writes."""
+        if plain is None:
+            return None
+        kinds = {"images": int, "before": float, "after": float, "of": str}
+        fields = plain if isinstance(plain, dict) else {}
+        found = {name: type(each) for name, each in fields.items()} == kinds
+        if not found or fields["images"] < 1 or not _DIGEST.fullmatch(fields["of"]):
+            raise ValueError(f"got likelihood_fit {str(plain)[:100]}, expected images, before, after and a digest")
+        return cls(**fields)
+
+
 class Autoencoder(SavedModel):
     """Abstract: an encoder, a posterior over latents, a decoder and a likelihood.
 
@@ -68,6 +105,8 @@ class Autoencoder(SavedModel):
     Attributes:
         grid: axes of the latents of one image: of codes all of them, of vectors without their width.
         stochastic: whether there is a posterior over latents to sample from.
+        likelihood_fit: how the likelihood was fitted after training; None where it was not. `vqvae train` sets it, and
+            it is saved beside the weights.
     """
 
     class Config(ConfiguredOptions):
@@ -89,6 +128,7 @@ class Autoencoder(SavedModel):
     keeps_half = False
     summary = "An image tokenizer: images to latents and back, with a likelihood of every pixel."
     pipeline_tag = "image-feature-extraction"
+    _noted = ("likelihood_fit",)
     grid: tuple[int, ...]
     encoder: nn.Module
     decoder: nn.Module
@@ -114,6 +154,7 @@ class Autoencoder(SavedModel):
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
         self.likelihood = likelihood.build()
+        self.likelihood_fit: LikelihoodFit | None = None
 
     @property
     @abc.abstractmethod
@@ -213,6 +254,12 @@ class Autoencoder(SavedModel):
         """
         size, channels = self.config.image_size, self.config.num_channels
         return levels.to_levels(images, num_channels=channels, size=size, device=next(self.parameters()).device)
+
+    def _notes(self) -> dict[str, Any]:
+        return {} if self.likelihood_fit is None else {"likelihood_fit": dataclasses.asdict(self.likelihood_fit)}
+
+    def _read_notes(self, notes: Mapping[str, Any]) -> None:
+        self.likelihood_fit = LikelihoodFit.from_plain(notes.get("likelihood_fit"))
 
     def card_tags(self) -> list[str]:
         return ["image-tokenizer", "vq-vae" if hasattr(self, "num_codes") else "vae"]

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 import safefolder
-from vqvae.autoencoder import Autoencoder
+from vqvae.autoencoder import Autoencoder, LikelihoodFit
 from vqvae.bound import PriorLike, check_fit, is_continuous, rate, sampled_elbos
 from vqvae.data import Batch
 from vqvae.likelihoods import LocalContext
@@ -66,6 +66,7 @@ class Evaluation:
             what the codes know of an image by themselves; None elsewhere.
         psnr: of the reconstruction, the likelihood's point estimate, against the image, without draws, in dB; the mean
             over images that differ.
+        likelihood_fit: how the likelihood was fitted to the decoder after training; None where it was not.
     """
 
     images: int
@@ -79,6 +80,7 @@ class Evaluation:
     code_usage: CodeUsage | ChannelUsage
     features_distortion: float | None
     psnr: float
+    likelihood_fit: LikelihoodFit | None = None
 
     @property
     def bits_per_dim(self) -> float:
@@ -102,6 +104,8 @@ class Evaluation:
             figures |= {"deterministic": self._plain(self.deterministic)}
         if self.features_distortion is not None:
             figures |= {"features_distortion": self.features_distortion}
+        if (fit := self.likelihood_fit) is not None:  # bits/dim, on training images
+            figures |= {"likelihood_fit": {"images": fit.images, "before": fit.before, "after": fit.after}}
         usage = self.code_usage
         figures |= {"usage": usage.usage, "perplexity": usage.perplexity, "psnr": self.psnr}
         if isinstance(usage, ChannelUsage):
@@ -132,6 +136,8 @@ class Evaluation:
         else:
             lines += [f"{'usage':24}{usage.usage:12.1%}", f"{'perplexity':24}{usage.perplexity:12.1f}"]
         lines += [f"{'PSNR of reconstructions':24}{self.psnr:9.2f} dB"]
+        if self.likelihood_fit is not None:
+            lines += [str(self.likelihood_fit)]
         if seconds is not None:
             lines += [f"{'time':24}{seconds:10.0f} s"]
         skipped = f", {self.skipped} that could not be read left out" if self.skipped else ""
@@ -236,6 +242,7 @@ def evaluate(
         code_usage=usage,
         features_distortion=None if context is None else without / images,
         psnr=finite.mean().item() if len(finite) else math.inf,
+        likelihood_fit=model.likelihood_fit,
     )
 
 

@@ -54,6 +54,7 @@ def fit_scale(model: Autoencoder, images: UInt8[Tensor, "n c h w"]) -> Float[Ten
     with torch.inference_mode(False), torch.no_grad():  # a slope needs gradients, which inference mode forbids for good
         log_scale = _most_likely(model, likelihood, images)
     likelihood.log_scale.copy_(log_scale)
+    model.likelihood_fit = None  # another, which this one takes the place of
     return likelihood.log_scale.exp()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwa
 from vqvae.training.options import Run
 from vqvae.training.prior_data import NUM_WATCHED, known_classes, stored_or_encoded
 from vqvae.training.prior_kinds import make_prior, name_of, untrained
+from vqvae.training.refit import with_fitted_likelihood
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
 
@@ -82,13 +84,27 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
 
     kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, began, "img")
     if fabric.is_global_zero:
-        kept.model.save_pretrained(run.run / "codebook")
+        model = kept.model
+        if run.looks.has_terms:
+            model = _with_fitted_likelihood(session, model, data["train"])
+        model.save_pretrained(run.run / "codebook")
         if isinstance(kept, RateAwareObjective):
             kept.prior.trained_on = trained_on(run, kept.model, session.images)
             kept.prior.save_pretrained(run.run / "state" / "loop")
         if run.stage == "codebook":
             tell_of_stale_parts(run, kept.model)
     fabric.barrier()
+
+
+def _with_fitted_likelihood(session: Session, model: Autoencoder, images: Images) -> Autoencoder:
+    """What is kept of a codebook that was trained for the eye too; a finished one that is gone on with stays."""
+    run, folder = session.run, session.run.run / "codebook"
+    before = Autoencoder.from_pretrained(folder) if folder.is_dir() else None
+    seed = step_seed(run.seed, "likelihood", 0, 0) % 2**63
+    fitted = with_fitted_likelihood(model, images, seed=seed, skip=session.metrics.skip, before=before)
+    if fitted.likelihood_fit is not None and fitted is not before:
+        print(fitted.likelihood_fit, file=sys.stderr)
+    return fitted
 
 
 def first_model(run: Run) -> Autoencoder:
