@@ -121,7 +121,7 @@ def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[Likeliho
                 nonlocal left
                 left -= 1
                 bar.update()
-                optimizer.zero_grad()
+                trial.zero_grad()
                 return distortion(trial, learning=True)
 
             optimizer.step(look)
