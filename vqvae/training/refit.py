@@ -1,8 +1,8 @@
 """The likelihood's own parameters, fitted to a decoder that is finished.
 
 Terms for the eye move the decoder to the end of training, a moving average of weights is no decoder that any step has
-seen, and what a likelihood has itself, such as the scale of `Normal`, follows both late. With the decoder as it is kept,
-and images y of the training set with their latents z,
+seen, and what a likelihood has itself, such as the scale of `Normal`, follows both late. With the decoder as it is
+kept, and images y of the training set with their latents z,
 
     θ  =  argmin_θ  Σ_y  −ln P_dec(y | z; θ)
 
@@ -96,6 +96,7 @@ def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[Likeliho
     """The likelihood of least distortion that was found, and the distortion of the one given and of this."""
     device = next(likelihood.parameters()).device
     trial = copy.deepcopy(likelihood).eval().requires_grad_()
+    trial.to(memory_format=torch.contiguous_format)  # the optimiser flattens gradients by views
 
     def distortion(of: Likelihood, *, learning: bool) -> float:
         total = 0.0
