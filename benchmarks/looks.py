@@ -10,12 +10,14 @@ judged in features of EfficientNet-Lite2, which none was trained with. `decoder`
 again, by all terms, and leaves its codes as they are: its bits are those of the first, and its prior's rate too.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Positional
 
@@ -64,7 +66,8 @@ def main(
             looks = (f"{row[2]:.2f}", f"{row[3]:.4f}", f"{row[4]:.1f} ({shares[0]})", f"{row[5]:.4f} ({shares[1]})")
             table.row(name, seed, f"{row[0]:.3f}", f"{row[1]:.1%}", *looks, f"{row[6]:.0f}")
     if seeds == 1:
-        draw(data, {name: output / f"{name}-{steps}-0" for name in chosen}, output / "looks.png")
+        models = {name: VQVAE.from_pretrained(output / f"{name}-{steps}-0" / "codebook") for name in chosen}
+        draw(data, {name: model.reconstruct for name, model in models.items()}, output / "looks.png")
 
 
 def measure(name: str, data: Path, run: Path, num_steps: int, seed: int) -> list[float]:
@@ -111,11 +114,11 @@ def cut(photographs: Path, data: Path) -> None:
     (data / "done").touch()
 
 
-def draw(data: Path, runs: dict[str, Path], output: Path) -> None:
+def draw(data: Path, systems: Mapping[str, Callable[[Tensor], Tensor]], output: Path) -> None:
     """Ten patches, and below them what each system makes of them."""
     test = load_images(data, "test", size=SIDE, channels=3)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:10].tolist()
     images = torch.cat([test[at : at + 1].images for at in order])
-    rows = [images, *(VQVAE.from_pretrained(run / "codebook").reconstruct(images) for run in runs.values())]
+    rows = [images, *(reconstruct(images) for reconstruct in systems.values())]
     pictures.save_grid(output, torch.cat(rows), len(images))
-    print(f"{output}: {len(images)} images, and below them {', '.join(runs)}")
+    print(f"{output}: {len(images)} images, and below them {', '.join(systems)}")
