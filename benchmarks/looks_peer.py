@@ -1,12 +1,12 @@
 """Training for the eye beside diffusers' VQGAN recipe: as many parameters and CPU seconds, judged alike, and its speed.
 
     python -m benchmarks looks_peer /usr/share/backgrounds --steps 250
-    python -m benchmarks looks_peer /usr/share/backgrounds --steps 250 --rates 1e-4
+    python -m benchmarks looks_peer /usr/share/backgrounds --steps 250 --peers recipe
 
 Patches, our network, terms and figures are those of `looks`; `vqgan_recipe` states the recipe. Ours trains for --steps
-on one thread; the peer for as many CPU seconds of its process, imports and reading included, once with each of --rates:
-the recipe's, and one nearer to ours. It trains in whichever of float32, bfloat16 and channels last is fastest in the
-rounds, ours as the command line does.
+on one thread; the peer for as many CPU seconds of its process, imports and reading included: by the recipe as it is,
+with errors of features scaled, and with a learning rate nearer to ours besides. It trains in whichever of float32,
+bfloat16 and channels last is fastest in the rounds, ours as the command line does.
 
 A step is one batch, and so is a step of the peer's, but every second one trains its discriminator alone. Rounds take
 two steps each, the peer's one of each kind.
@@ -31,8 +31,10 @@ from vqvae.data import batches, load_images
 from vqvae.looks import EfficientNetLite, LooksMeter
 from vqvae.metrics import CodeUsage
 
-QUICK = "--steps 2 --rates 1e-4 --batch 4 --rounds 1 --num 20"
+QUICK = "--peers recipe --steps 2 --batch 4 --rounds 1 --num 20"
 NUM_CODES = 1024  # of `looks.MODEL`
+# The peer's learning rates, and whether errors of features are scaled.
+PEERS = {"recipe": (1e-4, False), "scaled": (1e-4, True), "scaled, 1e-3": (1e-3, True)}
 
 
 def ours_options(system: str, data: Path, steps: int, batch: int, seed: int) -> list[object]:
@@ -72,7 +74,7 @@ def speeds(data: str, system: str, batch: int, rounds: int) -> dict[str, list[fl
     steps = {"ours": our_step([*options, "--looks.start", 10**6])}
     if system == "adversarial":
         steps["ours, discriminator in"] = our_step([*options, "--looks.start", 0])
-    steps |= {setting: Peer(1e-4, setting, NUM_CODES).step for setting in SETTINGS}
+    steps |= {setting: Peer(*PEERS["recipe"], setting, NUM_CODES).step for setting in SETTINGS}
 
     def two(step: Callable[[Tensor], float]) -> float:
         return harness.timed(lambda: (step(images), step(images))).counted
@@ -88,10 +90,10 @@ def train_ours(run: Path, options: list[object], steps: int) -> list[float]:
     return [steps, harness.train(run, *options).cpu]
 
 
-def train_peer(data: str, folder: str, seconds: float, rate: float, setting: str, batch: int, seed: int) -> list[float]:
+def train_peer(data: str, folder: str, seconds: float, name: str, setting: str, batch: int, seed: int) -> list[float]:
     """Steps of both of its networks, and CPU seconds of this process, whose first so many are for training."""
     torch.manual_seed(seed)
-    peer = Peer(rate, setting, NUM_CODES)
+    peer = Peer(*PEERS[name], setting, NUM_CODES)
     for found in batches(load_images(data, "train", size=looks.SIDE, channels=3), batch, seed=seed):
         peer.step(found.images)
         if peer.num_steps > 1 and time.process_time() >= seconds:
@@ -128,18 +130,18 @@ def main(
     photographs: Positional[Path],
     steps: int = 250,
     system: Literal["perceptual", "adversarial"] = "adversarial",
-    rates: tuple[float, ...] = (1e-4, 1e-3),
+    peers: tuple[str, ...] = (),
     batch: int = 32,
     rounds: int = 5,
     seed: int = 0,
     num: int | None = None,
     output: Path = harness.OUT / "looks_peer",
 ) -> None:
-    """Time the steps of both, train ours, then the peer at each of its rates, and judge; what is kept is not redone.
+    """Time the steps of both, train ours, then the peer in each of its forms, and judge; what is kept is not redone.
 
     Args:
         system: which terms ours has, see `looks`
-        rates: learning rates of the peer; the recipe's is 1e-4
+        peers: forms of the peer; all unless given
         num: test patches to judge by; all unless given
     """
     data = output / "patches"
@@ -163,10 +165,11 @@ def main(
     spent = once(f"trained | {words}", train_ours, run, ours_options(system, data, steps, batch, seed), steps)
     systems = {f"ours, {system}": (run, spent)}
     setting = min(SETTINGS, key=lambda name: statistics.median(found[name]))
-    for rate in rates:
-        run = output / f"{words}-{rate:g}"
-        arguments = (data.absolute(), run.absolute(), systems[f"ours, {system}"][1][1], rate, setting, batch, seed)
-        systems[f"{setting}, {rate:g}"] = run, once(f"trained | {run.name}", harness.in_child, train_peer, *arguments)
+    for name in harness.pick(PEERS, peers):
+        run = output / f"{words}-{name.replace(', ', '-')}"
+        arguments = (data.absolute(), run.absolute(), spent[1], name, setting, batch, seed)
+        systems[f"peer, {name}"] = run, once(f"trained | {run.name}", harness.in_child, train_peer, *arguments)
+    print(f"the peer trains in {setting.partition(', ')[2]}\n")
     heads = ("parameters, no codebook", "steps", "CPU s", "usage", "PSNR", "Lite2 distance", "Fréchet", "kernel")
     table = harness.Table("system", *heads)
     for name, (run, (num_steps, cpu)) in systems.items():

@@ -64,7 +64,7 @@ def _pillow(picture: Picture, **how: Any) -> bytes:
     return file.getvalue()
 
 
-def _from_pillow(data: bytes, shape: Sequence[int]) -> Picture:
+def from_pillow(data: bytes, shape: Sequence[int]) -> Picture:
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture.convert("L" if len(shape) == 2 else "RGB"))
 
@@ -106,6 +106,12 @@ def _xz_payload(picture: Picture, data: bytes) -> int:
     return len(xz(picture, lzma.FORMAT_RAW))
 
 
+def jpeg(picture: Picture, quality: float) -> bytes:
+    """Lossy, of a whole quality; progressive where that is smaller."""
+    how = {"format": "jpeg", "quality": round(quality), "optimize": True}
+    return min((_pillow(picture, progressive=progressive, **how) for progressive in (False, True)), key=len)
+
+
 def _webp(picture: Picture, **how: Any) -> bytes:
     return _pillow(picture, format="webp", method=6, **how)
 
@@ -129,8 +135,8 @@ class OtherCodec:
 
 SLOW = "JPEG-XL e10"
 CODECS = {
-    "PNG": OtherCodec(encode=partial(_pillow, format="png", optimize=True), decode=_from_pillow, payload=_png_payload),
-    "WebP": OtherCodec(encode=partial(_webp, lossless=True, quality=100, exact=True), decode=_from_pillow),
+    "PNG": OtherCodec(encode=partial(_pillow, format="png", optimize=True), decode=from_pillow, payload=_png_payload),
+    "WebP": OtherCodec(encode=partial(_webp, lossless=True, quality=100, exact=True), decode=from_pillow),
     "JPEG-XL e9": OtherCodec(encode=partial(jpegxl, effort=9, lossless=True), decode=_from_jpegxl),
     SLOW: OtherCodec(encode=partial(jpegxl, effort=10, lossless=True), decode=_from_jpegxl),
     "xz": OtherCodec(encode=xz, decode=_from_xz, payload=_xz_payload, as_one=np.ascontiguousarray),
@@ -181,7 +187,7 @@ def speeds(jobs: Jobs, nums: Mapping[str, int], rounds: int) -> dict[str, dict[s
 
 # How a picture is written with a setting, the settings, and how it is read.
 LOSSY: dict[str, tuple[Callable[[Picture, float], bytes], np.ndarray, Callable[[bytes, Sequence[int]], Picture]]] = {
-    "WebP": (lambda picture, quality: _webp(picture, quality=quality), np.linspace(0, 100, 101), _from_pillow),
+    "WebP": (lambda picture, quality: _webp(picture, quality=quality), np.linspace(0, 100, 101), from_pillow),
     "JPEG-XL": (
         lambda picture, distance: jpegxl(picture, effort=9, lossless=False, distance=distance),
         np.geomspace(25, 0.05, 80),

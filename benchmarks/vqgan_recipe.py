@@ -14,10 +14,12 @@ code is ours.
     optimisers   AdamW for both: 1e-4 throughout, betas 0.9 and 0.999, decay 0.01, gradients clipped to 1; no average
                  of weights unless it is asked for
 
-What differs: φ is EfficientNet-Lite0 at the patches' own size, as in our training, and not VGG19 at 224x224. D has five
-convolutions of stride two and not six, which leave one pixel of 64x64, and an instance norm refuses that. A fourth
-level, since f = 8, and widths such that there are about as many parameters as in our model. What a step throws away is not
-computed here: gradients of D in the generator's step, and the generator's graph in D's.
+What differs: φ is EfficientNet-Lite0 at the patches' own size, as in our training, and not VGG19 at 224x224; with
+`scaled` the error at each depth is divided by E φ(y)², which is about 60, since otherwise it is some 300 times that of
+the pixels (the recipe's README warns of that). D has five convolutions of stride two and not six, which leave one pixel
+of 64x64, and an instance norm refuses that. There is a fourth level, since f = 8, and widths are such that there are
+about as many parameters as in our model. What a step throws away is not computed here: gradients of D in the
+generator's step, and the generator's graph in D's.
 """
 
 from typing import Any, cast
@@ -44,12 +46,14 @@ class Peer:
 
     Args:
         rate: learning rate of both.
+        scaled: whether errors of features are relative.
         setting: one of `SETTINGS`.
     """
 
-    def __init__(self, rate: float, setting: str, num_codes: int):
+    def __init__(self, rate: float, scaled: bool, setting: str, num_codes: int):
         from diffusers import VQModel
 
+        self.scaled = scaled
         self.dtype, last = SETTINGS[setting]
         self.form = torch.channels_last if last else torch.contiguous_format
         self.model = cast(Any, VQModel)(
@@ -90,8 +94,10 @@ class Peer:
 
     def _of_generator(self, real: Tensor) -> Tensor:
         fake, of_codes = self.model(real, return_dict=False)
-        pairs = zip(self.features.maps(real), self.features.maps(fake), strict=True)
-        of_features = torch.stack([F.mse_loss(one, other) for one, other in pairs]).mean()
+        pairs = list(zip(self.features.maps(real), self.features.maps(fake), strict=True))
+        sizes = [one.square().mean() if self.scaled else 1.0 for one, _ in pairs]
+        errors = [F.mse_loss(one, other) / size for (one, other), size in zip(pairs, sizes, strict=True)]
+        of_features = torch.stack(errors).mean()
         fooled = -self.rival(fake).float().mean()
         last = self.model.decoder.conv_out.weight
         lengths = [torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (of_features, fooled)]
