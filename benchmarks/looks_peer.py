@@ -122,7 +122,7 @@ def judge(run: Path, data: Path, num: int | None) -> list[float]:
         usage.add(codes)
         meter.add(images, reconstructions)
     found = meter.looks().reconstructions
-    size = sum(each.numel() for name, each in model.named_parameters() if "embedding" not in name)
+    size = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("quantize"))
     return [size, usage.usage, *(found[figure].value for figure in looks.FIGURES)]
 
 
