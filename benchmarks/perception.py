@@ -54,7 +54,7 @@ def train(run: Path, data: Path, recipe: str, downsampling: int, fit: dict[str, 
         again = ("--resume", "--stage", "codebook") if began else (*options, "--seed", fit["seed"])
         harness.train(run, *again)
     if not (run / "prior").exists():
-        harness.train(run, "--stage", "prior")
+        harness.train(run, "--resume", "--stage", "prior")
 
 
 def judged(images: Tensor, back: Tensor) -> list[float]:
