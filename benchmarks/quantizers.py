@@ -3,11 +3,14 @@
     python -m benchmarks quantizers                                   # all kinds at 1,024 and 16,384 codes
     python -m benchmarks quantizers --kinds FSQ LFQ --num-codes 1024
     python -m benchmarks quantizers --num-codes 16384 --steps 500     # goes on from what --results holds
+    python -m benchmarks quantizers --images PARQUET_FOLDER --num-codes 16384 --kinds EMA VQ SimVQ IBQ FSQ LFQ BSQ
 
 Each kind has its defaults but for the number of codes. Encoder, decoder, likelihood, seed, batches and learning rate
-are the same for all. Usage and perplexity are those of the codes of the 2,000 test images (98,000 positions), means
-over codebooks where a kind has several, and the least used codebook beside it. Distortion is in bits/dim; `code bits`
-is what the codes of an image cost at even odds, so that kinds with more codes a position are not taken for better ones.
+are the same for all. Usage and perplexity are those of the codes of the test images (98,000 positions of the embedded
+ones, 640,000 of 10,000 images of 32x32), means over codebooks where a kind has several, and the least used codebook
+beside it. Distortion is in bits/dim; `code bits` is what the codes of an image cost at even odds, so that kinds with
+more codes a position are not taken for better ones. Of --images also PSNR, and the perceptual distance in features of
+EfficientNet-Lite2, of the first 1,000.
 """
 
 import math
@@ -22,8 +25,9 @@ from tqdm import tqdm
 from benchmarks import harness
 from vqvae import VQVAE, load_images
 from vqvae.data import batches
-from vqvae.likelihoods import LogisticMixture
-from vqvae.metrics import CodeUsage
+from vqvae.likelihoods import LogisticMixture, Normal
+from vqvae.looks import EfficientNetLite, PerceptualDistance
+from vqvae.metrics import CodeUsage, psnr
 from vqvae.quantizers import (
     BSQ,
     FSQ,
@@ -75,6 +79,7 @@ def main(
     kinds: tuple[str, ...] = (),
     num_codes: tuple[int, ...] = (1024, 16384),
     steps: int = 2000,
+    images: str = "fashion-mini",
     results: Path = harness.OUT / "quantizers.json",
     output: Path = harness.OUT / "quantizers.png",
 ) -> None:
@@ -83,24 +88,34 @@ def main(
     harness.pick({str(number): number for number in FSQ_LEVELS}, list(map(str, num_codes)))
     kept = harness.Kept(results)
     found = {}
-    table = harness.Table("kind", "codes", "code bits", "usage", "least used", "perplexity", "bits/dim", "s")
+    is_embedded = images == "fashion-mini"
+    of_looks = () if is_embedded else ("PSNR", "Lite2 distance")
+    table = harness.Table("kind", "codes", "code bits", "usage", "least used", "perplexity", "bits/dim", "s", *of_looks)
     for number in num_codes:
         for kind, config in chosen.items():
-            key = f"{kind} | {number} | {steps}"
-            each = kept.fill({key: partial(measure, config(number), steps, key)})[key]
-            bits, usage, least, perplexity, distortion, seconds = each
+            key = f"{kind} | {number} | {steps}" + ("" if is_embedded else f" | {images}")
+            each = kept.fill({key: partial(measure, config(number), steps, key, images)})[key]
+            bits, usage, least, perplexity, distortion, seconds, *seen = each
             shares = (f"{usage:.1%}", f"{least:.1%}", f"{perplexity:.0f}")
-            table.row(kind, number, f"{bits:.0f}", *shares, f"{distortion:.3f}", f"{seconds:.0f}")
+            table.row(
+                *(kind, number, f"{bits:.0f}", *shares, f"{distortion:.3f}", f"{seconds:.0f}"),
+                *(f"{figure:.4g}" for figure in seen),
+            )
             found[kind, number] = each
     draw(found, list(chosen), num_codes, output)
 
 
-def measure(config: Quantizer.Config, num_steps: int, name: str) -> list[float]:
-    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and seconds."""
-    train, test = load_images("fashion-mini", "train"), load_images("fashion-mini", "test")
+def measure(config: Quantizer.Config, num_steps: int, name: str, source: str) -> list[float]:
+    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and seconds; of colours also looks."""
+    train, test = load_images(source, "train"), load_images(source, "test")
     torch.manual_seed(0)
-    likelihood = LogisticMixture.Config(num_components=5, zero_component=True)
-    model = VQVAE(width=32, num_blocks=1, quantizer=config, likelihood=likelihood)
+    if source == "fashion-mini":
+        likelihood = LogisticMixture.Config(num_components=5, zero_component=True)
+        model = VQVAE(width=32, num_blocks=1, quantizer=config, likelihood=likelihood)
+    else:
+        _, channels, size, _ = train[:1].images.shape
+        sizes = {"image_size": size, "num_channels": channels, "width": 32, "num_blocks": 1}
+        model = VQVAE(**sizes, quantizer=config, likelihood=Normal.Config())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     began = time.monotonic()
     stream = batches(train, 32, seed=0)
@@ -130,7 +145,18 @@ def measure(config: Quantizer.Config, num_steps: int, name: str) -> list[float]:
         usage.perplexity,
         nats / len(test) / model.num_dims / math.log(2),
         seconds,
+        *([] if source == "fashion-mini" else looks(model, test[:1000].images)),
     ]
+
+
+def looks(model: VQVAE, images: torch.Tensor) -> list[float]:
+    """PSNR, and the perceptual distance in features of EfficientNet-Lite2."""
+    reconstructions = torch.cat([model.reconstruct(part) for part in images.split(100)])
+    distance = PerceptualDistance(EfficientNetLite(size=2))
+    with torch.no_grad():
+        pairs = zip(images.split(100), reconstructions.split(100), strict=True)
+        distances = torch.cat([distance(real / 255, again / 255) for real, again in pairs])
+    return [psnr(images, reconstructions).mean().item(), distances.mean().item()]
 
 
 def draw(

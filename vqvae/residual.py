@@ -15,10 +15,18 @@ class ResidualAutoencoder(Autoencoder):
         downsampling: pixels per position of the latents along each side, a power of two.
         num_blocks: residual blocks at each resolution.
         attention: self-attention at the resolution of the latents.
+        smooth: a decoder that interpolates where it doubles, so that no lattice is seen in photographs.
     """
 
     def __init__(
-        self, *, width: int = 64, downsampling: int = 4, num_blocks: int = 2, attention: bool = False, **images: Any
+        self,
+        *,
+        width: int = 64,
+        downsampling: int = 4,
+        num_blocks: int = 2,
+        attention: bool = False,
+        smooth: bool = False,
+        **images: Any,
     ):
         if width < 1 or num_blocks < 0:
             raise ValueError(f"expected width >= 1 and num_blocks >= 0, got width={width}, num_blocks={num_blocks}")
@@ -31,4 +39,6 @@ class ResidualAutoencoder(Autoencoder):
     def make_networks(self, *, encoded: int, decoded: int) -> None:
         sizes = {name: getattr(self.config, name) for name in ("width", "downsampling", "num_blocks", "attention")}
         self.encoder = Encoder(num_channels=self.config.num_channels, dim=encoded, **sizes)
-        self.decoder = Decoder(num_features=self.likelihood.num_features, dim=decoded, **sizes)
+        self.decoder = Decoder(
+            num_features=self.likelihood.num_features, dim=decoded, smooth=self.config.smooth, **sizes
+        )

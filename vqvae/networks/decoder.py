@@ -2,14 +2,22 @@
 
     z_q  ->  residual blocks, attention?  ->  [double, residual blocks]*  ->  features of each pixel
 
-The last doubling gives the likelihood's features directly, so no convolution runs at full resolution.
+The last doubling gives the likelihood's features directly, so no convolution runs at full resolution. A smooth decoder
+interpolates at each doubling, so that neighbours start even.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import ResidualBlock, SpatialAttention, Upsample, depth_to_space, level_widths
+from vqvae.networks.blocks import (
+    ResidualBlock,
+    SmoothUpsample,
+    SpatialAttention,
+    Upsample,
+    depth_to_space,
+    level_widths,
+)
 
 
 class Decoder(nn.Module):
@@ -24,6 +32,7 @@ class Decoder(nn.Module):
         downsampling: int = 4,
         num_blocks: int = 2,
         attention: bool = False,
+        smooth: bool = False,
     ):
         super().__init__()
         widths = level_widths(width, downsampling)[::-1]
@@ -33,16 +42,21 @@ class Decoder(nn.Module):
             layers.append(SpatialAttention(channels))
         for level, level_width in enumerate(widths):
             if level:
-                layers.append(Upsample(channels, level_width))
+                layers.append((SmoothUpsample if smooth else Upsample)(channels, level_width))
             layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
             channels = level_width
-        self.factor = 1 if downsampling == 1 else 2
-        head = nn.Conv2d(channels, num_features * self.factor**2, 3, padding=1)
+        doubles = downsampling > 1
+        self.factor = 2 if doubles and not smooth else 1
+        if doubles and smooth:
+            last = SmoothUpsample(channels, num_features, 3)
+            head = last.between
+        else:
+            last = head = nn.Conv2d(channels, num_features * self.factor**2, 3, padding=1)
         # Features near zero: the likelihood starts at the parameters it was designed to start from.
         nn.init.normal_(head.weight, std=1e-3)
         assert head.bias is not None
         nn.init.zeros_(head.bias)
-        layers += [nn.SiLU(), head]
+        layers += [nn.SiLU(), last]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, z_q: Float[Tensor, "b h2 w2 d"]) -> Float[Tensor, "b f h w"]:
