@@ -43,6 +43,7 @@ def _made(quantizer: str, likelihood: str, num_channels: int, large: bool) -> VQ
         downsampling=4 if large else 1,
         num_blocks=1 if large else 0,
         attention=large,
+        smooth=large,
         quantizer=MEMBERS[quantizer].config,
         likelihood=LIKELIHOODS[likelihood],
     )

@@ -80,7 +80,7 @@ SIZES = {"image_size": 8, "width": 8, "num_blocks": 1, "downsampling": 4}
 MODELS = {
     "gumbel, colour": lambda: VQVAE(**SIZES, num_channels=3, quantizer=GumbelQuantizer.Config(num_codes=16, dim=4)),
     "local context": lambda: VQVAE(**SIZES, quantizer=ema(), likelihood=LocalContext.Config(width=8, num_blocks=1)),
-    "attention": lambda: VQVAE(**{**SIZES, "width": 32}, attention=True, quantizer=ema()),
+    "attention": lambda: VQVAE(**{**SIZES, "width": 32}, attention=True, smooth=True, quantizer=ema()),
     "gaussian": lambda: GaussianVAE(**SIZES, dim=3, free_bits=0.1),
     "vqgan": lambda: VQGAN(
         image_size=8,

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vqvae import VQVAE
 from vqvae.likelihoods import Categorical, LogisticMixture, Normal
+from vqvae.networks.blocks import interpolated
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
 
 SMALL = VQVAE.Config(
@@ -36,7 +38,8 @@ def images(*shape, seed=0):
 )
 def test_every_size_and_part(downsampling, num_channels, attention, quantizer, likelihood, tmp_path):
     sizes = {"downsampling": downsampling, "num_channels": num_channels, "width": 32 if attention else 8}
-    model = small(image_size=16, **sizes, attention=attention, quantizer=quantizer, likelihood=likelihood)
+    sizes |= {"attention": attention, "smooth": downsampling in (2, 8)}
+    model = small(image_size=16, **sizes, quantizer=quantizer, likelihood=likelihood)
     y = images(3, num_channels, 16, 16)
     out = model(y)
     side = 16 // downsampling
@@ -59,6 +62,29 @@ def test_every_size_and_part(downsampling, num_channels, attention, quantizer, l
     assert not twin.training
     assert torch.equal(twin.encode(y), codes)
     assert torch.equal(twin.decode(codes), image)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 1), (1, 2, 1, 6)])
+def test_interpolated_is_bilinear(shape):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(interpolated(x), F.interpolate(x, scale_factor=2, mode="bilinear"))
+
+
+def test_a_smooth_decoder_starts_without_a_lattice_and_reads_as_it_was_saved(tmp_path):
+    """Neighbours differ as much across the borders of 2x2 pixels as within them, where codes hold a slope."""
+    ratios = {}
+    for smooth in (False, True):
+        model = small(image_size=64, downsampling=4, num_channels=3, smooth=smooth, likelihood=Normal.Config())
+        slope = torch.arange(16.0)[None, None, :, None] * torch.linspace(-1, 1, 4)
+        features = model.decoder(slope.expand(1, 16, 16, 4))[..., 16:-16]  # away from the padding of convolutions
+        steps = features.diff(dim=-1).abs().mean((0, 1, 2))
+        ratios[smooth] = (steps[1::2].mean() / steps[::2].mean()).item()
+    assert abs(ratios[True] - 1) < 0.05 < abs(ratios[False] - 1)
+    model.save_pretrained(tmp_path / "smooth")
+    again = VQVAE.from_pretrained(tmp_path / "smooth")
+    assert again.config.smooth
+    y = images(2, 3, 64, 64)
+    assert torch.equal(again.reconstruct(y), model.eval().reconstruct(y))
 
 
 def test_images_of_any_type_are_encoded_alike_and_training_stays_as_it_was():
