@@ -86,7 +86,7 @@ class Upsample(nn.Module):
 
 
 class SmoothUpsample(nn.Module):
-    """A convolution interpolated to twice the resolution, and beside it depth-to-space of another, which starts at zero."""
+    """A convolution interpolated to twice the resolution; beside it depth-to-space of another, which starts at zero."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1):
         super().__init__()
@@ -100,7 +100,7 @@ class SmoothUpsample(nn.Module):
 
 
 def interpolated(x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h2 w2"]:
-    """Twice the height and width, bilinear: what `interpolate` gives, by sums whose gradients have one order anywhere."""
+    """Twice the height and width, bilinear, as `F.interpolate` has it; gradients are summed in one order anywhere."""
     x = x.permute(0, 2, 3, 1)
     for axis in (1, 2):
         size = x.shape[axis]

@@ -202,7 +202,7 @@ PRESETS = {
     "folder": dataclasses.replace(
         COLOUR,
         data=DataConfig(source="images", num_workers=2),
-        model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4),
+        model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4, smooth=True),
     ),
 }
 
