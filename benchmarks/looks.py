@@ -87,7 +87,7 @@ def main(
 
 
 def measure(name: str, data: Path, run: Path, num_steps: int, seed: int) -> list[float]:
-    """Bits/dim of pixels, usage, PSNR, perceptual, Fréchet and kernel distance, CPU seconds of training, lattice, fall."""
+    """Bits/dim of pixels, usage, PSNR, perceptual, Fréchet and kernel distance, CPU seconds, lattice, fall."""
     often = max(1, num_steps // 10)
     length = ("--codebook-fit.num-steps", num_steps, "--codebook-fit.validate-every", often, "--seed", seed)
     options = ["--data.source", data.absolute(), *length, *SYSTEMS[name]]
