@@ -67,9 +67,7 @@ def main(
         cut(photographs, data)
     kept = harness.Kept(output / "results.json")
     chosen = harness.pick(SYSTEMS, only)
-    table = harness.Table(
-        "system", "seed", "bits/dim", "usage", "PSNR", "distance", "Fréchet", "kernel", "CPU s", *MORE
-    )
+    table = harness.Table("system", "seed", "bits/dim", "usage", *TITLES)
     first: list[float] = []
     for seed in range(seeds):
         for name in chosen:
