@@ -66,6 +66,7 @@ def test_evaluate_sets_looks_beside_bits(call, tmp_path):
         assert estimate["low"] <= estimate["value"] <= estimate["high"]
     assert "bits/dim" in said
     assert looks["protocol"]["SHA-256 of the images"] in said
+    assert "bicubic" in looks["protocol"]["crop and filter"]
 
 
 def test_evaluate_without_looks_is_bits_alone(call, tmp_path):

@@ -16,6 +16,7 @@ from vqvae import Autoencoder
 from vqvae.cli.common import check_pair, has_prior, load_prior
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
+from vqvae.data.decoding import FITTED
 from vqvae.evaluation import Evaluation
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
@@ -72,7 +73,7 @@ def measure(
         raise ValueError(f"--num-samples must be 0, for none, or at least 5, got {num_samples}")
     priors = _priors(run_or_model, prior, model)
     last = list(priors.values())[-1]
-    meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)]) if looks else None
+    meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)], prepared=FITTED) if looks else None
     if meter is not None and model.config.image_size < meter.smallest:
         raise ValueError(
             f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {run_or_model} have "

@@ -90,16 +90,20 @@ class LooksMeter:
 
     Args:
         networks: what sees the images. A network with maps gives a perceptual distance, VGG16 that of LPIPS.
+        prepared: how images came to their size before they came here, crop and filter; part of the protocol.
         device: where they see them.
 
     Raises:
         ValueError: no network, or two of one name.
     """
 
-    def __init__(self, networks: Sequence[FeatureNetwork], *, device: torch.device | str = "cpu"):
+    def __init__(
+        self, networks: Sequence[FeatureNetwork], *, prepared: str = "as given", device: torch.device | str = "cpu"
+    ):
         names = [network.name for network in networks]
         if not networks or len({*names}) < len(names):
             raise ValueError(f"expected one or more feature networks of different names, got {names or 'none'}")
+        self.prepared = prepared
         self.device = torch.device(device)
         self._networks = {network.name: network.to(self.device) for network in networks}
         self._distances = [
@@ -172,6 +176,7 @@ class LooksMeter:
         protocol: dict[str, str | int] = {
             "images": self._num,
             "size": f"{channels}x{height}x{width}",
+            "crop and filter": self.prepared,
             "SHA-256 of the images": self._digest.hexdigest()[:16],
         }
         for name, network in self._networks.items():
