@@ -90,7 +90,9 @@ def main(
     found = {}
     is_embedded = images == "fashion-mini"
     of_looks = () if is_embedded else ("PSNR", "Lite2 distance")
-    table = harness.Table("kind", "codes", "code bits", "usage", "least used", "perplexity", "bits/dim", "s", *of_looks)
+    table = harness.Table(
+        "kind", "codes", "code bits", "usage", "least used", "perplexity", "bits/dim", "CPU s", *of_looks
+    )
     for number in num_codes:
         for kind, config in chosen.items():
             key = f"{kind} | {number} | {steps}" + ("" if is_embedded else f" | {images}")
@@ -106,7 +108,7 @@ def main(
 
 
 def measure(config: Quantizer.Config, num_steps: int, name: str, source: str) -> list[float]:
-    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and seconds; of colours also looks."""
+    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and CPU seconds; of colours also looks."""
     train, test = load_images(source, "train"), load_images(source, "test")
     torch.manual_seed(0)
     if source == "fashion-mini":
@@ -117,7 +119,7 @@ def measure(config: Quantizer.Config, num_steps: int, name: str, source: str) ->
         sizes = {"image_size": size, "num_channels": channels, "width": 32, "num_blocks": 1}
         model = VQVAE(**sizes, quantizer=config, likelihood=Normal.Config())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    began = time.monotonic()
+    began = time.process_time()
     stream = batches(train, 32, seed=0)
     for step in tqdm(range(num_steps), desc=name, disable=None, leave=False):
         for group in optimizer.param_groups:
@@ -129,7 +131,7 @@ def measure(config: Quantizer.Config, num_steps: int, name: str, source: str) ->
         optimizer.step()
         optimizer.zero_grad()
         model.quantizer.update()
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     model.eval()
     usage = CodeUsage(model.num_codes, model.quantizer.code_axes)
     nats = 0.0
