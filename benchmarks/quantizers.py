@@ -108,7 +108,7 @@ def main(
 
 
 def measure(config: Quantizer.Config, num_steps: int, name: str, source: str) -> list[float]:
-    """Code bits, usage, that of the least used codebook, perplexity, bits/dim and CPU seconds; of colours also looks."""
+    """Code bits, usage, that of the least used codebook, perplexity, bits/dim, CPU seconds; of colours also looks."""
     train, test = load_images(source, "train"), load_images(source, "test")
     torch.manual_seed(0)
     if source == "fashion-mini":
