@@ -44,6 +44,7 @@ def test_terms_are_in_the_objective_and_the_discriminator_joins_in(run, looking,
         "perceptual",
         "adversarial",
         "adaptive_weight",
+        "model/gradient",
         "discriminator/real",
         "discriminator/fake",
     } <= last.keys()

@@ -103,6 +103,7 @@ def fit(
             with diverging(step):
                 if not torch.isfinite(terms["objective"] + norm):
                     raise ValueError("the objective or its gradient is not finite")
+            terms["model/gradient"] = norm  # before it was clipped
             learner.step()
             with diverging(step):
                 terms |= learner.step_rival()
