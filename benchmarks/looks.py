@@ -42,7 +42,7 @@ MODEL = (
     *("--model.width", 32, "--model.quantizer.num-codes", 1024, "--stage", "codebook"),
 )
 PERCEPTUAL = ("--looks.perceptual", 1)
-ADVERSARIAL = (*PERCEPTUAL, "--looks.adversarial", 0.2, "--looks.width", 32)
+ADVERSARIAL = (*PERCEPTUAL, "--looks.adversarial", 0.1, "--looks.width", 32)
 SYSTEMS = {
     "likelihood": (),
     "perceptual": PERCEPTUAL,
