@@ -95,7 +95,7 @@ def main(
     )
     for number in num_codes:
         for kind, config in chosen.items():
-            key = f"{kind} | {number} | {steps}" + ("" if is_embedded else f" | {images}")
+            key = f"{kind} | {number} | {steps} | {images} | CPU"
             each = kept.fill({key: partial(measure, config(number), steps, key, images)})[key]
             bits, usage, least, perplexity, distortion, seconds, *seen = each
             shares = (f"{usage:.1%}", f"{least:.1%}", f"{perplexity:.0f}")

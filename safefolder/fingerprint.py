@@ -17,7 +17,16 @@ class Digest(Protocol):
 
 def add(digest: Digest, model: Any) -> None:
     """Put a model's class, options and tensors into a digest; the tensors by name, wherever they lie."""
-    add_parts(digest, model, model.config.to_plain(), model.state_dict())
+    add_parts(digest, model, options_of(model), model.state_dict())
+
+
+def options_of(model: Any) -> dict[str, Any]:
+    """The options that tell a model from others, as data; without those of its class's `later_options` that it lacks.
+
+    So a model of before an option was there is told by what it was told by then: files and priors of it stay valid.
+    """
+    later = getattr(type(model), "later_options", {})
+    return {name: value for name, value in model.config.to_plain().items() if name not in later or value != later[name]}
 
 
 def add_parts(digest: Digest, module: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

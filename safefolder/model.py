@@ -33,12 +33,14 @@ class SavedModel(nn.Module, Configured):
         run_part: the folder in which a run has such a model, for `from_pretrained` of a run.
         keeps_half: weights in half precision come as they were saved; else as float32.
         card_name: what the lines of its card call it.
+        later_options: options that came when there were files of such models, each with the value that stands for none.
         summary, pipeline_tag: what its card says, and the hub's search finds.
     """
 
     run_part: ClassVar[str | None] = None
     keeps_half: ClassVar[bool] = True
     card_name: ClassVar[str] = "model"
+    later_options: ClassVar[Mapping[str, Any]] = {}
     summary: ClassVar[str] = "A model of vqvae-priors."
     pipeline_tag: ClassVar[str | None] = None
     # What config.json has beside the options.

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from safefolder.fingerprint import add_parts
+from safefolder.fingerprint import add_parts, options_of
 
 
 def of_tokenizer(model: Any) -> str:
@@ -15,7 +15,7 @@ def of_tokenizer(model: Any) -> str:
     weights of encoder and quantizer. A decoder that is trained on, or another likelihood, leaves codes what they are.
     Of a model that is not made of an encoder and a quantizer it covers everything.
     """
-    config, tensors = model.config.to_plain(), model.state_dict()
+    config, tensors = options_of(model), model.state_dict()
     if all(isinstance(getattr(model, part, None), nn.Module) for part in ("encoder", "quantizer")):
         config = {name: config[name] for name in ("image_size", "num_channels", "quantizer")}
         tensors = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "quantizer."))}

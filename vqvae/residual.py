@@ -1,6 +1,7 @@
 """Autoencoders with the residual networks of `vqvae.networks.encoder` and `vqvae.networks.decoder`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from vqvae.autoencoder import Autoencoder
 from vqvae.networks.decoder import Decoder
@@ -15,8 +16,10 @@ class ResidualAutoencoder(Autoencoder):
         downsampling: pixels per position of the latents along each side, a power of two.
         num_blocks: residual blocks at each resolution.
         attention: self-attention at the resolution of the latents.
-        smooth: a decoder that interpolates where it doubles, so that no lattice is seen in photographs.
+        smooth: a decoder that interpolates where it doubles, so that photographs start without a lattice of pixels.
     """
+
+    later_options: ClassVar[Mapping[str, Any]] = {"smooth": False}
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from safefolder.configured import Configured, concrete, option_sentences
 from safefolder.options import kind_name
 from vqvae import VQGAN, VQVAE, Autoencoder, GaussianVAE
 from vqvae.codec import Compression
+from vqvae.fingerprint import of_tokenizer
 from vqvae.likelihoods import LogisticMixture
 from vqvae.quantizers import (
     FSQ,
@@ -189,3 +190,19 @@ def test_a_fingerprint_tells_weights_and_options_apart(tmp_path):
             next(again.parameters()).view(-1)[0] += 1
         assert again.fingerprint() != each.fingerprint()
     assert len({model.fingerprint(), VQVAE(**SMALL["VQVAE"], beta=1.0).fingerprint(), prior.fingerprint()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "codes"),
+    [(VQVAE, "b8ef48aa461c2b1a", "1592d5ae19e355e3"), (GaussianVAE, "a8fa7e66218d9587", "a8fa7e66218d9587")],
+)
+def test_models_are_told_by_what_they_were_told_by_before_later_options(kind, whole, codes):
+    """Recorded before there was `smooth`: files of bits, priors and cards of such models stay theirs."""
+    model, other = (kind(image_size=8, width=8, num_blocks=1, downsampling=4, smooth=each) for each in (False, True))
+    for each in (model, other):
+        with torch.no_grad():
+            for value in each.state_dict().values():
+                value.zero_()
+    assert model.fingerprint().startswith(whole)
+    assert of_tokenizer(model).startswith(codes)
+    assert other.fingerprint() != model.fingerprint()

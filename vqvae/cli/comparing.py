@@ -9,14 +9,14 @@ import tyro
 
 from vqvae import Autoencoder, pictures
 from vqvae.cli.common import Output, at_least_one, first_images, load_test_images, printable
-from vqvae.cli.evaluating import Measured, Network, measure, named, reconstructions
+from vqvae.cli.evaluating import NOT_ASKED, Measured, Network, measure, named, reconstructions
 
 
 def compare(
     runs_or_models: Annotated[tuple[str, ...], tyro.conf.Positional],
     *,
     data: str | None = None,
-    looks: tuple[Network, ...] | None = None,
+    looks: tuple[Network, ...] = NOT_ASKED,
     num: int = 8,
     output: Output = Path("comparison.png"),
 ) -> None:

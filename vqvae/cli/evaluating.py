@@ -29,6 +29,13 @@ Network = Literal["lite0", "lite2", "vgg16", "inception"]
 BATCH_SIZE = 100
 
 
+class _NotAsked(tuple):
+    """Empty, and told from the empty tuple of an option that was given without a value."""
+
+
+NOT_ASKED: tuple[Network, ...] = _NotAsked()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What was measured of one model.
@@ -96,11 +103,11 @@ def measure(
     )
 
 
-def named(looks: tuple[Network, ...] | None) -> tuple[Network, ...]:
+def named(looks: tuple[Network, ...]) -> tuple[Network, ...]:
     """The networks of --looks; none where it is not given. ValueError where it is, and names none."""
-    if looks == ():
+    if not looks and looks is not NOT_ASKED:
         raise ValueError(f"got --looks without a network; expected one or more of {', '.join(get_args(Network))}")
-    return looks or ()
+    return looks
 
 
 def _priors(source: str, prior: str | None, model: Any) -> dict[str, Prior | ContinuousPrior]:

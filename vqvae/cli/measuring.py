@@ -10,7 +10,7 @@ from vqvae.cli.common import (
     load_decoder,
     load_test_images,
 )
-from vqvae.cli.evaluating import Network, measure, named, reconstructions
+from vqvae.cli.evaluating import NOT_ASKED, Network, measure, named, reconstructions
 from vqvae.metrics import psnr, ssim
 
 
@@ -53,7 +53,7 @@ def evaluate(
     run_or_model: Model,
     prior: str | None = None,
     data: str | None = None,
-    looks: tuple[Network, ...] | None = None,
+    looks: tuple[Network, ...] = NOT_ASKED,
     num_samples: int | None = None,
     output: Path | None = None,
 ) -> None:

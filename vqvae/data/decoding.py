@@ -97,7 +97,7 @@ def check_sums(data: bytes) -> None:
 
 
 # What `fit` does, in words, for whoever reports figures of what came out.
-FITTED = "centre crop, bicubic with antialiasing (Pillow)"
+FITTED = "centre crop, bicubic with antialiasing (Pillow), large JPEGs halved by their decoder before"
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:

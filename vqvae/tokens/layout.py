@@ -34,6 +34,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from safefolder import Options
+from safefolder.fingerprint import options_of
 from safefolder.messages import shown
 from vqvae import fingerprint
 from vqvae.data import Images, ImageTensors
@@ -89,7 +90,7 @@ class Tokenizing(ShardSizes):
 class Tokenizer(Protocol):
     """What is asked of a tokenizer; a `VQVAE` is one. It is also a torch module, on the device that is to encode.
 
-    `config.build()` makes it anew, for Ray's workers, and `config.to_plain()` is what a set notes of it.
+    `config.build()` makes it anew, for Ray's workers, and its `options_of` are what a set notes of it.
     """
 
     config: Any
@@ -236,7 +237,7 @@ def plan(model: Tokenizer, images: Images, folder: str | Path, options: Tokenizi
         digests = tuple(map(images.digest, shards))
     except OSError as error:
         raise not_there(images, error) from error
-    plain = json.loads(json.dumps(model.config.to_plain()))  # as it will be read again, tuples being lists
+    plain = json.loads(json.dumps(options_of(model)))  # as it will be read again, tuples being lists
     folder = Path(folder)
     # A set in memory has a name that somebody gave it, whatever else is called so.
     is_path = not isinstance(images, ImageTensors)
