@@ -11,6 +11,7 @@ the auxiliary terms mean the same for every image size.
 
 import abc
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from safefolder import SavedModel
 from safefolder.arrays import Labels, Latents
 from safefolder.configured import ConfiguredOptions
+from safefolder.fingerprint import add_parts
 from safefolder.messages import shown
 from vqvae import levels
 from vqvae.levels import Images
@@ -65,7 +67,7 @@ class LikelihoodFit:
     Attributes:
         images: how many training images it was fitted on.
         before, after: their distortion in bits/dim with the parameters from training, and with those that are kept.
-        of: the model's fingerprint before.
+        of: digest of the decoder and the likelihood of which this is said.
     """
 
     images: int
@@ -105,8 +107,6 @@ class Autoencoder(SavedModel):
     Attributes:
         grid: axes of the latents of one image: of codes all of them, of vectors without their width.
         stochastic: whether there is a posterior over latents to sample from.
-        likelihood_fit: how the likelihood was fitted after training; None where it was not. `vqvae train` sets it, and
-            it is saved beside the weights.
     """
 
     class Config(ConfiguredOptions):
@@ -154,7 +154,28 @@ class Autoencoder(SavedModel):
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
         self.likelihood = likelihood.build()
-        self.likelihood_fit: LikelihoodFit | None = None
+        self._likelihood_fit: LikelihoodFit | None = None
+
+    @property
+    def likelihood_fit(self) -> LikelihoodFit | None:
+        """How the likelihood was fitted after training; None where it was not, or where other weights came since.
+
+        `vqvae train` sets it, and it is saved beside the weights.
+        """
+        fit = self._likelihood_fit
+        return fit if fit is not None and fit.of == self.decoding_digest() else None
+
+    @likelihood_fit.setter
+    def likelihood_fit(self, fit: LikelihoodFit | None) -> None:
+        self._likelihood_fit = fit
+
+    def decoding_digest(self) -> str:
+        """64 hexadecimal digits that tell the weights of decoder and likelihood from others."""
+        digest = hashlib.sha256()
+        tensors = self.state_dict()
+        parts = {name: each for name, each in tensors.items() if name.startswith(("decoder.", "likelihood."))}
+        add_parts(digest, self, {}, parts)
+        return digest.hexdigest()
 
     @property
     @abc.abstractmethod
@@ -256,7 +277,8 @@ class Autoencoder(SavedModel):
         return levels.to_levels(images, num_channels=channels, size=size, device=next(self.parameters()).device)
 
     def _notes(self) -> dict[str, Any]:
-        return {} if self.likelihood_fit is None else {"likelihood_fit": dataclasses.asdict(self.likelihood_fit)}
+        fit = self.likelihood_fit
+        return {} if fit is None else {"likelihood_fit": dataclasses.asdict(fit)}
 
     def _read_notes(self, notes: Mapping[str, Any]) -> None:
         self.likelihood_fit = LikelihoodFit.from_plain(notes.get("likelihood_fit"))

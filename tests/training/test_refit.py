@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from run_files import stopped, weights, without
+from run_files import gaussian, stopped, weights, without
 
 from vqvae import VQVAE, Autoencoder, GaussianVAE, load_images
 from vqvae.fingerprint import of_tokenizer
@@ -90,8 +90,6 @@ def test_all_else_stays_to_the_bit_and_twice_is_the_same(images, kind, monkeypat
     assert torch.equal(found.decode(latents), model.decode(latents))
     assert found.likelihood_fit.images == 64
     assert found.likelihood_fit.after < found.likelihood_fit.before
-    assert fitted(model, train, before=found) is found
-    assert fitted(found, train, before=found) is not found
     assert {each.requires_grad for each in found.parameters()} == {True}
 
 
@@ -114,6 +112,67 @@ def test_what_costs_more_is_not_taken(images, monkeypatch):
     found = fitted(model, images[1])
     assert torch.equal(found.likelihood.log_scale, model.likelihood.log_scale)
     assert found.likelihood_fit.after == found.likelihood_fit.before
+
+
+def faked_rounds(monkeypatch, *values):
+    """Rounds of the optimiser that end at these values of every parameter, one after the other."""
+    left = list(values)
+
+    class Faked(torch.optim.SGD):
+        def step(self, closure):
+            value = left.pop(0)
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.fill_(value)
+
+    monkeypatch.setattr(torch.optim, "LBFGS", lambda parameters, **options: Faked(parameters))
+
+
+@pytest.mark.parametrize("then", [math.nan, 1.0, 3.0])
+def test_the_best_round_is_taken_whatever_follows_it(images, monkeypatch, then):
+    model = model_with(Normal.Config())
+    with torch.no_grad():
+        model.likelihood.log_scale.fill_(-2.0)
+    faked_rounds(monkeypatch, 4.1, then)
+    found = fitted(model, images[1])
+    assert found.likelihood.log_scale.item() == pytest.approx(4.1)
+    assert found.likelihood_fit.after < found.likelihood_fit.before
+
+
+def test_a_scale_stays_within_its_bounds(images):
+    model = model_with(Normal.Config())
+    with torch.no_grad():  # so far off that the widest scale is the best
+        next(reversed(list(model.decoder.parameters()))).fill_(40.0)
+    found = fitted(model, images[1])
+    assert found.likelihood.log_scale.item() <= math.log(128) + 1e-6
+    assert found.likelihood_fit.after < found.likelihood_fit.before
+
+
+def test_nothing_is_claimed_of_what_is_not_finite(images, tmp_path):
+    model = model_with(Normal.Config())
+    with torch.no_grad():
+        model.likelihood.log_scale.fill_(math.nan)
+    found = fitted(model, images[1])
+    assert found.likelihood_fit is None
+    found.save_pretrained(tmp_path / "model")
+    assert "likelihood_fit" not in json.loads((tmp_path / "model" / "config.json").read_text())
+
+
+def test_other_weights_have_no_note(images, tmp_path):
+    found = fitted(model_with(Normal.Config()), images[1])
+    for part in (found.decoder, found.likelihood):
+        weight = next(part.parameters())
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(1)
+        assert found.likelihood_fit is None
+        found.save_pretrained(tmp_path / "changed")
+        assert "likelihood_fit" not in json.loads((tmp_path / "changed" / "config.json").read_text())
+        with torch.no_grad():
+            weight.copy_(before)
+        assert found.likelihood_fit is not None
+    next(found.encoder.parameters()).data.add_(1)  # which has no part in it
+    assert found.likelihood_fit is not None
 
 
 def test_memory_is_bounded(images, monkeypatch):
@@ -201,6 +260,38 @@ def test_a_run_without_terms_for_the_eye_is_what_it_was(run, looking, tmp_path, 
     assert "likelihood" not in capsys.readouterr().err
     run("--resume", "--run", tmp_path / "run")
     assert "likelihood_fit" not in json.loads((tmp_path / "run" / "elbo.json").read_text())
+
+
+def test_a_finished_codebook_stays_whatever_is_asked_for(run, looking, fails, tmp_path, capsys):
+    """One of before there was a fit, too; and terms that would train nothing are refused."""
+    folder = tmp_path / "run"
+    run(*looking, "--stage", "codebook")
+    model = VQVAE.from_pretrained(folder)
+    held = torch.load(folder / "state" / "codebook.ckpt", weights_only=True)["module"]
+    model.load_state_dict({name.removeprefix("model."): each for name, each in held.items() if "model." in name})
+    model.save_pretrained(folder / "codebook")
+    before = {path: path.read_bytes() for path in sorted((folder / "codebook").iterdir())}
+    capsys.readouterr()
+    run("--resume", "--stage", "codebook", "--run", folder)
+    assert SAYS not in capsys.readouterr().err
+    for words in (["--looks.l1", "5"], ["--looks.l1", "0"]):
+        assert "is finished" in fails("--resume", "--stage", "codebook", "--run", folder, *words)
+    assert {path: path.read_bytes() for path in sorted((folder / "codebook").iterdir())} == before
+
+
+def test_a_codebook_that_is_taken_as_it_is_has_its_note(run, looking, tmp_path):
+    run(*looking, "--stage", "codebook", "--run", tmp_path / "taken")
+    run(*looking[:-2], "--stage", "prior", "--tokenizer", tmp_path / "taken")
+    fits = [VQVAE.from_pretrained(tmp_path / name).likelihood_fit for name in ("taken", "run")]
+    assert fits[0] == fits[1] is not None
+
+
+def test_the_prior_of_a_gaussian_run_is_not_called_stale(run, looking, tmp_path, capsys):
+    """Whose fingerprint covers the likelihood."""
+    run(*gaussian(looking))
+    capsys.readouterr()
+    run("--resume", "--stage", "codebook", "--run", tmp_path / "run")
+    assert "another tokenizer" not in capsys.readouterr().err
 
 
 def test_a_decoder_alone_keeps_codes_and_fingerprint(run, looking, tmp_path):

@@ -77,7 +77,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
     if "codebook" in wanted and run.resume and state_path(run, "codebook").exists():
         check_same_looks(run)
     if "codebook" not in wanted:
-        check_no_new_looks(run, wanted)
+        check_no_new_looks(run, f"with stages {', '.join(wanted)}, but only a codebook is trained for the eye")
     check_looks(run, in_loop)
     if run.strategy.startswith("fsdp") and (run.strategy != "fsdp" or "codebook" in wanted):
         raise ValueError(
@@ -189,7 +189,7 @@ def check_same_looks(run: Run) -> None:
             )
 
 
-def check_no_new_looks(run: Run, wanted: tuple[str, ...]) -> None:
+def check_no_new_looks(run: Run, why: str) -> None:
     """ValueError for terms for the eye that are asked for where no codebook is trained; those that a run has stay."""
     has_run = (run.run / "state" / "run.json").is_file()
     known = (load_run(run.run).looks if has_run else LooksConfig()).to_plain()
@@ -197,9 +197,8 @@ def check_no_new_looks(run: Run, wanted: tuple[str, ...]) -> None:
     for name, value in run.looks.to_plain().items():
         if value != known[name]:
             raise ValueError(
-                f"got --looks.{name.replace('_', '-')} {value} with stages {', '.join(wanted)}, but only a codebook is "
-                "trained for the eye: leave it out, or train one in a folder of its own by --stage codebook --run NEW "
-                f"(from this one by --tokenizer {source})"
+                f"got --looks.{name.replace('_', '-')} {value} {why}: leave it out, or train one in a folder of its "
+                f"own by --stage codebook --run NEW (from this one by --tokenizer {source})"
             )
 
 
@@ -256,6 +255,8 @@ def check_folder(
         changes = not path.exists() or _steps_left(path, run.codebook_fit.num_steps)
         if path.exists():
             _check_fits(path, objectives["codebook"])
+            if not changes:
+                check_no_new_looks(run, f"but the codebook of {run.run} is finished")
             if changes:
                 _check_average(path, run.codebook_fit)
     if model is not None and not changes:

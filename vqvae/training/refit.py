@@ -41,30 +41,26 @@ Skip = Callable[[Iterable[tuple[str, str]]], None]
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-def with_fitted_likelihood(
-    model: Autoencoder, images: Images, *, seed: int, skip: Skip, before: Autoencoder | None = None
-) -> Autoencoder:
+def with_fitted_likelihood(model: Autoencoder, images: Images, *, seed: int, skip: Skip) -> Autoencoder:
     """The model in float32, its likelihood fitted and this noted; itself where its likelihood learns nothing.
 
     Args:
         images: to take a sample of, the same for a seed.
         skip: is told of images that cannot be read.
-        before: what an earlier call gave, which is given again where it was of the same weights.
     """
     if not list(model.likelihood.parameters()):
         return model
     model = copy.deepcopy(model).float()
-    of = model.fingerprint()
-    if before is not None and before.likelihood_fit is not None and before.likelihood_fit.of == of:
-        return before
     pairs = _features(model, images, seed, skip)
     num = sum(len(levels) for levels, _ in pairs)
     if not num:
         return model
     to_bits = 1 / (num * model.num_dims * math.log(2))
     fitted, first, last = _fit(model.likelihood, pairs, to_bits)
-    model.likelihood.load_state_dict(fitted.state_dict())
-    model.likelihood_fit = LikelihoodFit(images=num, before=first, after=last, of=of)
+    if not math.isfinite(first):  # nothing is near to what is not finite
+        return model
+    model.likelihood.load_state_dict(fitted)
+    model.likelihood_fit = LikelihoodFit(images=num, before=first, after=last, of=model.decoding_digest())
     return model
 
 
@@ -92,8 +88,8 @@ def _features(model: Autoencoder, images: Images, seed: int, skip: Skip) -> Pair
     return pairs
 
 
-def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[Likelihood, float, float]:
-    """The likelihood of least distortion that was found, and the distortion of the one given and of this."""
+def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[dict[str, Tensor], float, float]:
+    """The weights of least distortion that were found, and the distortion of those given and of these."""
     device = next(likelihood.parameters()).device
     trial = copy.deepcopy(likelihood).eval().requires_grad_()
     trial.to(memory_format=torch.contiguous_format)  # the optimiser flattens gradients by views
@@ -108,12 +104,16 @@ def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[Likeliho
                 total += cost.item()
         return total
 
-    first = last = distortion(likelihood, learning=False)
+    def bounded() -> None:
+        if isinstance(trial, Normal):  # beyond its bounds a scale has no slope; a long step may lead there
+            trial.log_scale.data.clamp_(LOWEST, HIGHEST)
+
+    first = best = distortion(likelihood, learning=False)
+    found = copy.deepcopy(likelihood.state_dict())
     left = NUM_LOOKS
     with tqdm(total=NUM_LOOKS, desc="likelihood", unit="look", disable=None) as bar:
         while left > 0:
-            if isinstance(trial, Normal):  # beyond its bounds a scale has no slope; a long step may have led there
-                trial.log_scale.data.clamp_(LOWEST, HIGHEST)
+            bounded()
             optimizer = torch.optim.LBFGS(
                 trial.parameters(), max_iter=left, max_eval=left, history_size=10, line_search_fn="strong_wolfe"
             )
@@ -126,7 +126,10 @@ def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[Likeliho
                 return distortion(trial, learning=True)
 
             optimizer.step(look)
-            before, last = last, distortion(trial, learning=False)
+            bounded()
+            before, last = best, distortion(trial, learning=False)
+            if last < best:
+                best, found = last, copy.deepcopy(trial.state_dict())
             if not last < before - TOLERANCE:
                 break
-    return (trial, first, last) if last < first else (likelihood, first, first)
+    return found, first, best

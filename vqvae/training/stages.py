@@ -84,27 +84,41 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
 
     kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, began, "img")
     if fabric.is_global_zero:
-        model = kept.model
-        if run.looks.has_terms:
-            model = _with_fitted_likelihood(session, model, data["train"])
-        model.save_pretrained(run.run / "codebook")
+        model = _finished(session, kept.model, data["train"])
         if isinstance(kept, RateAwareObjective):
-            kept.prior.trained_on = trained_on(run, kept.model, session.images)
+            kept.prior.trained_on = trained_on(run, model, session.images)
             kept.prior.save_pretrained(run.run / "state" / "loop")
         if run.stage == "codebook":
-            tell_of_stale_parts(run, kept.model)
+            tell_of_stale_parts(run, model)
     fabric.barrier()
 
 
-def _with_fitted_likelihood(session: Session, model: Autoencoder, images: Images) -> Autoencoder:
-    """What is kept of a codebook that was trained for the eye too; a finished one that is gone on with stays."""
+def _finished(session: Session, model: Autoencoder, images: Images) -> Autoencoder:
+    """What `codebook/` holds from here on: what is there, where it is of this training; else the model, written.
+
+    The likelihood is fitted once, after training for the eye, whatever a later call is asked for.
+    """
     run, folder = session.run, session.run.run / "codebook"
-    before = Autoencoder.from_pretrained(folder) if folder.is_dir() else None
-    seed = step_seed(run.seed, "likelihood", 0, 0) % 2**63
-    fitted = with_fitted_likelihood(model, images, seed=seed, skip=session.metrics.skip, before=before)
-    if fitted.likelihood_fit is not None and fitted is not before:
-        print(fitted.likelihood_fit, file=sys.stderr)
-    return fitted
+    if folder.is_dir() and _same_but_for_likelihood(saved := Autoencoder.from_pretrained(folder), model):
+        return saved
+    if run.looks.has_terms:
+        seed = step_seed(run.seed, "likelihood", 0, 0) % 2**63
+        model = with_fitted_likelihood(model, images, seed=seed, skip=session.metrics.skip)
+        if model.likelihood_fit is not None:
+            print(model.likelihood_fit, file=sys.stderr)
+    model.save_pretrained(folder)
+    return model
+
+
+def _same_but_for_likelihood(one: Autoencoder, other: Autoencoder) -> bool:
+    """Whether the weights of two models of one kind are equal in float32, those of their likelihoods apart."""
+    weights = [
+        {name: each.cpu() for name, each in model.state_dict().items() if not name.startswith("likelihood.")}
+        for model in (one, other)
+    ]
+    return weights[0].keys() == weights[1].keys() and all(
+        torch.equal(each.float(), weights[1][name].float()) for name, each in weights[0].items()
+    )
 
 
 def first_model(run: Run) -> Autoencoder:
@@ -122,6 +136,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     began = time.monotonic()
     if run.tokenizer is not None and not (run.run / "codebook").exists():
         first = first_model(run)  # before anything of the run is written: its weights may not fit
+        first.likelihood_fit = Autoencoder.from_pretrained(run.tokenizer).likelihood_fit
         fabric.barrier()  # all have looked
         session.begin()
         if fabric.is_global_zero:
