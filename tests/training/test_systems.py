@@ -121,7 +121,7 @@ def test_later_stages_go_on_with_the_prior_in_the_loop(run, options, photos, tmp
     loud = TransformerPrior.from_pretrained(folder / "prior")
     with torch.no_grad():
         for weight in loud.parameters():
-            weight.mul_(20)  # so far from uniform that codes change
+            weight.mul_(60)  # so far from uniform that codes change
     loud.save_pretrained(folder / "prior")
     shown, decode = [], VQVAE.decode
     monkeypatch.setattr(VQVAE, "decode", lambda model, codes: shown.append(codes) or decode(model, codes))
