@@ -286,6 +286,18 @@ def test_a_codebook_that_is_taken_as_it_is_has_its_note(run, looking, tmp_path):
     assert fits[0] == fits[1] is not None
 
 
+def test_a_codebook_with_other_codes_has_no_note_of_the_one_whose_weights_it_has(run, looking, tmp_path):
+    """The levels of FSQ have no weights: those of the decoder are the same, and what it decodes is not."""
+    common = ["--quantizer", "FSQ", *without("--model.quantizer.", looking)]
+    levels = "--model.quantizer.levels"
+    run(*common, levels, "3", "3", "--stage", "codebook", "--run", tmp_path / "taken")
+    run(*common[:-2], levels, "5", "5", "--stage", "prior", "--tokenizer", tmp_path / "taken")
+    taken, found = (VQVAE.from_pretrained(tmp_path / name) for name in ("taken", "run"))
+    assert taken.decoding_digest() == found.decoding_digest()
+    assert taken.likelihood_fit is not None
+    assert found.likelihood_fit is None
+
+
 def test_the_prior_of_a_gaussian_run_is_not_called_stale(run, looking, tmp_path, capsys):
     """Whose fingerprint covers the likelihood."""
     run(*gaussian(looking))

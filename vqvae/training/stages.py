@@ -136,7 +136,9 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     began = time.monotonic()
     if run.tokenizer is not None and not (run.run / "codebook").exists():
         first = first_model(run)  # before anything of the run is written: its weights may not fit
-        first.likelihood_fit = Autoencoder.from_pretrained(run.tokenizer).likelihood_fit
+        taken = Autoencoder.from_pretrained(run.tokenizer)
+        if first.fingerprint() == taken.fingerprint():  # options without weights may make another model of the same
+            first.likelihood_fit = taken.likelihood_fit
         fabric.barrier()  # all have looked
         session.begin()
         if fabric.is_global_zero:
