@@ -45,9 +45,8 @@ class Decoder(nn.Module):
                 layers.append((SmoothUpsample if smooth else Upsample)(channels, level_width))
             layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
             channels = level_width
-        doubles = downsampling > 1
-        self.factor = 2 if doubles and not smooth else 1
-        if doubles and smooth:
+        self.factor = 2 if downsampling > 1 and not smooth else 1
+        if downsampling > 1 and smooth:
             last = SmoothUpsample(channels, num_features, 3)
             head = last.between
         else:

@@ -125,8 +125,10 @@ def first_model(run: Run) -> Autoencoder:
     """What training starts from: fresh weights, or those of `--tokenizer`."""
     model = run.model.build()
     if run.tokenizer is not None:
-        weights = Autoencoder.from_pretrained(run.tokenizer).state_dict()
-        safefolder.folder.load_weights(model, weights, f"{run.tokenizer} (with this run's --model options)")
+        taken = Autoencoder.from_pretrained(run.tokenizer)
+        safefolder.folder.load_weights(model, taken.state_dict(), f"{run.tokenizer} (with this run's --model options)")
+        if model.config == taken.config:  # options without weights may make another model of the same
+            model.likelihood_fit = taken.likelihood_fit  # until it is trained on
     return model
 
 
@@ -136,9 +138,6 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     began = time.monotonic()
     if run.tokenizer is not None and not (run.run / "codebook").exists():
         first = first_model(run)  # before anything of the run is written: its weights may not fit
-        taken = Autoencoder.from_pretrained(run.tokenizer)
-        if first.fingerprint() == taken.fingerprint():  # options without weights may make another model of the same
-            first.likelihood_fit = taken.likelihood_fit
         fabric.barrier()  # all have looked
         session.begin()
         if fabric.is_global_zero:
