@@ -12,6 +12,7 @@ the auxiliary terms mean the same for every image size.
 import abc
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from safefolder import SavedModel
 from safefolder.arrays import Labels, Latents
 from safefolder.configured import ConfiguredOptions
 from safefolder.fingerprint import add_parts
-from safefolder.messages import shown
 from vqvae import levels
 from vqvae.levels import Images
 from vqvae.likelihoods import Likelihood, LogisticMixture
@@ -100,7 +100,7 @@ class Autoencoder(SavedModel):
     `Autoencoder.from_pretrained` reads a model of either kind.
 
     Args:
-        image_size: height and width in pixels; divisible by `factor`.
+        image_size: side in pixels, or height and width, of the images it is trained on; divisible by `factor`.
         num_channels: 1 for greys, 3 for colour.
         likelihood: which likelihood of the pixels, and its options.
 
@@ -114,15 +114,9 @@ class Autoencoder(SavedModel):
 
         @classmethod
         def meant(cls, name: str, value: Any) -> Any:
-            """The side of an image whose height and width were given; see `safefolder.Options`."""
-            if name != "image_size" or not isinstance(value, tuple | list) or len(value) != 2:
-                return value
-            if value[0] != value[1]:
-                raise ValueError(
-                    f"got image_size={shown(value)}, expected one number, as images are square: crop or scale them to "
-                    "that"
-                )
-            return value[0]
+            """The side of a square image whose height and width were given; see `safefolder.Options`."""
+            is_pair = name == "image_size" and isinstance(value, tuple | list) and len(value) == 2
+            return value[0] if is_pair and value[0] == value[1] else value
 
     run_part = "codebook"
     keeps_half = False
@@ -140,17 +134,14 @@ class Autoencoder(SavedModel):
     def __init__(
         self,
         *,
-        image_size: int = 28,
+        image_size: int | tuple[int, int] = 28,
         num_channels: int = 1,
         likelihood: Likelihood.Config = LogisticMixture.Config(),
     ):
         super().__init__()
         if self.factor < 1:
             raise ValueError(f"downsampling must be a power of two from 1 on, got {self.factor}")
-        if image_size < 1 or image_size % self.factor:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of downsampling {self.factor}; change one of them"
-            )
+        check_divides(image_size, self.factor, f"downsampling {self.factor}")
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
         self.likelihood = likelihood.build()
@@ -194,14 +185,20 @@ class Autoencoder(SavedModel):
         """
 
     @property
-    def side(self) -> int:
-        """Positions along each side of the encoder's features."""
-        return self.config.image_size // self.factor
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that it is trained on."""
+        return levels.height_and_width(self.config.image_size)
+
+    @property
+    def feature_grid(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's features of such an image."""
+        height, width = self.size
+        return height // self.factor, width // self.factor
 
     @property
     def num_dims(self) -> int:
-        """C·H·W of an image: what bits/dim divides by."""
-        return self.config.num_channels * self.config.image_size**2
+        """C·H·W of such an image: what bits/dim divides by."""
+        return self.config.num_channels * math.prod(self.size)
 
     @property
     @abc.abstractmethod
@@ -221,15 +218,20 @@ class Autoencoder(SavedModel):
         """`forward` in evaluation, with latents sampled from the posterior P_enc(z|y). Errors as `forward`."""
 
     @abc.abstractmethod
-    def encode(self, images: Images) -> Shaped[Tensor, "b *positions"]:
-        """Images to their latents, without draws. Errors as `forward`."""
+    def encode(self, images: Images, *, pad: bool = False) -> Shaped[Tensor, "b *positions"]:
+        """Images of any height and width to their latents, without draws. Errors as `forward`.
+
+        Args:
+            pad: repeat the last row and column of images whose sides the factor does not divide; `decode` crops them
+                again with `size`.
+        """
 
     @abc.abstractmethod
     def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
-        """What the decoder takes, of latents.
+        """What the decoder takes, of latents on a grid of any height and width.
 
         Raises:
-            ValueError: latents of another shape or type, or values that no latent has.
+            ValueError: latents with other axes or of another type, or values that no latent has.
         """
 
     def through(self, prior: Any, labels: Labels | None = None, num_iterations: int | None = None) -> Any:
@@ -246,35 +248,62 @@ class Autoencoder(SavedModel):
 
     @torch.no_grad()
     def decode(
-        self, latents: Latents, *, sample: bool = False, generator: torch.Generator | None = None
+        self,
+        latents: Latents,
+        *,
+        size: tuple[int, int] | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
     ) -> UInt8[Tensor, "b c h w"]:
         """Latents to images: the likelihood's point estimate, its mean for most, rounded to levels; or pixels sampled.
 
+        Args:
+            size: height and width of images that `encode` padded, to which they are cropped.
+
         Raises:
-            ValueError: latents of another grid, or outside their range.
+            ValueError: latents with other axes, or outside their range; or a size that is not of this grid.
         """
-        features = self.decoder(self.vectors(latents))
-        if sample:
-            return self.likelihood.sample(features, generator)
-        return self._levels(features)
+        vectors = self.vectors(latents)
+        if size is not None:
+            most = [self.factor * side for side in vectors.shape[1:3]]
+            if not all(0 <= full - side < self.factor for full, side in zip(most, size, strict=True)):
+                raise ValueError(
+                    f"got size={tuple(size)} for latents of {vectors.shape[1]}x{vectors.shape[2]} positions, expected "
+                    f"sides of at most {most[0]}x{most[1]} and less than {self.factor} below"
+                )
+        features = self.decoder(vectors)
+        images = self.likelihood.sample(features, generator) if sample else self._levels(features)
+        return images if size is None else images[..., : size[0], : size[1]]
 
     @torch.no_grad()
-    def reconstruct(self, images: Images | Output) -> UInt8[Tensor, "b c h w"]:
-        """What `decode(encode(images))` gives; of a forward pass, its point estimate, rounded to levels."""
+    def reconstruct(self, images: Images | Output, *, pad: bool = False) -> UInt8[Tensor, "b c h w"]:
+        """What `decode(encode(images))` gives; of a forward pass, its point estimate, rounded to levels.
+
+        Args:
+            pad: take images of any height and width; see `encode`.
+        """
         if isinstance(images, Output):
             return self._levels(images.features)
-        return self.decode(self.encode(images))
+        if not pad:
+            return self.decode(self.encode(images))
+        images = self._checked(images, factor=1)
+        return self.decode(self.encode(images, pad=True), size=(images.shape[2], images.shape[3]))
 
     def _levels(self, features: Tensor) -> Tensor:
         return self.likelihood.point_estimate(features).round().clamp(0, 255).to(torch.uint8)
 
-    def to_levels(self, images: Images) -> UInt8[Tensor, "b c h w"]:
+    def to_levels(self, images: Images, *, pad: bool = False) -> UInt8[Tensor, "b c h2 w2"]:
         """Check images and give them as uint8 levels; what may be given is in `vqvae.levels`.
 
         Those that are no tensors come on the model's device.
         """
-        size, channels = self.config.image_size, self.config.num_channels
-        return levels.to_levels(images, num_channels=channels, size=size, device=next(self.parameters()).device)
+        if not pad:
+            return self._checked(images, self.factor)
+        return levels.padded(self._checked(images, factor=1), self.factor)
+
+    def _checked(self, images: Images, factor: int) -> UInt8[Tensor, "b c h w"]:
+        device, channels = next(self.parameters()).device, self.config.num_channels
+        return levels.to_levels(images, num_channels=channels, size=self.size, factor=factor, device=device)
 
     def _notes(self) -> dict[str, Any]:
         fit = self.likelihood_fit
@@ -287,14 +316,20 @@ class Autoencoder(SavedModel):
         return ["image-tokenizer", "vq-vae" if hasattr(self, "num_codes") else "vae"]
 
     def card_facts(self) -> dict[str, object]:
-        size, channels = self.config.image_size, self.config.num_channels
-        images = f"{size} × {size}, {channels} channel{'s' if channels > 1 else ''}"
+        (height, width), channels = self.size, self.config.num_channels
+        images = f"{height} × {width}, {channels} channel{'s' if channels > 1 else ''}"
         return {"images": images, **super().card_facts()}
 
     def usage_lines(self) -> list[str]:
-        size = self.config.image_size
+        height, width = self.size
         return [
-            f"images = torch.zeros(1, {self.config.num_channels}, {size}, {size}, dtype=torch.uint8)  # yours",
+            f"images = torch.zeros(1, {self.config.num_channels}, {height}, {width}, dtype=torch.uint8)  # yours",
             "latents = model.encode(images)",
             "again = model.decode(latents)",
         ]
+
+
+def check_divides(image_size: int | tuple[int, int], factor: int, by: str) -> None:
+    """Raise ValueError unless the factor, in the words of `by`, divides the sides of an image."""
+    if any(side < 1 or side % factor for side in levels.height_and_width(image_size)):
+        raise ValueError(f"image_size {image_size} is not a multiple of {by}; change one of them")

@@ -200,7 +200,7 @@ def evaluate(
     stochastic = model.through(in_loop).stochastic
     has_codes = not is_continuous(model)
     decibels: list[Tensor] = []
-    images = skipped = 0
+    images = skipped = dims = 0
     weighted = variance = without = 0.0
     context = model.likelihood if isinstance(model.likelihood, LocalContext) else None
     for batch in batches:
@@ -218,7 +218,7 @@ def evaluate(
         decibels.append(psnr(levels, reconstructions))
         if observe is not None:
             observe(levels, reconstructions)
-        images += len(levels)
+        images, dims = images + len(levels), levels[0].numel()
         skipped += len(batch.skipped)
         if stochastic:
             terms = sampled_elbos(encoder, priors, levels, labels, num_samples=num_draws, generator=generator)
@@ -233,7 +233,7 @@ def evaluate(
     return Evaluation(
         images=images,
         skipped=skipped,
-        dims=model.num_dims,
+        dims=dims,
         bound=(sampled if stochastic else plain).mean(images),
         deterministic=plain.mean(images) if stochastic and has_codes else None,
         draws=num_draws if stochastic else 0,

@@ -105,7 +105,7 @@ class GaussianVAE(ResidualAutoencoder):
         # Also False for NaN.
         if not (0 <= free_bits < math.inf and 0 <= beta < math.inf):
             raise ValueError(f"expected free_bits and beta of at least zero, got free_bits={free_bits}, beta={beta}")
-        self.grid = (self.side, self.side)
+        self.grid = self.feature_grid
         self.make_networks(encoded=2 * dim, decoded=dim)
         # Starts at a nat, so that nothing is said in the first two hundred updates or so.
         self.register_buffer("recent_kl", torch.ones(dim), persistent=False)
@@ -150,24 +150,25 @@ class GaussianVAE(ResidualAutoencoder):
             return self._output(levels, mean, log_std, noise)
 
     @torch.no_grad()
-    def encode(self, images: Images) -> Float[Tensor, "b h2 w2 d"]:
-        """Images to the means of their posteriors. Errors as `forward`."""
+    def encode(self, images: Images, *, pad: bool = False) -> Float[Tensor, "b h2 w2 d"]:
+        """Images to the means of their posteriors; as `Autoencoder.encode`."""
         with self.evaluating():
-            return self._posterior(self.to_levels(images))[0]
+            return self._posterior(self.to_levels(images, pad=pad))[0]
 
     def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
         """The latents themselves, as a tensor.
 
         Raises:
-            ValueError: another shape or type, NaN or infinity.
+            ValueError: other axes, another type, NaN or infinity.
         """
         if not isinstance(latents, Tensor):
             latents = arrays.vectors(latents, "latents").to(self.recent_kl)
-        expected = (*self.grid, self.dim)
-        if tuple(latents.shape[1:]) != expected or not latents.is_floating_point():
+        fits = latents.ndim == 4 and latents.shape[3] == self.dim and 0 not in latents.shape[1:]
+        if not fits or not latents.is_floating_point():
+            expected = (*self.grid, self.dim)
             raise ValueError(
-                f"expected floating-point latents of shape (b, {', '.join(map(str, expected))}), "
-                f"got {latents.dtype} {tuple(latents.shape)}"
+                f"expected floating-point latents of shape (b, h, w, {self.dim}), such as (b, "
+                f"{', '.join(map(str, expected))}), got {latents.dtype} {tuple(latents.shape)}"
             )
         if not torch.isfinite(latents).all():
             raise ValueError("the latents to decode hold NaN or infinity; look for a diverged or broken prior")
@@ -191,7 +192,7 @@ class GaussianVAE(ResidualAutoencoder):
             channel_kl = 0.5 * (mean.square() + torch.expm1(2 * log_std) - 2 * log_std)
             charged = channel_kl.sum((0, 1, 2)) / max(len(mean), 1)
             if self.config.free_bits:
-                charged = charged.clamp_min(self.config.free_bits * math.log(2) * math.prod(self.grid))
+                charged = charged.clamp_min(self.config.free_bits * math.log(2) * math.prod(mean.shape[1:3]))
             if noise is None:
                 entropy = log_posterior = mean.new_zeros(len(mean))
             else:
@@ -203,7 +204,7 @@ class GaussianVAE(ResidualAutoencoder):
             features=features,
             latents=z,
             auxiliary={
-                "kl": self.config.beta * charged.sum() / self.num_dims,
+                "kl": self.config.beta * charged.sum() / math.prod(levels.shape[1:]),
                 **self.likelihood.auxiliary(levels, features),
             },
             entropy=entropy,

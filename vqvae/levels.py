@@ -6,7 +6,8 @@
     a list of tensors or arrays     "c h w" each
 
 An axis that is missing, or that stands elsewhere, is not guessed: the error says what to write. Nor is a colour image
-turned to grey, or one of another size scaled: what would be lost is for the caller to say.
+turned to grey, or one scaled or cropped whose sides no model takes: what would be lost is for the caller to say. What
+`padded` adds at the lower and right borders is for the caller to crop again.
 """
 
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from safefolder.arrays import from_numpy
 
@@ -41,26 +43,54 @@ Images = (
 )  # fmt: skip
 
 
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """The sides of an image of this `image_size`: of a square one it is one number."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def times(size: int | tuple[int, int]) -> str:
+    """An `image_size` as people write it: 64x64."""
+    return "x".join(map(str, height_and_width(size)))
+
+
 def to_levels(
-    images: Images, *, num_channels: int, size: int, device: torch.device | None = None
+    images: Images, *, num_channels: int, size: tuple[int, int], factor: int = 1, device: torch.device | None = None
 ) -> UInt8[Tensor, "b c h w"]:
-    """Check square images of so many channels and pixels a side, and give them as levels.
+    """Check images of so many channels, and give them as levels.
 
     Args:
+        size: height and width that a message names; those of no images at all.
+        factor: what divides height and width.
         device: where those go that are no tensor yet, as levels.
 
     Raises:
-        ValueError: another shape, type, mode or size, or floats outside [0, 1].
+        ValueError: another shape, type or mode, sides that the factor does not divide, or floats outside [0, 1].
     """
     tensor = images if isinstance(images, Tensor) else _tensor(images, num_channels, size)
-    expected = (num_channels, size, size)
-    if tensor.ndim != 4 or tuple(tensor.shape[1:]) != expected:
+    if tensor.ndim != 4 or tensor.shape[1] != num_channels:
         raise ValueError(
-            f"expected images of shape (b, {', '.join(map(str, expected))}), got {tuple(tensor.shape)}"
-            + _remedy(tuple(tensor.shape), expected, is_tensor=not isinstance(images, np.ndarray))
+            f"expected images of shape (b, {num_channels}, h, w), such as (b, {num_channels}, {size[0]}, {size[1]}), "
+            f"got {tuple(tensor.shape)}"
+            + _remedy(tuple(tensor.shape), num_channels, is_tensor=not isinstance(images, np.ndarray))
+        )
+    height, width = tensor.shape[2:]
+    if height < 1 or width < 1 or height % factor or width % factor:
+        raise ValueError(
+            f"expected images whose height and width are multiples of {factor}, such as {times(size)}, got "
+            f"{height}x{width}: scale or crop them, or give pad=True to encode or reconstruct"
         )
     levels = _levels(tensor)
     return levels if isinstance(images, Tensor) else levels.to(device)
+
+
+def padded(levels: UInt8[Tensor, "b c h w"], factor: int) -> UInt8[Tensor, "b c h2 w2"]:
+    """The images with their last row and column repeated until the factor divides height and width."""
+    height, width = levels.shape[2:]
+    below, right = -height % factor, -width % factor
+    if not below and not right:
+        return levels
+    # Padding of integers is not implemented for repeated borders, and float32 holds them exactly.
+    return F.pad(levels.float(), (0, right, 0, below), mode="replicate").to(torch.uint8)
 
 
 def _levels(tensor: Tensor) -> Tensor:
@@ -78,11 +108,11 @@ def _levels(tensor: Tensor) -> Tensor:
     return (tensor.float() * 255).round().to(torch.uint8)
 
 
-def _tensor(images: Any, num_channels: int, size: int) -> Tensor:
+def _tensor(images: Any, num_channels: int, size: tuple[int, int]) -> Tensor:
     if isinstance(images, np.ndarray):
         return _of_array(images)
     if _is_pil(images):
-        return _of_pil(images, num_channels, size)[None]
+        return _of_pil(images, num_channels)[None]
     holds_images = hasattr(images, "images")  # a batch, which is a sequence too
     if isinstance(images, Sequence) and not holds_images and not isinstance(images, str | bytes):
         return _stacked(images, num_channels, size)
@@ -90,9 +120,9 @@ def _tensor(images: Any, num_channels: int, size: int) -> Tensor:
     raise ValueError(f"got images as {type(images).__name__}, expected a tensor, an array, or PIL images{inside}")
 
 
-def _stacked(images: Sequence[Any], num_channels: int, size: int) -> Tensor:
+def _stacked(images: Sequence[Any], num_channels: int, size: tuple[int, int]) -> Tensor:
     if not images:
-        return torch.empty(0, num_channels, size, size, dtype=torch.uint8, device="cpu")
+        return torch.empty(0, num_channels, *size, dtype=torch.uint8, device="cpu")
     found: list[Tensor] = []
     for image in images:
         if isinstance(image, Tensor):
@@ -100,7 +130,7 @@ def _stacked(images: Sequence[Any], num_channels: int, size: int) -> Tensor:
         elif isinstance(image, np.ndarray):
             found.append(_of_array(image))
         elif _is_pil(image):
-            found.append(_of_pil(image, num_channels, size))
+            found.append(_of_pil(image, num_channels))
         else:
             raise ValueError(
                 f"got images as a list with {type(image).__name__}, expected tensors, arrays, or PIL images in it"
@@ -110,7 +140,7 @@ def _stacked(images: Sequence[Any], num_channels: int, size: int) -> Tensor:
         if other.shape != first.shape or other.dtype != first.dtype:
             raise ValueError(
                 f"got images of {first.dtype} {tuple(first.shape)} and {other.dtype} {tuple(other.shape)} in one list, "
-                f"expected all of one type and of shape ({num_channels}, {size}, {size})"
+                f"expected all of one type and of one shape, such as ({num_channels}, {size[0]}, {size[1]})"
             )
     return torch.stack([each.to(first.device) for each in found])
 
@@ -121,17 +151,12 @@ def _is_pil(image: Any) -> bool:
     return pillow is not None and isinstance(image, pillow.Image)
 
 
-def _of_pil(image: Any, num_channels: int, size: int) -> Tensor:
+def _of_pil(image: Any, num_channels: int) -> Tensor:
     mode = MODES.get(num_channels)
     if image.mode != mode:
         raise ValueError(
             f"got a PIL image of mode {image.mode!r}, expected {mode!r} for a model of {num_channels} "
             f"channel{'s' if num_channels > 1 else ''}: image.convert({mode!r})"
-        )
-    if image.size != (size, size):
-        raise ValueError(
-            f"got a PIL image of {image.size[0]} x {image.size[1]} pixels, expected {size} x {size}: "
-            f"image.resize(({size}, {size})), or PIL.ImageOps.fit(image, ({size}, {size})) to keep its proportions"
         )
     pixels = from_numpy(np.asarray(image))
     return pixels[None] if num_channels == 1 else pixels.permute(2, 0, 1)
@@ -143,19 +168,17 @@ def _of_array(array: np.ndarray) -> Tensor:
     return from_numpy(array)
 
 
-def _remedy(shape: tuple[int, ...], expected: tuple[int, int, int], *, is_tensor: bool) -> str:
+def _remedy(shape: tuple[int, ...], channels: int, *, is_tensor: bool) -> str:
     """What to write for images whose axes are others."""
-    channels, *sides = expected
-    last = (*sides, channels)
     permute = "permute" if is_tensor else "transpose"
-    if shape == expected:
+    if len(shape) == 3 and shape[0] == channels:
         return "; one image needs an axis of the batch: images[None]"
-    if len(shape) == 4 and shape[1:] == last:
+    if len(shape) == 4 and shape[3] == channels:
         return f"; channels come before rows and columns: images.{permute}(0, 3, 1, 2)"
-    if shape == last:
+    if len(shape) == 3 and shape[2] == channels:
         return f"; one image needs an axis of the batch, and channels come first: images.{permute}(2, 0, 1)[None]"
-    if channels == 1 and shape == tuple(sides):
+    if channels == 1 and len(shape) == 2:
         return "; one image needs axes of the batch and of the channel: images[None, None]"
-    if channels == 1 and shape[1:] == tuple(sides):
+    if channels == 1 and len(shape) == 3:
         return "; greys have an axis of one channel too: images[:, None]"
     return ""

@@ -20,7 +20,7 @@ from safefolder import arrays
 from safefolder.arrays import Codes, Labels
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.bound import PriorLike, check_fit
-from vqvae.levels import Images
+from vqvae.levels import Images, times
 from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizer, Quantized, Quantizer
 from vqvae.quantizers.base import own_generator
@@ -53,9 +53,13 @@ class VQVAE(ResidualAutoencoder):
     (positions,) for a multi-scale one.
 
         model = VQVAE(image_size=32, num_channels=3)
-        codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"
+        codes = model.encode(images)          # uint8 "b 3 32 32" -> int64 "b 8 8"; other sizes have other grids
         model.decode(codes)                   # uint8 "b 3 32 32", the likelihood's point estimate
         model(images).distortion              # nats per image, "b"
+
+    The networks are convolutions: images of any height and width that the factor divides have codes, and any grid of
+    codes an image. `image_size` is that of training, and of `grid`; a prior is for one grid. Where the quantizer or
+    attention ties positions to each other, other sizes work, or are refused, as those say.
 
     What people mean is taken (`safefolder.options`): `VQVAE(image_size=(64, 64), quantizer="FSQ", likelihood="Normal")`
     has an `image_size` of 64, and the defaults of each kind.
@@ -77,7 +81,7 @@ class VQVAE(ResidualAutoencoder):
         self.quantizer = quantizer.build()
         if beta is not None:
             self.quantizer.check_weighs_prior()
-        self.grid = self.quantizer.code_grid((self.side, self.side))
+        self.grid = self.quantizer.code_grid(self.feature_grid)
         self.make_networks(encoded=self.quantizer.dim, decoded=self.quantizer.dim)
 
     @property
@@ -179,21 +183,21 @@ class VQVAE(ResidualAutoencoder):
         )
 
     @torch.no_grad()
-    def encode(self, images: Images) -> Int[Tensor, "b *grid"]:
-        """Images to their codes, int64. Errors as `forward`."""
+    def encode(self, images: Images, *, pad: bool = False) -> Int[Tensor, "b *grid"]:
+        """Images to their codes, int64; as `Autoencoder.encode`."""
         with self.evaluating():
-            return self.quantizer(self.encoder(self.to_levels(images))).codes
+            return self.quantizer(self.encoder(self.to_levels(images, pad=pad))).codes
 
     def vectors(self, latents: Codes) -> Float[Tensor, "b h2 w2 d"]:
         """The code vectors that the decoder takes, of codes of any integer type.
 
         Raises:
-            ValueError: codes of another grid, or outside the codebook.
+            ValueError: codes with other axes, or outside the codebook.
         """
         codes = arrays.integers(latents, "codes", self.quantizer.device)
-        if tuple(codes.shape[1:]) != self.grid:
+        if codes.ndim != 1 + len(self.grid) or 0 in codes.shape[1:]:
             expected = ", ".join(map(str, self.grid))
-            raise ValueError(f"expected codes of shape (b, {expected}), got {tuple(codes.shape)}")
+            raise ValueError(f"expected codes on a grid, such as (b, {expected}), got {tuple(codes.shape)}")
         return self.quantizer.decode(codes)
 
     def update(self) -> None:
@@ -256,4 +260,10 @@ class PriorGuidedEncoder:
             return self.model.quantizer.codes_through_prior(self.model.encoder(levels), self._loop(levels), generator)
 
     def _loop(self, images: Tensor) -> PriorInTheLoop:
+        if tuple(images.shape[2:]) != self.model.size:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"got images of {height}x{width}, expected {times(self.model.size)}: the prior in the loop is for "
+                "their grid alone"
+            )
         return self.model.loop(self.prior, self.labels, len(images), self.beta, self.num_iterations)

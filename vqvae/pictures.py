@@ -22,15 +22,19 @@ TILE = 64
 _GAP = 2
 
 
-def most(size: int) -> int:
-    """How many images of `size` pixels a side one picture holds that readers do not refuse as too large."""
-    side = size * max(1, TILE // size)
-    return (Image.MAX_IMAGE_PIXELS or 2**26) // side**2
+def most(height: int, width: int) -> int:
+    """How many images of a size one picture holds that readers do not refuse as too large."""
+    return (Image.MAX_IMAGE_PIXELS or 2**26) // (height * width * _enlarged(height, width) ** 2)
+
+
+def _enlarged(height: int, width: int) -> int:
+    """By which whole factor a small image is enlarged."""
+    return max(1, TILE // max(height, width))
 
 
 def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
     """Tile images row by row, enlarged by a whole factor, in colour."""
-    factor = max(1, TILE // images.shape[-1])
+    factor = _enlarged(*images.shape[2:])
     enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")
     columns, gap = min(columns, len(images)), _GAP if len(images) > 1 else 0
     # White above and to the left of each, and in place of those that the last row lacks.

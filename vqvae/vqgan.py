@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from safefolder import Options
 from safefolder.configured import ConfiguredOptions
+from vqvae.autoencoder import check_divides
 from vqvae.likelihoods import Likelihood, Normal
 from vqvae.model import VQVAE
 from vqvae.networks.vqgan import SPATIAL_GROUPS, VQGANDecoder, VQGANEncoder
@@ -63,7 +64,7 @@ class VQGAN(VQVAE):
     def __init__(
         self,
         *,
-        image_size: int = 256,
+        image_size: int | tuple[int, int] = 256,
         num_channels: int = 3,
         likelihood: Likelihood.Config = Normal.Config(),
         quantizer: Quantizer.Config = EMAVectorQuantizer.Config(),
@@ -91,12 +92,10 @@ class VQGAN(VQVAE):
                 f"latent_channels={options.latent_channels}, num_groups={options.num_groups}, expected one level and "
                 "one of each at least"
             )
-        factor = _factor(options)
-        if options.image_size < 1 or options.image_size % factor:
-            raise ValueError(
-                f"image_size {options.image_size} is not a multiple of {factor}, by which the networks reduce it, "
-                f"having {len(options.channels)} levels; change one of them"
-            )
+        factor, num_levels = _factor(options), len(options.channels)
+        check_divides(
+            options.image_size, factor, f"{factor}, by which the networks reduce it, having {num_levels} levels"
+        )
         groups = {"num_groups": options.num_groups}
         if options.spatial_norm:
             groups["the groups of spatial norms"] = SPATIAL_GROUPS

@@ -96,7 +96,7 @@ def check(data: bytes) -> None:
     mode, content_bytes = Mode(data[0] % 3 if data else 0), data[1:]
     content = None
     with contextlib.suppress(DamagedFile):
-        content = BlockContent.unpack(content_bytes, 1, SIZE)
+        content = BlockContent.unpack(content_bytes, 1, (SIZE, SIZE))
     begun.clear()
     try:
         [block] = codec.decoder.decode([(0, content_bytes)], mode)
@@ -107,7 +107,7 @@ def check(data: bytes) -> None:
         return
     assert content is not None
     check_work(mode, content)
-    assert BlockContent.unpack(content.pack(), 1, SIZE) == content
+    assert BlockContent.unpack(content.pack(), 1, (SIZE, SIZE)) == content
     assert [tuple(image.shape) for image in block.images] == [tiling.shape for tiling in content.tilings]
     assert all(image.dtype == torch.uint8 for image in block.images)
     assert block.names == content.names
@@ -156,7 +156,7 @@ def reparted(content: BlockContent, chance: random.Random) -> BlockContent:
             kinds[at : at + chance.randrange(1, 4)] = [chance.choice((0, 1, 15, STORED))]
         case 2:
             shape = (chance.choice((1, 1, 2, 3)), chance.randrange(1, 2 * SIZE + 2), chance.randrange(1, 2 * SIZE + 2))
-            tilings.insert(chance.randrange(len(tilings) + 1), Tiling(shape=shape, num_channels=1, size=SIZE))
+            tilings.insert(chance.randrange(len(tilings) + 1), Tiling(shape=shape, num_channels=1, size=(SIZE, SIZE)))
         case 3:
             del tilings[chance.randrange(len(tilings)) :]
         case 4:
@@ -180,7 +180,7 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     if not data or chance.random() < 0.3:
         data = atheris.Mutate(data, max_size) or b"\0"
     try:
-        content = BlockContent.unpack(data[1:], 1, SIZE)
+        content = BlockContent.unpack(data[1:], 1, (SIZE, SIZE))
     except DamagedFile:
         return bytes(data)[:max_size]
     mode = Mode(data[0] % 3) if chance.random() < 0.9 else chance.choice(list(Mode))

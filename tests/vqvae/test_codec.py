@@ -317,7 +317,7 @@ def test_the_check_covers_shapes_labels_and_modes(plain):
     codec, _ = plain
     with Archive.from_bytes(codec.compress([noise_of(1, 8, 4)], torch.tensor([2]))) as archive:
         content = archive.content(0)
-    right = BlockContent.unpack(content, 1, 8)
+    right = BlockContent.unpack(content, 1, (8, 8))
     turned = dataclasses.replace(right, tilings=[dataclasses.replace(right.tilings[0], shape=(1, 4, 8))])
     relabelled = dataclasses.replace(right, stream=b"")
     for wrong in (turned, relabelled):

@@ -17,7 +17,7 @@ MOST = 2**32 - 1
 
 def a_content(shapes, kinds=(0,), *, num_channels=1, has_labels=False, check=0, stream=b"", names=None):
     """With these kinds over and over, and as many stored pixels as they need."""
-    tilings = [Tiling(shape=shape, num_channels=num_channels, size=SIZE) for shape in shapes]
+    tilings = [Tiling(shape=shape, num_channels=num_channels, size=(SIZE, SIZE)) for shape in shapes]
     tiles = tiles_of(tilings)
     kinds = [kinds[i % len(kinds)] for i in range(len(tiles))]
     num = sum(tiling.inside_bytes(tile) for (tiling, tile), kind in zip(tiles, kinds, strict=True) if kind == STORED)
@@ -28,7 +28,7 @@ def a_content(shapes, kinds=(0,), *, num_channels=1, has_labels=False, check=0, 
 
 
 def read(data, num_channels=1):
-    return BlockContent.unpack(data, num_channels, SIZE)
+    return BlockContent.unpack(data, num_channels, (SIZE, SIZE))
 
 
 shapes = st.lists(
@@ -163,7 +163,7 @@ def test_what_pads_counts_too():
     """A pixel alone takes a whole tile of the model."""
     data = spelled(2, shapes=shape_run(2, 1, 1, 1))
     with pytest.raises(DamagedFile, match=f"claims 2 tiles with {2 * 20_000**2} bytes"):
-        BlockContent.unpack(data, 1, 20_000)
+        BlockContent.unpack(data, 1, (20_000, 20_000))
     with pytest.raises(DamagedFile, match="2 channels for a model of 3"):
         read(spelled(shapes=shape_run(1, 2, 4, 4)), num_channels=3)
 

@@ -12,7 +12,9 @@ SIZE = 8
 KINDS = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 3), (3, 3)]
 
 
-def tiling_of(channels: int, height: int, width: int, num_channels: int, size: int = SIZE) -> Tiling:
+def tiling_of(
+    channels: int, height: int, width: int, num_channels: int, size: tuple[int, int] = (SIZE, SIZE)
+) -> Tiling:
     return Tiling(shape=(channels, height, width), num_channels=num_channels, size=size)
 
 
@@ -23,13 +25,13 @@ def some_image(tiling: Tiling) -> Tensor:
 def assert_comes_back(tiling: Tiling) -> None:
     image = some_image(tiling)
     tiles = tiling.split(image)
-    assert tiles.shape == (tiling.num_tiles, tiling.num_channels, tiling.size, tiling.size)
+    assert tiles.shape == (tiling.num_tiles, tiling.num_channels, *tiling.size)
     assert tiles.is_contiguous()
     assert torch.equal(tiling.join(tiles), image)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.sampled_from(KINDS), st.integers(1, 20), st.integers(1, 20), st.integers(1, 17))
+@given(st.sampled_from(KINDS), st.integers(1, 20), st.integers(1, 20), st.tuples(*[st.integers(1, 17)] * 2))
 def test_what_is_inside_is_each_pixel_once(kind, height, width, size):
     tiling = tiling_of(kind[0], height, width, kind[1], size)
     assert_comes_back(tiling)
@@ -51,7 +53,7 @@ def test_tiles_come_row_by_row_and_channels_one_after_another():
 
 
 def test_borders_are_repeated():
-    tiling = tiling_of(1, 2, 3, 1, size=4)
+    tiling = tiling_of(1, 2, 3, 1, size=(4, 4))
     image = torch.tensor([[[1, 2, 3], [4, 5, 250]]], dtype=torch.uint8)
     expected = [[1, 2, 3, 3], [4, 5, 250, 250], [4, 5, 250, 250], [4, 5, 250, 250]]
     assert tiling.split(image)[0, 0].tolist() == expected
@@ -70,6 +72,6 @@ def test_shapes_of_no_image(shape):
 
 def test_the_longest_sides():
     for shape in ((1, MAX_SIDE, 1), (1, 1, MAX_SIDE)):
-        tiling = Tiling(shape=shape, num_channels=1, size=SIZE)
+        tiling = Tiling(shape=shape, num_channels=1, size=(SIZE, SIZE))
         assert tiling.num_tiles == 8192
         assert_comes_back(tiling)

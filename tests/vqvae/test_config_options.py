@@ -131,14 +131,15 @@ def test_case_28_a_name_that_is_mistyped_is_told():
             make()
 
 
-def test_case_28_the_size_of_a_square_image():
+def test_case_28_the_size_of_an_image():
     for size in ([64, 64], torch.Size([64, 64]), np.int64(64)):
         for kind in (VQVAE, GaussianVAE, VQGAN):
             assert kind.Config(image_size=size).image_size == 64
+            assert kind.Config(image_size=[64, 48]).image_size == (64, 48)
     for size, message in (
-        ((64, 48), r"got image_size=\(64, 48\), expected one number, as images are square: crop or scale them"),
-        ((64, 64, 3), r"got image_size=\(64, 64, 3\) for VQVAE, expected an integer"),
+        ((64, 64, 3), r"got image_size=\(64, 64, 3\) for VQVAE, expected an integer, or a tuple of 2 integers"),
         ((64.0, 64.0), r"got image_size=64.0 for VQVAE, expected an integer"),
+        ((64, 48.0), r"got image_size=\(64, 48.0\) for VQVAE, expected an integer"),
     ):
         with pytest.raises(ValueError, match=message):
             VQVAE.Config(image_size=size)

@@ -113,7 +113,10 @@ def test_bad_options_are_a_sentence(options):
 def test_bad_latents_and_broken_weights_are_a_sentence():
     model = small()
     for latents, message in (
-        (torch.zeros(1, 2, 2, 4), r"latents of shape \(b, 2, 2, 3\), got torch.float32 \(1, 2, 2, 4\)"),
+        (
+            torch.zeros(1, 2, 2, 4),
+            r"\(b, h, w, 3\), such as \(b, 2, 2, 3\), got torch.float32 \(1, 2, 2, 4\)",
+        ),
         (torch.zeros(1, 2, 2, 3, dtype=torch.int64), r"got torch.int64"),
         (torch.full((1, 2, 2, 3), torch.nan), "NaN or infinity"),
     ):

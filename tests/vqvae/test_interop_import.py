@@ -46,6 +46,9 @@ def test_diffusers_there_and_back(name, tmp_path):
     model = import_diffusers(tmp_path / "theirs", image_size=32)
     images = pictures(64, 32)
     check_equal(model, images, peer_codes(peer, images), lambda codes: peer_decode(peer, codes))
+    wide = torch.cat([images[:8], images[8:16].flip(2)], 3)  # of any size, as the networks are
+    for others in (wide, wide.mT.contiguous()):
+        check_equal(model, others, peer_codes(peer, others), lambda codes: peer_decode(peer, codes))
     export_diffusers(model, tmp_path / "ours")
     again = diffusers.VQModel.from_pretrained(tmp_path / "ours")
     assert same_weights(peer, again)

@@ -109,7 +109,13 @@ GREY, COLOUR = images(1), images(3)
         (3, COLOUR[0].movedim(0, -1), "channels come first: images.permute(2, 0, 1)[None]"),
         (3, COLOUR[0].movedim(0, -1).numpy(), "images.transpose(2, 0, 1)[None]"),
         (3, list(COLOUR.movedim(1, -1)), "images.permute(0, 3, 1, 2)"),
-        (3, GREY, "expected images of shape (b, 3, 8, 8), got (3, 1, 8, 8)"),
+        (3, GREY, "expected images of shape (b, 3, h, w), such as (b, 3, 8, 8), got (3, 1, 8, 8)"),
+        (
+            1,
+            GREY[..., :6],
+            "height and width are multiples of 4, such as 8x8, got 8x6: scale or crop them, or give pad",
+        ),
+        (1, GREY[..., :0], "height and width are multiples of 4, such as 8x8, got 8x0"),
         (1, GREY.long(), "expected images as uint8, or as floats in [0, 1], got torch.int64"),
         (1, GREY.numpy().astype(str), "got <U3"),
         (1, GREY.numpy().astype(np.float32), "float images must lie in [0, 1], got"),
@@ -120,7 +126,7 @@ GREY, COLOUR = images(1), images(3)
         (1, [[0.5] * 8] * 8, "got images as a list with list, expected tensors"),
         (1, pictures(COLOUR), "mode 'RGB', expected 'L' for a model of 1 channel: image.convert('L')"),
         (3, pictures(COLOUR)[0].convert("RGBA"), "mode 'RGBA', expected 'RGB' for a model of 3 channels"),
-        (1, pictures(GREY)[0].resize((8, 6)), "got a PIL image of 8 x 6 pixels, expected 8 x 8: image.resize((8, 8))"),
+        (1, pictures(GREY)[0].resize((8, 6)), "are multiples of 4, such as 8x8, got 6x8"),
         (1, ImageTensors(GREY, None, name="mine"), "PIL images: pass its images"),
         (1, ImageTensors(GREY, None, name="mine")[:2], "got images as Batch"),
     ],
@@ -142,14 +148,15 @@ def test_any_array_is_levels_or_a_sentence(num_channels, shape, dtype, as_tensor
     """What is taken has the shape and the type that it says; nothing is guessed."""
     array = np.zeros(shape, dtype)
     given_images = torch.from_numpy(array) if as_tensor else array
-    fits = len(shape) == 4 and shape[1:] == [num_channels, 8, 8] and dtype in (np.uint8, np.float32, np.float64)
+    fits = len(shape) == 4 and shape[1] == num_channels and shape[2] % 4 == shape[3] % 4 == 0 not in shape[2:]
+    fits = fits and dtype in (np.uint8, np.float32, np.float64)
     if fits:
-        levels = to_levels.__wrapped__(given_images, num_channels=num_channels, size=8)
+        levels = to_levels.__wrapped__(given_images, num_channels=num_channels, size=(8, 8), factor=4)
         assert levels.dtype == torch.uint8
         assert list(levels.shape) == shape
         return
     with pytest.raises(ValueError, match=r"^expected images|^float images"):
-        to_levels.__wrapped__(given_images, num_channels=num_channels, size=8)
+        to_levels.__wrapped__(given_images, num_channels=num_channels, size=(8, 8), factor=4)
 
 
 @pytest.mark.usefixtures("untyped")

@@ -124,7 +124,7 @@ def test_learning_lowers_the_distortion():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (images(2, 3, 8, 8), r"expected images of shape \(b, 1, 8, 8\), got \(2, 3, 8, 8\)"),
+        (images(2, 3, 8, 8), r"expected images of shape \(b, 1, h, w\), such as \(b, 1, 8, 8\), got \(2, 3, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.int64), "as uint8, or as floats"),
         (torch.full((2, 1, 8, 8), 1.5), r"lie in \[0, 1\], got 1.5"),
         (torch.full((2, 1, 8, 8), torch.nan), r"lie in \[0, 1\]"),
@@ -136,8 +136,9 @@ def test_bad_images_are_a_sentence(value, message):
 
 
 def test_bad_codes_are_a_sentence():
-    with pytest.raises(ValueError, match=r"expected codes of shape \(b, 2, 2\)"):
-        small().decode(torch.zeros(1, 3, 3, dtype=torch.int64))
+    for shape in ((1, 4), (1, 2, 2, 1), (1, 0, 2)):
+        with pytest.raises(ValueError, match=r"expected codes on a grid, such as \(b, 2, 2\), got"):
+            small().decode(torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(ValueError, match="must lie in"):
         small().decode(torch.full((1, 2, 2), 8))
 

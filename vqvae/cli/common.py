@@ -138,7 +138,7 @@ def load_codec(source: str, prior: str | None, decoder: str | None = None) -> tu
 def load_test_images(source: str, data: str | None, model: Autoencoder, split: str = "test") -> Images:
     """The images that are named, or else the run's own, at the model's size."""
     options: dict[str, Any] = {
-        "size": model.config.image_size,
+        "size": model.size,
         "channels": model.config.num_channels,
     }
     if data is not None:

@@ -19,6 +19,7 @@ from vqvae.data import Batch, Images, batches
 from vqvae.data.decoding import FITTED
 from vqvae.evaluation import Evaluation
 from vqvae.evaluation import evaluate as evaluate_images
+from vqvae.levels import times
 from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
 from vqvae.looks.features import FeatureNetwork
 from vqvae.looks.meter import Looks
@@ -81,10 +82,10 @@ def measure(
     priors = _priors(run_or_model, prior, model)
     last = list(priors.values())[-1]
     meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)], prepared=FITTED) if looks else None
-    if meter is not None and model.config.image_size < meter.smallest:
+    if meter is not None and min(model.size) < meter.smallest:
         raise ValueError(
             f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {run_or_model} have "
-            f"{model.config.image_size}"
+            f"{times(model.size)}"
         )
     labels: list[Tensor | None] = []
     with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:

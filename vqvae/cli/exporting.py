@@ -56,7 +56,7 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
 def import_(
     source: Source,
     output: Output,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     config: Path | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -73,7 +73,8 @@ def import_(
     Args:
         source: folder, file or hub id.
         output: the folder to write, which must not be there yet.
-        image_size: height and width in pixels, any that the networks can halve; the source's own unless given.
+        image_size: side, or height and width, in pixels, any that the networks can halve; the source's own unless
+            given.
         config: the yaml of a taming checkpoint, unless it lies beside it.
         revision: branch, tag or commit of a hub id.
         subfolder: where in the folder or repository the model is.
@@ -91,15 +92,15 @@ def import_(
     model = import_tokenizer(
         source, config=config, image_size=image_size, revision=revision, subfolder=subfolder, tell=tell
     )
-    size = model.config.image_size
     if data is None:
         tell("the scale of its likelihood is not fitted, so that distortion and bits mean nothing yet: add --data")
     else:
-        images = load_images(data, size=size, channels=model.config.num_channels)
+        images = load_images(data, size=model.size, channels=model.config.num_channels)
         scale = fit_scale(model, next(batches(images, min(NUM_FITTED, len(images)), seed=0)).images)
         print(f"scale of the likelihood: {', '.join(f'{level:.1f}' for level in scale.tolist())} levels")
     model.save_pretrained(output)
-    print(f"{output}: {model.num_codes} codes, a grid of {model.grid} for images of {size} x {size}")
+    height, width = model.size
+    print(f"{output}: {model.num_codes} codes, a grid of {model.grid} for images of {height} x {width}")
 
 
 def _config(source: str, revision: str | None, subfolder: str | None) -> dict[str, Any]:

@@ -66,23 +66,22 @@ def read_inpainting(
         ValueError: no such file, or no image; a mask without white; or a model whose codes are no positions of a
             picture.
     """
-    grid, side = model.grid, model.side
-    if tuple(grid[:2]) != (side, side):
+    grid, (rows, columns) = model.grid, model.feature_grid
+    if tuple(grid[:2]) != (rows, columns):
         raise ValueError(
             f"the codes of this model are a row of {math.prod(grid)} over several scales, so that none is a "
             "position of the picture; inpainting needs a model with a grid of codes, of any quantizer but "
             "MultiScaleQuantizer"
         )
-    size = model.config.image_size
-    pixels = _opened("--inpaint", image, decode, (size, size), model.config.num_channels)
-    masked = _opened("--mask", mask, _read_mask, size)
+    pixels = _opened("--inpaint", image, decode, model.size, model.config.num_channels)
+    masked = _opened("--mask", mask, _read_mask, model.size)
     if not masked.any():
         raise ValueError(
             f"nothing to sample: {mask} has no white (over 127) in what is left of it at the model's size; paint white "
             "what to sample anew"
         )
-    cells = reduce(masked.float(), "(h p) (w q) -> h w", "max", h=side, w=side) > 0
-    positions = cells.reshape(side, side, *[1] * (len(grid) - 2)).expand(grid)
+    cells = reduce(masked.float(), "(h p) (w q) -> h w", "max", h=rows, w=columns) > 0
+    positions = cells.reshape(rows, columns, *[1] * (len(grid) - 2)).expand(grid)
     return Inpainting(image=pixels, mask=masked, codes=encode(pixels[None])[0].cpu(), positions=positions)
 
 
@@ -95,12 +94,16 @@ def _opened(option: str, path: Path, reader: Callable[..., Any], *args: Any) -> 
         raise ValueError(f"{option} {path}: {error}") from error
 
 
-def _read_mask(path: Path, size: int) -> Bool[Tensor, "h w"]:
+def _read_mask(path: Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     levels = read(path).convert("L")
     # The part that `fit` keeps of an image; a pixel that it keeps half of counts.
-    side = min(levels.size)
-    left, top = (levels.width - side) / 2, (levels.height - side) / 2
-    box = (math.floor(left), math.floor(top), math.ceil(left + side), math.ceil(top + side))
+    height, width = levels.height, levels.width
+    if height * size[1] < width * size[0]:
+        width = height * size[1] / size[0]
+    else:
+        height = width * size[0] / size[1]
+    left, top = (levels.width - width) / 2, (levels.height - height) / 2
+    box = (math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height))
     kept = levels.crop(box)
     white = torch.from_numpy(np.array(kept)) > 127
     return F.adaptive_max_pool2d(white[None].float(), size)[0] > 0

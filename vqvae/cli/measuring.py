@@ -38,7 +38,7 @@ def reconstruct(
     at_least_one(num, "--num")
     model = Autoencoder.from_pretrained(run_or_model)
     shown = load_decoder(model, decoder)
-    if num > (most := pictures.most(model.config.image_size) // 2):
+    if num > (most := pictures.most(*model.size) // 2):
         raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
     images = first_images(load_test_images(run_or_model, data, model), num)
     others = reconstructions(run_or_model, model, images, shown)

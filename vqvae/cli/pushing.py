@@ -99,8 +99,8 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
     imports = [safefolder.cards.import_line(type(model))]
     lines = [f"model = {safefolder.cards.loading(type(model), repo_id, revision=revision, subfolder='codebook')}"]
     if prior is None:
-        c, size = model.config.num_channels, model.config.image_size
-        lines += [f"images = torch.zeros(1, {c}, {size}, {size}, dtype=torch.uint8)  # yours"]
+        c, (height, width) = model.config.num_channels, model.size
+        lines += [f"images = torch.zeros(1, {c}, {height}, {width}, dtype=torch.uint8)  # yours"]
         lines += ["codes = model.encode(images)", "again = model.decode(codes)"]
         imports.insert(0, "import torch\n")
     else:

@@ -128,7 +128,7 @@ def sample(
     check_fit(model, known, "prior")
     shown = load_decoder(model, decoder)
     if names is None:
-        _check_grid(num + (inpainting.inpaint is not None), model.config.image_size, draws.columns)
+        _check_grid(num + (inpainting.inpaint is not None), model.size, draws.columns)
     choices = _classes(known, draws.label, everything=inpainting.inpaint is None)
     if sampling.guidance is not None and known.num_classes is not None and not choices:
         raise ValueError("--guidance leads to a class, and with --inpaint none is sampled unless named; add --label")
@@ -200,11 +200,11 @@ def _check_folder(folder: Path, names: Sequence[str], columns: int | None) -> No
         raise ValueError(f"{folder} is no folder; name a .png file or a folder")
 
 
-def _check_grid(num: int, size: int, columns: int | None) -> None:
+def _check_grid(num: int, size: tuple[int, int], columns: int | None) -> None:
     """ValueError for a picture so large that readers would refuse it."""
     if columns is not None:
         at_least_one(columns, "--columns")
-    if num > (most := pictures.most(size)):
+    if num > (most := pictures.most(*size)):
         raise ValueError(f"{num:,} images are too many for one picture, which holds {most:,}; name a folder")
 
 

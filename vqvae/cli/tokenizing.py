@@ -193,7 +193,7 @@ class _Place:
 
 def _load(source: str, part: str, model: Any, split: str | None) -> Images:
     try:
-        images = load_images(source, part, size=model.config.image_size, channels=model.config.num_channels)
+        images = load_images(source, part, size=model.size, channels=model.config.num_channels)
         images.name = source  # as it loads them again, also those of the hub
         return images
     except ValueError as error:

@@ -58,7 +58,7 @@ class BitsBack:
 
     @torch.no_grad()
     def encode(
-        self, tiles: UInt8[Tensor, "t c s s"], labels: Int[Tensor, " t"] | None, at_the_top: Intervals | None
+        self, tiles: UInt8[Tensor, "t c h w"], labels: Int[Tensor, " t"] | None, at_the_top: Intervals | None
     ) -> tuple[bytes, list[int]]:
         """A stream, and the kind of each tile. What is `at_the_top` is pushed last, and so popped first."""
         stack = Stack(self._initial)
@@ -112,7 +112,7 @@ class BitsBack:
     @torch.no_grad()
     def decode(
         self, stack: Stack, kinds: Sequence[int], labels: Int[Tensor, " n"] | None
-    ) -> tuple[UInt8[Tensor, "t c s s"], Int[Tensor, "t *grid"]]:
+    ) -> tuple[UInt8[Tensor, "t c h w"], Int[Tensor, "t *grid"]]:
         """Tiles that are not stored, and their codes; labels are those of all tiles.
 
         Raises:

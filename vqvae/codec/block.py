@@ -86,8 +86,8 @@ class BlockContent:
         return b"".join(parts)
 
     @classmethod
-    def unpack(cls, data: bytes, num_channels: int, size: int) -> "BlockContent":
-        """What `pack` made, for a model of `num_channels` and `size`.
+    def unpack(cls, data: bytes, num_channels: int, size: tuple[int, int]) -> "BlockContent":
+        """What `pack` made, for a model of `num_channels` and of images of `size`.
 
         Raises:
             DamagedFile: it cannot be.
@@ -171,7 +171,7 @@ class _Reader:
         self._at += length
         return self._data[self._at - length : self._at]
 
-    def tilings(self, num_images: int, num_channels: int, size: int) -> list[Tiling]:
+    def tilings(self, num_images: int, num_channels: int, size: tuple[int, int]) -> list[Tiling]:
         tilings: list[Tiling] = []
         num_tiles = num_pixels = 0
         while len(tilings) < num_images:

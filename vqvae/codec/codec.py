@@ -238,8 +238,8 @@ class Codec:
         c, h, w = image.shape
         return Tiling(shape=(c, h, w), num_channels=self.coder.num_channels, size=self.coder.size)
 
-    def _tiles(self, tilings: Sequence[Tiling], images: Iterable[Tensor]) -> UInt8[Tensor, "t c s s"]:
-        none = torch.zeros(0, self.coder.num_channels, self.coder.size, self.coder.size, dtype=torch.uint8)
+    def _tiles(self, tilings: Sequence[Tiling], images: Iterable[Tensor]) -> UInt8[Tensor, "t c h w"]:
+        none = torch.zeros(0, self.coder.num_channels, *self.coder.size, dtype=torch.uint8)
         return torch.cat([none, *(tiling.split(image) for tiling, image in zip(tilings, images, strict=True))])
 
     def _groups(

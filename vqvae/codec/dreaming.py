@@ -72,9 +72,8 @@ def dream(codec: Codec, data: bytes, most: int = 1024, watch: Callable[[], objec
         codes.append(code)
         if watch is not None:
             watch()
-    size = coder.size
     return Dream(
-        images=torch.cat(tiles) if tiles else torch.zeros(0, coder.num_channels, size, size, dtype=torch.uint8),
+        images=torch.cat(tiles) if tiles else torch.zeros(0, coder.num_channels, *coder.size, dtype=torch.uint8),
         codes=torch.cat(codes) if codes else torch.zeros(0, *coder.model.grid, dtype=torch.int64),
         left=stack.words().astype("<u4").tobytes(),
         length=len(data),

@@ -17,6 +17,7 @@ memory than its stream pays for and one group takes, whatever number of images i
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -67,7 +68,7 @@ class TileIntervals:
     """How tiles would be coded, t of them with n codes and d symbols each, in the order of the stream.
 
     Attributes:
-        tiles: "t c s s".
+        tiles: "t c h w".
         codes: "t *grid".
         labels: "t", or None.
         code_intervals: "t n".
@@ -75,7 +76,7 @@ class TileIntervals:
         clear: whether every number is far enough from the border between two grid points, "t".
     """
 
-    tiles: UInt8[Tensor, "t c s s"]
+    tiles: UInt8[Tensor, "t c h w"]
     codes: Int[Tensor, "t *grid"]
     labels: Int[Tensor, " t"] | None
     code_intervals: Intervals
@@ -131,7 +132,7 @@ class TileCoder:
             raise ValueError("the codec computes in float64, which MPS has not: move the model to the CPU")
         self.model: Any = copy.deepcopy(model).double().eval()
         self.prior: Any = copy.deepcopy(prior).double().to(self.device).eval()  # pyrefly: ignore[missing-attribute]
-        self.size: int = model.config.image_size
+        self.size = model.size
         self.num_channels: int = model.config.num_channels
         num_codes: Any = self.model.num_codes
         self.num_codes: int = num_codes
@@ -140,7 +141,7 @@ class TileCoder:
                 f"got a model of {num_codes:,} codes, expected at most {integer_tables.MAX_CODES:,} for a codec"
             )
         self.likelihood = self.model.likelihood
-        self.order = [step.to(self.device) for step in self.likelihood.order(self.size, self.size)]
+        self.order = [step.to(self.device) for step in self.likelihood.order(*self.size)]
         self.group_size = max(1, min(_TILES_PER_GROUP, _DIMS_PER_GROUP // model.num_dims))
 
     @property
@@ -157,22 +158,22 @@ class TileCoder:
         num = self.num_classes or 1
         return float((integer_tables.PRECISION - integer_tables.even_widths(num)[:num].log2()).max())
 
-    def no_tiles(self) -> tuple[UInt8[Tensor, "0 c s s"], Int[Tensor, "0 *grid"]]:
+    def no_tiles(self) -> tuple[UInt8[Tensor, "0 c h w"], Int[Tensor, "0 *grid"]]:
         """No tiles and no codes, for others to follow."""
         return (
-            torch.zeros(0, self.num_channels, self.size, self.size, dtype=torch.uint8, device=self.device),
+            torch.zeros(0, self.num_channels, *self.size, dtype=torch.uint8, device=self.device),
             torch.zeros(0, *self.model.grid, dtype=torch.int64, device=self.device),
         )
 
     @torch.no_grad()
-    def encode(self, tiles: UInt8[Tensor, "t c s s"], labels: Int[Tensor, " t"] | None) -> Int[Tensor, "t *grid"]:
+    def encode(self, tiles: UInt8[Tensor, "t c h w"], labels: Int[Tensor, " t"] | None) -> Int[Tensor, "t *grid"]:
         """The codes of tiles, weighing the prior where the model does."""
         return self.model.through(self.prior, self.known(labels)).encode(tiles.to(self.device))
 
     @torch.no_grad()
     def intervals(
         self,
-        tiles: UInt8[Tensor, "t c s s"],
+        tiles: UInt8[Tensor, "t c h w"],
         codes: Int[Tensor, "t *grid"],
         labels: Int[Tensor, " t"] | None,
         offsets: Int[Tensor, " t"],
@@ -193,7 +194,7 @@ class TileCoder:
 
     def settle(
         self,
-        tiles: UInt8[Tensor, "t c s s"],
+        tiles: UInt8[Tensor, "t c h w"],
         codes: Int[Tensor, "t *grid"],
         labels: Int[Tensor, " t"] | None,
         *,
@@ -226,12 +227,12 @@ class TileCoder:
         return Intervals(left, width), clear
 
     def level_intervals(
-        self, tiles: UInt8[Tensor, "t c s s"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
+        self, tiles: UInt8[Tensor, "t c h w"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
     ) -> tuple[Intervals, Intervals, Bool[Tensor, " t"]]:
         """Of the pixels under the likelihood, both steps "t d", and whether all of a tile's are clear."""
         order = torch.cat(self.order)
         parts = []
-        for rows in self._chunks(len(tiles), self.likelihood.num_features * self.size**2):
+        for rows in self._chunks(len(tiles), self.likelihood.num_features * math.prod(self.size)):
             features = self.model.decoder(self.model.vectors(codes[rows]))
             parameters = self.likelihood.symbol_parameters(tiles[rows], features).flatten(1, 3)[:, order]
             levels = tiles[rows].flatten(1)[:, order].long()
@@ -331,7 +332,7 @@ class TileCoder:
     @torch.no_grad()
     def decode_tiles(
         self, sources: Sequence[tuple[Source, int]], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
-    ) -> UInt8[Tensor, "t c s s"]:
+    ) -> UInt8[Tensor, "t c h w"]:
         """Pixels of tiles whose codes are known. Errors as `decode_codes`."""
         num = len(codes)
 
@@ -347,7 +348,7 @@ class TileCoder:
 
     @torch.no_grad()
     def walked(
-        self, tiles: UInt8[Tensor, "t c s s"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
+        self, tiles: UInt8[Tensor, "t c h w"], codes: Int[Tensor, "t *grid"], offsets: Int[Tensor, " t"]
     ) -> Intervals:
         """`in_order` of known tiles and codes by the decoder's own walk, for bits that no encoder chose.
 

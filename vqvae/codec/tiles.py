@@ -1,6 +1,6 @@
 """Images of any size as tiles: what a model of one size and one number of channels can code.
 
-An image is cut into squares of the model's size from its upper left corner on; where the last ones reach beyond it, its
+An image is cut into tiles of the model's size from its upper left corner on; where the last ones reach beyond it, its
 border is repeated. Tiles come row by row, and are cropped back. A model of grey images takes the channels of a colour
 image one after another, each cut into tiles; a model of colour takes a grey image three times over and gives it back
 once.
@@ -23,7 +23,7 @@ MAX_CHANNELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How an image "c h w" is cut for a model of `num_channels` and `size`.
+    """How an image "c h w" is cut for a model of `num_channels` and of images of `size`, their height and width.
 
     Raises:
         ValueError: no size of an image, or channels that the model cannot take.
@@ -31,7 +31,7 @@ class Tiling:
 
     shape: tuple[int, int, int]
     num_channels: int
-    size: int
+    size: tuple[int, int]
 
     def __post_init__(self) -> None:
         c, h, w = self.shape
@@ -54,7 +54,7 @@ class Tiling:
     @functools.cached_property
     def rows_and_columns(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        return math.ceil(self.shape[1] / self.size), math.ceil(self.shape[2] / self.size)
+        return math.ceil(self.shape[1] / self.size[0]), math.ceil(self.shape[2] / self.size[1])
 
     @functools.cached_property
     def num_tiles(self) -> int:
@@ -63,22 +63,20 @@ class Tiling:
     @property
     def num_padded(self) -> int:
         """Of the pixels of all tiles, which are padded."""
-        return self.num_tiles * self.num_channels * self.size**2
+        return self.num_tiles * self.num_channels * math.prod(self.size)
 
-    def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "t cm s s"]:
+    def split(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "t cm y x"]:
         """The image's tiles."""
         _, h, w = self.shape
-        rows, columns = self.rows_and_columns
-        tall, wide = rows * self.size - h, columns * self.size - w
+        (rows, columns), (y, x) = self.rows_and_columns, self.size
+        tall, wide = rows * y - h, columns * x - w
         # Padding of integers is not implemented for repeated borders, and float32 holds them exactly.
         padded = F.pad(image[None].float(), (0, wide, 0, tall), mode="replicate")[0].to(torch.uint8)
         if self.num_channels != 1 and self.shape[0] == 1:
             padded = padded.expand(self.num_channels, -1, -1)
-        return rearrange(
-            padded, "(p c) (r y) (q x) -> (p r q) c y x", c=self.num_channels, y=self.size, x=self.size
-        ).contiguous()
+        return rearrange(padded, "(p c) (r y) (q x) -> (p r q) c y x", c=self.num_channels, y=y, x=x).contiguous()
 
-    def join(self, tiles: UInt8[Tensor, "t cm s s"]) -> UInt8[Tensor, "c h w"]:
+    def join(self, tiles: UInt8[Tensor, "t cm y x"]) -> UInt8[Tensor, "c h w"]:
         """The image that these are the tiles of."""
         c, h, w = self.shape
         rows, columns = self.rows_and_columns
@@ -88,15 +86,16 @@ class Tiling:
     def place(self, tile: int) -> tuple[slice, slice, slice]:
         """Where that part of a tile lies in the image "c h w"."""
         plane, within = divmod(tile, math.prod(self.rows_and_columns))
-        corner = (plane, *(self.size * at for at in divmod(within, self.rows_and_columns[1])))
+        at = divmod(within, self.rows_and_columns[1])
+        corner = (plane, *(side * number for side, number in zip(self.size, at, strict=True)))
         parts = zip(corner, self.inside(tile), strict=True)
         return tuple(slice(start, start + part.stop) for start, part in parts)  # pyrefly: ignore[bad-return]
 
     def inside(self, tile: int) -> tuple[slice, slice, slice]:
-        """Which part of a tile "cm s s" is of the image: what is stored of an incompressible one."""
+        """Which part of a tile "cm y x" is of the image: what is stored of an incompressible one."""
         row, column = divmod(tile % math.prod(self.rows_and_columns), self.rows_and_columns[1])
-        height = min(self.size, self.shape[1] - row * self.size)
-        width = min(self.size, self.shape[2] - column * self.size)
+        height = min(self.size[0], self.shape[1] - row * self.size[0])
+        width = min(self.size[1], self.shape[2] - column * self.size[1])
         channels = 1 if self.shape[0] == 1 else self.num_channels
         return slice(0, channels), slice(0, height), slice(0, width)
 

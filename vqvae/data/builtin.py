@@ -131,10 +131,10 @@ def cifar10(split: str = "train", *, root: str | Path | None = None) -> ImageTen
     return ImageTensors(images, torch.tensor(data.targets), tuple(data.classes), name="cifar10")
 
 
-def refitted(images: ImageTensors, size: int | None, channels: int | None) -> ImageTensors:
-    """`images` scaled and cropped to `size` by `size`, with `channels`; None leaves as it is."""
+def refitted(images: ImageTensors, size: tuple[int, int] | None, channels: int | None) -> ImageTensors:
+    """`images` scaled and cropped to `size` (height, width), with `channels`; None leaves as it is."""
     old_channels, height, width = images.shape
-    new_size = (height, width) if size is None else (size, size)
+    new_size = size or (height, width)
     new_channels = channels or old_channels
     if (new_channels, *new_size) == images.shape:
         return images

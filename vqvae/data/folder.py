@@ -71,7 +71,7 @@ class ImageFiles(EncodedImages):
 def image_folder(
     folder: str | Path, split: str = "train", *, size: Size = DEFAULT_SIZE, channels: int | None = None
 ) -> ImageFiles:
-    """The images under `folder`, at any depth, scaled and cropped to `size` by `size`.
+    """The images under `folder`, at any depth, scaled and cropped to `size`.
 
     Hidden files and files whose names don't end like an image's are passed over; what is named
     like an image and can't be read is listed in `Batch.skipped`. A folder that holds folders
@@ -91,8 +91,8 @@ def image_folder(
 def images_of(found: Layout, split: str, *, size: Size, channels: int | None) -> ImageFiles:
     """`image_folder` for a folder of which it is known what it holds."""
     check_split(split)
-    side, channels = wanted(size, channels)
-    assert side is not None
+    sides, channels = wanted(size, channels)
+    assert sides is not None
     parts = found.parts("images", split)
     part = parts.get(split, parts["train"])
     chosen = part.names
@@ -108,7 +108,7 @@ def images_of(found: Layout, split: str, *, size: Size, channels: int | None) ->
         first = parts["train"]
         channels = _first_channels(first.folder / name for name in first.names)
     classes = Classes.of(Given.joined([_given(each.names) for each in parts.values()]))
-    return ImageFiles(part.folder, chosen, (channels, side, side), classes, _given(chosen), name=str(found.folder))
+    return ImageFiles(part.folder, chosen, (channels, *sides), classes, _given(chosen), name=str(found.folder))
 
 
 def _given(names: list[str]) -> Given:

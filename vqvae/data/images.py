@@ -28,7 +28,7 @@ from vqvae.data.labels import MAX_LABEL, Classes, Given
 
 SPLITS = ("train", "test")
 
-# Of a square image its side, or both its sides.
+# Height and width, or of square images the side.
 Size = int | Sequence[int]
 # Pixels; a slip of the keyboard would fill the memory.
 MAX_SIDE = 1 << 14
@@ -223,39 +223,38 @@ class EncodedImages(Images):
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 
-def wanted(size: Size | None, channels: int | None) -> tuple[int | None, int | None]:
-    """Side and channels that a caller asks for, as ints. None stands for what is still to be found out, and passes.
+def wanted(size: Size | None, channels: int | None) -> tuple[tuple[int, int] | None, int | None]:
+    """(height, width) and channels that a caller asks for. None stands for what is still to be found out, and passes.
 
-    Raises ValueError for what can be none: strings, floats, sizes that are not square, or of over `MAX_SIDE` pixels.
+    Raises ValueError for what can be none: strings, floats, three sides, or sides of over `MAX_SIDE` pixels.
     """
     sides, number = _whole(size), _whole(channels)
-    if sides is not None and sides.shape == (2,):
-        if sides[0] != sides[1]:
-            raise ValueError(f"got size={size!r}; expected square images: one side, or twice the same")
-        sides = sides[0]
-    if size is not None and (sides is None or sides.ndim):
-        raise ValueError(f"got size={size!r}; expected the side of the images in pixels, a whole number")
+    if size is not None and (sides is None or sides.shape not in ((), (2,))):
+        raise ValueError(f"got size={size!r}; expected the side of the images in pixels, or their height and width")
     if channels is not None and (number is None or number.ndim):
         raise ValueError(f"got channels={channels!r}; expected 1 (grey) or 3 (RGB)")
-    side, num = None if sides is None else int(sides), None if number is None else int(number)
+    num = None if number is None else int(number)
     if num not in (None, 1, 3):
         raise ValueError(f"got channels={num}; expected 1 (grey) or 3 (RGB)")
-    if side is not None and side < 1:
-        raise ValueError(f"got size={side}; expected at least 1 pixel")
-    if side is not None and side > MAX_SIDE:
-        raise ValueError(f"got size={side}; expected at most {MAX_SIDE:,} pixels")
-    return side, num
+    if sides is None:
+        return None, num
+    height, width = np.broadcast_to(sides, 2).tolist()
+    if min(height, width) < 1:
+        raise ValueError(f"got size={size!r}; expected at least 1 pixel")
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"got size={size!r}; expected at most {MAX_SIDE:,} pixels")
+    return (height, width), num
 
 
 def shape_of(
-    side: int | None, channels: int | None, encoded: Iterable[Callable[[], Path | BytesIO]], name: str
+    size: tuple[int, int] | None, channels: int | None, encoded: Iterable[Callable[[], Path | BytesIO]], name: str
 ) -> tuple[int, int, int]:
     """(c, h, w) as asked for; what is not (None) is that of the first encoded image that can be read.
 
     encoded: each gives an image, or raises as `EncodedImages._encoded` does. Raises ValueError where none can be read.
     """
-    if side is not None and channels is not None:
-        return channels, side, side
+    if size is not None and channels is not None:
+        return channels, *size
     reason = "there is none"
     for each in encoded:
         try:
@@ -263,8 +262,7 @@ def shape_of(
         except (OSError, ValueError) as error:
             reason = str(error)
             continue
-        height, width = (found.height, found.width) if side is None else (side, side)
-        return channels or (1 if found.mode == "L" else 3), height, width
+        return channels or (1 if found.mode == "L" else 3), *(size or (found.height, found.width))
     raise ValueError(f"{name} has no readable image among its first {FIRST} ({reason})")
 
 

@@ -38,7 +38,7 @@ def load_images(
     Which part of a folder is for which split its names say, as train/ and test/, or train-0.parquet and
     test-0.parquet. A part named for validation stands for test, and is left aside where there is one for test too. All
     names are in `vqvae.data.splits`. Where nothing is named for test, about one image in ten is held out for it.
-    size: scale and crop to `size` by `size`; twice the same number will do too. By default sets keep theirs, parquet,
+    size: scale and crop to this side, or to (height, width). By default sets keep theirs, parquet,
     archives and Hugging Face sets take their first image's, and folders of images take 64.
     channels: 1 or 3. By default sets keep theirs; of the other sources, 1 where the first image is
     grey, else 3.
@@ -50,7 +50,7 @@ def load_images(
     error: `Images.label_note` says why.
     """
     check_split(split)
-    side, channels = wanted(size, channels)
+    sides, channels = wanted(size, channels)
     source = str(source)
     if not source.strip():
         raise ValueError(f"got no source of images; expected {SOURCES}")
@@ -60,19 +60,19 @@ def load_images(
             "elsewhere give the folder as the source"
         )
     if source == "fashion-mini":
-        return refitted(fashion_mini(split), side, channels)
+        return refitted(fashion_mini(split), sides, channels)
     if source == "fashion-mnist":
-        return refitted(fashion_mnist(split, root=root), side, channels)
+        return refitted(fashion_mnist(split, root=root), sides, channels)
     if source == "cifar10":
-        return refitted(cifar10(split, root=root), side, channels)
+        return refitted(cifar10(split, root=root), sides, channels)
     if source.startswith("hf:"):
         name = source.removeprefix("hf:")
-        return _table().hugging_face(name, split, size=side, channels=channels)
+        return _table().hugging_face(name, split, size=sides, channels=channels)
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        return _of_folder(path, split, side, channels)
+        return _of_folder(path, split, sides, channels)
     if path.suffix.lower() == ".tar":
-        return image_archives(source, split, size=side, channels=channels)
+        return image_archives(source, split, size=sides, channels=channels)
     try:
         check_regular(path)
     except FileNotFoundError as error:
@@ -82,10 +82,10 @@ def load_images(
         raise ValueError(f"{shown(source)} can't be read: {reason}; expected {SOURCES}") from error
     if path.suffix.lower() != ".parquet":
         raise ValueError(f"{source} is a file, but not a .parquet one or a .tar one; expected {SOURCES}")
-    return _table().parquet(path, split, size=side, channels=channels)
+    return _table().parquet(path, split, size=sides, channels=channels)
 
 
-def _of_folder(folder: Path, split: str, size: int | None, channels: int | None) -> Images:
+def _of_folder(folder: Path, split: str, size: Size | None, channels: int | None) -> Images:
     found = layout(folder)
     kinds = found.kinds
     if "archives" in kinds:

@@ -137,7 +137,7 @@ def parquet(
 
     In a folder the names of files, or of the folders that they are in, say which are to test on
     (`vqvae.data.splits`). Where nothing is named so, about one row in ten is held out for test, by
-    a hash of the row's number. `size`: scale and crop to `size` by `size`; by default all take the
+    a hash of the row's number. `size`: scale and crop to `size`; by default all take the
     first training image's height and width. `channels`: 1 or 3; by default 1 where that image is
     grey, else 3.
     Raises ValueError for a missing or damaged file, for one without a column of images, and for a
@@ -203,12 +203,12 @@ def hugging_face(
 
 def _images(parts: dict[str, Table], split: str, size: Size | None, channels: int | None, name: str) -> ImageTable:
     check_split(split)
-    side, channels = wanted(size, channels)
+    sides, channels = wanted(size, channels)
     image = image_column(parts["train"].sources[0].schema, name)
     for source in (each for table in parts.values() for each in table.sources):
         if source.schema.names.count(image) != 1 or not holds_bytes(source.schema.field(image).type):
             raise ValueError(f"{name} has a column {image} of encoded images in some files and not in all of them")
-    shape = shape_of(side, channels, _first(parts["train"], image, name), name)
+    shape = shape_of(sides, channels, _first(parts["train"], image, name), name)
     part = parts.get(split, parts["train"])
     with reading(name):
         column = _column(part, image)

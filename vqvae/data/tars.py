@@ -97,7 +97,7 @@ def image_archives(
 
     In a folder the names of archives, or of the folders that they are in, say which are to test on
     (`vqvae.data.splits`). Where nothing is named so about one image in ten is held out for test, by a hash of its name.
-    A pattern stands for at most 100,000 names. `size`: scale and crop to `size` by `size`; by default all take the
+    A pattern stands for at most 100,000 names. `size`: scale and crop to `size`; by default all take the
     first training image's height and width. `channels`: 1 or 3; by default 1 where that image is grey, else 3.
     Raises ValueError for missing, cut or damaged archives, for archives without a readable image or in which it can't
     be told which images are meant, and for a folder that can be read in two ways.
@@ -123,7 +123,7 @@ def _archives(
     files: dict[str, Part], source: str, split: str, size: Size | None, channels: int | None
 ) -> ImageArchives:
     check_split(split)
-    side, channels = wanted(size, channels)
+    sides, channels = wanted(size, channels)
     paths = {part: each.paths for part, each in files.items() if each.names}
     found = _indices(paths, source)
     parts = {part: ArchiveIndex.joined(each) for part, each in found.items()}
@@ -138,7 +138,7 @@ def _archives(
     first = (
         partial(_image, paths["train"], parts["train"], at) for at in range(min(len(parts["train"].offsets), FIRST))
     )
-    shape = shape_of(side, channels, first, source)
+    shape = shape_of(sides, channels, first, source)
     classes = Classes.of(every.labels)
     if classes == Classes() and every.stray:
         stray = f"{len(every.stray):,} labels belong to no image by their names, as {every.stray[0]}"

@@ -123,8 +123,7 @@ def count_wrong_pixels(
         ValueError: a model in less than float32, images of another shape, or codes that the model does not take.
     """
     check_float32(model, "compare the pictures of", or_wider=True)
-    size = model.config.image_size
-    expected = (len(codes), model.config.num_channels, size, size)
+    expected = (len(codes), model.config.num_channels, *model.size)
     if other_images.shape != expected:
         raise ValueError(f"expected images of shape {expected}, got {tuple(other_images.shape)}")
     num_other = num_wrong = 0

@@ -20,7 +20,7 @@ def import_tokenizer(
     source: str | Path,
     *,
     config: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     tell: Tell | None = None,
@@ -31,7 +31,7 @@ def import_tokenizer(
         source: a VQModel folder or hub id of diffusers, or a checkpoint of taming-transformers or LlamaGen: a pickled
             file or one of safetensors, the tokenizer's alone or a trainer's, in which it is a part.
         config: the yaml of a taming checkpoint that does not lie beside it.
-        image_size: height and width in pixels, where the source's own is not wanted, or not known.
+        image_size: side, or height and width, in pixels, where the source's own is not wanted, or not known.
         revision, subfolder: of diffusers alone.
         tell: called with a sentence where the weights are not simply all that there is: where they were found, what was
             taken off their names, what was left out; e.g. `print`.

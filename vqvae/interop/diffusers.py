@@ -34,6 +34,7 @@ from vqvae.interop.weight_names import (
     check_kinds,
     to_diffusers,
 )
+from vqvae.levels import height_and_width
 from vqvae.likelihoods import Normal
 from vqvae.model import VQVAE
 from vqvae.quantizers import EMAVectorQuantizer, VectorQuantizer
@@ -78,7 +79,7 @@ DEFAULT_IMAGE_SIZE = 256
 def import_diffusers(
     folder_or_hub_id: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     tell: Tell | None = None,
@@ -89,8 +90,9 @@ def import_diffusers(
 
     Args:
         folder_or_hub_id: a folder that its `save_pretrained` wrote, or `owner/name` on the hub.
-        image_size: height and width, any multiple of 2^(levels − 1). Without it the file's `sample_size` where that is
-            such a multiple, more than 32, which is what files hold that do not say, and at most 4096; else 256.
+        image_size: side, or height and width, any multiples of 2^(levels − 1). Without it the file's `sample_size`
+            where that is such a multiple, more than 32, which is what files hold that do not say, and at most 4096;
+            else 256.
         revision: a branch, tag or commit of the hub.
         subfolder: where in the folder or repository the model is, such as "vqvae", "vqgan" or "movq".
         tell: called with a sentence where the weights have names that others were put before; e.g. `print`.
@@ -219,7 +221,7 @@ def _check_design(plain: Mapping[str, Any], source: Path) -> None:
         )
 
 
-def _ours(plain: Mapping[str, Any], image_size: int | None) -> VQGAN.Config:
+def _ours(plain: Mapping[str, Any], image_size: int | tuple[int, int] | None) -> VQGAN.Config:
     channels, size = tuple(plain["block_out_channels"]), plain["sample_size"]
     if image_size is None:
         fits = (
@@ -310,7 +312,7 @@ def _theirs(model: VQVAE) -> dict[str, Any]:
         "layers_per_block": config.num_blocks,
         "act_fn": "silu",
         "latent_channels": config.latent_channels,
-        "sample_size": config.image_size if own.sample_size is None else own.sample_size,
+        "sample_size": max(height_and_width(config.image_size)) if own.sample_size is None else own.sample_size,
         "num_vq_embeddings": quantizer.num_codes,
         "norm_num_groups": config.num_groups,
         "vq_embed_dim": quantizer.dim,

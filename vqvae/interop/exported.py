@@ -108,7 +108,7 @@ def write_folder(model: VQVAE, folder: Path, form: Form) -> None:
 
 def _info(model: VQVAE, form: Form) -> dict[str, Any]:
     size, num_channels = model.config.image_size, model.config.num_channels
-    images = {"name": "images", "dtype": "uint8", "shape": ["batch", num_channels, size, size]}
+    images = {"name": "images", "dtype": "uint8", "shape": ["batch", num_channels, *model.size]}
     codes = {"name": "codes", "dtype": "int64", "shape": ["batch", *model.grid]}
     return {
         "format": FORMAT,
@@ -127,12 +127,11 @@ def _info(model: VQVAE, form: Form) -> dict[str, Any]:
 def _check_images(model: VQVAE, num: int) -> UInt8[Tensor, "b c h w"]:
     """Noise, from fine to coarse."""
     generator = torch.Generator().manual_seed(num)
-    size = model.config.image_size
     pictures = []
     for index in range(num):
-        side = max(1, size >> index)
-        noise = torch.randint(256, (1, model.config.num_channels, side, side), generator=generator)
-        pictures.append(nn.functional.interpolate(noise.float(), size=(size, size), mode="bilinear"))
+        sides = [max(1, side >> index) for side in model.size]
+        noise = torch.randint(256, (1, model.config.num_channels, *sides), generator=generator)
+        pictures.append(nn.functional.interpolate(noise.float(), size=model.size, mode="bilinear"))
     return torch.cat(pictures).round().to(torch.uint8)
 
 

@@ -23,7 +23,7 @@ KIND = "tokenizer of LlamaGen's"
 STATISTICS = "quantize.codebook_used"
 
 
-def import_llamagen(file: str | Path, *, image_size: int = 256, tell: Tell | None = None) -> VQGAN:
+def import_llamagen(file: str | Path, *, image_size: int | tuple[int, int] = 256, tell: Tell | None = None) -> VQGAN:
     """VQ-16 or VQ-8 as a model of ours, in eval mode.
 
     It can be trained on: its codebook stays where it is until gradients move it.
@@ -31,7 +31,7 @@ def import_llamagen(file: str | Path, *, image_size: int = 256, tell: Tell | Non
     Args:
         file: the released `.pt`, or a trainer's own, of which the averaged weights are taken where it has some; read
             without running what is in it, see `vqvae.interop.pickles`.
-        image_size: height and width, any multiple of 2^(levels − 1).
+        image_size: side, or height and width, any multiples of 2^(levels − 1).
         tell: called with a sentence where the weights lie elsewhere than they do in released files, or under names that
             others were put before; e.g. `print`.
 
@@ -42,7 +42,7 @@ def import_llamagen(file: str | Path, *, image_size: int = 256, tell: Tell | Non
     return llamagen_model(find_weights(read_checkpoint(file), file, f"a {KIND}", tell), file, image_size)
 
 
-def llamagen_model(weights: Mapping[str, Tensor], file: Path, image_size: int) -> VQGAN:
+def llamagen_model(weights: Mapping[str, Tensor], file: Path, image_size: int | tuple[int, int]) -> VQGAN:
     """What `import_llamagen` makes of weights that were found in a file."""
     weights = {name: tensor for name, tensor in weights.items() if name != STATISTICS}
     named = to_diffusers(weights, lambda name: LAYOUT.name(name, 0), NEAREST, file, KIND)

@@ -59,7 +59,11 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def import_taming(
-    checkpoint: str | Path, config: str | Path | None = None, *, image_size: int | None = None, tell: Tell | None = None
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    tell: Tell | None = None,
 ) -> VQGAN:
     """A VQGAN or Gumbel VQGAN as a model of ours, in eval mode.
 
@@ -70,7 +74,7 @@ def import_taming(
         checkpoint: the `.ckpt`, read without running what is in it; see `vqvae.interop.pickles`.
         config: its yaml; without it `checkpoint`'s name with .yaml, or the one yaml of a tokenizer in its folder, if
             there is one that has not another checkpoint's name.
-        image_size: height and width, any multiple of 2^(levels − 1); without it the yaml's resolution.
+        image_size: side, or height and width, any multiples of 2^(levels − 1); without it the yaml's resolution.
         tell: called with a sentence where the weights lie elsewhere than under `state_dict`, or under names that others
             were put before, as those of a first stage are in latent diffusion's checkpoints; e.g. `print`.
 
@@ -84,7 +88,7 @@ def import_taming(
 
 
 def taming_model(
-    weights: Mapping[str, Tensor], checkpoint: Path, config: str | Path | None, image_size: int | None
+    weights: Mapping[str, Tensor], checkpoint: Path, config: str | Path | None, image_size: int | tuple[int, int] | None
 ) -> VQGAN:
     """What `import_taming` makes of weights that were found in a checkpoint."""
     path = _beside(checkpoint) if config is None else Path(config)
@@ -106,15 +110,16 @@ def taming_model(
     num_codes, dim = named["quantizer.codebook"].shape
     if path is not None:
         _check(params, {**found, "num_codes": num_codes, "dim": dim}, path)
-    size = params.get("ddconfig", {}).get("resolution", 0) if image_size is None else image_size
-    if image_size is None and not 0 < size <= MOST_PIXELS:
-        raise ValueError(
-            f"neither the weights in {checkpoint} nor a yaml tell the size of images: give image_size, or config, the "
-            "yaml that came with them"
-        )
+    if image_size is None:
+        image_size = params.get("ddconfig", {}).get("resolution", 0)
+        if not 0 < image_size <= MOST_PIXELS:
+            raise ValueError(
+                f"neither the weights in {checkpoint} nor a yaml tell the size of images: give image_size, or config, "
+                "the yaml that came with them"
+            )
     return assembled(
         lambda: VQGAN.Config(
-            image_size=size,
+            image_size=image_size,
             likelihood=Normal.Config(),
             quantizer=(
                 GumbelQuantizer.Config(

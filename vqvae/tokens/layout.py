@@ -38,6 +38,7 @@ from safefolder.fingerprint import options_of
 from safefolder.messages import shown
 from vqvae import fingerprint
 from vqvae.data import Images, ImageTensors
+from vqvae.levels import height_and_width
 from vqvae.tokens import origins
 
 FORMAT = 1
@@ -223,11 +224,11 @@ def plan(model: Tokenizer, images: Images, folder: str | Path, options: Tokenizi
         raise ValueError(
             f"{type(model).__name__} has no codes, its latents are real vectors; expected a tokenizer such as VQVAE"
         )
-    expected = (model.config.num_channels, model.config.image_size, model.config.image_size)
+    expected = (model.config.num_channels, *height_and_width(model.config.image_size))
     if images.shape != expected:
         raise ValueError(
             f"the tokenizer is for images of shape {expected}, got {images.shape} of {images.name}; "
-            f"load them with size={expected[1]} and channels={expected[0]}"
+            f"load them with size={model.config.image_size} and channels={expected[0]}"
         )
     _check_memory(batch_size, prod(expected), MAX_BATCH_BYTES, "batch_size", "images of a batch")
     row_bytes = prod(model.grid) * code_dtype(model.num_codes).itemsize

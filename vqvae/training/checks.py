@@ -15,6 +15,7 @@ from safefolder.building import at_most, neutral
 from safefolder.folder import check_weights
 from vqvae import VQVAE, Autoencoder
 from vqvae.data.batching import MAX_WORKERS
+from vqvae.levels import height_and_width, times
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
 from vqvae.training.looks_objective import smallest_sides
@@ -164,9 +165,9 @@ def check_looks(run: Run, in_loop: bool) -> None:
             "up to 1024, and 0 to 6"
         )
     for name, smallest in smallest_sides(looks).items():
-        if run.model.image_size < smallest:
+        if min(height_and_width(run.model.image_size)) < smallest:
             raise ValueError(
-                f"--looks.{name} needs images of at least {smallest}x{smallest}, got {run.model.image_size}: "
+                f"--looks.{name} needs images of at least {smallest}x{smallest}, got {times(run.model.image_size)}: "
                 f"{'lower it' if name == 'num-halvings' else 'leave it out'}"
             )
 
