@@ -5,6 +5,7 @@ from vqvae.bound import ELBO
 from vqvae.data import load_images
 from vqvae.gaussian import GaussianVAE
 from vqvae.model import VQVAE
+from vqvae.tiling import Tiled
 from vqvae.vqgan import VQGAN
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "VQVAE",
     "Autoencoder",
     "GaussianVAE",
+    "Tiled",
     "load_images",
 ]

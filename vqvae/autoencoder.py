@@ -218,13 +218,22 @@ class Autoencoder(SavedModel):
         """`forward` in evaluation, with latents sampled from the posterior P_enc(z|y). Errors as `forward`."""
 
     @abc.abstractmethod
+    def latents(self, features: Float[Tensor, "b h2 w2 d"]) -> Shaped[Tensor, "b *positions"]:
+        """The latents of the encoder's features, without draws."""
+
+    @torch.no_grad()
     def encode(self, images: Images, *, pad: bool = False) -> Shaped[Tensor, "b *positions"]:
-        """Images of any height and width to their latents, without draws. Errors as `forward`.
+        """Images of any height and width to their latents, without draws: of a VQVAE its codes, int64.
 
         Args:
             pad: repeat the last row and column of images whose sides the factor does not divide; `decode` crops them
                 again with `size`.
+
+        Raises:
+            ValueError: as `forward`.
         """
+        with self.evaluating():
+            return self.latents(self.encoder(self.to_levels(images, pad=pad)))
 
     @abc.abstractmethod
     def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
@@ -264,15 +273,9 @@ class Autoencoder(SavedModel):
             ValueError: latents with other axes, or outside their range; or a size that is not of this grid.
         """
         vectors = self.vectors(latents)
-        if size is not None:
-            most = [self.factor * side for side in vectors.shape[1:3]]
-            if not all(0 <= full - side < self.factor for full, side in zip(most, size, strict=True)):
-                raise ValueError(
-                    f"got size={tuple(size)} for latents of {vectors.shape[1]}x{vectors.shape[2]} positions, expected "
-                    f"sides of at most {most[0]}x{most[1]} and less than {self.factor} below"
-                )
+        self.check_crop(size, vectors)
         features = self.decoder(vectors)
-        images = self.likelihood.sample(features, generator) if sample else self._levels(features)
+        images = self.likelihood.sample(features, generator) if sample else self.point_estimate(features)
         return images if size is None else images[..., : size[0], : size[1]]
 
     @torch.no_grad()
@@ -283,13 +286,25 @@ class Autoencoder(SavedModel):
             pad: take images of any height and width; see `encode`.
         """
         if isinstance(images, Output):
-            return self._levels(images.features)
+            return self.point_estimate(images.features)
         if not pad:
             return self.decode(self.encode(images))
-        images = self._checked(images, factor=1)
+        images = self.check_images(images)
         return self.decode(self.encode(images, pad=True), size=(images.shape[2], images.shape[3]))
 
-    def _levels(self, features: Tensor) -> Tensor:
+    def check_crop(self, size: tuple[int, int] | None, vectors: Float[Tensor, "b h2 w2 d"]) -> None:
+        """Raise ValueError unless images of this size are padded to these positions."""
+        if size is None:
+            return
+        most = [self.factor * side for side in vectors.shape[1:3]]
+        if not all(0 <= full - side < self.factor for full, side in zip(most, size, strict=True)):
+            raise ValueError(
+                f"got size={tuple(size)} for latents of {vectors.shape[1]}x{vectors.shape[2]} positions, expected "
+                f"sides of at most {most[0]}x{most[1]} and less than {self.factor} below"
+            )
+
+    def point_estimate(self, features: Float[Tensor, "b f h w"]) -> UInt8[Tensor, "b c h w"]:
+        """The likelihood's point estimate of the decoder's features, rounded to levels."""
         return self.likelihood.point_estimate(features).round().clamp(0, 255).to(torch.uint8)
 
     def to_levels(self, images: Images, *, pad: bool = False) -> UInt8[Tensor, "b c h2 w2"]:
@@ -298,10 +313,11 @@ class Autoencoder(SavedModel):
         Those that are no tensors come on the model's device.
         """
         if not pad:
-            return self._checked(images, self.factor)
-        return levels.padded(self._checked(images, factor=1), self.factor)
+            return self.check_images(images, self.factor)
+        return levels.padded(self.check_images(images), self.factor)
 
-    def _checked(self, images: Images, factor: int) -> UInt8[Tensor, "b c h w"]:
+    def check_images(self, images: Images, factor: int = 1) -> UInt8[Tensor, "b c h w"]:
+        """Check all but their size, and that `factor` divides that, and give them as uint8 levels."""
         device, channels = next(self.parameters()).device, self.config.num_channels
         return levels.to_levels(images, num_channels=channels, size=self.size, factor=factor, device=device)
 

@@ -130,7 +130,7 @@ class GaussianVAE(ResidualAutoencoder):
             ValueError: another shape, another dtype, floats outside [0, 1], or an encoder that gives NaN or infinity.
         """
         levels = self.to_levels(images)
-        mean, log_std = self._posterior(levels)
+        mean, log_std = self._posterior(self.encoder(levels))
         out = self._output(levels, mean, log_std, torch.randn_like(mean) if self.training else None)
         if self.training:
             self._watch(out.channel_kl)
@@ -145,15 +145,13 @@ class GaussianVAE(ResidualAutoencoder):
         """
         with self.evaluating():
             levels = self.to_levels(images)
-            mean, log_std = self._posterior(levels)
+            mean, log_std = self._posterior(self.encoder(levels))
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             return self._output(levels, mean, log_std, noise)
 
-    @torch.no_grad()
-    def encode(self, images: Images, *, pad: bool = False) -> Float[Tensor, "b h2 w2 d"]:
-        """Images to the means of their posteriors; as `Autoencoder.encode`."""
-        with self.evaluating():
-            return self._posterior(self.to_levels(images, pad=pad))[0]
+    def latents(self, features: Float[Tensor, "b h2 w2 d2"]) -> Float[Tensor, "b h2 w2 d"]:
+        """The means of the posteriors."""
+        return self._posterior(features)[0]
 
     def vectors(self, latents: Latents) -> Float[Tensor, "b h2 w2 d"]:
         """The latents themselves, as a tensor.
@@ -174,9 +172,8 @@ class GaussianVAE(ResidualAutoencoder):
             raise ValueError("the latents to decode hold NaN or infinity; look for a diverged or broken prior")
         return latents
 
-    def _posterior(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """μ and ln σ, in float32 or better under any autocast."""
-        encoded = self.encoder(levels)
+    def _posterior(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and ln σ of the encoder's features, in float32 or better under any autocast."""
         with torch.autocast(encoded.device.type, enabled=False):
             encoded = encoded.to(torch.promote_types(encoded.dtype, torch.float32))
             # Waits for the device: an error must come before its consequences. A traced graph cannot branch on values.

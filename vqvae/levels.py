@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from safefolder.arrays import from_numpy
 
@@ -89,8 +88,8 @@ def padded(levels: UInt8[Tensor, "b c h w"], factor: int) -> UInt8[Tensor, "b c 
     below, right = -height % factor, -width % factor
     if not below and not right:
         return levels
-    # Padding of integers is not implemented for repeated borders, and float32 holds them exactly.
-    return F.pad(levels.float(), (0, right, 0, below), mode="replicate").to(torch.uint8)
+    levels = torch.cat([levels, levels[:, :, -1:].expand(-1, -1, below, -1)], 2)
+    return torch.cat([levels, levels[..., -1:].expand(-1, -1, -1, right)], 3)
 
 
 def _levels(tensor: Tensor) -> Tensor:

@@ -182,11 +182,9 @@ class VQVAE(ResidualAutoencoder):
             rate=rate,
         )
 
-    @torch.no_grad()
-    def encode(self, images: Images, *, pad: bool = False) -> Int[Tensor, "b *grid"]:
-        """Images to their codes, int64; as `Autoencoder.encode`."""
-        with self.evaluating():
-            return self.quantizer(self.encoder(self.to_levels(images, pad=pad))).codes
+    def latents(self, features: Float[Tensor, "b h2 w2 d"]) -> Int[Tensor, "b *grid"]:
+        """The codes of the encoder's features, int64."""
+        return self.quantizer(features).codes
 
     def vectors(self, latents: Codes) -> Float[Tensor, "b h2 w2 d"]:
         """The code vectors that the decoder takes, of codes of any integer type.

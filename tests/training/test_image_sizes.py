@@ -35,7 +35,7 @@ def test_a_run_on_what_is_not_square(run, wide, photos, tmp_path, capsys):
     run("decompress", folder, tmp_path / "samples.vq", "-o", tmp_path / "back")
     assert torch.equal(load_images(tmp_path / "back", "train", size=(8, 16))[0][0], sample)
     run("export", folder, "--to", "program", "-o", tmp_path / "program")
-    run("info", tmp_path / "samples.vq", "--model", folder)
+    run("info", tmp_path / "samples.vq", folder)
     assert "3 images" in capsys.readouterr().out
 
 

@@ -21,7 +21,11 @@ from vqvae.networks.blocks import (
 
 
 class Decoder(nn.Module):
-    """`z_q: float "b h/s w/s d"` to `features: float "b f h w"` for `num_features` f a pixel."""
+    """`z_q: float "b h/s w/s d"` to `features: float "b f h w"` for `num_features` f a pixel.
+
+    Attributes:
+        reach: how many pixels around those of a position change with it; None for all of the image.
+    """
 
     def __init__(
         self,
@@ -36,13 +40,16 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         widths = level_widths(width, downsampling)[::-1]
-        channels = widths[0]
+        channels, stride = widths[0], downsampling
+        reach = stride
         layers: list[nn.Module] = [nn.Conv2d(dim, channels, 3, padding=1)]
         if attention:
             layers.append(SpatialAttention(channels))
         for level, level_width in enumerate(widths):
             if level:
                 layers.append((SmoothUpsample if smooth else Upsample)(channels, level_width))
+                reach, stride = reach + smooth * stride, stride // 2
+            reach += num_blocks * stride
             layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
             channels = level_width
         self.factor = 2 if downsampling > 1 and not smooth else 1
@@ -51,6 +58,9 @@ class Decoder(nn.Module):
             head = last.between
         else:
             last = head = nn.Conv2d(channels, num_features * self.factor**2, 3, padding=1)
+        # A convolution, and what interpolates between its pixels.
+        reach += stride * (2 if self.factor == 1 < downsampling else 1)
+        self.reach = None if attention else reach
         # Features near zero: the likelihood starts at the parameters it was designed to start from.
         nn.init.normal_(head.weight, std=1e-3)
         assert head.bias is not None

@@ -13,7 +13,11 @@ from vqvae.networks.blocks import Downsample, ResidualBlock, SpatialAttention, l
 
 
 class Encoder(nn.Module):
-    """`images: uint8 "b c h w"` to `z_e: float "b h/s w/s d"`, channels last, for downsampling s."""
+    """`images: uint8 "b c h w"` to `z_e: float "b h/s w/s d"`, channels last, for downsampling s.
+
+    Attributes:
+        reach: how many pixels around those of a position it looks at; None for all of the image.
+    """
 
     def __init__(
         self,
@@ -28,16 +32,19 @@ class Encoder(nn.Module):
         super().__init__()
         widths = level_widths(width, downsampling)
         layers: list[nn.Module] = []
-        channels = num_channels
+        channels, reach = num_channels, 0
         for level, level_width in enumerate(widths):
             if level == 0 and downsampling == 1:
                 layers.append(nn.Conv2d(channels, level_width, 3, padding=1))
+                reach += 1
             else:
                 layers.append(Downsample(channels, level_width))
+            reach += num_blocks * min(2 ** (level + 1), downsampling)
             layers += [ResidualBlock(level_width) for _ in range(num_blocks)]
             channels = level_width
         if attention:
             layers.append(SpatialAttention(channels))
+        self.reach = None if attention else reach
         layers += [nn.SiLU(), nn.Conv2d(channels, dim, 1)]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 

@@ -174,6 +174,8 @@ class Middle(nn.Module):
 class VQGANEncoder(nn.Module):
     """`images: uint8 "b c h w"` to `z_e: float "b h/s w/s d"`, channels last, for s = 2^(levels − 1).
 
+    Its norms look at all of the image, whatever the reach of its convolutions.
+
     Args:
         dim: d, the width of `z_e`.
         channels: of each level, from the finest on.
@@ -183,6 +185,8 @@ class VQGANEncoder(nn.Module):
         latent_channels: width between `conv_out` and `quant_conv`.
         num_groups: of the norms.
     """
+
+    reach = None
 
     def __init__(
         self,
@@ -232,6 +236,8 @@ class VQGANDecoder(nn.Module):
         latent_channels: width between `post_quant_conv` and `conv_in`.
         dim, channels, attention, mid_attention: as in `VQGANEncoder`.
     """
+
+    reach = None
 
     def __init__(
         self,
