@@ -172,12 +172,13 @@ def test_a_square_pair_is_taken_for_its_side(tmp_path: Path, untyped: None):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (64, 48)}, r"got size=\(64, 48\); expected square images"),
-        ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side of the images in pixels, a whole number"),
+        ({"size": (64, 64, 3)}, r"got size=\(64, 64, 3\); expected the side of the images in pixels, or their height"),
+        ({"size": (64, 0)}, r"got size=\(64, 0\); expected at least 1 pixel"),
+        ({"size": (64, 48.5)}, r"got size=\(64, 48.5\); expected the side"),
         ({"size": ""}, "got size=''; expected the side"),
         ({"size": True}, "got size=True; expected the side"),
         ({"size": -3}, "got size=-3; expected at least 1 pixel"),
-        ({"size": (0, 0)}, "got size=0; expected at least 1 pixel"),
+        ({"size": (0, 0)}, r"got size=\(0, 0\); expected at least 1 pixel"),
         ({"size": 10**9}, "got size=1000000000; expected at most 16,384 pixels"),
         ({"size": 10**30}, "expected the side"),
         ({"channels": "3"}, r"got channels='3'; expected 1 \(grey\) or 3"),

@@ -152,5 +152,5 @@ def test_tiles_that_are_too_small_and_codes_without_tiles_are_refused():
     scales = MultiScaleQuantizer.Config(quantizer=VQ, scales=(1, 4))
     with pytest.raises(ValueError, match="codes of several scales"):
         Tiled(VQVAE(image_size=16, width=8, num_blocks=0, quantizer=scales))
-    with pytest.raises(ValueError, match="no grid|expected codes on a grid"):
+    with pytest.raises(ValueError, match="expected codes on a grid"):
         Tiled(VQVAE(image_size=16, width=8, num_blocks=0, quantizer=FSQ.Config())).decode(torch.zeros(1, 4).long())
