@@ -10,13 +10,14 @@ the auxiliary terms mean the same for every image size.
 """
 
 import abc
+import copy
 import dataclasses
 import hashlib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -32,6 +33,7 @@ from vqvae.likelihoods import Likelihood, LogisticMixture
 from vqvae.metrics import ChannelUsage, CodeUsage
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+Made = TypeVar("Made", bound="Autoencoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,27 @@ class Autoencoder(SavedModel):
         Raises:
             ValueError: sizes that do not fit each other.
         """
+
+    @abc.abstractmethod
+    def latent_grid(self, feature_grid: tuple[int, int]) -> tuple[int, ...]:
+        """`grid` for features of these rows and columns.
+
+        Raises:
+            ValueError: the latents are of another grid alone.
+        """
+
+    def resized(self: Made, image_size: int | tuple[int, int]) -> Made:
+        """A copy for images of another size: with the same weights, and the `grid` that its priors are for.
+
+        Raises:
+            ValueError: sides that the factor does not divide, or latents that are of one grid alone.
+        """
+        config = dataclasses.replace(self.config, image_size=image_size)
+        check_divides(config.image_size, self.factor, f"{self.factor}, which the networks reduce it by")
+        found = copy.deepcopy(self)
+        object.__setattr__(found, "config", config)
+        found.grid = found.latent_grid(found.feature_grid)
+        return found
 
     @property
     def size(self) -> tuple[int, int]:

@@ -105,12 +105,16 @@ class GaussianVAE(ResidualAutoencoder):
         # Also False for NaN.
         if not (0 <= free_bits < math.inf and 0 <= beta < math.inf):
             raise ValueError(f"expected free_bits and beta of at least zero, got free_bits={free_bits}, beta={beta}")
-        self.grid = self.feature_grid
+        self.grid = self.latent_grid(self.feature_grid)
         self.make_networks(encoded=2 * dim, decoded=dim)
         # Starts at a nat, so that nothing is said in the first two hundred updates or so.
         self.register_buffer("recent_kl", torch.ones(dim), persistent=False)
         self.num_checked = 0
         self.warned = False
+
+    def latent_grid(self, feature_grid: tuple[int, int]) -> tuple[int, ...]:
+        """The same: a vector at each position."""
+        return feature_grid
 
     @property
     def dim(self) -> int:

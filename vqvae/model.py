@@ -81,8 +81,12 @@ class VQVAE(ResidualAutoencoder):
         self.quantizer = quantizer.build()
         if beta is not None:
             self.quantizer.check_weighs_prior()
-        self.grid = self.quantizer.code_grid(self.feature_grid)
+        self.grid = self.latent_grid(self.feature_grid)
         self.make_networks(encoded=self.quantizer.dim, decoded=self.quantizer.dim)
+
+    def latent_grid(self, feature_grid: tuple[int, int]) -> tuple[int, ...]:
+        """The axes of the codes of one image with features of these rows and columns."""
+        return self.quantizer.code_grid(feature_grid)
 
     @property
     def num_codes(self) -> int:

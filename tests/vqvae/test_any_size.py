@@ -197,3 +197,32 @@ def test_turned_sides_are_another_tokenizer():
     tall = VQVAE.Config(**(WIDE | {"image_size": (12, 8)}), quantizer=EMAVectorQuantizer.Config(num_codes=8, dim=4))
     model, other = (built(config) for config in (tall, VQVAE.Config(**WIDE, quantizer=tall.quantizer)))
     assert of_tokenizer(model) != of_tokenizer(other)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_model_of_another_size_has_the_same_weights(name, tmp_path):
+    model = built(KINDS[name])
+    other = model.resized((12, 8))
+    assert (other.size, other.grid[:2], other.training) == ((12, 8), (3, 2), False)
+    assert model.size == (8, 12)
+    assert torch.equal(other.encode(noise(12, 8)), model.encode(noise(12, 8)))
+    assert other.resized((8, 12)).config == model.config
+    other.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.size == (12, 8)
+    assert torch.equal(again.encode(noise(12, 8)), model.encode(noise(12, 8)))
+    prior = UniformPrior(num_codes=8, grid=other.grid) if isinstance(model, VQVAE) and name != "smooth" else None
+    if prior is not None:
+        assert prior.log_prob(model.encode(noise(12, 8))).shape == (2,)
+    next(other.encoder.parameters()).data.zero_()
+    assert next(model.encoder.parameters()).abs().sum() > 0
+    with pytest.raises(ValueError, match=r"image_size \(12, 9\) is not a multiple of 4,"):
+        model.resized((12, 9))
+
+
+def test_scales_have_no_other_size():
+    model = built(
+        VQVAE.Config(**(WIDE | {"image_size": 8}), quantizer=MultiScaleQuantizer.Config(quantizer=VQ, scales=(1, 2)))
+    )
+    with pytest.raises(ValueError, match="features must be 2x2"):
+        model.resized((12, 8))

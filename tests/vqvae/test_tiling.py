@@ -1,6 +1,7 @@
 """Images in tiles: equal to the whole where the networks' reach is bounded, without seams where it is not."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from export_worlds import shaken
 from test_any_size import KINDS, built, noise
 
 from vqvae import VQGAN, VQVAE, Autoencoder, GaussianVAE, Tiled
+from vqvae.data import ImageTensors
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import FSQ, MultiScaleQuantizer, VectorQuantizer
+from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 
 VQ = VectorQuantizer.Config(num_codes=64, dim=4)
 NORMAL = Normal.Config()
@@ -139,6 +142,23 @@ def test_each_tile_is_told():
     tiled = Tiled(model_of(VQVAE, {}), tile=24, watch=lambda done, total: told.append((done, total)))
     tiled.encode(noise(48, 72, num=1, channels=1))
     assert told == [(number, 6) for number in range(1, 7)]
+
+
+def test_a_set_of_codes_is_made_in_tiles(tmp_path):
+    model, images = model_of(VQVAE, {}), ImageTensors(noise(48, 72, num=5, channels=1), name="noise")
+    resized = model.resized((48, 72))
+    for folder, tile in (("whole", None), ("tiles", 24)):
+        tokenize(resized, images, tmp_path / folder, Tokenizing(batch_size=2, tile=tile))
+    whole, tiles = (CodeDataset(tmp_path / folder) for folder in ("whole", "tiles"))
+    assert torch.equal(whole[:].codes, tiles[:].codes)
+    assert torch.equal(whole[:].codes, model.encode(images.images))
+    index = json.loads((tmp_path / "tiles" / "index.json").read_text())
+    assert index["tile"] == 24
+    assert "tile" not in json.loads((tmp_path / "whole" / "index.json").read_text())
+    with pytest.raises(ValueError, match="with tile None, expected 24"):
+        tokenize(resized, images, tmp_path / "whole", Tokenizing(batch_size=2, tile=24))
+    with pytest.raises(ValueError, match="got tiles of 4 pixels, expected at least"):
+        tokenize(resized, images, tmp_path / "small", Tokenizing(batch_size=2, tile=4))
 
 
 def test_tiles_that_are_too_small_and_codes_without_tiles_are_refused():

@@ -165,6 +165,7 @@ def _index(fields: _Fields) -> Index:
             f"unreadable, and num_rows is {fields.plain['num_rows']}"
         )
     batch_size, split = fields.number("batch_size", 1), fields.text("split")
+    tile = fields.number("tile", 1) if "tile" in fields.plain else None
     tokenizer = _tokenizer(_Fields(fields.plain.get("tokenizer"), "tokenizer"))
     source = fields.get("source", origins.is_note, "a name, or a name and a relative path")
     if "crc32" in fields.plain and fields.plain["crc32"] != checksum(fields.plain):
@@ -176,6 +177,7 @@ def _index(fields: _Fields) -> Index:
         class_names=class_names,
         batch_size=batch_size,
         shard_size=shard_size,
+        tile=tile,
         tokenizer=tokenizer,
         source=source,
         split=split,

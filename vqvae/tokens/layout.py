@@ -77,6 +77,8 @@ class Tokenizing(ShardSizes):
 
     split: str = "train"
     """which part of the source the images are, train or test; it is noted, and nothing else"""
+    tile: int | None = None
+    """pixels a side of the tiles in which images are encoded that are larger (`vqvae.Tiled`); none is whole"""
     tokenizer_source: str | None = None
     """where the model was loaded from, for people to find it again; its fingerprint is what counts"""
     num_workers: int = 0
@@ -120,6 +122,7 @@ class Layout:
         num_codes, grid: of the tokenizer.
         batch_size: images that are encoded at once.
         shard_size: images of the source to a shard.
+        tile: pixels a side of the tiles that images are encoded in; None is whole.
     """
 
     num_images: int
@@ -132,6 +135,7 @@ class Layout:
     grid: tuple[int, ...]
     batch_size: int
     shard_size: int
+    tile: int | None = None
 
     @property
     def num_shards(self) -> int:
@@ -152,8 +156,9 @@ class Layout:
         return range(first, min(first + self.shard_size, self.num_images))
 
     def of_all(self, tokenizer: Any) -> dict[str, Any]:
-        """What index and shards say alike, save for how they say the tokenizer."""
+        """What index and shards say alike, save for how they say the tokenizer. Of whole images there is no tile."""
         return {
+            **({} if self.tile is None else {"tile": self.tile}),
             "format": FORMAT,
             "class": CLASS_NAME,
             "tokenizer": tokenizer,
@@ -260,6 +265,7 @@ def plan(model: Tokenizer, images: Images, folder: str | Path, options: Tokenizi
         grid=tuple(model.grid),
         batch_size=batch_size,
         shard_size=shard_size,
+        tile=options.tile,
         digests=digests,
         origin=origins.note(images.name, folder, may_be_relative=is_path),
     )

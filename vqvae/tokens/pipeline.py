@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from vqvae.data import Images, ImageTensors
 from vqvae.data.batching import check_workers, read_ahead
+from vqvae.tiling import Tiled
 from vqvae.tokens import origins
 from vqvae.tokens.jobs import one_job
 from vqvae.tokens.layout import Plan, Tokenizer, Tokenizing, not_there, plan
@@ -118,7 +119,7 @@ def tokenize(
         with (
             _Writer(todo, spent) as writer,
             closing(_decoded(todo, images, shards, options.num_workers)) as decoded,
-            closing(_encoded(model, decoded, spent, timings is not None)) as encoded,
+            closing(_encoded(model, todo.tile, decoded, spent, timings is not None)) as encoded,
         ):
             for shard in shards:
                 parts = []
@@ -175,9 +176,9 @@ def read_batch(images: Images, indices: Sequence[int], batch_size: int) -> Decod
     )
 
 
-def encode_batch(model: Tokenizer, decoded: Decoded) -> Encoded:
-    """The codes of one slice, from the device that the model is on."""
-    encoder = _Encoder(model)
+def encode_batch(model: Tokenizer, decoded: Decoded, tile: int | None = None) -> Encoded:
+    """The codes of one slice, from the device that the model is on, encoded in tiles or whole."""
+    encoder = _Encoder(model, tile)
     return encoder.take(encoder.put(decoded))
 
 
@@ -199,10 +200,10 @@ def _decoded(todo: Plan, images: Images, shards: Sequence[int], num_workers: int
 
 
 def _encoded(
-    model: Tokenizer, stream: Iterator[Decoded], spent: Timings, timed: bool
+    model: Tokenizer, tile: int | None, stream: Iterator[Decoded], spent: Timings, timed: bool
 ) -> Generator[Encoded, None, None]:
     """The slices in order, each taken from the device when the next is queued there."""
-    encoder = _Encoder(model, spent if timed else None)
+    encoder = _Encoder(model, tile, spent if timed else None)
     queued: _Queued | None = None
     with ExitStack() as stack:
         encoder.watch(stack)
@@ -231,8 +232,9 @@ class _Queued:
 class _Encoder:
     """A model and the device that it is on. With `spent`, the moments between its parts are marked there."""
 
-    def __init__(self, model: Tokenizer, spent: Timings | None = None):
-        self.model: Any = model
+    def __init__(self, model: Tokenizer, tile: int | None, spent: Timings | None = None):
+        model = self.model = cast(Any, model)
+        self.encode = model.encode if tile is None else Tiled(model, tile=tile).encode
         self.device = next(model.parameters()).device
         self.spent = spent
         self.marks: list[Any] = []
@@ -252,7 +254,7 @@ class _Encoder:
             images = images.pin_memory()
         images = images.to(self.device, non_blocking=True)
         self._mark()
-        codes = self.model.encode(images)
+        codes = self.encode(images)
         self._mark()
         ready = None
         if self.device.type == "cuda":

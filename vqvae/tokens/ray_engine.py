@@ -308,7 +308,7 @@ def _decode(
                 indices = list(todo.slices(shard))[at % per_shard]
                 decoded = read_batch(images, indices, todo.batch_size)
                 rest = replace(decoded, images=np.empty(0, np.uint8))
-                yield {"images": decoded.images[None], "rest": _cell((shard, str(todo.dtype), rest))}
+                yield {"images": decoded.images[None], "rest": _cell((shard, str(todo.dtype), todo.tile, rest))}
 
 
 class _Encode:
@@ -329,9 +329,9 @@ class _Encode:
         self.model.eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        shard, dtype, rest = pickle.loads(batch["rest"][0])
+        shard, dtype, tile, rest = pickle.loads(batch["rest"][0])
         decoded: Decoded = replace(rest, images=batch["images"][0])
-        part = encode_batch(self.model, decoded)
+        part = encode_batch(self.model, decoded, tile)
         return {"part": _cell((shard, replace(part, codes=part.codes.astype(dtype))))}
 
 
