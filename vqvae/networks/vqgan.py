@@ -23,6 +23,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqvae.networks.blocks import Recomputing
+
 EPS = 1e-6
 # The groups of the norms within spatial norms; no config of a released model says otherwise.
 SPATIAL_GROUPS = 32
@@ -50,7 +52,7 @@ def _normed(norm: nn.Module, x: Tensor, z_q: Tensor | None) -> Tensor:
     return norm(x) if isinstance(norm, nn.GroupNorm) else norm(x, z_q)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Recomputing):
     """`x + conv(silu(norm(conv(silu(norm(x))))))`."""
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, guide: int | None = None):
@@ -69,7 +71,7 @@ class ResnetBlock(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + inner
 
 
-class SingleHeadAttention(nn.Module):
+class SingleHeadAttention(Recomputing):
     """Self-attention over all positions with one head, added to its input."""
 
     def __init__(self, channels: int, num_groups: int, guide: int | None = None):
