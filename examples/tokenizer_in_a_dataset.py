@@ -57,7 +57,7 @@ def main() -> None:
         first = codes[0].flatten()[:8].tolist()
         print(f"{len(names)} images, codes {tuple(codes.shape)}; {names[0]} begins with {first}")
         decoded = model.decode(codes)  # and back: uint8 "b c h w"
-        assert decoded.shape[1:] == (model.config.num_channels, model.config.image_size, model.config.image_size)
+        assert decoded.shape[1:] == (model.config.num_channels, *model.size)
 
 
 if __name__ == "__main__":

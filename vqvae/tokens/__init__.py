@@ -18,12 +18,14 @@
     ray_session.py  Ray itself, joined or started: RaySession
     dataset.py      CodeDataset: shards to batches
     batch.py        CodeBatch
+    buckets.py      CodeBuckets: sets of several sizes together
     table.py        one parquet file of it all (extra `parquet`; imported only when needed)
 
 It knows a tokenizer by `num_codes`, `grid`, `config`, `encode` and its weights, and nothing of priors.
 """
 
 from vqvae.tokens.batch import CodeBatch
+from vqvae.tokens.buckets import CodeBuckets
 from vqvae.tokens.dataset import CodeDataset, check_same_origin
 from vqvae.tokens.layout import Tokenizing
 from vqvae.tokens.pipeline import Tokenized, tokenize
@@ -33,6 +35,7 @@ from vqvae.tokens.table import write_parquet
 
 __all__ = [
     "CodeBatch",
+    "CodeBuckets",
     "CodeDataset",
     "Summary",
     "Tokenized",

@@ -1,0 +1,92 @@
+"""Codes of images of several sizes: a tokenized set for each size, as `vqvae tokenize --size keep` writes them.
+
+codes/192x256/train/    an ordinary tokenized set, of the images that are 192x256 once padded
+codes/256x192/train/
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vqvae.data.batching import index_batches, num_batches
+from vqvae.data.permutation import Permutation
+from vqvae.tokens.batch import CodeBatch
+from vqvae.tokens.dataset import CodeDataset
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+def bucket_name(size: tuple[int, int]) -> str:
+    """The name of the folder of a size, height and width."""
+    return "x".join(map(str, size))
+
+
+class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
+    """The sets of a folder by the size of their images, height and width in pixels.
+
+        buckets = CodeBuckets("codes", "train")
+        list(buckets), buckets[192, 256].grid                   # [(192, 256), (256, 192)], (24, 32)
+        for batch in buckets.batches(32, seed=0):               # without end; a `CodeBatch` of one grid each
+            batch.codes                                         # int64 "b *grid"
+
+    Raises:
+        ValueError: a folder without such sets, one that is not whole, or sets of several tokenizers' codes.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train"):
+        self.folder = Path(folder)
+        names = sorted(path.name for path in self.folder.glob("*x*") if (path / split).is_dir())
+        sizes = [(int(match[1]), int(match[2])) for match in map(_SIZE.fullmatch, names) if match is not None]
+        if not sizes:
+            raise ValueError(
+                f"{folder} holds no codes of images of several sizes for {split!r}; expected what "
+                "`vqvae tokenize --size keep` wrote, as 192x256/train"
+            )
+        self.sets = {size: CodeDataset(self.folder / bucket_name(size) / split) for size in sorted(sizes)}
+        codebooks = {found.num_codes for found in self.sets.values()}
+        if len(codebooks) > 1:
+            raise ValueError(f"{folder} holds codes of several tokenizers, with {sorted(codebooks)} codes")
+        self.num_codes = codebooks.pop()
+
+    def __getitem__(self, size: tuple[int, int]) -> CodeDataset:
+        return self.sets[size]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.sets)
+
+    def __len__(self) -> int:
+        """How many sizes there are."""
+        return len(self.sets)
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, start: int = 0, drop_last: bool | None = None
+    ) -> Iterator[CodeBatch]:
+        """Batches of one grid each: with a seed shuffled without end, else one pass, size by size.
+
+        An epoch has the batches that each set alone has in one, in an order that is a function of (seed, epoch), so
+        `start=k` goes on where an uninterrupted run is after k batches.
+
+        Args:
+            drop_last: leave out what is less than a batch at the end of a set's epoch; with a seed yes unless given.
+
+        Raises:
+            ValueError: numbers out of range.
+        """
+        if batch_size < 1 or start < 0:
+            raise ValueError(f"got batch_size={batch_size} and start={start}; expected at least 1 and 0")
+        drop_last = seed is not None if drop_last is None else drop_last
+        sets = [found for found in self.sets.values() if len(found)]
+        counts = [num_batches(len(found), batch_size, drop_last=drop_last) for found in sets]
+        ends = np.cumsum(counts)
+        step = start
+        while sets and (seed is not None or step < ends[-1]):
+            epoch, place = divmod(step, int(ends[-1]))
+            if seed is not None:
+                place = int(Permutation(int(ends[-1]), (seed, epoch))(np.array([place]))[0])
+            at = int(np.searchsorted(ends, place, side="right"))
+            number = epoch * counts[at] + place - (int(ends[at]) - counts[at])
+            order = index_batches(len(sets[at]), batch_size, seed=seed, start=number, drop_last=drop_last)
+            yield sets[at].__getitems__(next(order))
+            step += 1
