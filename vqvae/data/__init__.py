@@ -4,6 +4,7 @@
     images[:8].images                                           # of a `Batch`
     for batch in batches(images, 64, seed=0):                   # without end; a `Batch` each
         batch.images                                            # uint8 "b c h w"
+    batches(images, 64, seed=0, augment=Augment(flip=True))     # varied, anew in each epoch
 
     load.py       one name or path to a set
     images.py     what a set is: Images, ImageTensors, EncodedImages
@@ -17,6 +18,11 @@
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)
     table_parts.py, table_columns.py, table_rows.py     their files, columns and rows
     decoding.py   one encoded image to uint8
+    views.py      a part of a picture, turned and mirrored, at an image's size
+    augmentation.py   which part, by (seed, epoch, image): Augment
+    transformed.py    images through a transform of torchvision's, or any
+    cache.py      shrunk copies of large images on the disk
+    survey.py     what a set holds at a glance, and pictures that are in two sets
     png.py        whether a PNG is whole
     files.py      regular files, and all that are in a folder
     batching.py   order, sharding, workers

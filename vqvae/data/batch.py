@@ -39,6 +39,16 @@ class Batch(Sequence[Item]):
     labels: Int64[Tensor, " b"] | None
     skipped: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def joined(cls, batches: "Sequence[Batch]") -> "Batch":
+        """One after another, of one set; at least one."""
+        labels = [each.labels for each in batches if each.labels is not None]
+        return cls(
+            torch.cat([each.images for each in batches]),
+            torch.cat(labels) if labels else None,
+            tuple(skipped for each in batches for skipped in each.skipped),
+        )
+
     def __len__(self) -> int:
         return len(self.images)
 

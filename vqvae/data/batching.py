@@ -8,7 +8,8 @@ Step s lies in epoch e = floor(s / S). With p_e the permutation that (seed, e) g
 which takes no memory to speak of, however large the set), the step takes the slice
 p_e[(s mod S) B W : (s mod S + 1) B W], and rank r every W-th image of it from the r-th. Nothing is
 carried from one step to the next, so a run that stopped after k steps goes on with `start=k` as if
-it had not stopped. torch's DataLoader does the reading ahead; its own samplers would lose that, since
+it had not stopped. How images are varied is a function of (seed, e, image) (`vqvae.data.augmentation`).
+torch's DataLoader does the reading ahead; its own samplers would lose that, since
 they know an epoch only from its beginning, and hold it.
 """
 
@@ -27,9 +28,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vqvae.data.augmentation import Augment, Variation
 from vqvae.data.batch import Batch
-from vqvae.data.images import EncodedImages, Images
+from vqvae.data.images import Images
 from vqvae.data.permutation import Permutation
+from vqvae.data.transformed import TransformedImages
 
 # Places whose order is worked out at once: one call costs as much as some thousands of them.
 _PLACES = 4096
@@ -105,6 +108,7 @@ def batches(
     world_size: int = 1,
     num_workers: int = 0,
     drop_last: bool | None = None,
+    augment: Augment | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches of `images`, `batch_size` of them on each of `world_size` ranks.
 
@@ -121,16 +125,21 @@ def batches(
     num_workers: processes that read and decode ahead, two batches each; 0 does it here. A set in
     memory needs none and uses none. They end when the generator is closed or dropped.
 
-    Raises ValueError for numbers out of range, for fewer images than ranks with a seed, and where
-    an entire epoch has no readable image.
+    augment: how images are varied, anew in each epoch: for training alone, and so with a seed. What
+    it shows of an image depends on the seed, the epoch and the image, on nothing else. The random
+    numbers of a set's own transform come from the same three.
+
+    Raises ValueError for numbers out of range, for fewer images than ranks with a seed, for
+    `augment` without a seed, and where an entire epoch has no readable image.
     """
     check_workers(num_workers)
+    augment = Augment() if augment is None else augment
+    if augment.is_on and seed is None:
+        raise ValueError("got augment without a seed; expected one, as what is varied is drawn from it")
     schedule, stop = _scheduled(
         len(images), f"images of {images.name}", batch_size, seed, start, epochs, rank, world_size, drop_last
     )
-    if not isinstance(images, EncodedImages):
-        num_workers = 0
-    return _readable(images, schedule, start, stop, num_workers)
+    return _readable(images, schedule, start, stop, num_workers if images.uses_workers else 0, augment)
 
 
 def index_batches(
@@ -188,15 +197,19 @@ def _scheduled(
 
 
 def _readable(
-    images: Images, schedule: _Schedule, start: int, stop: int | None, num_workers: int
+    images: Images, schedule: _Schedule, start: int, stop: int | None, num_workers: int, augment: Augment
 ) -> Generator[Batch, None, None]:
     """The batches with at least one image."""
     steps = schedule.steps
+    order, dataset = schedule.indices(start, stop), images
+    if augment.is_on or isinstance(images, TransformedImages):
+        dataset = _Epochs(images, augment, schedule.seed or 0)
+        order = (chosen + step // steps * len(images) for step, chosen in enumerate(order, start))
     # What went wrong since the last batch that was yielded, and how many steps it cost.
     skipped: tuple[tuple[str, str], ...] = ()
     owed = 0
     barren, any_read, from_first = 0, False, False
-    with closing(read_ahead(images, schedule.indices(start, stop), num_workers, _arrays)) as loaded:
+    with closing(read_ahead(dataset, order, num_workers, _arrays)) as loaded:
         for step, (pixels, labels, unread) in enumerate(loaded, start):
             if step % steps == 0:
                 any_read, from_first = False, True
@@ -220,6 +233,17 @@ def _readable(
                         f"no image in an entire epoch of {images.name} could be read: "
                         f"{len(skipped)} tried, the first is {name} ({reason})"
                     )
+
+
+class _Epochs(Dataset):
+    """A set over all epochs: item e n + i is image i of n as epoch e shows it. A batch is of one epoch."""
+
+    def __init__(self, images: Images, augment: Augment, seed: int):
+        self.images, self.augment, self.seed = images, augment, seed
+
+    def __getitems__(self, items: Any) -> Batch:
+        epochs, indices = np.divmod(np.asarray(items), len(self.images))
+        return self.images.varied(indices, Variation(augment=self.augment, seed=self.seed, epoch=int(epochs[0])))
 
 
 def read_ahead(

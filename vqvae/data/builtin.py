@@ -58,12 +58,8 @@ def fashion_mini(split: str = "train") -> ImageTensors:
         tiles = order[start : start + STRIP]
         with (folder / f"{split}-{strip:02}.webp").open("rb") as stream, Image.open(stream) as image:
             images[tiles] = _tiles(np.asarray(image))[: len(tiles)]
-    return ImageTensors(
-        torch.from_numpy(images).unsqueeze(1),
-        torch.from_numpy(labels.astype(np.int64)),
-        FASHION_CLASSES,
-        name="fashion-mini",
-    )
+    levels = torch.from_numpy(images).unsqueeze(1)
+    return _of(split, levels, torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES, "fashion-mini")
 
 
 def _tiles(mosaic: np.ndarray) -> np.ndarray:
@@ -97,7 +93,7 @@ def fashion_mnist(split: str = "train", *, root: str | Path | None = None) -> Im
             ) from error
         found = [_find(raw, name) for name in names]
     images, labels = (read_idx(path) for path in found if path is not None)
-    return ImageTensors(images.unsqueeze(1), labels.long(), FASHION_CLASSES, name="fashion-mnist")
+    return _of(split, images.unsqueeze(1), labels.long(), FASHION_CLASSES, "fashion-mnist")
 
 
 def cifar10(split: str = "train", *, root: str | Path | None = None) -> ImageTensors:
@@ -128,7 +124,15 @@ def cifar10(split: str = "train", *, root: str | Path | None = None) -> ImageTen
             "as root a folder that holds cifar-10-batches-py or cifar-10-python.tar.gz"
         ) from error
     images = rearrange(torch.from_numpy(data.data), "n h w c -> n c h w").contiguous()
-    return ImageTensors(images, torch.tensor(data.targets), tuple(data.classes), name="cifar10")
+    return _of(split, images, torch.tensor(data.targets), tuple(data.classes), "cifar10")
+
+
+def _of(
+    split: str | None, images: Tensor, labels: Tensor | None, class_names: tuple[str, ...] | None, name: str
+) -> ImageTensors:
+    found = ImageTensors(images, labels, class_names, name=name)
+    found.split = split
+    return found
 
 
 def refitted(images: ImageTensors, size: tuple[int, int] | None, channels: int | None) -> ImageTensors:
@@ -142,7 +146,7 @@ def refitted(images: ImageTensors, size: tuple[int, int] | None, channels: int |
     for old, new in zip(images.images, fitted, strict=True):
         pixels = old[0] if old_channels == 1 else rearrange(old, "c h w -> h w c")
         new.copy_(fit(Image.fromarray(pixels.numpy()), new_size, new_channels))
-    return ImageTensors(fitted, images.labels, images.class_names, name=images.name)
+    return _of(images.split, fitted, images.labels, images.class_names, images.name)
 
 
 def read_idx(path: str | Path) -> UInt8[Tensor, "..."]:

@@ -11,10 +11,14 @@ folder that is gone) it is an `OSError` with its number, which says nothing abou
 raster formats that Pillow reads by itself are tried: a file that claims to be PostScript, say,
 never reaches an outside program. Only regular files are opened. A PNG is held against its own
 checksums (`vqvae.data.png`), which Pillow reads over.
+
+To be varied (`vqvae.data.augmentation`) a picture is needed whole: `picture` stops before the crop.
 """
 
+import contextlib
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -26,7 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data import png
-from vqvae.data.files import read_bytes
+from vqvae.data.files import check_regular, read_bytes
+from vqvae.data.views import View, scaled
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
@@ -49,6 +54,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = tuple(_UPRIGHT[number] for number in (5, 6, 7, 8))
 
 
 def decode(source: Path | BytesIO, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
@@ -68,24 +74,78 @@ def read(source: Path | BytesIO, cover: int | None = None) -> Image.Image:
     too large to be safe (Pillow's limit, 89 million pixels), has levels without a known range, or
     is no regular file; OSError where the file can't be read.
     """
+    return read_sized(source, None if cover is None else lambda width, height: float(cover))[0]
+
+
+def read_sized(
+    source: Path | BytesIO, cover: Callable[[int, int], float] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """What `read` gives, and the width and height of the image as it is encoded, of which `cover` is a function."""
     data = source.getvalue() if isinstance(source, BytesIO) else read_bytes(source, MAX_BYTES)
     check_sums(data)
+    with _as_value_errors(), Image.open(BytesIO(data), formats=FORMATS) as image:
+        size = image.size
+        if cover is not None:
+            _skip_detail(image, cover(*size))
+        image.load()
+        return _eight_bits(_upright(image)), size
+
+
+def size_of(source: Path | BytesIO) -> tuple[int, int]:
+    """Height and width of an encoded image, upright, by its header; no pixel is decoded. Errors as `read`."""
+    if isinstance(source, Path):
+        check_regular(source)
+    with (
+        source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file,
+        _as_value_errors(of_system=True),
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        # Pillow would decode a PNG to look for what may come after its pixels.
+        known = image.format != "PNG" or "exif" in image.info
+        turned = known and _turn(image) in _LYING
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _as_value_errors(*, of_system: bool = False) -> Iterator[None]:
+    """Whatever Pillow makes of what is no image is a ValueError.
+
+    of_system: the bytes are still read, and so an error of the system, which has a number, stays one.
+    """
     with warnings.catch_warnings():
         # What Pillow warns of in a file that it can read changes nothing here; the limit does.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                if cover is not None:
-                    _skip_detail(image, cover)
-                image.load()
-                return _eight_bits(_upright(image))
+            yield
         except Image.UnidentifiedImageError:
             raise ValueError("not an image in a known format") from None
         except Exception as error:
+            if of_system and isinstance(error, OSError) and error.errno is not None:
+                raise
             # Decoders raise whatever a damaged file drives them to: SyntaxError, struct.error,
             # KeyError, EOFError, zlib.error, ... None of them may end a training run.
             raise ValueError(f"{error or type(error).__name__}") from error
+
+
+def picture(
+    source: Path | BytesIO, scale: Callable[[int, int], float], channels: int, large: float
+) -> tuple[Image.Image, bool]:
+    """One encoded image whole, as `fit` takes it; and whether it was large, and so was scaled down first.
+
+    scale: what an image of some width and height may be scaled by. large: those are scaled for which that is at most so
+    much. Errors as `read`.
+    """
+    found, (width, height) = read_sized(source, lambda width, height: scale(width, height) * min(width, height))
+    if channels == 1:
+        found = _in_mode(found, "L")
+    by = scale(width, height)
+    if by > large:
+        return found, False
+    # Of the image as it is encoded, which may lie on its side, and of which a decoder may have skipped the detail.
+    short, long = (max(1, round(by * side)) for side in sorted((width, height)))
+    size = (long, short) if found.width >= found.height else (short, long)
+    return scaled(found, size, (0.0, 0.0, float(found.width), float(found.height))), True
 
 
 def check_sums(data: bytes) -> None:
@@ -100,41 +160,64 @@ def check_sums(data: bytes) -> None:
 FITTED = "centre crop, bicubic with antialiasing (Pillow), large JPEGs halved by their decoder before"
 
 
-def fit(image: Image.Image, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
+def fit(image: Image.Image, size: tuple[int, int], channels: int, view: View | None = None) -> UInt8[Tensor, "c h w"]:
     """Scale the short side to fit `size` (height, width), crop the centre, set the channels.
 
-    image: of mode "L" or "RGB". Scaling is bicubic with antialiasing; grey from colour is
-    ITU-R 601 luma; an image of the right size keeps its levels.
+    image: of mode "L" or "RGB". view: what to show instead of the centre. Scaling is bicubic with antialiasing; grey
+    from colour is ITU-R 601 luma; an image of the right size keeps its levels.
     """
     height, width = size
     if channels == 1:
         image = _in_mode(image, "L")
-    if image.size != (width, height):
+    if view is not None:
+        image = view.of(image, size)
+    elif image.size != (width, height):
         # Cropping and scaling in one step reads only the pixels that stay.
         ratio = min(image.width / width, image.height / height)
         left, top = (image.width - width * ratio) / 2, (image.height - height * ratio) / 2
-        right = min(left + width * ratio, image.width)
-        bottom = min(top + height * ratio, image.height)
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    pixels = torch.from_numpy(np.array(image))
-    if pixels.ndim == 2:
-        return repeat(pixels, "h w -> c h w", c=channels)
-    return rearrange(pixels, "h w c -> c h w").contiguous()
+        image = scaled(image, (width, height), (left, top, left + width * ratio, top + height * ratio))
+    return as_tensor(np.array(image), channels)
 
 
-def _skip_detail(image: Image.Image, cover: int) -> None:
+def as_tensor(pixels: UInt8[np.ndarray, "..."], channels: int) -> UInt8[Tensor, "c h w"]:
+    """An array of uint8, "h w" or "h w c", as a tensor."""
+    levels = torch.from_numpy(pixels)
+    if levels.ndim == 2:
+        return repeat(levels, "h w -> c h w", c=channels)
+    return rearrange(levels, "h w c -> c h w").contiguous()
+
+
+def as_array(image: UInt8[Tensor, "c h w"]) -> UInt8[np.ndarray, "..."]:
+    """What `as_tensor` takes: "h w" of one channel, else "h w c"."""
+    return (image[0] if len(image) == 1 else rearrange(image, "c h w -> h w c").contiguous()).numpy()
+
+
+def refit(
+    image: UInt8[Tensor, "c h w"], size: tuple[int, int], view: View | None = None
+) -> UInt8[Tensor, "c height width"]:
+    """`fit` of an image in memory; its channels stay, whatever their number."""
+    if len(image) in (1, 3):
+        return fit(Image.fromarray(as_array(image)), size, len(image), view)
+    return torch.cat([refit(plane[None], size, view) for plane in image])
+
+
+def _skip_detail(image: Image.Image, cover: float) -> None:
     ratio = 2 * cover / min(image.size)
     if ratio < 1:
         image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         # Damaged metadata beside sound pixels: take the pixels as they lie.
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

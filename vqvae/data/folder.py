@@ -108,7 +108,9 @@ def images_of(found: Layout, split: str, *, size: Size, channels: int | None) ->
         first = parts["train"]
         channels = _first_channels(first.folder / name for name in first.names)
     classes = Classes.of(Given.joined([_given(each.names) for each in parts.values()]))
-    return ImageFiles(part.folder, chosen, (channels, *sides), classes, _given(chosen), name=str(found.folder))
+    images = ImageFiles(part.folder, chosen, (channels, *sides), classes, _given(chosen), name=str(found.folder))
+    images.split = split
+    return images
 
 
 def _given(names: list[str]) -> Given:

@@ -9,8 +9,10 @@ that fails, a folder that is not mounted, a link to nothing). Training goes on w
 is kept for good must not lack images for the second reason: `Images.read` raises it.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -19,11 +21,14 @@ from typing import Any, overload
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvae.data.augmentation import LARGE, Augment, Variation
 from vqvae.data.batch import Batch, Item, places
-from vqvae.data.decoding import decode, read
+from vqvae.data.cache import Cache
+from vqvae.data.decoding import as_array, as_tensor, fit, picture, read, read_sized, refit, size_of
 from vqvae.data.labels import MAX_LABEL, Classes, Given
 
 SPLITS = ("train", "test")
@@ -43,18 +48,22 @@ class Images(Dataset[Any], ABC):
         images[:8].images, images[[5, 3]].labels                # a `Batch`
 
     shape: (c, h, w) of every image.
+    split: "train" or "test" of a source; None of a set that is neither.
     num_classes, class_names: None where the set has no labels, or labels without names.
     name: what to call the set in print.
+    uses_workers: whether its images are made when they are asked for, so that processes that read ahead help.
     labels: int64, "n"; None where it has none, or has them elsewhere.
     label_note: why labels that are there are not used, in a sentence; "" where all that are there are used.
     """
 
     shape: tuple[int, int, int]
+    split: str | None = None
     num_classes: int | None
     class_names: tuple[str, ...] | None
     name: str
     labels: Tensor | None = None
     label_note: str = ""
+    uses_workers: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -91,6 +100,30 @@ class Images(Dataset[Any], ABC):
         Raises OSError, with the image's key as its file name, where one can't be had.
         """
         return self.__getitems__(indices)
+
+    def varied(self, indices: Sequence[int] | np.ndarray, variation: Variation) -> Batch:
+        """As `__getitems__`, with each image as it is shown in one epoch of training."""
+        parts = []
+        for index in places(indices, len(self)).tolist():
+            part = self.__getitems__([index])
+            images = [_varied(image, variation, index) for image in part.images]  # one, or none that can be read
+            parts.append(replace(part, images=torch.stack(images)) if images else part)
+        return Batch.joined(parts)
+
+    def cached(self, cache: Cache) -> "Images":
+        """The same set, which keeps shrunk copies of large image files; itself where it reads none.
+
+        What it gives stays the same to the bit. A cache is for one set: its entries go by the images' numbers.
+        """
+        return self
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width that image `index` has at its source, before it was scaled and cropped; by its header.
+
+        Raises IndexError past the end, ValueError for what is no image, and OSError where it can't be had.
+        """
+        range(len(self))[index]
+        return self.shape[1:]
 
     def key(self, index: int) -> str:
         """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
@@ -169,6 +202,9 @@ class EncodedImages(Images):
     others (`_stamps`).
     """
 
+    uses_workers = True
+    _cache: Cache | None = None
+
     def __init__(self, name: str, shape: tuple[int, int, int], classes: Classes, given: Given):
         """given: the labels of these images alone, which are used if those of the whole source, `classes`, are."""
         self.name, self.shape, self.labels = name, shape, classes.labels(given)
@@ -182,21 +218,34 @@ class EncodedImages(Images):
         """
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        return self._batch(indices, strict=False)
+        return self._batch(indices)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
         return self._batch(indices, strict=True)
 
-    def _batch(self, indices: Sequence[int] | np.ndarray, strict: bool) -> Batch:
+    def varied(self, indices: Sequence[int] | np.ndarray, variation: Variation) -> Batch:
+        return self._batch(indices, variation=variation)
+
+    def cached(self, cache: Cache) -> "Images":
+        found = copy.copy(self)
+        found._cache = cache
+        return found
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        return size_of(self._encoded(range(len(self))[index]))
+
+    def _batch(
+        self, indices: Sequence[int] | np.ndarray, strict: bool = False, variation: Variation | None = None
+    ) -> Batch:
         images: list[Tensor] = []
         kept: list[int] = []
         skipped: list[tuple[str, str]] = []
         for index in places(indices, len(self)).tolist():
-            image = self._decoded(index)
+            image = self._decoded(index, variation)
             if strict and isinstance(image, OSError):
-                raise OSError(image.errno, _reason(image), self.key(index)) from image
+                raise OSError(image.errno, reason(image), self.key(index)) from image
             if isinstance(image, Exception):
-                skipped.append((self.key(index), _reason(image)))
+                skipped.append((self.key(index), reason(image)))
             else:
                 images.append(image)
                 kept.append(index)
@@ -204,13 +253,57 @@ class EncodedImages(Images):
         labels = None if self.labels is None else self.labels[torch.tensor(kept).long()]
         return Batch(stacked, labels, tuple(skipped))
 
-    def _decoded(self, index: int) -> Tensor | OSError | ValueError:
+    def _decoded(self, index: int, variation: Variation | None = None) -> Tensor | OSError | ValueError:
         """The image; or why it can't be had, which is an OSError, or is none."""
-        channels, height, width = self.shape
         try:
-            return decode(self._encoded(index), (height, width), channels)
+            if variation is None or not variation.augment.moves:
+                image = self._fitted(index)
+                return image if variation is None else variation.mirrored(image, index)
+            channels, height, width = self.shape
+            found = Image.fromarray(self._picture(index, variation.augment))
+            return fit(found, (height, width), channels, variation.view(index, *found.size, (height, width)))
         except (OSError, ValueError) as error:
             return error
+
+    def _fitted(self, index: int) -> UInt8[Tensor, "c h w"]:
+        """The image as it comes out of the set."""
+        channels, height, width = self.shape
+        cover = max(height, width)
+
+        def make() -> tuple[np.ndarray, bool]:
+            found, sides = read_sized(self._encoded(index), lambda *_: float(cover))
+            return as_array(fit(found, (height, width), channels)), cover / min(sides) <= LARGE
+
+        return as_tensor(self._kept("fitted", index, repr(self.shape), make), channels)
+
+    def _picture(self, index: int, augment: Augment) -> UInt8[np.ndarray, "..."]:
+        """The whole picture, "h w" or "h w c", as crops are cut out of it."""
+        channels, height, width = self.shape
+
+        def scale(across: int, down: int) -> float:
+            return augment.scale(across, down, (height, width))
+
+        def make() -> tuple[np.ndarray, bool]:
+            found, is_large = picture(self._encoded(index), scale, channels, LARGE)
+            return np.array(found), is_large
+
+        return self._kept("pictures", index, repr((self.shape, augment.to_plain())), make)
+
+    def _kept(self, kind: str, index: int, about: str, make: Callable[[], tuple[np.ndarray, bool]]) -> np.ndarray:
+        """Pixels out of the cache; or as they are made, and kept there if they come of a large image."""
+        cache = self._cache
+        if cache is None:
+            return make()[0]
+        digest = blake2b(f"{self.name} {self.split} {about}".encode(), digest_size=16)
+        for part in self._stamps(range(index, index + 1), times=True):
+            digest.update(part)
+        of = digest.digest()
+        pixels = cache.get(kind, index, of)
+        if pixels is None:
+            pixels, is_large = make()
+            if is_large:
+                cache.put(kind, index, of, pixels)
+        return pixels
 
     def check_readable(self) -> None:
         """Raise ValueError where not one image of the set can be read."""
@@ -219,7 +312,7 @@ class EncodedImages(Images):
             image = self._decoded(index)
             if not isinstance(image, Exception):
                 return
-            first = first or f"{self.key(index)}: {_reason(image)}"
+            first = first or f"{self.key(index)}: {reason(image)}"
         raise ValueError(f"none of the {len(self)} images of {self.name} can be read ({first})")
 
 
@@ -293,6 +386,15 @@ def _classes(labels: Tensor | None, class_names: tuple[str, ...] | None) -> tupl
     return known, class_names
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def _varied(image: UInt8[Tensor, "c h w"], variation: Variation, index: int) -> UInt8[Tensor, "c h w"]:
+    """An image in memory, as it is shown in one epoch of training."""
+    if not variation.augment.moves:
+        return variation.mirrored(image, index)
+    _, height, width = image.shape
+    return refit(image, (height, width), variation.view(index, width, height, (height, width)))

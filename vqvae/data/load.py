@@ -10,6 +10,7 @@ from vqvae.data.folder import DEFAULT_SIZE, images_of
 from vqvae.data.images import Images, Size, check_split, wanted
 from vqvae.data.splits import layout
 from vqvae.data.tars import archives_of, image_archives
+from vqvae.data.transformed import Transform, TransformedImages
 
 SOURCES = (
     '"fashion-mini", "fashion-mnist", "cifar10", "hf:OWNER/NAME", a folder of images, of .parquet files or of .tar '
@@ -24,12 +25,16 @@ def load_images(
     size: Size | None = None,
     channels: int | None = None,
     root: str | Path | None = None,
+    transform: Transform | None = None,
 ) -> Images:
     """The "train" or "test" images of a source.
 
         load_images("fashion-mini").shape                       # (1, 28, 28)
         load_images("photos", size=128, channels=3).shape       # (3, 128, 128)
         load_images("photos")[:8].images                        # uint8 (8, c, 64, 64)
+        load_images("photos", "test").split, load_images("photos").class_names
+        load_images("photos").original_size(0)                  # (height, width) of the file
+        load_images("photos", size=96, transform=v2.RandomCrop(64))     # of torchvision.transforms
 
     source: "fashion-mini" (20,000 + 2,000 images, inside the package); "fashion-mnist" or "cifar10"
     (downloaded, or from `root`, a folder that already holds the files); "hf:OWNER/NAME" from
@@ -42,13 +47,21 @@ def load_images(
     archives and Hugging Face sets take their first image's, and folders of images take 64.
     channels: 1 or 3. By default sets keep theirs; of the other sources, 1 where the first image is
     grey, else 3.
+    transform: a function of each image, uint8 "c h w" as the set has it without, which gives uint8 "c h w" of one
+    shape, as those of torchvision.transforms.v2 do (`vqvae.data.transformed`). To train on random crops, flips and
+    turns, `batches(images, ..., augment=Augment(crop=0.5, flip=True))` cuts them out of the whole picture.
 
     What each does in full: `fashion_mini`, `fashion_mnist`, `cifar10`, `image_folder`,
     `image_archives`, and `parquet` and `hugging_face` in `vqvae.data.table`.
-    Raises ValueError for an unknown source or split, where images are missing or unreadable, and for a folder that can
-    be read in two ways, as one that holds archives and images besides. Labels that are there and can't be used are no
-    error: `Images.label_note` says why.
+    Raises ValueError for an unknown source or split, where images are missing or unreadable, for a transform that
+    gives something else, and for a folder that can be read in two ways, as one that holds archives and images besides.
+    Labels that are there and can't be used are no error: `Images.label_note` says why.
     """
+    images = _loaded(source, split, size, channels, root)
+    return images if transform is None else TransformedImages(images, transform)
+
+
+def _loaded(source: str | Path, split: str, size: Size | None, channels: int | None, root: str | Path | None) -> Images:
     check_split(split)
     sides, channels = wanted(size, channels)
     source = str(source)

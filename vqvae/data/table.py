@@ -223,7 +223,9 @@ def _images(parts: dict[str, Table], split: str, size: Size | None, channels: in
     with reading(name):
         given, classes = _labels(parts, image)
     here = given[id(part)].at(rows)
-    return ImageTable(column, rows, shape, classes, here, name=name, files=part.files)
+    images = ImageTable(column, rows, shape, classes, here, name=name, files=part.files)
+    images.split = split
+    return images
 
 
 def _column(part: Table, image: str) -> pyarrow.ChunkedArray | RowGroups:

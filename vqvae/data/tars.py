@@ -150,7 +150,9 @@ def _archives(
         chosen = chosen.at(np.flatnonzero(held == (split == "test")))
     if not len(chosen.offsets):
         raise ValueError(f"{source} has {len(every.offsets)} image(s), none of them for split={split!r}")
-    return ImageArchives(paths[where], chosen, shape, classes, name=source)
+    images = ImageArchives(paths[where], chosen, shape, classes, name=source)
+    images.split = split
+    return images
 
 
 def _expanded(pattern: str) -> list[str]:

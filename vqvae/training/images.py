@@ -1,9 +1,11 @@
-"""The images of a run: loaded, and told from others, so that a run goes on with those that it was begun with.
+"""The images of a run: loaded, described, and told from others, so that a run goes on with those it was begun with.
 
 state/images.json    how many images each split has, and their digests
+cache/               shrunk copies of large training images, which may be removed at any time (`vqvae.data.cache`)
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,15 @@ from typing import Any
 import safefolder
 from vqvae import load_images
 from vqvae.data import Images
+from vqvae.data.cache import Cache
+from vqvae.data.survey import Survey, same_pictures, survey
 from vqvae.training.options import PRESETS, Run
 
 Facts = Mapping[str, Mapping[str, Any]]
+# Images fewer than which are called very few: a model learns them by heart, and figures of so few tell little.
+FEW_TRAINING, FEW_TEST = 100, 10
+# Names in one note.
+_NAMED = 3
 
 
 def load_data(run: Run) -> dict[str, Images]:
@@ -87,3 +95,91 @@ def check_images(run: Run, facts: Facts) -> str:
         f"files of the {' and '.join(again)} images were written again since {run.run} was begun, under the same names "
         "and with the same sizes: they are taken for the same images, and encoded anew"
     )
+
+
+def with_cache(run: Run, data: Mapping[str, Images], *, sweep: bool) -> Mapping[str, Images]:
+    """The same images, of which large files of the training images are decoded once.
+
+    Test images are read twice in a run, and need no cache.
+
+    Args:
+        sweep: remove what processes left there that were killed; for the first process of a run.
+    """
+    if not data or not run.data.cache:
+        return data
+    cache = Cache(run.run / "cache", round(1e9 * run.data.cache), say)
+    if sweep:
+        cache.sweep()
+    return {**data, "train": data["train"].cached(cache)}
+
+
+def say(note: str) -> None:
+    """A note beside what goes on, one line."""
+    print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def described(run: Run, data: Mapping[str, Images]) -> tuple[str, list[str]]:
+    """The images of a run in a line: how many, of what sizes at their source, and of how many classes.
+
+    And what a person should know before a model is trained on them; nothing where all is well.
+    """
+    seen = {split: survey(images) for split, images in data.items()}
+    train, test = data["train"], data["test"]
+    classes = "no classes" if not train.num_classes else f"{train.num_classes:,} classes"
+    sizes = _sizes(train, seen["train"])
+    line = f"{len(train)} training and {len(test)} test images from {run.data.source}{sizes}, {classes}"
+    labels = dict.fromkeys(each.label_note for each in data.values() if each.label_note)
+    return line, [
+        *labels,
+        *_unusable(seen),
+        *_few(len(train), len(test)),
+        *([] if run.resume else _in_both(train, test)),
+    ]
+
+
+def _sizes(images: Images, seen: Survey) -> str:
+    if seen.smallest is None or seen.largest is None:
+        return ""
+    (low_height, low_width), (height, width) = seen.smallest, seen.largest
+    sizes = f"{width}x{height}"
+    if seen.smallest != seen.largest:
+        sizes = f"{low_width}x{low_height} to {sizes}"
+    # Of images in memory all are of one size.
+    some = images.uses_workers and seen.looked_at < len(images)
+    return f", {sizes}" + (f" ({seen.looked_at:,} looked at)" if some else "")
+
+
+def _unusable(seen: Mapping[str, Survey]) -> list[str]:
+    found = []
+    for split, each in seen.items():
+        if each.unusable:
+            name, why = each.unusable[0]
+            of = f"{len(each.unusable):,} of {each.looked_at:,} {split} images looked at"
+            found.append(f"{of} can't be read and will be left out, as {name}: {why}")
+    return found
+
+
+def _few(train: int, test: int) -> list[str]:
+    found = []
+    if train < FEW_TRAINING:
+        found.append(
+            f"{train} training images are very few, and a model learns them by heart; --data.augment.crop 0.5 "
+            "--data.augment.flip makes more of them"
+        )
+    if test < FEW_TEST:
+        found.append(f"{test} test images are very few: figures of them tell little")
+    return found
+
+
+def _in_both(train: Images, test: Images) -> list[str]:
+    pairs = same_pictures(train, test)
+    if pairs is None:
+        return ["pip install 'vqvae-priors[photos]' to be told of pictures that are in both splits"]
+    if not pairs:
+        return []
+    named = ", ".join(f"{one} as {other}" for one, other in pairs[:_NAMED])
+    more = ", ..." if len(pairs) > _NAMED else ""
+    return [
+        f"{len(pairs)} test images are among the training images too ({named}{more}): figures of them are too good, "
+        "remove one of each"
+    ]

@@ -20,6 +20,7 @@ from priors.grid import GridModel
 from safefolder.configured import ConfiguredOptions, option_sentences
 from safefolder.options import Options, is_given, option_fields
 from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
+from vqvae.data.augmentation import Augment
 from vqvae.likelihoods import LogisticMixture
 from vqvae.quantizers import EMAVectorQuantizer
 from vqvae.tokens import CodeDataset
@@ -42,6 +43,14 @@ class DataConfig(Options):
     """folder that holds, or will hold, the files of a downloaded set"""
     num_workers: int = 0
     """processes that decode image files; sets held in memory need none"""
+    augment: Augment = field(default_factory=Augment)
+    cache: float = 2.0
+    """gigabytes (10^9 bytes) at most for shrunk copies of large image files, in the run's cache/, so that each is
+    decoded once; 0 keeps none. It changes no result"""
+
+    def __post_init__(self) -> None:
+        if self.cache < 0:
+            raise ValueError(f"got cache={self.cache:g}; expected gigabytes, 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import sys
 from vqvae import Autoencoder
 from vqvae.training.checks import check, check_folder, stages
 from vqvae.training.devices import launch, leaving_processes, lost_ranks_told, make_fabric
-from vqvae.training.images import check_images, facts_of, load_data
+from vqvae.training.images import check_images, described, facts_of, load_data, say, with_cache
 from vqvae.training.objectives import PriorObjective, codebook_objective
 from vqvae.training.options import Run, go_on
 from vqvae.training.prior_data import known_classes, stored_parts
@@ -44,16 +44,14 @@ def train(run: Run) -> None:
             images,
         )
         launch(fabric, go_on(run))
-        of = f"codes from {run.codes}"
-        if data:
-            of = f"{len(data['train'])} training and {len(data['test'])} test images from {run.data.source}"
-        precision = fabric.strategy.precision.precision
-        for line in (
-            f"{run.run}: {of}; {fabric.world_size} x {fabric.device.type}, {precision}",
-            *([f"note: {note}"] if note else []),
-            *dict.fromkeys(f"note: {each.label_note}" for each in data.values() if each.label_note),
-        ):
-            fabric.print(line, file=sys.stderr)
+        if fabric.is_global_zero:
+            precision = fabric.strategy.precision.precision
+            of, notes = described(run, data) if data else (f"codes from {run.codes}", [])
+            print(f"{run.run}: {of}; {fabric.world_size} x {fabric.device.type}, {precision}", file=sys.stderr)
+            for each in (note, *notes):
+                if each:
+                    say(each)
+        data = with_cache(run, data, sweep=fabric.is_global_zero)
         with Stop() as stop, contextlib.closing(Metrics(run.run, fabric)) as metrics:
             session = Session(fabric=fabric, run=run, metrics=metrics, stop=stop, images=images)
             if "codebook" in wanted:

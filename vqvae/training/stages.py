@@ -78,7 +78,8 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
         return figures if usage.perplexity is None else {**figures, "perplexity": usage.perplexity}
 
     def stream(**order: Any) -> Generator[Inputs, None, None]:
-        with contextlib.closing(batches(data["train"], num_workers=run.data.num_workers, **order)) as found:
+        how = {"num_workers": run.data.num_workers, "augment": run.data.augment}
+        with contextlib.closing(batches(data["train"], **how, **order)) as found:
             for batch in found:
                 yield Inputs(batch.images, batch.labels, batch.skipped)
 
