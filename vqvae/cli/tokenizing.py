@@ -1,5 +1,6 @@
 """Images to shards of codes: tokenize."""
 
+import math
 import os
 import sys
 from contextlib import ExitStack
@@ -15,15 +16,20 @@ from safefolder import Options
 from vqvae import Autoencoder
 from vqvae.cli.common import Model, Output, device_of, printable, speed, tell
 from vqvae.data import Images, load_images
+from vqvae.data.own_sizes import by_size
 from vqvae.tokens import CodeDataset, Tokenized, Tokenizing, TokenizingOnRay, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
-from vqvae.tokens.layout import ShardSizes
+from vqvae.tokens.buckets import bucket_name
+from vqvae.tokens.layout import ShardSizes, not_there
 from vqvae.tokens.pipeline import check_workers
 from vqvae.tokens.ray_session import RaySession
 from vqvae.tokens.table import one_parquet
 
 # Unreadable images that are named on stderr; all are in the index.
 _NAMED = 10
+# Pixels a side of the tiles of larger images, and bytes of those of one batch, where they come as large as they are.
+_TILE = 512
+_KEEP_BYTES = 1 << 26
 _MAX_WORKERS = 8
 
 
@@ -33,6 +39,10 @@ class TokenizingFlags(ShardSizes):
 
     split: Literal["train", "test"] | None = None
     """which part of the source; both unless given"""
+    size: Literal["model", "keep"] | int | tuple[int, int] = "model"
+    """what images are scaled and cropped to: the model's size, another side or height and width, or keep, which takes
+    them as large as they are, in tiles, into a set for each size (OUTPUT/192x256/train), their sides padded to what the
+    model divides by"""
     num_workers: int | None = None
     """processes that decode ahead; all cores but one, at most 8, unless given"""
 
@@ -73,7 +83,7 @@ def tokenize(
         run_or_model: a run's folder, a tokenizer's folder, or a hub id.
         source: images: a folder, a parquet file, WebDataset archives (a .tar file, a folder of them, or
             'NAME-{0000..0012}.tar' in quotes), a Hugging Face data set (hf:OWNER/NAME), or the name of a set.
-        output: the folder to write; the codes are in its folders train and test.
+        output: the folder to write; the codes are in its folders train and test, with --size keep of each size.
         parquet: also write the codes to this file; to two, with -train and -test before the ending, for both parts. A
             file that is there is replaced if it is one of codes.
     """
@@ -81,7 +91,9 @@ def tokenize(
     if parquet is not None and place.world_size > 1:
         raise ValueError("--parquet is for one process; give the command once more without torchrun, to write it alone")
     _check_engine(engine, tokenizing.num_workers, place)
-    split, on_ray = tokenizing.split, engine.engine == "ray"
+    split, on_ray, keeps = tokenizing.split, engine.engine == "ray", tokenizing.size == "keep"
+    if keeps and parquet is not None:
+        raise ValueError("--parquet is for codes of one grid; leave it out, or name a size other than keep")
     parts = (split,) if split else ("train", "test")
     # By name too: a folder on the way to it may not be there yet.
     is_same = output.is_dir() and Path(source).exists() and os.path.samefile(source, output)
@@ -97,11 +109,18 @@ def tokenize(
         model: Any = Autoencoder.from_pretrained(run_or_model)
         if on is not None:
             model = model.to(on)
-        sets = {part: _load(source, part, model, split) for part in parts}
-        # One Ray for both parts, which starts if there is work for it.
+        if isinstance(tokenizing.size, int | tuple):
+            model = model.resized(tokenizing.size)
+        sets = {part: _load(source, part, model, split, None if keeps else model.size) for part in parts}
+        jobs = [_Job(part, part, images, output / part, model.size) for part, images in sets.items()]
+        if keeps:
+            jobs = [job for part, images in sets.items() for job in _by_size(part, images, output, model)]
+            status = int(any(job.unusable for job in jobs))
+        # One Ray for all, which starts if there is work for it.
         session = stack.enter_context(RaySession(engine.address)) if on_ray else None
-        for part, images in sets.items():
-            with tqdm(desc=f"tokenize {part}", unit="img", disable=None, dynamic_ncols=True) as bar:
+        for job in jobs:
+            part, images, sized = job.part, job.images, model if job.size == model.size else model.resized(job.size)
+            with tqdm(desc=f"tokenize {job.name}", unit="img", disable=None, dynamic_ncols=True) as bar:
 
                 def progress(done: int, total: int, bar: tqdm = bar) -> None:
                     bar.total = total
@@ -110,19 +129,20 @@ def tokenize(
                 common: dict[str, Any] = {
                     "split": part,
                     "tokenizer_source": run_or_model,
-                    "batch_size": tokenizing.batch_size,
+                    "batch_size": job.batch_size(tokenizing.batch_size, keeps),
                     "shard_size": tokenizing.shard_size,
+                    "tile": _TILE if tokenizing.size != "model" and max(job.size) > _TILE else None,
                 }
                 if on_ray:
                     kind = None if engine.device == "auto" else engine.device
                     options = TokenizingOnRay(**common, device=kind)
-                    made = tokenize_on_ray(model, images, output / part, options, session=session, progress=progress)
+                    made = tokenize_on_ray(sized, images, job.folder, options, session=session, progress=progress)
                 else:
                     workers = place.num_workers if tokenizing.num_workers is None else tokenizing.num_workers
                     local = Tokenizing(**common, num_workers=workers, rank=place.rank, world_size=place.world_size)
-                    made = tokenize_images(model, images, output / part, local, progress=progress)
-            _tell_unreadable(made, output / part)
-            _say(f"{output / part}: {_told(made, images, place)}")
+                    made = tokenize_images(sized, images, job.folder, local, progress=progress)
+            _tell_unreadable(made, job.folder)
+            _say(f"{job.folder}: {_told(made, images, place)}")
             status = 1 if made.unreadable else status
             if part in files:
                 write_parquet(CodeDataset(output / part), files[part])
@@ -191,9 +211,44 @@ class _Place:
         return device
 
 
-def _load(source: str, part: str, model: Any, split: str | None) -> Images:
+@dataclass(frozen=True)
+class _Job:
+    """Images of one size, and where their codes go."""
+
+    name: str
+    part: str
+    images: Images
+    folder: Path
+    size: tuple[int, int]
+    unusable: tuple[tuple[str, str], ...] = ()
+
+    def batch_size(self, asked: int, keeps: bool) -> int:
+        """Images that are encoded at once: of large ones that come as they are, few."""
+        return max(1, min(asked, _KEEP_BYTES // math.prod(self.images.shape))) if keeps else asked
+
+
+def _by_size(part: str, images: Images, output: Path, model: Any) -> list[_Job]:
+    """A job for each size that images have. What is no image is named, once."""
+    with tqdm(desc=f"sizes {part}", total=len(images), unit="img", disable=None, dynamic_ncols=True) as bar:
+        try:
+            found = by_size(images, multiple=model.factor, watch=bar.update)
+        except OSError as error:
+            raise not_there(images, error) from error
+    for key, reason in found.unusable[:_NAMED]:
+        tell(f"skipped {printable(key)}: {printable(reason)}")
+    if len(found.unusable) > _NAMED:
+        tell(f"and {len(found.unusable) - _NAMED:,} more")
+    if not found.sets:
+        raise ValueError(f"none of the {len(images):,} images of {images.name} can be read")
+    return [
+        _Job(f"{bucket_name(size)} {part}", part, some, output / bucket_name(size) / part, size, found.unusable)
+        for size, some in found.sets.items()
+    ]
+
+
+def _load(source: str, part: str, model: Any, split: str | None, size: tuple[int, int] | None) -> Images:
     try:
-        images = load_images(source, part, size=model.size, channels=model.config.num_channels)
+        images = load_images(source, part, size=size, channels=model.config.num_channels)
         images.name = source  # as it loads them again, also those of the hub
         return images
     except ValueError as error:

@@ -13,6 +13,7 @@
     splits.py     what a folder holds, and which of it is for test
     builtin.py    sets known by name
     folder.py     image files in a folder
+    own_sizes.py    the images of a set as large as they are, those of equal size together
     tars.py       WebDataset archives
     tar_index.py, tar_members.py        where their images and labels lie
     table.py      parquet and Hugging Face (extra `parquet`; imported only when needed)

@@ -256,7 +256,7 @@ def parse(args: list[str]) -> Run:
                 "folder with --run"
             )
         if not goes_on:
-            default = dataclasses.replace(default, model=load_tokenizer(tokenizer, given.codes).config)
+            default = dataclasses.replace(default, model=_config_for(tokenizer, given.codes))
         default = dataclasses.replace(default, tokenizer=tokenizer)
     if given.latents:
         default = dataclasses.replace(default, model=with_latents(default.model, LATENTS[given.latents]))
@@ -333,6 +333,15 @@ def images_of(codes: Path) -> str:
     """Where the images of a tokenized set lie; what no set is called where it does not say."""
     found = CodeDataset(codes / "train")
     return found.source or f"{found.source_name} (of which {codes} does not say where)"
+
+
+def _config_for(tokenizer: str, codes: str | None) -> Autoencoder.Config:
+    """The options of --tokenizer; of images of the size that a tokenized set was made of."""
+    config = load_tokenizer(tokenizer, codes).config
+    if codes is None:
+        return config
+    size = CodeDataset(Path(codes) / "train").tokenizer["config"].get("image_size", config.image_size)
+    return dataclasses.replace(config, image_size=size)
 
 
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:

@@ -1,0 +1,94 @@
+"""`vqvae tokenize --size`: codes of images as large as they are, and priors on the grids that they have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae import VQVAE
+from vqvae.data import load_images
+from vqvae.quantizers import VectorQuantizer
+from vqvae.tokens import CodeBuckets, CodeDataset
+
+SIZES = {(12, 16): 12, (16, 12): 10, (11, 16): 4}
+PRIOR = ("--prior.width", 16, "--prior.depth", 1, "--prior.num-heads", 2, "--prior-fit.num-steps", 3)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Photographs of several sizes, as files of both splits."""
+    generator = np.random.default_rng(0)
+    for split, share in (("train", 1), ("test", 2)):
+        for (height, width), num in SIZES.items():
+            for number in range(num // share):
+                path = tmp_path / "photos" / split / f"{height}-{width}-{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 256, (height, width), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> VQVAE:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer.Config(num_codes=8, dim=4)
+    made = VQVAE(image_size=8, width=8, num_blocks=1, quantizer=quantizer).eval()
+    made.save_pretrained(tmp_path / "model")
+    return made
+
+
+def test_images_as_large_as_they_are(run, fails, mixed, model, tmp_path, capsys):
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'codes' / '12x16' / 'train'}: 16 rows in 1 shards" in out
+    for split in ("train", "test"):
+        buckets = CodeBuckets(tmp_path / "codes", split)
+        assert {size: codes.grid for size, codes in buckets.items()} == {(12, 16): (3, 4), (16, 12): (4, 3)}
+        for codes in buckets.values():
+            for index in range(len(codes)):
+                path = mixed / split / Path(codes.key(index)).name
+                pixels = torch.from_numpy(np.array(Image.open(path)))[None, None]
+                assert torch.equal(codes[index][0], model.encode(pixels, pad=True)[0])
+    again = (tmp_path / "codes" / "12x16" / "train" / "codes-00000.safetensors").read_bytes()
+    (tmp_path / "codes" / "12x16" / "train" / "codes-00000.safetensors").unlink()
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    assert (tmp_path / "codes" / "12x16" / "train" / "codes-00000.safetensors").read_bytes() == again
+    said = fails(
+        "tokenize", tmp_path / "model", mixed, "-o", tmp_path / "x", "--size", "keep", "--parquet", "x.parquet"
+    )
+    assert "--parquet is for codes of one grid" in said
+
+
+def test_a_prior_on_the_grid_of_a_size(run, fails, mixed, model, tmp_path):
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    codes, folder = tmp_path / "codes" / "16x12", tmp_path / "run"
+    run("--stage", "prior", "--codes", codes, "--run", folder, *PRIOR)
+    assert VQVAE.from_pretrained(folder / "codebook").size == (16, 12)
+    run("sample", folder, "--num", 2, "--output", tmp_path / "samples")
+    assert load_images(tmp_path / "samples", "train", size=(16, 12))[0][0].shape == (1, 16, 12)
+    run("evaluate", folder, "--data", mixed)
+    other = tmp_path / "codes" / "12x16"
+    said = fails("--resume", "--stage", "prior", "--codes", other, "--run", folder, *PRIOR)
+    assert "of another tokenizer" in said
+
+
+@pytest.mark.parametrize(("size", "grid"), [((16, 20), (4, 5)), ((12,), (3, 3))])
+def test_another_size_than_the_model_s(run, fails, mixed, model, tmp_path, size, grid):
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", *size)
+    codes = CodeDataset(tmp_path / "codes" / "train")
+    assert codes.grid == grid
+    images = load_images(mixed, "train", size=size if len(size) == 2 else size[0], channels=1)
+    assert torch.equal(codes[:5].codes, model.encode(images[:5].images))
+    said = fails("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "odd", "--size", 10, 12)
+    assert "image_size (10, 12) is not a multiple of 4" in said
+    assert not (tmp_path / "odd").exists()
+
+
+def test_what_is_no_image_is_named_and_the_status_is_one(run, mixed, model, tmp_path, capsys):
+    (mixed / "train" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stopped:
+        run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    assert stopped.value.code == 1
+    assert "skipped broken.png: not an image" in capsys.readouterr().err.replace("train/", "")
+    assert len(CodeBuckets(tmp_path / "codes")) == 2
