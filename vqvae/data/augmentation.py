@@ -1,5 +1,7 @@
 """Training images varied by random crops, flips and turns, as a function of (seed, epoch, image) alone.
 
+    batches(images, 64, seed=0, augment=Augment(crop=0.5, flip=True))
+
 In epoch e (`vqvae.data.batching`) image i of a set is shown by numbers u_1 ... u_24, uniform in [0, 1), that
 numpy's SeedSequence makes of (seed, e, i). Nothing else enters: neither the step's place in its batch, nor the process
 that decodes, nor what was sampled before. So a run that is resumed shows what an uninterrupted one does, whatever the
@@ -45,13 +47,7 @@ _VIEWS, _TRANSFORMS = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Options):
-    """How training images are varied each time that they are seen; as it stands, not at all.
-
-        batches(images, 64, seed=0, augment=Augment(crop=0.5, flip=True))
-
-    Raises:
-        ValueError: a number out of its range.
-    """
+    """How training images are varied each time that they are seen; as it stands, not at all."""
 
     crop: float = 1.0
     """smallest share of a picture's area that a random crop takes, 0.5 is usual for photographs; 1 is the middle of the
@@ -59,7 +55,7 @@ class Augment(Options):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """least and greatest width over height of a random crop, relative to the images' own; 1 1 stretches nothing"""
     flip: bool = False
-    """mirror every second image, at random"""
+    """mirror half of the images, at random"""
     rotate: float = 0.0
     """most degrees that images are turned by, to either side; a turned crop is smaller, so that none shows an edge"""
 

@@ -132,7 +132,7 @@ def described(run: Run, data: Mapping[str, Images]) -> tuple[str, list[str]]:
     return line, [
         *labels,
         *_unusable(seen),
-        *_few(len(train), len(test)),
+        *_few(run, len(train), len(test)),
         *([] if run.resume else _in_both(train, test)),
     ]
 
@@ -159,13 +159,11 @@ def _unusable(seen: Mapping[str, Survey]) -> list[str]:
     return found
 
 
-def _few(train: int, test: int) -> list[str]:
+def _few(run: Run, train: int, test: int) -> list[str]:
     found = []
     if train < FEW_TRAINING:
-        found.append(
-            f"{train} training images are very few, and a model learns them by heart; --data.augment.crop 0.5 "
-            "--data.augment.flip makes more of them"
-        )
+        advice = "" if run.data.augment.is_on else "; --data.augment.crop 0.5 --data.augment.flip makes more of them"
+        found.append(f"{train} training images are very few, and a model learns them by heart{advice}")
     if test < FEW_TEST:
         found.append(f"{test} test images are very few: figures of them tell little")
     return found

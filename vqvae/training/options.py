@@ -45,8 +45,8 @@ class DataConfig(Options):
     """processes that decode image files; sets held in memory need none"""
     augment: Augment = field(default_factory=Augment)
     cache: float = 2.0
-    """gigabytes (10^9 bytes) at most for shrunk copies of large image files, in the run's cache/, so that each is
-    decoded once; 0 keeps none. It changes no result"""
+    """gigabytes for shrunk copies of large image files, in the run's cache/, so that each is decoded once; it changes
+    no result, and 0 keeps none"""
 
     def __post_init__(self) -> None:
         if self.cache < 0:
