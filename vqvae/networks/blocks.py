@@ -68,8 +68,10 @@ class SpatialAttention(Recomputing):
     def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
         height = x.shape[2]
         positions = rearrange(x, "b f h w -> b (h w) f")
+        # Under autocast as precise as its weights: torch has no norm of mixed types that is not slow, and warns of it.
+        normed = self.norm(positions.to(self.norm.weight.dtype))
         query, key, value = rearrange(
-            self.to_qkv(self.norm(positions)),
+            self.to_qkv(normed),
             "b n (three heads f) -> three b heads n f",
             three=3,
             heads=self.num_heads,
