@@ -4,8 +4,8 @@
     python -m benchmarks tiles PHOTO.jpg --model runs/with-attention --crop 1024 1536
 
 The model is a run's or a saved one; without --model it is a fresh one of width 32 that divides by 8. Each way is a
-process of its own on one thread: the memory that it takes beyond what it began with, CPU seconds to encode and to
-decode, and how many codes and pixels differ from those of the whole. Of a model with attention or norms over the image
+process of its own on one thread: its largest memory, of which `read` is that with the photograph alone, CPU seconds
+to encode and to decode, and how many codes and pixels differ from those of the whole. Of a model with attention or norms over the image
 tiles differ: `apart` is by how many levels, on average, and `step` how much that changes from pixel to pixel next to
 the borders of tiles, as a ratio to the most that it does elsewhere: above 1 would be a seam.
 """
@@ -36,33 +36,42 @@ def main(
 ) -> None:
     """Measure the whole, and tiles of several sizes."""
     output.mkdir(parents=True, exist_ok=True)
-    table = harness.Table("tile", "peak GiB", "encode, CPU s", "decode, CPU s", "codes", "pixels", "apart", "step")
+    table = harness.Table(
+        "tile", "read, GiB", "peak, GiB", "encode, CPU s", "decode, CPU s", "codes", "pixels", "apart", "step"
+    )
     for tile in (None, *tiles):
         found = harness.in_child(measure, photograph, model, tile, crop, output / f"{tile}.pt")
         apart = compared(output / f"{tile}.pt", output / "None.pt", tile)
         name = "whole" if tile is None else f"{tile}"
-        table.row(name, f"{found['peak']:.2f}", f"{found['encode']:.1f}", f"{found['decode']:.1f}", *apart)
+        table.row(
+            name,
+            f"{found['read']:.2f}",
+            f"{found['peak']:.2f}",
+            f"{found['encode']:.1f}",
+            f"{found['decode']:.1f}",
+            *apart,
+        )
 
 
 def measure(
     photograph: str, model: str | None, tile: int | None, crop: list[int] | None, output: str
 ) -> dict[str, float]:
-    """In a process of its own: GiB beyond what it began with, and seconds."""
+    """In a process of its own: GiB and seconds."""
     tokenizer = made(model)
     picture = read(Path(photograph))
     image = fit(picture, (picture.height, picture.width), tokenizer.config.num_channels)[None]
     if crop is not None:
         image = image[..., : crop[0], : crop[1]].contiguous()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     way: Any = tokenizer if tile is None else Tiled(tokenizer, tile=tile)
     start = time.process_time()
     codes = way.encode(image, pad=True)
     middle = time.process_time()
     again = way.decode(codes, size=tuple(image.shape[2:]))
     end = time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     torch.save({"codes": codes, "image": again}, output)
-    return {"peak": peak / 2**20, "encode": middle - start, "decode": end - middle}
+    return {"read": before, "peak": peak, "encode": middle - start, "decode": end - middle}
 
 
 def made(model: str | None) -> VQVAE:
