@@ -4,10 +4,10 @@
     python -m benchmarks tiles PHOTO.jpg --model runs/with-attention --crop 1024 1536
 
 The model is a run's or a saved one; without --model it is a fresh one of width 32 that divides by 8. Each way is a
-process of its own on one thread: its largest memory, of which `read` is that with the photograph alone, CPU seconds
-to encode and to decode, and how many codes and pixels differ from those of the whole. Of a model with attention or norms over the image
-tiles differ: `apart` is by how many levels, on average, and `step` how much that changes from pixel to pixel next to
-the borders of tiles, as a ratio to the most that it does elsewhere: above 1 would be a seam.
+process of its own on one thread: its largest memory, of which `read` is that with the photograph alone, CPU seconds to
+encode and to decode, and how many codes and pixels differ from those of the whole. Of a model with attention or norms
+over the image tiles differ: `apart` is by how many levels, on average, and `step` how much that changes from pixel to
+pixel next to the borders of tiles, as a ratio to the most that it does elsewhere: above 1 would be a seam.
 """
 
 import resource
