@@ -19,6 +19,7 @@ from vqvae.levels import height_and_width, times
 from vqvae.quantizers import Quantizer
 from vqvae.training.images import Facts
 from vqvae.training.looks_objective import smallest_sides
+from vqvae.training.networks import check_compiler
 from vqvae.training.options import FitConfig, LooksConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
 from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
@@ -63,6 +64,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
             f"the codebook of {run.run} is not finished: go on with `vqvae train --resume --run {run.run}`, which then "
             "trains its prior"
         )
+    check_compiler(run)
     if run.codes is not None and "codebook" in wanted:
         raise ValueError(
             f"--codes {run.codes} is for a prior, got stages {', '.join(wanted)}: add --stage prior, or leave it out"

@@ -171,6 +171,11 @@ class Run(Options):
     num_nodes: int = 1
     precision: str = "auto"
     """32-true, bf16-mixed, ...; auto is bf16-mixed where the hardware has bfloat16, else 32-true"""
+    compile: bool = False
+    """compile encoder, decoder and the prior's trunk by torch.compile, which takes a minute or two of its own"""
+    checkpointing: bool = False
+    """compute what the tokenizer's networks would keep for the backward pass again: less memory, a third more time; of
+    a prior it is --prior.checkpointing"""
 
 
 ZERO = LogisticMixture.Config(num_components=5, zero_component=True)

@@ -31,6 +31,7 @@ from vqvae.training.latents import (
     with_progress,
 )
 from vqvae.training.loop import fit
+from vqvae.training.networks import prepare
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
 from vqvae.training.prior_data import NUM_WATCHED, known_classes, stored_or_encoded
@@ -54,6 +55,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
                 "them: leave out those of the quantizer and of the images' size"
             )
     objective = codebook_objective(run, model, data)
+    prepare(run, objective)
     watched = next(batches(data["test"], NUM_WATCHED))
 
     def validate(kept: CodebookObjective | RateAwareObjective) -> dict[str, float]:
@@ -159,6 +161,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     if isinstance(prior, MixtureTransformerPrior):
         prior.standardise(sampled_latents(prior, known.sample().cpu()))
     objective = PriorObjective(prior.train())
+    prepare(run, objective)
     watched = known.watched
 
     def validate(kept: PriorObjective) -> dict[str, float]:
