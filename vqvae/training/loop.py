@@ -14,6 +14,7 @@ from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.options import FitConfig, go_on
+from vqvae.training.previews import Preview
 from vqvae.training.records import load_state, save_state
 from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
 
@@ -25,6 +26,7 @@ def fit(
     stream: Callable[..., Generator[Inputs, None, None]],
     options: FitConfig,
     validate: Callable[[Any], Mapping[str, float]],
+    preview: Preview,
     began: float,
     unit: str,
     of: TrainedOn | None = None,
@@ -38,6 +40,7 @@ def fit(
     Args:
         stream: batches without end; takes what `vqvae.data.batching.index_batches` does.
         validate: figures of the objective with the weights that are kept.
+        preview: draws a picture of it.
         began: when the stage began, of `time.monotonic`.
         unit: what an input is called beside the bar.
         of: what the checkpoint must have been made of; one that was made of something else counts for nothing.
@@ -118,6 +121,8 @@ def fit(
             if done % options.validate_every == 0 or done == options.num_steps:
                 with learner.evaluating() as kept, diverging(done):
                     metrics.add(done, "test", validate(kept))
+                    if (png := preview.png(kept)) is not None:
+                        metrics.picture(done, png)
             stopping = stop.requested(fabric, step)
             if done % options.save_every == 0 or done == options.num_steps or stopping:
                 session.begin()
