@@ -13,6 +13,7 @@ from tqdm import tqdm
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
+from vqvae.training.objectives import CodebookObjective
 from vqvae.training.options import FitConfig, go_on
 from vqvae.training.previews import Preview
 from vqvae.training.records import load_state, save_state
@@ -127,12 +128,21 @@ def fit(
             if done % options.save_every == 0 or done == options.num_steps or stopping:
                 session.begin()
                 state.update(step=done, seconds=time.monotonic() - began)
-                save_state(fabric, path, {**state, "trained_on": None if of is None else list(of)})
+                save_state(fabric, path, {**state, **_notes(objective, of)})
                 saved = done
             if stopping:
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
                 sys.exit(128 + stopping)
     return learner.ema_weights()
+
+
+def _notes(objective: Objective, of: TrainedOn | None) -> dict[str, Any]:
+    """What a checkpoint says for whoever looks at it while the run trains, see `vqvae.training.unfinished`."""
+    notes: dict[str, Any] = {"trained_on": None if of is None else list(of)}
+    if isinstance(objective, CodebookObjective):
+        return notes
+    names = objective.prior.class_names
+    return {**notes, "num_classes": objective.prior.num_classes, "class_names": None if names is None else list(names)}
 
 
 def schedule(step: int, options: FitConfig) -> float:

@@ -84,9 +84,10 @@ class Metrics:
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
-        for path in (self.folder / FOLDERS[name]).glob("*.png"):
-            if path.stem.isdecimal() and int(path.stem) > step:
-                path.unlink()
+        if name:  # else no stage has begun yet
+            for path in (self.folder / FOLDERS[name]).glob("*.png"):
+                if path.stem.isdecimal() and int(path.stem) > step:
+                    path.unlink()
         self.events = Events(self.folder / "tensorboard" / name, step)
         for write in self.waiting:
             write()
