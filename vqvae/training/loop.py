@@ -1,6 +1,7 @@
 """`fit`, the one loop that trains a codebook or a prior."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -8,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
@@ -16,6 +16,7 @@ from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.objectives import CodebookObjective
 from vqvae.training.options import FitConfig, go_on
 from vqvae.training.previews import Preview
+from vqvae.training.progress import Progress
 from vqvae.training.records import load_state, save_state
 from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
 
@@ -79,13 +80,14 @@ def fit(
     parts = options.accumulate
     incoming = stream(batch_size=options.batch_size, start=start * parts, seed=run.seed, **world)
     each = options.batch_size * parts * fabric.world_size
-    bar = tqdm(
-        total=options.num_steps * each,
-        initial=start * each,
-        desc=name,
-        unit=unit,
-        unit_scale=True,
-        disable=None if fabric.is_global_zero else True,
+    bar = Progress(
+        name,
+        options.num_steps * each,
+        unit,
+        start=start * each,
+        each=each,
+        shown=fabric.is_global_zero,
+        outlook=functools.partial(session.outlook.told, name),
     )
     with bar, contextlib.closing(incoming), stop.catching():
         for step in range(start, options.num_steps):
@@ -114,11 +116,12 @@ def fit(
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
             done = step + 1
-            bar.update(each)
-            if step % 20 == 0 or done == options.num_steps:
+            figures, is_noted = None, step % 20 == 0 or done == options.num_steps
+            if is_noted or step == start:
                 figures = {key: value.item() for key, value in terms.items()}
-                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
+            if figures is not None and is_noted:
                 metrics.add(done, "train", {**figures, "seconds": time.monotonic() - began})
+            bar.update(each, figures)
             if done % options.validate_every == 0 or done == options.num_steps:
                 with learner.evaluating() as kept, diverging(done):
                     metrics.add(done, "test", validate(kept))

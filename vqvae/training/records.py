@@ -128,6 +128,15 @@ class Metrics:
         took = {stage: float(value) for stage, _, _, name, value in self._rows() if name == "seconds"}
         return sum(took.values())
 
+    def last(self, stage: str, split: str) -> dict[str, float]:
+        """The last figures of a stage that were written."""
+        found: dict[str, tuple[int, float]] = {}
+        for at, step, part, name, value in self._rows():
+            if (at, part) == (stage, split):
+                found[name] = (int(step), float(value))
+        newest = max((step for step, _ in found.values()), default=0)
+        return {name: value for name, (step, value) in found.items() if step == newest}
+
     def _rows(self) -> list[list[str]]:
         if not self.path.exists():
             return []

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import safefolder
 from priors import ContinuousPrior, MixtureTransformerPrior, Prior, TransformerPrior
@@ -36,6 +35,7 @@ from vqvae.training.options import Run
 from vqvae.training.previews import Preview, reconstructions, sample_grid, samples
 from vqvae.training.prior_data import NUM_WATCHED, known_class_names, known_classes, stored_or_encoded
 from vqvae.training.prior_kinds import make_prior, name_of, untrained
+from vqvae.training.progress import Progress, duration
 from vqvae.training.refit import with_fitted_likelihood
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
@@ -92,6 +92,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
             kept.prior.save_pretrained(run.run / "state" / "loop")
         if run.stage == "codebook":
             tell_of_stale_parts(run, model)
+        _tell_of_end(session, "codebook", run.codebook_fit.num_steps, began, "codebook/, reconstructions/")
     fabric.barrier()
 
 
@@ -178,7 +179,23 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
                 baseline.save_pretrained(run.run / name)
         kept.prior.trained_on = of
         kept.prior.save_pretrained(run.run / "prior")
+        _tell_of_end(session, "prior", run.prior_fit.num_steps, began, "prior/, samples/")
     fabric.barrier()
+
+
+def _tell_of_end(session: Session, stage: str, num_steps: int, began: float, made: str) -> None:
+    """A line for the end of a stage: how long it took, what the test images say of it, and where to look.
+
+    Args:
+        began: when it began this time, of `time.monotonic`.
+        made: what it left in the run's folder.
+    """
+    figures = " ".join(f"{name} {value:.3g}" for name, value in session.metrics.last(stage, "test").items())
+    print(
+        f"{stage}: {num_steps:,} steps done, {duration(time.monotonic() - began)} this time; test {figures}; "
+        f"{session.run.run}/: {made}",
+        file=sys.stderr,
+    )
 
 
 def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
@@ -194,7 +211,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     check_parts(run, model, {"prior": learned, **baselines})
     priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
-    with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
+    with Progress("evaluate", len(data["test"]), "img") as bar:
         result = evaluate(model, priors, with_progress(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
