@@ -62,8 +62,9 @@ class GridModel(SavedModel):
         grid: sizes of the grid, any number of axes, e.g. (7, 7) or (7, 7, 2).
         num_classes: number of labels; None for a model without labels.
 
-    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, where that
-    is known: `vqvae train` sets it, and it is saved beside the weights.
+    Attributes: `grid`, e.g. (7, 7); `num_classes`, None for an unconditional model; `trained_on`, on what, and
+    `class_names`, what its classes are called, where that is known: `vqvae train` sets both, and they are saved beside
+    the weights.
     """
 
     class Config(ConfiguredOptions):
@@ -72,7 +73,7 @@ class GridModel(SavedModel):
     run_part = "prior"
     card_name = "prior"
     summary = "A prior over the latents of an image tokenizer: it samples them, and says how probable they are."
-    _noted = ("trained_on",)
+    _noted = ("trained_on", "class_names")
 
     @classmethod
     def check_options(cls, options: ConfiguredOptions) -> None:
@@ -85,6 +86,7 @@ class GridModel(SavedModel):
         self.grid = tuple(grid)
         self.num_classes = num_classes
         self.trained_on: TrainedOn | None = None
+        self.class_names: tuple[str, ...] | None = None
         # Says where the model lives and how precise it is, also for one that has no weights.
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)
 
@@ -118,10 +120,18 @@ class GridModel(SavedModel):
         return ["latents = prior.sample(4)", "nats = -prior.log_prob(latents)  # of each image"]
 
     def _notes(self) -> dict[str, Any]:
-        return {} if self.trained_on is None else {"trained_on": self.trained_on._asdict()}
+        notes: dict[str, Any] = {} if self.trained_on is None else {"trained_on": self.trained_on._asdict()}
+        return notes if self.class_names is None else {**notes, "class_names": list(self.class_names)}
 
     def _read_notes(self, notes: Mapping[str, Any]) -> None:
         self.trained_on = TrainedOn.from_plain(notes.get("trained_on"))
+        names = notes.get("class_names")
+        is_list = isinstance(names, list) and all(isinstance(each, str) for each in names)
+        if names is not None and not (is_list and len(names) == self.num_classes):
+            raise ValueError(
+                f"got class_names {str(names)[:100]}, expected names of {self.num_classes} classes, or none"
+            )
+        self.class_names = None if names is None else tuple(names)
 
     def _check_num(self, num: int) -> int:
         """How many grids to sample."""

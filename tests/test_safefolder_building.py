@@ -105,6 +105,8 @@ BOMBS = [
     *[("ngram", {"grid": grid}) for grid in ([10**6, 10**6], [4096, 4096])],
     *[("ngram", {"num_stored": stored}) for stored in ([10**12] * 5, [10**9], "x", None, 7)],
     ("prior", {"trained_on": "x"}),
+    ("prior", {"class_names": ["one"]}),
+    ("prior", {"class_names": "ab"}),
     ("prior", {"trained_on": {"tokenizer": "/home/me", "images": None}}),
 ]
 TRY = """

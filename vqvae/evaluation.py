@@ -118,8 +118,13 @@ class Evaluation:
         negative = bound.negative_elbo
         return {**vars(bound), "negative_elbo": negative, "bits_per_dim": self.bits(negative)}
 
-    def table(self, seconds: float | None = None) -> str:
-        """The figures as lines for a terminal."""
+    def table(self, seconds: float | None = None, *, what: str = "test images") -> str:
+        """The figures as lines for a terminal.
+
+        Args:
+            seconds: how long it all took; not said unless given.
+            what: what the images are called.
+        """
         lines = [f"{'':24}{'nats/image':>12}{'bits/dim':>10}"]
         lines += [self._row(*row) for row in self.bound.rows()]
         if self.importance_weighted is not None:
@@ -141,7 +146,7 @@ class Evaluation:
         if seconds is not None:
             lines += [f"{'time':24}{seconds:10.0f} s"]
         skipped = f", {self.skipped} that could not be read left out" if self.skipped else ""
-        return "\n".join([*lines, f"{self.images} test images of {self.dims} dimensions{skipped}"])
+        return "\n".join([*lines, f"{self.images} {what} of {self.dims} dimensions{skipped}"])
 
     def _row(self, name: str, nats: float) -> str:
         return f"{name:24}{nats:12.2f}{self.bits(nats):10.4f}"

@@ -1,15 +1,16 @@
 """Pictures of what a run made: for people who would rather look than read."""
 
 import io
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +19,12 @@ from vqvae.metrics import ACTIVE, ChannelUsage, CodeUsage
 
 # Small images are enlarged by whole factors to about this many pixels a side, so that each pixel can be seen.
 TILE = 64
+# So are grids of few columns, to about this many pixels across.
+ACROSS = 512
 # White pixels between images, and around all of them.
 _GAP = 2
+# Points of the names above columns; of those that fit, the largest.
+_POINTS = (14, 12, 10, 9, 8)
 
 
 def most(height: int, width: int) -> int:
@@ -27,25 +32,79 @@ def most(height: int, width: int) -> int:
     return (Image.MAX_IMAGE_PIXELS or 2**26) // (height * width * _enlarged(height, width) ** 2)
 
 
-def _enlarged(height: int, width: int) -> int:
-    """By which whole factor a small image is enlarged."""
-    return max(1, TILE // max(height, width))
+def _enlarged(height: int, width: int, *, side: int = TILE) -> int:
+    """By which whole factor a small image is enlarged, to about so many pixels a side."""
+    return max(1, side // max(height, width))
 
 
-def grid(images: UInt8[Tensor, "b c h w"], columns: int) -> UInt8[Tensor, "height width 3"]:
-    """Tile images row by row, enlarged by a whole factor, in colour."""
-    factor = _enlarged(*images.shape[2:])
+def side_for(columns: int) -> int:
+    """How many pixels a side small images are enlarged to in a grid of so many columns, for a person to look at."""
+    return max(TILE, ACROSS // columns)
+
+
+def grid(
+    images: UInt8[Tensor, "b c h w"], columns: int, *, side: int = TILE, heads: Sequence[str] = ()
+) -> UInt8[Tensor, "height width 3"]:
+    """Tile images row by row, enlarged by a whole factor, in colour.
+
+    Args:
+        side: pixels a side that small images are enlarged to, about.
+        heads: a name to write above each column; none for a grid without.
+    """
+    factor = _enlarged(*images.shape[2:], side=side)
     enlarged = F.interpolate(images.cpu(), scale_factor=factor, mode="nearest")
     columns, gap = min(columns, len(images)), _GAP if len(images) > 1 else 0
     # White above and to the left of each, and in place of those that the last row lacks.
     cells = F.pad(enlarged, (gap, 0, gap, 0, 0, 0, 0, -len(images) % columns), value=255)
     tiled = rearrange(cells, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
-    return F.pad(tiled, (0, 0, 0, gap, 0, gap), value=255).expand(-1, -1, 3)
+    tiled = F.pad(tiled, (0, 0, 0, gap, 0, gap), value=255).expand(-1, -1, 3)
+    if not any(heads):
+        return tiled
+    return torch.cat([_headline(heads[:columns], enlarged.shape[-1], gap, tiled.shape[1]), tiled])
 
 
-def save_grid(path: Path, images: UInt8[Tensor, "b c h w"], columns: int) -> None:
-    """Write a grid of images as PNG, whole or not at all."""
-    _save(path, Image.fromarray(grid(images, columns).numpy()).save)
+def _headline(heads: Sequence[str], column: int, gap: int, width: int) -> UInt8[Tensor, "height width 3"]:
+    """A white strip with a name over the middle of each column, cut where even the smallest letters are too wide."""
+    names = ["".join(each if each.isprintable() else "?" for each in name) for name in heads]
+    points = next((each for each in _POINTS if max(map(_font(each).getlength, names)) <= column), _POINTS[-1])
+    font = _font(points)
+    strip = Image.new("RGB", (width, points + 6), "white")
+    pen = ImageDraw.Draw(strip)
+    for index, name in enumerate(names):
+        shown = name
+        while len(shown) > 1 and font.getlength(shown) > column:
+            shown = shown.rstrip(".")[:-1] + "."
+        left = gap + index * (column + gap) + (column - font.getlength(shown)) / 2
+        pen.text((round(left), points + 3), shown, fill="black", font=font, anchor="ls")
+    return torch.from_numpy(np.array(strip))
+
+
+@cache
+def _font(points: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own, with outlines, as every wheel of it has them."""
+    font = ImageFont.load_default(points)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def save_grid(
+    path: Path, images: UInt8[Tensor, "b c h w"], columns: int, *, side: int = TILE, heads: Sequence[str] = ()
+) -> None:
+    """Write a grid of images, see `grid`, as PNG, whole or not at all."""
+    save_png(path, to_png(grid(images, columns, side=side, heads=heads)))
+
+
+def to_png(pixels: UInt8[Tensor, "height width 3"]) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save_png(path: Path, data: bytes) -> None:
+    """Write the bytes of a PNG file, whole or not at all."""
+    with safefolder.files.replacing(Path(path)) as scratch:
+        scratch.write_bytes(data)
 
 
 def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
@@ -54,14 +113,15 @@ def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     _save(path, Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save)
 
 
-def save_reconstructions(
-    path: Path,
+def pairs(
     images: UInt8[Tensor, "b c h w"],
     reconstructions: UInt8[Tensor, "b c h w"],
     columns: int = 8,
-) -> None:
-    """Write pairs of rows: images above, their reconstructions below."""
-    images, reconstructions = images.cpu(), reconstructions.cpu()
+    *,
+    side: int = TILE,
+) -> UInt8[Tensor, "height width 3"]:
+    """Pairs of rows of a grid: images above, their reconstructions below."""
+    images, reconstructions, columns = images.cpu(), reconstructions.cpu(), min(columns, len(images))
     rows = [
         part
         for start in range(0, len(images), columns)
@@ -69,7 +129,19 @@ def save_reconstructions(
     ]
     # A last row that is not full is padded with white, so that each pair stays one above the other.
     full = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=255) for row in rows]
-    save_grid(path, torch.cat(full), columns)
+    return grid(torch.cat(full), columns, side=side)
+
+
+def save_reconstructions(
+    path: Path,
+    images: UInt8[Tensor, "b c h w"],
+    reconstructions: UInt8[Tensor, "b c h w"],
+    columns: int = 8,
+    *,
+    side: int = TILE,
+) -> None:
+    """Write `pairs` as PNG, whole or not at all."""
+    save_png(path, to_png(pairs(images, reconstructions, columns, side=side)))
 
 
 def save_usage(path: Path, usage: CodeUsage | ChannelUsage) -> None:
@@ -132,5 +204,4 @@ def _save(path: Path, draw: Callable[..., object]) -> None:
     """Write what `draw` gives as PNG, whole or not at all."""
     buffer = io.BytesIO()
     draw(buffer, format="png")
-    with safefolder.files.replacing(Path(path)) as scratch:
-        scratch.write_bytes(buffer.getvalue())
+    save_png(path, buffer.getvalue())

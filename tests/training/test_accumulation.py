@@ -105,8 +105,13 @@ def test_a_run_that_stops_in_the_middle_resumes_to_the_bit(run, small, looking, 
     whole, cut = tmp_path / "whole", tmp_path / "run"
     cut.rename(whole)
     bars = []
-    tqdm = loop.tqdm
-    monkeypatch.setattr(loop, "tqdm", lambda **words: bars.append((words["initial"], words["total"])) or tqdm(**words))
+    progress = loop.Progress
+
+    def noted(name, total, unit, **words):
+        bars.append((words["start"], total))
+        return progress(name, total, unit, **words)
+
+    monkeypatch.setattr(loop, "Progress", noted)
     stages = {"codebook": (3, 4)} if kind == "looks" else {"codebook": (3,), "prior": (2,)}
     stopped(run, monkeypatch, cut, args, **stages)
     run("--resume", *(["--stage", "codebook"] if kind == "looks" else []), "--run", cut)

@@ -66,7 +66,11 @@ def read_events(path):
     while data:
         (length,) = struct.unpack_from("<Q", data)
         event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        found += [
+            (event.step, value.tag, value.simple_value)
+            for value in event.summary.value
+            if value.HasField("simple_value")
+        ]
         data = data[12 + length + 4 :]
     return found
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from priors import MixtureTransformerPrior, UnigramPrior
 from vqvae import GaussianVAE, cli
-from vqvae.cli import evaluating
+from vqvae.cli import opening
 
 call = pytest.fixture(in_empty_folder)
 
@@ -58,12 +58,12 @@ def figures(path):
 
 
 def test_reconstruct(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluating, "BATCH_SIZE", 2)
+    monkeypatch.setattr(opening, "BATCH_SIZE", 2)
     out = call("reconstruct", run, "--num", "3").out
     for said in ("reconstructions.png: 3 images", "PSNR", "SSIM"):
         assert said in out
     with Image.open(tmp_path / "reconstructions.png") as picture:
-        assert picture.size[1] == 2 * (64 + 2) + 2
+        assert picture.size == (3 * (160 + 2) + 2, 2 * (160 + 2) + 2)  # few, and so enlarged tenfold
 
 
 def test_reconstruct_a_model_on_images_of_ones_own(call, run, tmp_path):

@@ -53,3 +53,29 @@ def test_usage_is_drawn_of_codes_of_several_codebooks_and_of_channels(tmp_path: 
     for usage in (single, double, channels):
         pictures.save_usage(tmp_path / "usage.png", usage)
         assert opened(tmp_path / "usage.png").std() > 0
+
+
+def test_names_stand_above_their_columns():
+    images = torch.zeros(5, 3, 16, 16, dtype=torch.uint8)
+    plain = pictures.grid(images, 4)
+    named = pictures.grid(images, 4, heads=["I", "", "W" * 200, "\n", "of a column that is not there"])
+    strip, width = named[: -len(plain)], 64 + 2
+    assert torch.equal(named[len(strip) :], plain)
+    columns = [strip[:, 2 + i * width : (i + 1) * width] for i in range(4)]
+    dark = [(column < 128).sum().item() for column in columns]
+    assert 0 < dark[0] < dark[2]
+    assert dark[1] == 0
+    assert dark[3] > 0
+    # In the middle, and nowhere but over the column itself.
+    at = (columns[0] < 128).any(-1).any(0).nonzero().flatten().float()
+    assert abs(at.mean() - 31.5) < 2
+    gaps = torch.stack([strip[:, i * width : i * width + 2] for i in range(5)])
+    assert (gaps == 255).all()
+    assert torch.equal(pictures.grid(images, 4, heads=["", ""]), plain)
+
+
+@pytest.mark.parametrize(("num", "columns", "factor"), [(1, 1, 32), (3, 3, 10), (8, 8, 4), (20, 10, 4)])
+def test_a_few_small_images_are_enlarged(num: int, columns: int, factor: int):
+    found = pictures.grid(levels(num, 1, 12), columns, side=pictures.side_for(columns))
+    gap = 2 if num > 1 else 0
+    assert found.shape[1] == columns * (16 * factor + gap) + gap

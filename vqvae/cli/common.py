@@ -143,15 +143,20 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
     }
     if data is not None:
         return load_images(data, split, **options)
+    name, root = images_of_run(source)
+    return load_images(name, split, root=root, **options)
+
+
+def images_of_run(source: str) -> tuple[str, str | None]:
+    """The images that a run was trained on, and the folder that holds their files, as `load_images` takes them."""
     path = Path(source) / "state" / "run.json"
     if not path.is_file():
         raise ValueError(f"{source} does not say which images it is for; name some with --data")
     try:
         run = safefolder.tensors.read_json(path)["data"]
-        name, root = run["source"], run["root"]
+        return run["source"], run["root"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
-    return load_images(name, split, root=root, **options)
 
 
 def first_images(images: Images, num: int) -> UInt8[Tensor, "b c h w"]:

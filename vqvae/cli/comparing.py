@@ -7,9 +7,11 @@ from typing import Annotated
 import torch
 import tyro
 
-from vqvae import Autoencoder, pictures
-from vqvae.cli.common import Output, at_least_one, first_images, load_test_images, printable
-from vqvae.cli.evaluating import NOT_ASKED, Measured, Network, measure, named, reconstructions
+from vqvae import pictures
+from vqvae.cli.common import Output, at_least_one, first_images, printable
+from vqvae.cli.evaluating import NOT_ASKED, Measured, Network, measure, named
+from vqvae.cli.image_choice import ImageChoice, choose
+from vqvae.cli.opening import Opened
 
 
 def compare(
@@ -39,7 +41,8 @@ def compare(
         raise ValueError(f"a comparison takes two or more runs or models, got {len(runs_or_models)}")
     at_least_one(num, "--num")
     networks = named(looks)
-    models = [Autoencoder.from_pretrained(name) for name in runs_or_models]
+    opened = [Opened(name) for name in runs_or_models]
+    models = [each.model for each in opened]
     for name, model in zip(runs_or_models, models, strict=True):
         for option in ("image_size", "num_channels"):
             if (got := getattr(model.config, option)) != (first := getattr(models[0].config, option)):
@@ -47,14 +50,11 @@ def compare(
                     f"{name} has {option} {got} and {runs_or_models[0]} {first}: they see different images, whose "
                     "figures are not comparable"
                 )
-    images = load_test_images(runs_or_models[0], data, models[0])
-    results = [
-        measure(name, model, images, looks=networks, num_samples=0 if networks else None)
-        for name, model in zip(runs_or_models, models, strict=True)
-    ]
+    chosen = choose(runs_or_models[0], ImageChoice(data=None if data is None else (data,)), models[0])
+    results = [measure(each, chosen, looks=networks, num_samples=0 if networks else None) for each in opened]
     print("\n".join(_table(runs_or_models, results)))
-    shown = first_images(images, num)
-    rows = [reconstructions(name, model, shown) for name, model in zip(runs_or_models, models, strict=True)]
+    shown = first_images(chosen.images, num)
+    rows = [each.reconstructed(shown) for each in opened]
     pictures.save_grid(output, torch.cat([shown, *rows]), len(shown))
     print(f"{output}: {len(shown)} images, and below them the reconstructions of each, in this order")
 

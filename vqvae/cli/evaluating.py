@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import safefolder
-from priors import ContinuousPrior, NormalPrior, Prior, UniformPrior
-from vqvae import Autoencoder
-from vqvae.cli.common import check_pair, has_prior, load_prior
+from priors import NormalPrior, UniformPrior
+from vqvae.cli.image_choice import Chosen
+from vqvae.cli.opening import BATCH_SIZE, Opened
 from vqvae.codec.model_fingerprint import fingerprint
-from vqvae.data import Batch, Images, batches
+from vqvae.data import Batch, batches
 from vqvae.data.decoding import FITTED
 from vqvae.evaluation import Evaluation
 from vqvae.evaluation import evaluate as evaluate_images
@@ -24,10 +23,8 @@ from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
 from vqvae.looks.features import FeatureNetwork
 from vqvae.looks.meter import Looks
 from vqvae.looks.perceptual import published_weights
-from vqvae.training.prior_kinds import name_of, untrained
 
 Network = Literal["lite0", "lite2", "vgg16", "inception"]
-BATCH_SIZE = 100
 
 
 class _NotAsked(tuple):
@@ -46,45 +43,47 @@ class Measured:
         looks: its figures of the eye; None where no network was named.
         fingerprint: of the model and the prior of the bound.
         data: the name of the images.
+        split: which part of them.
     """
 
     evaluation: Evaluation
     looks: Looks | None
     fingerprint: str
     data: str
+    split: str
 
     def save(self, path: Path) -> None:
         """Write the figures as JSON."""
         more = {} if self.looks is None else {"looks": self.looks.plain()}
-        self.evaluation.save(path, models=self.fingerprint, data=self.data, split="test", **more)
+        self.evaluation.save(path, models=self.fingerprint, data=self.data, split=self.split, **more)
 
 
 def measure(
-    run_or_model: str,
-    model: Autoencoder,
-    images: Images,
+    opened: Opened,
+    chosen: Chosen,
     *,
     prior: str | None = None,
     looks: Sequence[Network] = (),
     num_samples: int | None = None,
 ) -> Measured:
-    """Measure the model of a run or of a folder on test images.
+    """Measure the model of a run or of a folder on images.
 
     Args:
         prior: of the bound; the run's own unless given.
         looks: the feature networks of the figures of the eye; none for bits alone.
-        num_samples: how many images of the prior the eye sees; as many as there are test images unless given.
+        num_samples: how many images of the prior the eye sees; as many as there are images unless given.
     """
+    model, images = opened.model, chosen.images
     if num_samples is not None and not looks:
         raise ValueError("--num-samples is for the figures of the eye; name a network with --looks")
     if (num_samples is not None and 0 < num_samples < 5) or (num_samples or 0) < 0:
         raise ValueError(f"--num-samples must be 0, for none, or at least 5, got {num_samples}")
-    priors = _priors(run_or_model, prior, model)
+    priors = opened.priors(prior)
     last = list(priors.values())[-1]
     meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)], prepared=FITTED) if looks else None
     if meter is not None and min(model.size) < meter.smallest:
         raise ValueError(
-            f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {run_or_model} have "
+            f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {opened.source} have "
             f"{times(model.size)}"
         )
     labels: list[Tensor | None] = []
@@ -100,7 +99,8 @@ def measure(
         evaluation=evaluation,
         looks=None if meter is None else meter.looks(),
         fingerprint=fingerprint(model, last).hex(),
-        data=safefolder.cards.public_name(images.name),
+        data=chosen.public_name,
+        split=chosen.split,
     )
 
 
@@ -109,35 +109,6 @@ def named(looks: tuple[Network, ...]) -> tuple[Network, ...]:
     if not looks and looks is not NOT_ASKED:
         raise ValueError(f"got --looks without a network; expected one or more of {', '.join(get_args(Network))}")
     return looks
-
-
-def _priors(source: str, prior: str | None, model: Any) -> dict[str, Prior | ContinuousPrior]:
-    """The priors of a run by name, those of a model without one; that of the bound comes last."""
-    priors = untrained(model)
-    for name in ("unigram", "ngram"):
-        if safefolder.folder.has_part(source, name):
-            priors[name] = Prior.from_pretrained(source, subfolder=name)
-            check_pair(model, priors[name], source)
-    if prior is not None or has_prior(source):
-        last = load_prior(source, prior)
-        check_pair(model, last, source, prior)
-        priors.pop(name_of(last), None)  # the last is that of the bound
-        priors[name_of(last)] = last
-    return priors
-
-
-def reconstructions(source: str, model: Any, images: Tensor, shown: Autoencoder | None = None) -> Tensor:
-    """Images to codes, through the prior in the loop of a run that has one, and back.
-
-    Args:
-        shown: whose decoder makes the images; the model's own unless given.
-    """
-    encoder = model
-    if has_prior(source):
-        known = load_prior(source, None)
-        check_pair(model, known, source)
-        encoder = model.through(known)
-    return torch.cat([(shown or model).decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
 
 
 def _network(name: Network) -> FeatureNetwork:

@@ -17,11 +17,11 @@ from priors.sampling import guidance_ramp
 from safefolder import Options
 from vqvae import Autoencoder, pictures
 from vqvae.bound import check_fit
-from vqvae.cli.common import Model, Output, at_least_one, has_prior, load_decoder, load_pair, load_prior
+from vqvae.cli.common import Model, Output, at_least_one, load_decoder
 from vqvae.cli.inpainting import Inpainting, read_inpainting
+from vqvae.cli.opening import BATCH_SIZE, Opened
 from vqvae.data.folder import SUFFIXES
 
-BATCH_SIZE = 100
 # Names of files have six digits; and a block of this many grids is more than any machine is faster with.
 _MOST_FILES = 1_000_000
 _MOST_AT_ONCE = 16_384
@@ -101,7 +101,8 @@ def sample(
     With --inpaint and --mask a part of an image is sampled anew: whatever is white in the mask. White borders continue
     the image outwards (outpainting). A prior in raster order can only sample what comes after all that is kept; one
     that was trained with `vqvae train --stage prior --prior-kind AnyOrder` samples anywhere. The grid then starts with
-    the image, grey where it is masked.
+    the image, grey where it is masked. Of a run that is still training, or was stopped, the prior is that of the last
+    checkpoint.
 
     Example: vqvae sample runs/any-order --inpaint shirt.png --mask sleeve.png --num 7 --output sleeves.png
 
@@ -124,7 +125,8 @@ def sample(
     if names is not None:
         _check_folder(output, names, draws.columns)
 
-    model, known = load_pair(run_or_model, prior)
+    opened = Opened(run_or_model)
+    model, known = opened.model, opened.prior(prior)
     check_fit(model, known, "prior")
     shown = load_decoder(model, decoder)
     if names is None:
@@ -142,16 +144,17 @@ def sample(
         latents = _vectors(known, num, labels, sampling, generator)
     else:
         if inpainting.inpaint is not None and inpainting.mask is not None:
-            hole = read_inpainting(
-                inpainting.inpaint, inpainting.mask, model, _encoder(run_or_model, model, known).encode
-            )
+            hole = read_inpainting(inpainting.inpaint, inpainting.mask, model, _encoder(opened, known).encode)
         latents = _codes(known, num, labels, sampling, generator, draws.seeds, hole)
     images = _decoded(shown, latents, generator, draws.seeds, draws.pixels)
     if hole is not None and inpainting.keep_pixels:
         images = map(hole.put_back, images)
     if names is None:
         width = draws.columns or _columns(1 if hole is not None or draws.seeds else len(choices))
-        pictures.save_grid(output, torch.cat([*([] if hole is None else [hole.shown()]), *images]), width)
+        grid = torch.cat([*([] if hole is None else [hole.shown()]), *images])
+        width = min(width, len(grid))
+        heads = _heads(known, choices, width) if hole is None and not draws.seeds else ()
+        pictures.save_grid(output, grid, width, heads=heads)
     else:
         for name, image in zip(names, (image for block in images for image in block), strict=True):
             pictures.save_image(output / name, image)
@@ -227,6 +230,13 @@ def _columns(num_classes: int) -> int:
     return max(1, 10 // num_classes) * num_classes if 1 < num_classes <= 16 else _COLUMNS
 
 
+def _heads(prior: Prior | ContinuousPrior, choices: Sequence[int], columns: int) -> Sequence[str]:
+    """The names of the classes, where they have some and each column is of one."""
+    if prior.class_names is None or not choices or columns % len(choices):
+        return ()
+    return [prior.class_names[choices[column % len(choices)]] for column in range(columns)]
+
+
 def _refuse(flags: SamplingFlags, **others: Any) -> None:
     """ValueError for options that a prior over real vectors has not."""
     names = [name for name in flags.changed() if name not in ("temperature", "batch_size", "guidance_power")]
@@ -235,11 +245,11 @@ def _refuse(flags: SamplingFlags, **others: Any) -> None:
         raise ValueError(f"{' and '.join(given)} cannot be had of a prior over real vectors; leave it out")
 
 
-def _encoder(source: str, model: Any, prior: Prior) -> Any:
+def _encoder(opened: Opened, prior: Prior) -> Any:
     """The model, through the prior that its codes were trained with where there is one."""
-    if model.config.beta is None:
-        return model
-    return model.through(load_prior(source, None) if has_prior(source) else prior)
+    if not opened.has_loop:
+        return opened.model
+    return opened.model.through(opened.own_prior or prior)
 
 
 def _codes(

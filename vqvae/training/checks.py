@@ -17,6 +17,7 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data.batching import MAX_WORKERS
 from vqvae.levels import height_and_width, times
 from vqvae.quantizers import Quantizer
+from vqvae.training.costs import seconds_of
 from vqvae.training.images import Facts
 from vqvae.training.looks_objective import smallest_sides
 from vqvae.training.networks import check_compiler
@@ -105,12 +106,31 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
     model = _tried(config.build, "model")
     if not has_codes or "prior" in wanted or in_loop or _is_listable(config.quantizer):
         _tried(lambda: make_prior(run.prior, model, None), "prior")
+    check_time_budget(run, wanted)
     for stage in wanted:
         if stage != "evaluate" and not run.resume and state_path(run, stage).exists():
             raise ValueError(
                 f"{run.run} already holds a {stage}; add --resume to go on with it, by `{go_on(run)}`, or name another "
                 "folder with --run"
             )
+
+
+def check_time_budget(run: Run, wanted: tuple[str, ...]) -> None:
+    """ValueError for a budget that is no time, or that has no say."""
+    if run.time_budget is None:
+        return
+    seconds_of(run.time_budget)
+    told = f"got --time-budget {run.time_budget}"
+    if wanted == ("evaluate",):
+        raise ValueError(f"{told} with --stage evaluate, which trains nothing: leave it out")
+    if run.strategy.startswith("fsdp"):
+        raise ValueError(f"{told} with --strategy {run.strategy}, whose prior no device can try alone: leave it out")
+    begun = [stage for stage in wanted if stage != "evaluate" and state_path(run, stage).exists()]
+    if run.resume and begun:
+        raise ValueError(
+            f"{told}, but the {begun[0]} of {run.run} is begun, and how many steps it has was settled then: leave it "
+            f"out, or ask for more steps by --{begun[0]}-fit.num-steps"
+        )
 
 
 def _tried(make: Callable[[], Made], option: str) -> Made:

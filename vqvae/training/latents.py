@@ -22,7 +22,6 @@ import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed
-from tqdm import tqdm
 
 import safefolder
 from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
@@ -30,6 +29,7 @@ from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.data import Batch, Images, batches
 from vqvae.data.batching import index_batches
 from vqvae.model import PriorGuidedEncoder
+from vqvae.training.progress import Progress
 from vqvae.training.records import Metrics
 
 ENCODE_BATCH = 100
@@ -116,7 +116,7 @@ def encoded(encoding: Encoding, images: Images, name: str, limit: int | None = N
     generator = torch.Generator(fabric.device).manual_seed(step_seed(encoding.seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
-    with tqdm(total=total, desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
+    with Progress(name, total, "img", shown=fabric.is_global_zero) as bar:
         for batch in with_progress(batches(images, ENCODE_BATCH), bar, encoding.metrics):
             yield Inputs(encode(encoding, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
@@ -132,7 +132,7 @@ def encoded_together(encoding: Encoding, images: Images, name: str) -> Iterator[
     fabric = encoding.fabric
     order, unused = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
     num_read = 0
-    with tqdm(total=len(images), desc=name, unit="img", disable=None if fabric.is_global_zero else True) as bar:
+    with Progress(name, len(images), "img", shown=fabric.is_global_zero) as bar:
         while indices := list(islice(order, fabric.world_size)):
             mine = None
             if fabric.global_rank < len(indices):
@@ -260,7 +260,7 @@ def sampled_latents(prior: Prior | ContinuousPrior, values: Tensor) -> Tensor:
     return mean + log_std.exp() * torch.randn_like(mean)
 
 
-def with_progress(stream: Iterable[Batch], bar: tqdm, metrics: Metrics) -> Iterator[Batch]:
+def with_progress(stream: Iterable[Batch], bar: Progress, metrics: Metrics) -> Iterator[Batch]:
     """Batches on their way, with the bar moved on and unreadable images named."""
     for batch in stream:
         metrics.skip(batch.skipped)

@@ -136,13 +136,7 @@ class Learner:
     @staticmethod
     def finished(objective: Objective, held: Mapping[str, Any]) -> Any:
         """The objective with the weights that a checkpoint of the last step keeps, in the type that they have there."""
-        weights: dict[str, Tensor] = dict(held["module"])
-        average = held.get("average", {})
-        if "parts" in average:  # a `ShardedAverage`
-            weights |= average["parts"]
-        elif average:
-            prefix = "module."
-            weights = {name.removeprefix(prefix): each for name, each in average.items() if name.startswith(prefix)}
+        weights = kept_weights(held)
         floating = next((each.dtype for each in weights.values() if each.is_floating_point()), torch.float32)
         objective.to(floating).load_state_dict(weights)
         return objective
@@ -157,6 +151,17 @@ class Learner:
         kept.train()
         if self.copy is not None:
             self.copy.cpu()
+
+
+def kept_weights(held: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an objective, by name, that a checkpoint keeps: of the moving average where there is one."""
+    weights: dict[str, Tensor] = dict(held["module"])
+    average = held.get("average", {})
+    if "parts" in average:  # a `ShardedAverage`
+        return weights | average["parts"]
+    prefix = "module."
+    averaged = {name.removeprefix(prefix): each for name, each in average.items() if name.startswith(prefix)}
+    return averaged or weights
 
 
 def mean_terms(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

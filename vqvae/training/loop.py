@@ -1,6 +1,7 @@
 """`fit`, the one loop that trains a codebook or a prior."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -8,12 +9,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from priors.grid import TrainedOn
 from vqvae.training.latents import Inputs, step_seed, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
+from vqvae.training.objectives import CodebookObjective
 from vqvae.training.options import FitConfig, go_on
+from vqvae.training.previews import Preview
+from vqvae.training.progress import Progress
 from vqvae.training.records import load_state, save_state
 from vqvae.training.run_folder import Session, checkpoint, is_of, state_path
 
@@ -25,6 +28,7 @@ def fit(
     stream: Callable[..., Generator[Inputs, None, None]],
     options: FitConfig,
     validate: Callable[[Any], Mapping[str, float]],
+    preview: Preview,
     began: float,
     unit: str,
     of: TrainedOn | None = None,
@@ -38,6 +42,7 @@ def fit(
     Args:
         stream: batches without end; takes what `vqvae.data.batching.index_batches` does.
         validate: figures of the objective with the weights that are kept.
+        preview: draws a picture of it.
         began: when the stage began, of `time.monotonic`.
         unit: what an input is called beside the bar.
         of: what the checkpoint must have been made of; one that was made of something else counts for nothing.
@@ -75,13 +80,14 @@ def fit(
     parts = options.accumulate
     incoming = stream(batch_size=options.batch_size, start=start * parts, seed=run.seed, **world)
     each = options.batch_size * parts * fabric.world_size
-    bar = tqdm(
-        total=options.num_steps * each,
-        initial=start * each,
-        desc=name,
-        unit=unit,
-        unit_scale=True,
-        disable=None if fabric.is_global_zero else True,
+    bar = Progress(
+        name,
+        options.num_steps * each,
+        unit,
+        start=start * each,
+        each=each,
+        shown=fabric.is_global_zero,
+        outlook=functools.partial(session.outlook.told, name),
     )
     with bar, contextlib.closing(incoming), stop.catching():
         for step in range(start, options.num_steps):
@@ -110,24 +116,36 @@ def fit(
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
             done = step + 1
-            bar.update(each)
-            if step % 20 == 0 or done == options.num_steps:
+            figures, is_noted = None, step % 20 == 0 or done == options.num_steps
+            if is_noted or step == start:
                 figures = {key: value.item() for key, value in terms.items()}
-                bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in figures.items() if "/" not in key))
+            if figures is not None and is_noted:
                 metrics.add(done, "train", {**figures, "seconds": time.monotonic() - began})
+            bar.update(each, figures)
             if done % options.validate_every == 0 or done == options.num_steps:
                 with learner.evaluating() as kept, diverging(done):
                     metrics.add(done, "test", validate(kept))
+                    if (png := preview.png(kept)) is not None:
+                        metrics.picture(done, png)
             stopping = stop.requested(fabric, step)
             if done % options.save_every == 0 or done == options.num_steps or stopping:
                 session.begin()
                 state.update(step=done, seconds=time.monotonic() - began)
-                save_state(fabric, path, {**state, "trained_on": None if of is None else list(of)})
+                save_state(fabric, path, {**state, **_notes(objective, of)})
                 saved = done
             if stopping:
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)
                 sys.exit(128 + stopping)
     return learner.ema_weights()
+
+
+def _notes(objective: Objective, of: TrainedOn | None) -> dict[str, Any]:
+    """What a checkpoint says for whoever looks at it while the run trains, see `vqvae.training.unfinished`."""
+    notes: dict[str, Any] = {"trained_on": None if of is None else list(of)}
+    if isinstance(objective, CodebookObjective):
+        return notes
+    names = objective.prior.class_names
+    return {**notes, "num_classes": objective.prior.num_classes, "class_names": None if names is None else list(names)}
 
 
 def schedule(step: int, options: FitConfig) -> float:

@@ -162,6 +162,9 @@ class Run(Options):
     prior: GridModel.Config = field(default_factory=TransformerPrior.Config)
     codebook_fit: FitConfig
     prior_fit: FitConfig
+    time_budget: str | None = None
+    """how long the whole may take, as 90s, 20m or 1.5h: some steps are timed first, and the numbers of steps are set so
+    that the stages keep their proportions"""
     accelerator: str = "auto"
     """cpu, cuda, ...; auto is cuda where there is a GPU, else cpu"""
     devices: str = "auto"
@@ -252,7 +255,7 @@ def parse(args: list[str]) -> Run:
         default = dataclasses.replace(default, data=data)
     goes_on = given.resume or (given.stage in ("prior", "evaluate") and not is_new)
     if goes_on:
-        default = dataclasses.replace(load_run(folder), stage="all")
+        default = dataclasses.replace(load_run(folder), stage="all", time_budget=None)
     if tokenizer is not None:
         tokenizer = os.path.abspath(tokenizer) if Path(tokenizer).exists() else tokenizer
         if (folder / "codebook").exists() and (is_new or load_run(folder).tokenizer != tokenizer):

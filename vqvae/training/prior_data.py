@@ -101,10 +101,16 @@ def stored_or_encoded(
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:
     """How many classes a prior learns of what `stored_or_encoded` gives; None without labels. Errors as there."""
-    if not run.labels:
-        return None
-    known = data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
-    return known.num_classes
+    return _labelled(run, model, data).num_classes if run.labels else None
+
+
+def known_class_names(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> tuple[str, ...] | None:
+    """What those classes are called, where that is known. Errors as there."""
+    return _labelled(run, model, data).class_names if run.labels else None
+
+
+def _labelled(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> Images | CodeDataset:
+    return data["train"] if run.codes is None else stored_codes(run.codes, "train", model)
 
 
 def stored_parts(folder: Path, model: Autoencoder) -> tuple[CodeDataset, CodeDataset]:

@@ -2,9 +2,16 @@
 
 import contextlib
 import sys
+import time
+from collections.abc import Mapping
 
-from vqvae import Autoencoder
+import torch
+from lightning_fabric import Fabric
+
+from vqvae import Autoencoder, exits
+from vqvae.data import Images
 from vqvae.training.checks import check, check_folder, stages
+from vqvae.training.costs import Costs, Outlook, seconds_of, settled, told
 from vqvae.training.devices import launch, leaving_processes, lost_ranks_told, make_fabric
 from vqvae.training.images import check_images, described, facts_of, load_data, say, with_cache
 from vqvae.training.objectives import PriorObjective, codebook_objective
@@ -12,8 +19,12 @@ from vqvae.training.options import Run, go_on
 from vqvae.training.prior_data import known_classes, stored_parts
 from vqvae.training.prior_kinds import make_prior
 from vqvae.training.records import Metrics, Stop
-from vqvae.training.run_folder import Session, one_program
+from vqvae.training.rehearsal import rehearse
+from vqvae.training.run_folder import Session, checkpoint, one_program, state_path
 from vqvae.training.stages import evaluate_run, first_model, fit_codebook, fit_prior
+
+# Runs of fewer steps are over before anybody would ask how long they take.
+MANY_STEPS = 100
 
 
 @leaving_processes()
@@ -23,6 +34,7 @@ def train(run: Run) -> None:
     Raises:
         ValueError: what the run cannot do; nothing of it has changed then.
     """
+    began = time.monotonic()
     wanted = stages(run)
     check(run, wanted)
     fabric = make_fabric(run)
@@ -53,7 +65,13 @@ def train(run: Run) -> None:
                     say(each)
         data = with_cache(run, data, sweep=fabric.is_global_zero)
         with Stop() as stop, contextlib.closing(Metrics(run.run, fabric)) as metrics:
+            costs = _costs(fabric, metrics, run, data, wanted)
+            if costs is not None and run.time_budget is not None:
+                run = settled(run, wanted, costs, seconds_of(run.time_budget) - (time.monotonic() - began))
+                check(run, wanted)
+                fabric.print(told(run, wanted, costs), file=sys.stderr)
             session = Session(fabric=fabric, run=run, metrics=metrics, stop=stop, images=images)
+            session.outlook = Outlook(run=run, wanted=wanted, costs=costs)
             if "codebook" in wanted:
                 fit_codebook(session, data)
             if "prior" in wanted:
@@ -61,3 +79,33 @@ def train(run: Run) -> None:
             if "evaluate" in wanted and fabric.is_global_zero:
                 evaluate_run(session, data)
         fabric.barrier()
+
+
+def _costs(
+    fabric: Fabric, metrics: Metrics, run: Run, data: Mapping[str, Images], wanted: tuple[str, ...]
+) -> Costs | None:
+    """What the stages cost, where a budget is to be kept, or where people ask how long what comes later takes."""
+    fits = {"codebook": run.codebook_fit, "prior": run.prior_fit}
+    paths = {stage: state_path(run, stage) for stage in fits}
+    finished = [
+        stage != "evaluate" and paths[stage].exists() and checkpoint(paths[stage])["step"] >= fits[stage].num_steps
+        for stage in wanted
+    ]
+    left = wanted[finished.index(False) :] if not all(finished) else ()  # what comes later is done anew
+    if run.time_budget is not None:
+        return rehearse(fabric, metrics, run, _untrained(run), data, left)
+    # The stage that is under way is timed by its own steps. Several processes would have to fail together.
+    later, num_steps = left[1:], sum(fits[stage].num_steps for stage in left if stage != "evaluate")
+    if not later or num_steps < MANY_STEPS or fabric.world_size > 1 or run.strategy.startswith("fsdp"):
+        return None
+    try:
+        return rehearse(fabric, metrics, run, _untrained(run), data, later)
+    except Exception as error:
+        if not isinstance(error, ValueError | MemoryError) and not exits.is_out_of_memory(error):
+            raise
+        return None  # the run says by itself what it cannot do
+
+
+def _untrained(run: Run) -> Autoencoder:
+    with torch.random.fork_rng([]):
+        return run.model.build()

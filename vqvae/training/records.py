@@ -1,10 +1,11 @@
-"""What a run keeps while it trains: checkpoints, metrics, and the wish to stop."""
+"""What a run keeps while it trains: checkpoints, metrics, pictures, and the wish to stop."""
 
 import contextlib
 import csv
+import functools
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,16 @@ def load_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
         raise ValueError(f"{path} is corrupt, or of a run with other options: {refusal(error)}") from None
 
 
+# The folder of a stage's pictures, one a validation.
+FOLDERS = {"codebook": "reconstructions", "prior": "samples"}
+
+
 class Metrics:
-    """Named figures by stage, step and split: `metrics.csv` (one figure a line) and TensorBoard events.
+    """What can be watched of a run: figures by stage, step and split, and pictures by stage and step.
+
+    metrics.csv                     one figure a line
+    reconstructions/ samples/       STEP.png, of either stage
+    tensorboard/STAGE/              all of it as events
 
     A resumed stage takes back what was written after its checkpoint, so that no step is there twice. It does so, and
     writes, once `begin` is called: before, what is added waits in memory, as the stage may still be refused.
@@ -50,7 +59,7 @@ class Metrics:
         self.path = folder / "metrics.csv"
         self.skipped: dict[str, str] = {}
         self.at = ("", 0)
-        self.waiting: list[tuple[int, str, Mapping[str, float]]] = []
+        self.waiting: list[Callable[[], None]] = []
         self.events: Events | None = None
 
     def stage(self, name: str, step: int) -> None:
@@ -75,18 +84,29 @@ class Metrics:
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
+        if name:  # else no stage has begun yet
+            for path in (self.folder / FOLDERS[name]).glob("*.png"):
+                if path.stem.isdecimal() and int(path.stem) > step:
+                    path.unlink()
         self.events = Events(self.folder / "tensorboard" / name, step)
-        for each in self.waiting:
-            self._write(*each)
+        for write in self.waiting:
+            write()
         self.waiting = []
 
     def add(self, step: int, split: str, figures: Mapping[str, float]) -> None:
-        if not self.fabric.is_global_zero:
-            return
+        if self.fabric.is_global_zero:
+            self._now_or_later(functools.partial(self._write, step, split, figures))
+
+    def picture(self, step: int, png: bytes) -> None:
+        """A picture of the stage after a step, as the bytes of a PNG file."""
+        if self.fabric.is_global_zero:
+            self._now_or_later(functools.partial(self._write_picture, step, png))
+
+    def _now_or_later(self, write: Callable[[], None]) -> None:
         if self.events is None:
-            self.waiting.append((step, split, figures))
+            self.waiting.append(write)
         else:
-            self._write(step, split, figures)
+            write()
 
     def _write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         assert self.events is not None
@@ -96,10 +116,26 @@ class Metrics:
         for key, value in figures.items():
             self.events.add(step, f"{split}/{key}", value)
 
+    def _write_picture(self, step: int, png: bytes) -> None:
+        assert self.events is not None
+        folder = FOLDERS[self.at[0]]
+        with safefolder.files.replacing(self.folder / folder / f"{step:06}.png") as scratch:
+            scratch.write_bytes(png)
+        self.events.picture(step, folder, png)
+
     def seconds(self) -> float:
         """What all stages took to train, over all the times that the run was resumed."""
         took = {stage: float(value) for stage, _, _, name, value in self._rows() if name == "seconds"}
         return sum(took.values())
+
+    def last(self, stage: str, split: str) -> dict[str, float]:
+        """The last figures of a stage that were written."""
+        found: dict[str, tuple[int, float]] = {}
+        for at, step, part, name, value in self._rows():
+            if (at, part) == (stage, split):
+                found[name] = (int(step), float(value))
+        newest = max((step for step, _ in found.values()), default=0)
+        return {name: value for name, (step, value) in found.items() if step == newest}
 
     def _rows(self) -> list[list[str]]:
         if not self.path.exists():

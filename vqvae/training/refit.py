@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqvae.autoencoder import Autoencoder, LikelihoodFit
 from vqvae.data import Images
 from vqvae.data.batching import index_batches
 from vqvae.interop.scale import HIGHEST, LOWEST
 from vqvae.likelihoods import Likelihood, Normal
+from vqvae.training.progress import Progress
 
 NUM_IMAGES = 1024
 # Of features and pixels that are kept on the CPU; large images are fewer, so that they fit.
@@ -111,7 +111,7 @@ def _fit(likelihood: Likelihood, pairs: Pairs, to_bits: float) -> tuple[dict[str
     first = best = distortion(likelihood, learning=False)
     found = copy.deepcopy(likelihood.state_dict())
     left = NUM_LOOKS
-    with tqdm(total=NUM_LOOKS, desc="likelihood", unit="look", disable=None) as bar:
+    with Progress("likelihood", NUM_LOOKS, "look") as bar:
         while left > 0:
             bounded()
             optimizer = torch.optim.LBFGS(

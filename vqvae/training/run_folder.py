@@ -25,6 +25,7 @@ from priors.grid import GridModel, TrainedOn
 from vqvae import Autoencoder, fingerprint
 from vqvae.interop.pickles import read_pickle
 from vqvae.tokens import CodeDataset
+from vqvae.training.costs import Outlook
 from vqvae.training.images import Facts, save_facts
 from vqvae.training.options import Run, go_on, save_run
 from vqvae.training.records import Metrics, Stop
@@ -37,6 +38,7 @@ class Session:
     Attributes:
         images: what tells the images of this session from others; none where it looks at none.
         later: what is to be written into the folder once it is certain that the session goes on.
+        outlook: how long it all takes.
     """
 
     fabric: Fabric
@@ -45,6 +47,7 @@ class Session:
     stop: Stop
     images: Facts = field(default_factory=dict)
     later: list[Callable[[], None]] = field(default_factory=list)
+    outlook: Outlook = field(default_factory=Outlook)
     _is_begun: bool = False
 
     def begin(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import safefolder
 from priors import ContinuousPrior, MixtureTransformerPrior, Prior, TransformerPrior
@@ -34,8 +33,10 @@ from vqvae.training.loop import fit
 from vqvae.training.networks import prepare
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import Run
-from vqvae.training.prior_data import NUM_WATCHED, known_classes, stored_or_encoded
+from vqvae.training.previews import Preview, reconstructions, sample_grid, samples
+from vqvae.training.prior_data import NUM_WATCHED, known_class_names, known_classes, stored_or_encoded
 from vqvae.training.prior_kinds import make_prior, name_of, untrained
+from vqvae.training.progress import Progress, duration
 from vqvae.training.refit import with_fitted_likelihood
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
@@ -85,7 +86,8 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
             for batch in found:
                 yield Inputs(batch.images, batch.labels, batch.skipped)
 
-    kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, began, "img")
+    preview = Preview(fabric, reconstructions(fabric, watched), step_seed(run.seed, "preview", 0, 0) % 2**63)
+    kept = fit(session, "codebook", objective, stream, run.codebook_fit, validate, preview, began, "img")
     if fabric.is_global_zero:
         model = _finished(session, kept.model, data["train"])
         if isinstance(kept, RateAwareObjective):
@@ -93,6 +95,7 @@ def fit_codebook(session: Session, data: Mapping[str, Images]) -> None:
             kept.prior.save_pretrained(run.run / "state" / "loop")
         if run.stage == "codebook":
             tell_of_stale_parts(run, model)
+        _tell_of_end(session, "codebook", run.codebook_fit.num_steps, began, "codebook/, reconstructions/")
     fabric.barrier()
 
 
@@ -157,6 +160,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         prior = TransformerPrior.from_pretrained(run.run / "state" / "loop")
         check_parts(run, model, {"state/loop": prior})
         guiding_prior = copy.deepcopy(prior).to(fabric.device)
+    prior.class_names = known_class_names(run, model, data)
     known = stored_or_encoded(session, model, guiding_prior, data)
     if isinstance(prior, MixtureTransformerPrior):
         prior.standardise(sampled_latents(prior, known.sample().cpu()))
@@ -170,7 +174,8 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         nats = rate(kept.prior, latents, to_device(watched.labels, fabric))
         return {"rate": nats.mean().item() / kept.prior.num_positions}
 
-    kept = fit(session, "prior", objective, known.batches, run.prior_fit, validate, began, "grid", of)
+    preview = Preview(fabric, samples(model), step_seed(run.seed, "preview", 0, 0) % 2**63)
+    kept = fit(session, "prior", objective, known.batches, run.prior_fit, validate, preview, began, "grid", of)
     if fabric.is_global_zero:
         if isinstance(model, VQVAE):
             for name, baseline in fit_baselines(model, known.parts()).items():
@@ -178,7 +183,23 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
                 baseline.save_pretrained(run.run / name)
         kept.prior.trained_on = of
         kept.prior.save_pretrained(run.run / "prior")
+        _tell_of_end(session, "prior", run.prior_fit.num_steps, began, "prior/, samples/")
     fabric.barrier()
+
+
+def _tell_of_end(session: Session, stage: str, num_steps: int, began: float, made: str) -> None:
+    """A line for the end of a stage: how long it took, what the test images say of it, and where to look.
+
+    Args:
+        began: when it began this time, of `time.monotonic`.
+        made: what it left in the run's folder.
+    """
+    figures = " ".join(f"{name} {value:.3g}" for name, value in session.metrics.last(stage, "test").items())
+    print(
+        f"{stage}: {num_steps:,} steps done, {duration(time.monotonic() - began)} this time; test {figures}; "
+        f"{session.run.run}/: {made}",
+        file=sys.stderr,
+    )
 
 
 def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
@@ -194,7 +215,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     check_parts(run, model, {"prior": learned, **baselines})
     priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
-    with tqdm(total=len(data["test"]), desc="evaluate", unit="img", disable=None) as bar:
+    with Progress("evaluate", len(data["test"]), "img") as bar:
         result = evaluate(model, priors, with_progress(batches(data["test"], ENCODE_BATCH), bar, metrics))
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
@@ -202,17 +223,10 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     codes = model.through(guiding_prior, to_device(first.labels, fabric)).encode(images)
     pictures.save_reconstructions(run.run / "reconstructions.png", images, model.decode(codes))
     pictures.save_usage(run.run / "usage.png", result.code_usage)
-    pictures.save_grid(run.run / "samples.png", draw(model, learned, run.seed), 10)
+    pictures.save_png(run.run / "samples.png", pictures.to_png(sample_grid(model, learned, 8, run.seed)))
     seconds = metrics.seconds() + time.monotonic() - began
     of = {"models": fingerprint(model, learned).hex(), "tokenizer": of_tokenizer(model), "split": "test"}
     of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": session.images["test"]["timeless"]}
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
     print(result.table(seconds))
     print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
-
-
-def draw(model: Autoencoder, prior: Prior | ContinuousPrior, seed: int) -> Tensor:
-    """Ten columns, a class each where the prior knows classes, of eight images."""
-    labels = None if prior.num_classes is None else torch.arange(80, device=prior.device) % 10 % prior.num_classes
-    generator = torch.Generator(prior.device).manual_seed(seed)
-    return model.decode(prior.sample(80, labels=labels, generator=generator))

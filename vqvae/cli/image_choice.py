@@ -1,0 +1,172 @@
+"""Which images a command looks at: those of a run, those of a set or a folder, or single files."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import safefolder
+from safefolder import Options
+from vqvae import Autoencoder
+from vqvae.cli.common import images_of_run, printable
+from vqvae.data import Batch, Images, ImageTensors, load_images
+from vqvae.data.batch import places
+from vqvae.data.decoding import fit, read
+from vqvae.data.images import SPLITS
+
+Split = Literal["train", "test", "all"]
+# Ends of names of what is no image by itself, and holds many.
+_SETS = (".parquet", ".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageChoice(Options):
+    """Which images."""
+
+    data: tuple[str, ...] | None = None
+    """images: a folder, a parquet file, the name of a set, or one or more image files; the run's own unless given"""
+    split: Split | None = None
+    """which part of a set: those to train on, those held out to test, or all; test unless given. Image files are all
+    taken"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Images that were chosen.
+
+    Attributes:
+        images: at the model's size.
+        name: of the set, or of the file.
+        split: which part of it.
+        notes: what else is to be said of them.
+    """
+
+    images: Images
+    name: str
+    split: Split
+    notes: tuple[str, ...] = ()
+
+    @property
+    def public_name(self) -> str:
+        """The name as others may be shown it, without where it lies."""
+        return safefolder.cards.public_name(self.name)
+
+    @property
+    def what(self) -> str:
+        """What they are called after their number."""
+        return "images" if self.split == "all" else {"train": "training images", "test": "test images"}[self.split]
+
+    def told(self, num: int | None = None) -> str:
+        """A line that says which they are.
+
+        Args:
+            num: how many of them are looked at; all unless given.
+        """
+        total = len(self.images)
+        part = "all" if num is None or num == total else f"{num:,} of"
+        return "; ".join([f"{part} {total:,} {self.what} of {printable(self.name)}", *self.notes])
+
+
+def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:
+    """The images that are named, or else the run's own, at the model's size.
+
+    Args:
+        source: the run or the model.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    side, channels = model.config.image_size, model.config.num_channels
+    size = (side, side)
+    if choice.data is not None and not choice.data:
+        raise ValueError("got --data without a name; expected a folder, a parquet file, a set, or image files")
+    if choice.data is not None and (len(choice.data) > 1 or _is_file(choice.data[0])):
+        if choice.split not in (None, "all"):
+            raise ValueError(f"--split {choice.split} is a part of a set, and image files are none: leave it out")
+        return _of_files([Path(name) for name in choice.data], size, channels)
+    if choice.data is None:
+        name, root = images_of_run(source)
+    else:
+        name, root = choice.data[0], None
+    split = choice.split or "test"
+    load = functools.partial(load_images, name, root=root, size=size)
+    wanted = list(SPLITS) if split == "all" else [split]
+    parts = [load(each, channels=None if channels == 1 else channels) for each in wanted]
+    notes = [] if choice.split is not None else ["--split all takes those to train on, too"]
+    if any(each.shape[0] != channels for each in parts):
+        parts = [load(each, channels=channels) for each in wanted]
+        notes.append("colour is turned to grey, as the model sees it")
+    if split == "all":
+        notes.append(" and ".join(f"{len(part):,} {each}" for each, part in zip(wanted, parts, strict=True)))
+    images = parts[0] if len(parts) == 1 else Joined(parts)
+    return Chosen(images=images, name=parts[0].name, split=split, notes=tuple(notes))
+
+
+def _is_file(name: str) -> bool:
+    """Whether it is a single image, as far as one can tell without reading it."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() not in _SETS and not name.startswith("hf:") and path.is_file()
+
+
+def _of_files(paths: Sequence[Path], size: tuple[int, int], channels: int) -> Chosen:
+    found, num_grey = [], 0
+    for given in paths:
+        path = given.expanduser()
+        if path.is_dir() or path.suffix.lower() in _SETS:
+            raise ValueError(f"got {given} among several --data, expected image files; name a set by itself")
+        if not path.exists():
+            raise ValueError(f"no file at {given}; expected image files with --data, or one set")
+        try:
+            image = read(path, cover=max(size))
+            found.append(fit(image, size, channels))
+        except OSError as error:
+            raise ValueError(f"{given} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"{given}: {error}") from error
+        num_grey += channels == 1 and image.mode != "L"
+    name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files"
+    notes = [f"scaled and cropped to {size[0]}x{size[1]}"]
+    if num_grey:
+        notes.append("colour is turned to grey, as the model sees it")
+    return Chosen(images=ImageTensors(torch.stack(found), name=name), name=name, split="all", notes=tuple(notes))
+
+
+class Joined(Images):
+    """Parts of a set, one after the other."""
+
+    def __init__(self, parts: Sequence[Images]):
+        self.parts, first = list(parts), parts[0]
+        self.shape, self.name = first.shape, first.name
+        self.num_classes, self.class_names = first.num_classes, first.class_names
+        known = [part.labels for part in parts if part.labels is not None]
+        self.labels = torch.cat(known) if len(known) == len(parts) else None
+        self.label_note = next((part.label_note for part in parts if part.label_note), "")
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        found = places(indices, len(self))
+        of = np.searchsorted(self._starts, found, side="right") - 1
+        batches: list[Any] = []
+        for number, group in itertools.groupby(zip(of.tolist(), found.tolist(), strict=True), lambda each: each[0]):
+            inside = [index - int(self._starts[number]) for _, index in group]
+            batches.append(self.parts[number].__getitems__(inside))
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        images = [batch.images for batch in batches] or [torch.empty((0, *self.shape)).byte()]
+        return Batch(
+            torch.cat(images),
+            torch.cat(labels) if batches and len(labels) == len(batches) else None,
+            tuple(itertools.chain.from_iterable(batch.skipped for batch in batches)),
+        )
+
+    def key(self, index: int) -> str:
+        index = range(len(self))[index]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[number].key(index - int(self._starts[number]))

@@ -1,0 +1,127 @@
+"""What the user names as a run or a model, opened: the tokenizer and its priors, of a run also while it trains."""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import safefolder
+from priors import ContinuousPrior, Prior
+from priors.grid import GridModel
+from vqvae import VQVAE, Autoencoder
+from vqvae.cli.common import check_pair, load_prior, tell
+from vqvae.training.prior_kinds import name_of, untrained
+
+BATCH_SIZE = 100
+
+
+class Opened:
+    """A tokenizer by the name of a run's folder, of a model's, or of either on the hub.
+
+    Of a run that is still training, or was stopped, it is that of the last checkpoint, and so is the prior; a line on
+    stderr says so.
+
+    Attributes:
+        source: the name.
+        model: the tokenizer.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self._codebook = None
+        if _is_begun(source, "codebook"):
+            # Here, as it brings along what only training needs.
+            from vqvae.training.unfinished import unfinished_codebook
+
+            self._codebook = unfinished_codebook(Path(source))
+        if self._codebook is not None and self._codebook.model is not None:
+            tell(f"note: {source} is not finished: {self._codebook}")
+            self.model = self._codebook.model
+        else:
+            self.model = Autoencoder.from_pretrained(source)
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether a prior has a say in the codes of an image."""
+        return isinstance(self.model, VQVAE) and self.model.config.beta is not None
+
+    @functools.cached_property
+    def own_prior(self) -> Prior | ContinuousPrior | None:
+        """The prior of the run, if it has one by now.
+
+        Raises:
+            ValueError: it is damaged, or of another tokenizer.
+        """
+        found = self._own_prior()
+        if found is not None:
+            check_pair(self.model, found, self.source)
+        return found
+
+    def _own_prior(self) -> Prior | ContinuousPrior | None:
+        if self._codebook is not None:  # a folder prior/ is of another
+            return self._codebook.prior
+        if safefolder.folder.has_part(self.source, "prior"):
+            return load_prior(self.source, None)
+        if not _is_begun(self.source, "prior"):
+            return None
+        from vqvae.training.unfinished import unfinished_prior
+
+        begun = unfinished_prior(Path(self.source), self.model)
+        if begun is None:
+            return None
+        tell(f"note: {self.source} is not finished: {begun}")
+        return begun.prior
+
+    def prior(self, named: str | None) -> Prior | ContinuousPrior:
+        """The prior that is named, or else the run's own.
+
+        Raises:
+            ValueError: there is none, or it is of another tokenizer.
+        """
+        if named is None and self.own_prior is not None:
+            return self.own_prior
+        if named is None and self._codebook is not None:
+            raise ValueError(
+                f"{self.source} has no prior yet, only the {self._codebook}: go on with `vqvae train --resume --run "
+                f"{self.source}`, or name one with --prior"
+            )
+        found = load_prior(self.source, named)
+        check_pair(self.model, found, self.source, named)
+        return found
+
+    def priors(self, named: str | None) -> dict[str, Prior | ContinuousPrior]:
+        """The priors of a run by name, those of a model without one; that of the bound, which may be named, is last."""
+        priors = untrained(self.model)
+        for name in ("unigram", "ngram"):
+            if self._codebook is None and safefolder.folder.has_part(self.source, name):
+                found = GridModel.from_pretrained(self.source, subfolder=name)
+                assert isinstance(found, Prior)
+                check_pair(self.model, found, self.source)
+                priors[name] = found
+        if named is not None or self.own_prior is not None:
+            last = self.prior(named)
+            priors.pop(name_of(last), None)
+            priors[name_of(last)] = last
+        return priors
+
+    def reconstructed(self, images: Tensor, shown: Autoencoder | None = None) -> Tensor:
+        """Images to codes, through the prior in the loop of a run that has one, and back.
+
+        Args:
+            shown: whose decoder makes the images; the model's own unless given.
+        """
+        encoder = self.model
+        # One that is not finished is looked at only where it has a say.
+        if (self.has_loop or not _is_begun(self.source, "prior")) and self.own_prior is not None:
+            encoder = self.model.through(self.own_prior)
+        return torch.cat([(shown or self.model).decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
+
+
+def _is_begun(source: str, stage: str) -> bool:
+    """Whether what is named is a run here whose stage has begun and made no model yet."""
+    begun = (Path(source) / "state" / f"{stage}.ckpt").is_file()
+    return begun and not safefolder.folder.has_part(source, stage)
