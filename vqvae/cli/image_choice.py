@@ -2,26 +2,37 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
 
 import safefolder
 from safefolder import Options
 from vqvae import Autoencoder
-from vqvae.cli.common import images_of_run, printable
+from vqvae.cli.common import images_of_run, printable, tell
 from vqvae.data import Batch, Images, ImageTensors, load_images
 from vqvae.data.batch import places
 from vqvae.data.decoding import fit, read
-from vqvae.data.images import SPLITS
+from vqvae.data.images import SPLITS, reason
 
 Split = Literal["train", "test", "all"]
 # Ends of names of what is no image by itself, and holds many.
 _SETS = (".parquet", ".tar")
+_GREY = "colour is turned to grey, as the model sees it"
+
+
+class Original(NamedTuple):
+    """An image as large as it is, and what its source calls it."""
+
+    name: str
+    image: UInt8[Tensor, "c h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +92,7 @@ def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:
     Raises:
         ValueError: there are none, or they cannot be read.
     """
-    side, channels = model.config.image_size, model.config.num_channels
-    size = (side, side)
+    size, channels = model.size, model.config.num_channels
     if choice.data is not None and not choice.data:
         raise ValueError("got --data without a name; expected a folder, a parquet file, a set, or image files")
     if choice.data is not None and (len(choice.data) > 1 or _is_file(choice.data[0])):
@@ -100,7 +110,7 @@ def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:
     notes = [] if choice.split is not None else ["--split all takes those to train on, too"]
     if any(each.shape[0] != channels for each in parts):
         parts = [load(each, channels=channels) for each in wanted]
-        notes.append("colour is turned to grey, as the model sees it")
+        notes.append(_GREY)
     if split == "all":
         notes.append(" and ".join(f"{len(part):,} {each}" for each, part in zip(wanted, parts, strict=True)))
     images = parts[0] if len(parts) == 1 else Joined(parts)
@@ -114,26 +124,55 @@ def _is_file(name: str) -> bool:
 
 
 def _of_files(paths: Sequence[Path], size: tuple[int, int], channels: int) -> Chosen:
-    found, num_grey = [], 0
-    for given in paths:
-        path = given.expanduser()
-        if path.is_dir() or path.suffix.lower() in _SETS:
-            raise ValueError(f"got {given} among several --data, expected image files; name a set by itself")
-        if not path.exists():
-            raise ValueError(f"no file at {given}; expected image files with --data, or one set")
-        try:
-            image = read(path, cover=max(size))
-            found.append(fit(image, size, channels))
-        except OSError as error:
-            raise ValueError(f"{given} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise ValueError(f"{given}: {error}") from error
-        num_grey += channels == 1 and image.mode != "L"
+    pictures = [_read(given, cover=max(size)) for given in paths]
+    found = [fit(picture, size, channels) for picture in pictures]
     name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files"
     notes = [f"scaled and cropped to {size[0]}x{size[1]}"]
-    if num_grey:
-        notes.append("colour is turned to grey, as the model sees it")
+    if channels == 1 and any(picture.mode != "L" for picture in pictures):
+        notes.append(_GREY)
     return Chosen(images=ImageTensors(torch.stack(found), name=name), name=name, split="all", notes=tuple(notes))
+
+
+def _read(given: Path, cover: int | None = None) -> Image.Image:
+    """An image file that was named."""
+    path = given.expanduser()
+    if path.is_dir() or path.suffix.lower() in _SETS:
+        raise ValueError(f"got {given} among several --data, expected image files; name a set by itself")
+    if not path.exists():
+        raise ValueError(f"no file at {given}; expected image files with --data, or one set")
+    try:
+        return read(path, cover=cover)
+    except OSError as error:
+        raise ValueError(f"{given} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from error
+
+
+def as_large_as_they_are(source: str, choice: ImageChoice, model: Autoencoder, num: int) -> Iterator[Original]:
+    """The first `num` of the images that `choose` chooses, one by one; those of a set that cannot be read are named.
+
+    Raises:
+        ValueError: as `choose`, or a file that cannot be read.
+    """
+    channels = model.config.num_channels
+    if choice.data is not None and (len(choice.data) > 1 or (choice.data and _is_file(choice.data[0]))):
+        choose(source, choice, model)  # what is wrong with any of them, before the first is worked on
+        for name in choice.data[:num]:
+            picture = _read(Path(name))
+            yield Original(name, fit(picture, (picture.height, picture.width), channels))
+        return
+    images = choose(source, choice, model).images
+    found = 0
+    for index in range(len(images)):
+        if found == num:
+            return
+        try:
+            image = images.original(index)
+        except (OSError, ValueError) as error:
+            tell(f"skipped {printable(images.key(index))}: {printable(reason(error))}")
+            continue
+        found += 1
+        yield Original(images.key(index), image)
 
 
 class Joined(Images):
@@ -166,7 +205,20 @@ class Joined(Images):
             tuple(itertools.chain.from_iterable(batch.skipped for batch in batches)),
         )
 
-    def key(self, index: int) -> str:
+    def _at(self, index: int) -> tuple[Images, int]:
+        """The part of an image, and its number there."""
         index = range(len(self))[index]
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[number].key(index - int(self._starts[number]))
+        return self.parts[number], index - int(self._starts[number])
+
+    def key(self, index: int) -> str:
+        part, inside = self._at(index)
+        return part.key(inside)
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        part, inside = self._at(index)
+        return part.original_size(inside)
+
+    def original(self, index: int) -> UInt8[Tensor, "c h w"]:
+        part, inside = self._at(index)
+        return part.original(inside)

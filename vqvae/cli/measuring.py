@@ -1,7 +1,7 @@
 """Look at what a run made, from its folder or from its parts: reconstruct, evaluate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,6 +10,7 @@ from vqvae.cli.common import Model, Output, at_least_one, first_images, load_dec
 from vqvae.cli.evaluating import NOT_ASKED, Network, measure, named
 from vqvae.cli.image_choice import ImageChoice, choose
 from vqvae.cli.opening import Opened
+from vqvae.cli.whole import reconstruct_whole
 from vqvae.metrics import psnr, ssim
 
 
@@ -18,10 +19,11 @@ def reconstruct(
     *,
     choice: Annotated[ImageChoice, tyro.conf.OmitArgPrefixes] = ImageChoice(),
     decoder: str | None = None,
+    size: Literal["model", "keep"] = "model",
     num: int = 32,
     output: Output = Path("reconstructions.png"),
 ) -> None:
-    """Encode and decode images, and write both as pairs of rows.
+    """Encode and decode images, and write both as pairs of rows; or each as large as it is.
 
     The images are above. A run with a prior in its loop encodes through that prior, without labels. Of a run that is
     still training, or was stopped, the model is that of the last checkpoint.
@@ -30,17 +32,25 @@ def reconstruct(
 
     Example: vqvae reconstruct runs/fashion-mini --data boots.jpg coat.png
 
+    With --size keep a photograph of any size goes through in tiles, and its reconstruction is written, pixel for pixel.
+
+    Example: vqvae reconstruct runs/photos --data holiday.jpg --size keep --output again.png
+
     Args:
         run_or_model: a run's folder, a tokenizer's folder, or a hub id.
         decoder: a model of the same codes whose decoder is to make the images (`vqvae train --train decoder`); the
             run's own unless given.
+        size: of the images: scaled and cropped to the model's, or kept as it is.
         num: how many images.
-        output: the PNG file to write.
+        output: the PNG file to write; with --size keep and several images, a folder for a PNG of each.
     """
     at_least_one(num, "--num")
     opened = Opened(run_or_model)
     model = opened.model
     shown = load_decoder(model, decoder)
+    if size == "keep":
+        reconstruct_whole(opened, shown, choice, num, output)
+        return
     if num > (most := pictures.most(*model.size) // 2):
         raise ValueError(f"got --num {num:,}, expected at most {most:,}, which is what one picture holds")
     chosen = choose(run_or_model, choice, model)

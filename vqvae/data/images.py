@@ -125,6 +125,10 @@ class Images(Dataset[Any], ABC):
         range(len(self))[index]
         return self.shape[1:]
 
+    def original(self, index: int) -> UInt8[Tensor, "c h w"]:
+        """Image `index` as large as it is at its source, upright and in the channels of the set. Raises as above."""
+        return self[index][0]
+
     def key(self, index: int) -> str:
         """What the source calls image `index`, so that a person finds it again: a path, a row; else its number."""
         return str(range(len(self))[index])
@@ -233,6 +237,10 @@ class EncodedImages(Images):
 
     def original_size(self, index: int) -> tuple[int, int]:
         return size_of(self._encoded(range(len(self))[index]))
+
+    def original(self, index: int) -> UInt8[Tensor, "c h w"]:
+        picture = read(self._encoded(range(len(self))[index]))
+        return fit(picture, (picture.height, picture.width), self.shape[0])
 
     def _batch(
         self, indices: Sequence[int] | np.ndarray, strict: bool = False, variation: Variation | None = None

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vqvae.data.decoding import fit, read
 from vqvae.data.images import MAX_SIDE, EncodedImages, Images, ImageTensors, reason
 
 Size = tuple[int, int]
@@ -91,11 +90,11 @@ class _OneSize(EncodedImages):
             yield from self.images._stamps(range(at, at + 1), times)
 
     def _fitted(self, index: int) -> UInt8[Tensor, "c h w"]:
-        picture = read(self._encoded(index))
-        channels, height, width = self.shape
-        if picture.height > height or picture.width > width:
-            raise ValueError(f"it has {picture.height}x{picture.width} pixels, and had others when it was looked at")
-        return _padded(fit(picture, (picture.height, picture.width), channels), (height, width))
+        image = self.images.original(self._at(index))
+        (_, height, width), (rows, columns) = self.shape, image.shape[1:]
+        if rows > height or columns > width:
+            raise ValueError(f"it has {rows}x{columns} pixels now, and had others when it was looked at")
+        return _padded(image, (height, width))
 
 
 def _up(size: Size, multiple: int) -> Size:

@@ -107,6 +107,9 @@ class TransformedImages(Images):
     def original_size(self, index: int) -> tuple[int, int]:
         return self.images.original_size(index)
 
+    def original(self, index: int) -> Tensor:
+        return self.images.original(index)
+
     def key(self, index: int) -> str:
         return self.images.key(index)
 

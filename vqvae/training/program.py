@@ -94,9 +94,10 @@ def _costs(
     left = wanted[finished.index(False) :] if not all(finished) else ()  # what comes later is done anew
     if run.time_budget is not None:
         return rehearse(fabric, metrics, run, _untrained(run), data, left)
-    # The stage that is under way is timed by its own steps. Several processes would have to fail together.
+    # The stage that is under way is timed by its own steps. Several processes would have to fail together, and to
+    # compile twice would take longer than the answer is worth.
     later, num_steps = left[1:], sum(fits[stage].num_steps for stage in left if stage != "evaluate")
-    if not later or num_steps < MANY_STEPS or fabric.world_size > 1 or run.strategy.startswith("fsdp"):
+    if not later or num_steps < MANY_STEPS or fabric.world_size > 1 or run.strategy.startswith("fsdp") or run.compile:
         return None
     try:
         return rehearse(fabric, metrics, run, _untrained(run), data, later)

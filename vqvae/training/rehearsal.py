@@ -20,6 +20,7 @@ from vqvae.evaluation import evaluate
 from vqvae.training.costs import Costs
 from vqvae.training.latents import Encoding, Inputs, encode, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
+from vqvae.training.networks import prepare
 from vqvae.training.objectives import START, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import FitConfig, Run
 from vqvae.training.prior_data import NUM_WATCHED, known_classes
@@ -83,7 +84,9 @@ def _costs(
     encoding = Encoding(fabric=fabric, metrics=metrics, seed=run.seed, model=model, guiding_prior=prior)
     if "prior" in wanted:
         an_image = _an_encoding(encoding, data) if data and run.codes is None else 0.0
-        found["prior"] = _step(fabric, PriorObjective(prior), _random_latents(run, model, prior), run.prior_fit)
+        objective = PriorObjective(prior)
+        prepare(run, objective)
+        found["prior"] = _step(fabric, objective, _random_latents(run, model, prior), run.prior_fit)
         found["prior"] += _validation(found["prior"], run.prior_fit)
         if run.live:
             found["prior"] += an_image * run.prior_fit.batch_size * run.prior_fit.accumulate
@@ -98,6 +101,7 @@ def _codebook(fabric: Fabric, run: Run, model: Autoencoder, data: Mapping[str, I
     """Seconds a step, on average: a discriminator and a prior in the loop join in later."""
     options = run.codebook_fit
     objective = codebook_objective(run, model, data)
+    prepare(run, objective)
     joins = None
     if objective.rival is not None:
         joins = run.looks.first_step(options.num_steps) / options.num_steps
@@ -107,7 +111,8 @@ def _codebook(fabric: Fabric, run: Run, model: Autoencoder, data: Mapping[str, I
     def stream() -> Generator[Inputs, None, None]:
         world = {"rank": fabric.global_rank, "world_size": fabric.world_size}
         order: dict[str, Any] = {"batch_size": options.batch_size, "seed": run.seed, **world}
-        with contextlib.closing(batches(data["train"], num_workers=run.data.num_workers, **order)) as found:
+        how: dict[str, Any] = {"num_workers": run.data.num_workers, "augment": run.data.augment}
+        with contextlib.closing(batches(data["train"], **how, **order)) as found:
             for batch in found:
                 yield Inputs(batch.images, batch.labels)
 
