@@ -79,6 +79,25 @@ def test_what_a_transform_samples_depends_on_seed_epoch_and_image_alone(folder, 
     assert all(one.equal(two) for one, two in zip(in_order, (b.images for b in batches(images, 3)), strict=True))
 
 
+def test_workers_do_what_is_asked_for_where_it_takes_time(folder, tmp_path):
+    """Other processes read files and transform ahead, also images in memory; of those alone there is nothing to do."""
+    memory = ImageTensors(torch.from_numpy(noise(7, 3, 8, 8)))
+
+    def note(image: torch.Tensor) -> torch.Tensor:
+        (tmp_path / f"{os.getpid()}.pid").touch()
+        return image
+
+    for images in (memory, load_images(folder, size=8)):
+        transformed = TransformedImages(images, note)
+        for path in tmp_path.glob("*.pid"):
+            path.unlink()
+        taken(transformed, num_workers=2)
+        found = {path.stem for path in tmp_path.glob("*.pid")}
+        assert found
+        assert str(os.getpid()) not in found
+    assert [each.uses_workers for each in (memory, load_images(folder, size=8), transformed)] == [False, True, True]
+
+
 def test_the_generator_of_the_program_goes_on_as_without(folder):
     torch.manual_seed(3)
     images = load_images(folder, size=8, transform=RANDOM)

@@ -106,8 +106,8 @@ class Cache:
                 with contextlib.suppress(OSError):
                     self._add(before - len(data))
                 raise
-        except FileNotFoundError:
-            pass  # somebody is removing the cache
+        except (FileNotFoundError, FileExistsError):
+            pass  # somebody is removing the cache; its folder was there, and then it was not
         except OSError as error:
             self._stop(error.strerror or str(error))
         finally:
