@@ -24,6 +24,7 @@ from vqvae.training.networks import check_compiler
 from vqvae.training.options import FitConfig, LooksConfig, Run, go_on, load_run
 from vqvae.training.prior_kinds import kind_of, make_prior
 from vqvae.training.run_folder import checkpoint, is_of, state_path, trained_on
+from vqvae.training.wandb_events import wandb_module
 
 MAX_PRIOR_CODES = 2**20
 # How the variables begin by which what starts several machines tells each of the others.
@@ -107,6 +108,8 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
     if not has_codes or "prior" in wanted or in_loop or _is_listable(config.quantizer):
         _tried(lambda: make_prior(run.prior, model, None), "prior")
     check_time_budget(run, wanted)
+    if run.logger == "wandb":
+        wandb_module()
     for stage in wanted:
         if stage != "evaluate" and not run.resume and state_path(run, stage).exists():
             raise ValueError(

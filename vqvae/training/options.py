@@ -162,6 +162,9 @@ class Run(Options):
     prior: GridModel.Config = field(default_factory=TransformerPrior.Config)
     codebook_fit: FitConfig
     prior_fit: FitConfig
+    logger: Literal["tensorboard", "wandb"] = "tensorboard"
+    """where figures and pictures go beside the run's folder, which has them as TensorBoard events in any case: nowhere
+    else, or to Weights & Biases (extra `wandb`)"""
     time_budget: str | None = None
     """how long the whole may take, as 90s, 20m or 1.5h: some steps are timed first, and the numbers of steps are set so
     that the stages keep their proportions"""

@@ -22,6 +22,7 @@ from vqvae.training.records import Metrics, Stop
 from vqvae.training.rehearsal import rehearse
 from vqvae.training.run_folder import Session, checkpoint, one_program, state_path
 from vqvae.training.stages import evaluate_run, first_model, fit_codebook, fit_prior
+from vqvae.training.wandb_events import WandbEvents
 
 # Runs of fewer steps are over before anybody would ask how long they take.
 MANY_STEPS = 100
@@ -64,7 +65,9 @@ def train(run: Run) -> None:
                 if each:
                     say(each)
         data = with_cache(run, data, sweep=fabric.is_global_zero)
-        with Stop() as stop, contextlib.closing(Metrics(run.run, fabric)) as metrics:
+        # Of the run as it will be written, with as many steps as fit a budget.
+        also = (lambda: WandbEvents(run.run, run.to_plain())) if run.logger == "wandb" else None
+        with Stop() as stop, contextlib.closing(Metrics(run.run, fabric, also)) as metrics:
             costs = _costs(fabric, metrics, run, data, wanted)
             if costs is not None and run.time_budget is not None:
                 run = settled(run, wanted, costs, seconds_of(run.time_budget) - (time.monotonic() - began))

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 import safefolder
 from vqvae.interop.pickles import refusal
 from vqvae.training.events import Events
+from vqvae.training.wandb_events import WandbEvents
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -45,15 +46,18 @@ class Metrics:
 
     metrics.csv                     one figure a line
     reconstructions/ samples/       STEP.png, of either stage
-    tensorboard/STAGE/              all of it as events
+    tensorboard/STAGE/              all of it as events; with --logger wandb it goes there, too
 
     A resumed stage takes back what was written after its checkpoint, so that no step is there twice. It does so, and
     writes, once `begin` is called: before, what is added waits in memory, as the stage may still be refused.
+
+    Args:
+        also: what else figures and pictures go to is opened by it, once something is written.
     """
 
     COLUMNS = ("stage", "step", "split", "name", "value")
 
-    def __init__(self, folder: Path, fabric: Fabric):
+    def __init__(self, folder: Path, fabric: Fabric, also: Callable[[], WandbEvents] | None = None):
         self.fabric = fabric
         self.folder = folder
         self.path = folder / "metrics.csv"
@@ -61,14 +65,22 @@ class Metrics:
         self.at = ("", 0)
         self.waiting: list[Callable[[], None]] = []
         self.events: Events | None = None
+        self.also = also
+        self.online: WandbEvents | None = None
 
     def stage(self, name: str, step: int) -> None:
         """From here on figures are of this stage, after `step`."""
-        self.close()
+        self._close_events()
         self.at, self.waiting = (name, step), []
 
     def close(self) -> None:
-        """All that was added is on the disk; what waited for `begin` is not."""
+        """All that was added is on the disk, and sent; what waited for `begin` is not."""
+        self._close_events()
+        if self.online is not None:
+            self.online.close()
+        self.online = None
+
+    def _close_events(self) -> None:
         if self.events is not None:
             self.events.close()
         self.events = None
@@ -89,6 +101,8 @@ class Metrics:
                 if path.stem.isdecimal() and int(path.stem) > step:
                     path.unlink()
         self.events = Events(self.folder / "tensorboard" / name, step)
+        if self.also is not None and self.online is None:
+            self.online = self.also()
         for write in self.waiting:
             write()
         self.waiting = []
@@ -115,13 +129,18 @@ class Metrics:
             csv.writer(file).writerows([name, step, split, key, f"{value:.7g}"] for key, value in figures.items())
         for key, value in figures.items():
             self.events.add(step, f"{split}/{key}", value)
+        if self.online is not None:
+            self.online.add(name, step, {f"{split}/{key}": value for key, value in figures.items()})
 
     def _write_picture(self, step: int, png: bytes) -> None:
         assert self.events is not None
-        folder = FOLDERS[self.at[0]]
+        stage, _ = self.at
+        folder = FOLDERS[stage]
         with safefolder.files.replacing(self.folder / folder / f"{step:06}.png") as scratch:
             scratch.write_bytes(png)
         self.events.picture(step, folder, png)
+        if self.online is not None:
+            self.online.picture(stage, step, folder, png)
 
     def seconds(self) -> float:
         """What all stages took to train, over all the times that the run was resumed."""
