@@ -50,7 +50,7 @@ def our_step(options: list[object]) -> Callable[[Tensor], float]:
     from vqvae.training.images import load_data
     from vqvae.training.learner import Learner
     from vqvae.training.objectives import codebook_objective
-    from vqvae.training.options import parse
+    from vqvae.training.parsing import parse
 
     run = parse(list(map(str, options)))
     learner = Learner(make_fabric(run), codebook_objective(run, run.model.build(), load_data(run)), run.codebook_fit)

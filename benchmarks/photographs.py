@@ -23,7 +23,7 @@ from vqvae.data import Batch, Images, batches, load_images
 from vqvae.data.augmentation import Augment
 from vqvae.data.cache import Cache
 from vqvae.training.objectives import codebook_objective
-from vqvae.training.options import PRESETS
+from vqvae.training.presets import PRESETS
 
 QUICK = "--sizes 16 --batch-size 2 --num-steps 2 --num-pictures 3"
 VARIED = {"centre": Augment(), "crop 0.5, flip": Augment(crop=0.5, flip=True)}

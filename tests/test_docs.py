@@ -15,7 +15,7 @@ from lanes import some
 import priors
 import vqvae
 from vqvae import cli
-from vqvae.training import options
+from vqvae.training import parsing
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -113,16 +113,16 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_commands_of_the_page_parse(page, monkeypatch):
     """Every line of train.py and of vqvae is understood; the files it names need not be there."""
-    monkeypatch.setattr(options.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
+    monkeypatch.setattr(parsing.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
     for name in ("source_of", "images_of"):
-        monkeypatch.setattr(options, name, lambda codes: "somewhere")
+        monkeypatch.setattr(parsing, name, lambda codes: "somewhere")
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
     lines = re.findall(r"^(?:python|torchrun .* --) train\.py(?: +(.*))?$", text, re.MULTILINE)
     assert lines
     # A run that goes on is not there, nor what a run's folder would tell.
     lines = [line for line in lines if "--resume" not in line]
     lines = [line.replace("--stage prior ", "") if "--tokenizer" not in line else line for line in lines]
-    runs = [options.parse(line.split("#")[0].split()).run for line in lines]
+    runs = [parsing.parse(line.split("#")[0].split()).run for line in lines]
     assert page.name == "reuse.md" or len(set(runs)) == len(runs)
 
     called = []

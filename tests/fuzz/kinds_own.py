@@ -16,7 +16,8 @@ from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.likelihoods import Normal
 from vqvae.quantizers import FSQ, ProjectedQuantizer, ResidualQuantizer, VectorQuantizer
 from vqvae.training.checks import check, stages
-from vqvae.training.options import FASHION, load_run, save_run
+from vqvae.training.options import load_run, save_run
+from vqvae.training.presets import FASHION
 
 # Good weights, beside which each damaged config is put.
 _PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))

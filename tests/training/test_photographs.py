@@ -16,7 +16,8 @@ from run_files import ROOT, SECONDS, SMALL, finish, start, stopped, weights
 from vqvae import load_images
 from vqvae.data import cache as caches
 from vqvae.data.augmentation import Augment
-from vqvae.training.options import DataConfig, load_run, parse
+from vqvae.training.options import DataConfig, load_run
+from vqvae.training.parsing import parse
 
 AUGMENT = ["--data.augment.crop", "0.5", "--data.augment.flip", "--data.augment.rotate", "5"]
 

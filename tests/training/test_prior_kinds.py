@@ -21,7 +21,9 @@ from priors import Prior, trunk
 from vqvae import Autoencoder, GaussianVAE, load_images
 from vqvae.cli.measuring import evaluate
 from vqvae.training import latents, program
-from vqvae.training.options import PRESETS, load_run, parse
+from vqvae.training.options import load_run
+from vqvae.training.parsing import parse
+from vqvae.training.presets import PRESETS
 from vqvae.training.prior_kinds import PRIOR_KINDS, name_of
 from vqvae.training.records import Metrics
 

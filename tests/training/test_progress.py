@@ -8,7 +8,7 @@ import pytest
 
 from vqvae.training import progress
 from vqvae.training.costs import Costs, Outlook
-from vqvae.training.options import PRESETS
+from vqvae.training.presets import PRESETS
 from vqvae.training.progress import SECONDS, Progress, duration
 
 

@@ -21,7 +21,7 @@ from vqvae import VQGAN, VQVAE, load_images
 from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 from vqvae.tokens import CodeDataset, Tokenizing, tokenize
 from vqvae.training import program
-from vqvae.training.options import parse
+from vqvae.training.parsing import parse
 
 PROJECT = Path(__file__).parents[2]
 # The small run's options of the prior and of how both models are fitted; its model's own come with a tokenizer.

@@ -17,7 +17,8 @@ from safefolder.locks import one_writer
 from safefolder.options import option_fields
 from vqvae import VQVAE, fingerprint
 from vqvae.training import program
-from vqvae.training.options import FitConfig, Run, load_run, parse
+from vqvae.training.options import FitConfig, Run, load_run
+from vqvae.training.parsing import parse
 
 
 def content(folder: Path) -> dict[Path, bytes]:

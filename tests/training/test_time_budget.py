@@ -8,7 +8,8 @@ from run_files import gaussian, stopped, weights, without
 
 from vqvae.training import program, rehearsal
 from vqvae.training.costs import Costs, seconds_of, settled
-from vqvae.training.options import PRESETS, load_run
+from vqvae.training.options import load_run
+from vqvae.training.presets import PRESETS
 
 STAGES = ("codebook", "prior", "evaluate")
 

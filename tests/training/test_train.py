@@ -18,7 +18,8 @@ from tensorboardX.proto import event_pb2
 
 from priors import Prior, UniformPrior
 from vqvae import VQVAE, load_images
-from vqvae.training.options import load_run, parse
+from vqvae.training.options import load_run
+from vqvae.training.parsing import parse
 
 SIZES = ["--model.quantizer.num-codes", "8", "--model.quantizer.dim", "4"]
 

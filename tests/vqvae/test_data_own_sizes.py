@@ -59,7 +59,7 @@ def test_what_is_no_image_is_named_and_what_changed_is_skipped(folder):
     some = found.sets[12, 12]
     first = next(folder.glob(f"train/*/{some.key(0).rpartition('/')[2]}"))
     save(first, noise(20, 20))
-    assert [reason for _, reason in some[:].skipped] == ["it has 20x20 pixels now, and had others when it was looked at"]
+    assert [why for _, why in some[:].skipped] == ["it has 20x20 pixels now, and had others when it was looked at"]
     first.unlink()
     with pytest.raises(OSError, match="No such file") as caught:
         some.read(range(4))

@@ -5,9 +5,14 @@ stages.py       codebook, prior, evaluate: what each reads and writes
 loop.py         `fit`, the loop that trains either
 objectives.py   what they are trained for
 learner.py      optimiser, moving average, and the weights that are kept
-options.py      the options of a run, its presets, and the command line
+options.py      the options of a run, written and read
+presets.py      what they start from; parsing.py, how the command line changes them
 checks.py       what a run cannot do, said before it begins
-run_folder.py, records.py, events.py, images.py    what a run keeps
+networks.py     compiled networks, and such as keep less for the backward pass
+progress.py, previews.py     how far it is, and pictures of what it has learned by now
+rehearsal.py, costs.py       how long it will take, and how many steps a time budget has room for
+unfinished.py   a run as its last checkpoint has it
+run_folder.py, records.py, events.py, wandb_events.py, images.py    what a run keeps
 model_kinds.py, prior_kinds.py                     which kinds of model and prior
 prior_data.py, latents.py                          what a prior is trained on
 devices.py, sharding.py                            from one process to many
@@ -19,7 +24,8 @@ from collections.abc import Sequence
 
 from vqvae import exits
 from vqvae.allocator import keep_freed_memory
-from vqvae.training.options import go_on, parse
+from vqvae.training.options import go_on
+from vqvae.training.parsing import parse
 
 
 def main() -> None:

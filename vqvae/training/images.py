@@ -15,7 +15,8 @@ from vqvae import load_images
 from vqvae.data import Images
 from vqvae.data.cache import Cache
 from vqvae.data.survey import Survey, same_pictures, survey
-from vqvae.training.options import PRESETS, Run
+from vqvae.training.options import Run
+from vqvae.training.presets import PRESETS
 
 Facts = Mapping[str, Mapping[str, Any]]
 # Images fewer than which are called very few: a model learns them by heart, and figures of so few tell little.
@@ -33,7 +34,7 @@ def load_data(run: Run) -> dict[str, Images]:
         if run.codes is not None:
             text = f"the images of {run.codes} cannot be read, name them with --data.source: {error}"
             raise ValueError(text) from error
-        if run.preset != "folder" or run.data.source != PRESETS["folder"].data.source:
+        if run.data.source != PRESETS["folder"].data.source:  # which stands for the user's own
             raise
         raise ValueError(f"{error}; name your images with --data.source") from error
 

@@ -1,6 +1,5 @@
-"""The options of a run, the presets that they start from, and how the command line changes them."""
+"""The options of a run, and how they are written into its folder and read again."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -9,24 +8,15 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from typing import Literal
 
 import safefolder
 from priors import TransformerPrior
 from priors.grid import GridModel
-from safefolder.configured import ConfiguredOptions, option_sentences
-from safefolder.options import Options, is_given, option_fields
-from vqvae import VQVAE, Autoencoder, GaussianVAE, exits
+from safefolder.options import Options
+from vqvae import VQVAE, Autoencoder
 from vqvae.data.augmentation import Augment
-from vqvae.likelihoods import LogisticMixture
-from vqvae.quantizers import EMAVectorQuantizer
-from vqvae.tokens import CodeDataset
-from vqvae.training.model_kinds import LATENTS, LIKELIHOODS, quantizer_name, quantizer_named, with_latents
 from vqvae.training.old_names import updated
-from vqvae.training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
 
 Schedule = Literal["joint", "alternating"]
 # Sets that `load_images` knows by name; all else is a path, or begins with "hf:".
@@ -123,7 +113,9 @@ class Run(Options):
     `python train.py` is the same.
     """
 
-    preset: Literal["fashion-mini", "fashion-mnist", "cifar10", "folder"] = "fashion-mini"
+    preset: Literal["fashion-mini", "fashion-mnist", "cifar10", "folder", "photo-64", "photo-128", "photo-256"] = (
+        "fashion-mini"
+    )
     """the values that all other options start from"""
     run: Path = Path("runs")
     """folder of the run; runs/PRESET unless named"""
@@ -184,185 +176,18 @@ class Run(Options):
     a prior it is --prior.checkpointing"""
 
 
-ZERO = LogisticMixture.Config(num_components=5, zero_component=True)
-FASHION_MODEL = VQVAE.Config(width=64, quantizer=EMAVectorQuantizer.Config(num_codes=512, dim=32), likelihood=ZERO)
-FASHION = Run(
-    model=FASHION_MODEL,
-    prior=TransformerPrior.Config(width=128, depth=3, num_heads=4),
-    codebook_fit=FitConfig(num_steps=3200, batch_size=32),
-    prior_fit=FitConfig(num_steps=1500),
-)
-# A code for every 2x2 pixels: natural texture costs more in pixels than in codes (see benchmarks/README.md).
-COLOUR_MODEL = VQVAE.Config(
-    image_size=32,
-    num_channels=3,
-    width=64,
-    downsampling=2,
-    quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32),
-    likelihood=LogisticMixture.Config(num_components=5),
-)
-COLOUR = dataclasses.replace(
-    FASHION,
-    data=DataConfig(source="cifar10"),
-    model=COLOUR_MODEL,
-    codebook_fit=FitConfig(num_steps=7000, batch_size=32),
-    prior_fit=FitConfig(num_steps=1000),
-)
-PRESETS = {
-    "fashion-mini": FASHION,
-    "fashion-mnist": dataclasses.replace(
-        FASHION,
-        data=DataConfig(source="fashion-mnist"),
-        model=dataclasses.replace(FASHION_MODEL, quantizer=EMAVectorQuantizer.Config(num_codes=1024, dim=32)),
-        prior=TransformerPrior.Config(width=192, depth=4, num_heads=6),
-        codebook_fit=FitConfig(num_steps=24_000, batch_size=32),
-        prior_fit=FitConfig(num_steps=4500),
-    ),
-    "cifar10": COLOUR,
-    "folder": dataclasses.replace(
-        COLOUR,
-        data=DataConfig(source="images", num_workers=2),
-        model=dataclasses.replace(COLOUR_MODEL, image_size=64, downsampling=4, smooth=True),
-    ),
-}
-
-
-def parse(args: list[str]) -> Run:
-    """The options: those of the preset (with --resume: those of the run), overridden by the command line's.
-
-    What selects other defaults is read first; tyro reads everything, and writes the help.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood", "tokenizer", "codes"):
-        first.add_argument(f"--{name}")
-    first.add_argument("--prior-kind", "--prior_kind")
-    first.add_argument("--resume", action="store_true")
-    given, _ = exits.parsed(lambda: first.parse_known_args(args))
-    for name, kinds in (
-        ("preset", PRESETS),
-        ("likelihood", LIKELIHOODS),
-        ("latents", LATENTS),
-        ("prior_kind", PRIOR_KINDS),
-    ):
-        if (value := getattr(given, name)) is not None and value not in kinds:
-            raise ValueError(f"unknown {name.replace('_', ' ')} {value!r}, expected one of {', '.join(kinds)}")
-    preset = given.preset or "fashion-mini"
-    folder = Path(given.run or f"runs/{preset}")
-    default = dataclasses.replace(PRESETS[preset], preset=preset, run=folder)
-    tokenizer: str | None = given.tokenizer
-    if given.codes and tokenizer is None and not (folder / "codebook").exists():
-        tokenizer = source_of(Path(given.codes))
-    is_new = tokenizer is not None and not (folder / "state" / "run.json").exists()
-    if given.codes:
-        data = dataclasses.replace(default.data, source=images_of(Path(given.codes)))
-        default = dataclasses.replace(default, data=data)
-    goes_on = given.resume or (given.stage in ("prior", "evaluate") and not is_new)
-    if goes_on:
-        default = dataclasses.replace(load_run(folder), stage="all", time_budget=None)
-    if tokenizer is not None:
-        tokenizer = os.path.abspath(tokenizer) if Path(tokenizer).exists() else tokenizer
-        if (folder / "codebook").exists() and (is_new or load_run(folder).tokenizer != tokenizer):
-            raise ValueError(
-                f"{folder} has a codebook of its own, got --tokenizer {tokenizer}: leave it out, or name another "
-                "folder with --run"
-            )
-        if not goes_on:
-            default = dataclasses.replace(default, model=_config_for(tokenizer, given.codes))
-        default = dataclasses.replace(default, tokenizer=tokenizer)
-    if given.latents:
-        default = dataclasses.replace(default, model=with_latents(default.model, LATENTS[given.latents]))
-    is_gaussian = default.model.owner is GaussianVAE
-    if given.quantizer:
-        if is_gaussian:
-            raise ValueError(f"Gaussian latents have no quantizer, got --quantizer {given.quantizer}")
-        default = _with_part(default, "quantizer", quantizer_named(given.quantizer))
-    if given.likelihood:
-        default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood].Config())
-    kind = given.prior_kind or kind_of(default.prior)
-    default = dataclasses.replace(default, prior=with_kind(default.prior, kind, of_codes=not is_gaussian))
-    kinds: Any = {
-        "latents": "gaussian" if is_gaussian else "codes",
-        "quantizer": "none" if is_gaussian else quantizer_name(default.model.quantizer),
-        "likelihood": default.model.likelihood.owner.__name__,
-        "prior_kind": kind_of(default.prior),
-    }
-    default = dataclasses.replace(default, **kinds)
-    registry = ConstructorRegistry()
-    registry.struct_rule(_struct)
-    with registry:
-        # Flags in pairs, as a resumed run may have any on already.
-        return exits.parsed(
-            lambda: tyro.cli(Run, prog=_program(), default=default, args=args, config=(tyro.conf.AvoidSubcommands,))
-        )
-
-
 def go_on(run: Run) -> str:
     """The command that goes on with a run, as this program was called."""
-    program = "python train.py" if _program() == "train.py" else "vqvae train"
+    program = "python train.py" if program_name() == "train.py" else "vqvae train"
     # Weights that are shared out are a prior's, and a run that is resumed goes on with all its stages.
     stage = " --stage prior" if run.strategy.startswith("fsdp") else ""
     return f"{program} --resume{stage} --run {shlex.quote(str(run.run))}"
 
 
-def _program() -> str:
+def program_name() -> str:
+    """What this program was called as."""
     name = Path(sys.argv[0]).name
     return name if name == "train.py" else "vqvae train"
-
-
-def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """How tyro reads the options of a part: those of its default's kind that the data does not decide."""
-    default = info.default
-    if not isinstance(default, ConfiguredOptions):
-        return None
-    sentences = option_sentences(default.owner)
-    fields = [
-        StructFieldSpec(
-            name=each.name,
-            type=cast(type, each.type),
-            default=getattr(default, each.name),
-            helptext=sentences.get(each.name),
-        )
-        for each in option_fields(type(default))
-        if not is_given(type(default), each.name)
-    ]
-    return StructConstructorSpec(lambda **values: dataclasses.replace(default, **values), tuple(fields))
-
-
-def _with_part(run: Run, name: str, part: Any) -> Run:
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, **{name: part}))
-
-
-def source_of(codes: Path) -> str:
-    """Where the tokenizer of a tokenized set was read from."""
-    source = CodeDataset(codes / "train").tokenizer.get("source")
-    if source is None:
-        raise ValueError(f"{codes} does not say where its tokenizer lies: name it with --tokenizer")
-    return source
-
-
-def images_of(codes: Path) -> str:
-    """Where the images of a tokenized set lie; what no set is called where it does not say."""
-    found = CodeDataset(codes / "train")
-    return found.source or f"{found.source_name} (of which {codes} does not say where)"
-
-
-def _config_for(tokenizer: str, codes: str | None) -> Autoencoder.Config:
-    """The options of --tokenizer; of images of the size that a tokenized set was made of."""
-    config = load_tokenizer(tokenizer, codes).config
-    if codes is None:
-        return config
-    size = CodeDataset(Path(codes) / "train").tokenizer["config"].get("image_size", config.image_size)
-    return dataclasses.replace(config, image_size=size)
-
-
-def load_tokenizer(source: str, codes: str | None) -> Autoencoder:
-    """The model of --tokenizer, or that a tokenized set names."""
-    try:
-        return Autoencoder.from_pretrained(source)
-    except ValueError as error:
-        if codes is None:
-            raise
-        raise ValueError(f"the tokenizer of {codes} cannot be read, name it with --tokenizer: {error}") from error
 
 
 def load_run(folder: Path) -> Run:
