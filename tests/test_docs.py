@@ -116,6 +116,7 @@ def test_the_commands_of_the_page_parse(page, monkeypatch):
     monkeypatch.setattr(parsing.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
     for name in ("source_of", "images_of"):
         monkeypatch.setattr(parsing, name, lambda codes: "somewhere")
+    monkeypatch.setattr(parsing, "image_size_of", lambda codes: None)
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
     lines = re.findall(r"^(?:python|torchrun .* --) train\.py(?: +(.*))?$", text, re.MULTILINE)
     assert lines

@@ -135,10 +135,13 @@ def images_of(codes: Path) -> str:
 def _config_for(tokenizer: str, codes: str | None) -> Autoencoder.Config:
     """The options of --tokenizer; of images of the size that a tokenized set was made of."""
     config = load_tokenizer(tokenizer, codes).config
-    if codes is None:
-        return config
-    size = CodeDataset(Path(codes) / "train").tokenizer["config"].get("image_size", config.image_size)
-    return dataclasses.replace(config, image_size=size)
+    size = None if codes is None else image_size_of(Path(codes))
+    return config if size is None else dataclasses.replace(config, image_size=size)
+
+
+def image_size_of(codes: Path) -> Any:
+    """The size of the images of a tokenized set; None where it does not say."""
+    return CodeDataset(codes / "train").tokenizer["config"].get("image_size")
 
 
 def load_tokenizer(source: str, codes: str | None) -> Autoencoder:
