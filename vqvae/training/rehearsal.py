@@ -75,6 +75,8 @@ def _costs(
     fabric: Fabric, metrics: Metrics, run: Run, model: Autoencoder, data: Mapping[str, Images], wanted: Collection[str]
 ) -> Costs:
     found: dict[str, float] = {}
+    # Of a tokenized set that comes without its images as many as can be.
+    num_watched = min(NUM_WATCHED, len(data["test"])) if data else NUM_WATCHED
     if "codebook" in wanted:
         found["codebook"] = _codebook(fabric, run, model, data)
     model = model.to(fabric.device).eval()
@@ -87,11 +89,11 @@ def _costs(
         objective = PriorObjective(prior)
         prepare(run, objective)
         found["prior"] = _step(fabric, objective, _random_latents(run, model, prior), run.prior_fit)
-        found["prior"] += _validation(found["prior"], run.prior_fit)
+        found["prior"] += _validation(found["prior"], run.prior_fit, num_watched)
         if run.live:
             found["prior"] += an_image * run.prior_fit.batch_size * run.prior_fit.accumulate
         elif data:
-            found["encoding"] = an_image * (len(data["train"]) / fabric.world_size + NUM_WATCHED)
+            found["encoding"] = an_image * (len(data["train"]) / fabric.world_size + num_watched)
     if "evaluate" in wanted and data:
         found["evaluation"] = _evaluation(fabric, model, prior, data)
     return Costs(**found)
@@ -122,13 +124,13 @@ def _codebook(fabric: Fabric, run: Run, model: Autoencoder, data: Mapping[str, I
         if joins is not None:
             objective.num_updates.fill_(options.num_steps - 1)  # pyrefly: ignore[not-callable]
             cost = joins * cost + (1 - joins) * _steps(learner, incoming, options)
-    return cost + _validation(cost, options)
+    return cost + _validation(cost, options, min(NUM_WATCHED, len(data["test"])))
 
 
-def _validation(step: float, options: FitConfig) -> float:
+def _validation(step: float, options: FitConfig, num_watched: int) -> float:
     """A step's share of validations."""
     each = options.batch_size * options.accumulate
-    return FORWARD * step * NUM_WATCHED / each / options.validate_every
+    return FORWARD * step * num_watched / each / options.validate_every
 
 
 def _random_latents(run: Run, model: Autoencoder, prior: Any) -> Iterator[Inputs]:
