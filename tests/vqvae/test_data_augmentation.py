@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,14 @@ def test_the_same_seed_shows_the_same_whatever_reads_and_wherever_it_starts(fold
             assert all(one.equal(two) for one, two in zip(whole[start:], rest, strict=True))
         plain = taken(images, Augment())
         assert not all(one.equal(two) for one, two in zip(whole, plain, strict=True))
+
+
+def test_crops_are_cut_ahead_by_workers_where_there_is_something_to_cut():
+    for augment, num in ((Augment(crop=0.5), 2), (Augment(flip=True), 0), (Augment(), 0)):
+        stream = batches(in_memory(), 3, seed=0, num_workers=2, augment=augment)
+        next(stream)
+        assert len(multiprocessing.active_children()) == num
+        stream.close()
 
 
 def test_every_epoch_seed_and_image_shows_something_else():

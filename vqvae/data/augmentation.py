@@ -30,6 +30,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from safefolder.options import Options
+from vqvae.data.decoding import refit
 from vqvae.data.views import View, room
 
 # Sides of the scaled picture, relative to what the smallest crop needs. Of one resampling against two PSNR is 41 to 43
@@ -153,6 +154,13 @@ class Variation:
     def view(self, index: int, width: int, height: int, size: tuple[int, int]) -> View:
         """What image `index` shows, at `size` (height, width), of its picture."""
         return self.augment.view(self.numbers(index), width, height, size)
+
+    def shown(self, image: UInt8[Tensor, "c h w"], index: int) -> UInt8[Tensor, "c h w"]:
+        """Image `index` of a set in memory, which is its own picture."""
+        if not self.augment.moves:
+            return self.mirrored(image, index)
+        _, height, width = image.shape
+        return refit(image, (height, width), self.view(index, width, height, (height, width)))
 
     def mirrored(self, image: UInt8[Tensor, "c h w"], index: int) -> UInt8[Tensor, "c h w"]:
         """Image `index`, whose part of the picture is decided, mirrored or not."""

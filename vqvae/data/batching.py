@@ -123,7 +123,8 @@ def batches(
     batch and ranks keep in step.
 
     num_workers: processes that read and decode ahead, two batches each; 0 does it here. A set in
-    memory needs none and uses none. They end when the generator is closed or dropped.
+    memory needs none and uses none, unless it is cropped or transformed. They end when the
+    generator is closed or dropped.
 
     augment: how images are varied, anew in each epoch: for training alone, and so with a seed. What
     it shows of an image depends on the seed, the epoch and the image, on nothing else. The random
@@ -139,7 +140,8 @@ def batches(
     schedule, stop = _scheduled(
         len(images), f"images of {images.name}", batch_size, seed, start, epochs, rank, world_size, drop_last
     )
-    return _readable(images, schedule, start, stop, num_workers if images.uses_workers else 0, augment)
+    num_workers = num_workers if images.uses_workers or augment.moves else 0
+    return _readable(images, schedule, start, stop, num_workers, augment)
 
 
 def index_batches(

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from vqvae.data.augmentation import LARGE, Augment, Variation
 from vqvae.data.batch import Batch, Item, places
 from vqvae.data.cache import Cache
-from vqvae.data.decoding import as_array, as_tensor, fit, picture, read, read_sized, refit, size_of
+from vqvae.data.decoding import as_array, as_tensor, fit, picture, read, read_sized, size_of
 from vqvae.data.labels import MAX_LABEL, Classes, Given
 
 SPLITS = ("train", "test")
@@ -106,7 +106,7 @@ class Images(Dataset[Any], ABC):
         parts = []
         for index in places(indices, len(self)).tolist():
             part = self.__getitems__([index])
-            images = [_varied(image, variation, index) for image in part.images]  # one, or none that can be read
+            images = [variation.shown(image, index) for image in part.images]  # one, or none that can be read
             parts.append(replace(part, images=torch.stack(images)) if images else part)
         return Batch.joined(parts)
 
@@ -398,11 +398,3 @@ def reason(error: Exception) -> str:
     """What an error says, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
-
-
-def _varied(image: UInt8[Tensor, "c h w"], variation: Variation, index: int) -> UInt8[Tensor, "c h w"]:
-    """An image in memory, as it is shown in one epoch of training."""
-    if not variation.augment.moves:
-        return variation.mirrored(image, index)
-    _, height, width = image.shape
-    return refit(image, (height, width), variation.view(index, width, height, (height, width)))

@@ -32,7 +32,7 @@ class DataConfig(Options):
     root: Path | None = None
     """folder that holds, or will hold, the files of a downloaded set"""
     num_workers: int = 0
-    """processes that decode image files; sets held in memory need none"""
+    """processes that decode and crop image files; sets held in memory need none"""
     augment: Augment = field(default_factory=Augment)
     cache: float = 2.0
     """gigabytes for shrunk copies of large image files, in the run's cache/, so that each is decoded once; it changes
