@@ -4,7 +4,7 @@ import math
 from statistics import fmean
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,8 @@ ACTIVE = 0.01
 
 # Pixels along a side of SSIM's window, and MS-SSIM's exponents of its scales.
 WINDOW = 11
+# Of the local means of SSIM, values that are worked on at a time.
+_STRIP = 1 << 20
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
@@ -140,8 +142,11 @@ def psnr(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> 
         ValueError: what are no levels (uint8), or of two shapes.
     """
     _check_levels(images, others)
-    error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(255**2 / error)).float()
+    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    rows = max(1, _STRIP // max(1, images[:, :, :1].numel()))
+    for some, same in zip(images.split(rows, 2), others.split(rows, 2), strict=True):
+        total += (some.double() - same.double()).square().sum((1, 2, 3))  # whole numbers, so in any order the same
+    return (10 * torch.log10(255**2 / (total / images[0].numel()))).float()
 
 
 def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -154,8 +159,7 @@ def ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> 
     """
     _check_levels(images, others)
     _check_side(images, "SSIM", WINDOW)
-    luminance, contrast = _similarities(images.double(), others.double())
-    return (luminance * contrast).mean(dim=(1, 2, 3)).float()
+    return _mean_similarities(images, others)[0].mean(1).float()
 
 
 def ms_ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -170,10 +174,9 @@ def ms_ssim(images: UInt8[Tensor, "b c h w"], others: UInt8[Tensor, "b c h w"]) 
     x, y = images.double(), others.double()
     total = x.new_ones(x.shape[:2])
     for at, weight in enumerate(_SCALES):
-        luminance, contrast = _similarities(x, y)
-        similarity = luminance * contrast if at == len(_SCALES) - 1 else contrast
+        similarity, contrast = _mean_similarities(x, y)
         # A scale on which the two are opposites counts as nothing alike: a power needs a base that is not negative.
-        total = total * similarity.mean(dim=(2, 3)).clamp_min(0) ** weight
+        total = total * (similarity if at == len(_SCALES) - 1 else contrast).clamp_min(0) ** weight
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return total.mean(1).float()
 
@@ -185,14 +188,36 @@ def _check_side(images: Tensor, name: str, smallest: int) -> None:
         )
 
 
+def _mean_similarities(x: Tensor, y: Tensor) -> tuple[Float64[Tensor, "b c"], Float64[Tensor, "b c"]]:
+    """Means, wherever the window fits, of the similarity, and of that of contrast and structure alone.
+
+    Some rows at a time: of a photograph the parts would not fit in memory.
+    """
+    num, width = x.shape[2] - WINDOW + 1, x.shape[3] - WINDOW + 1
+    size = max(1, _STRIP // x[:, :, 0].numel())
+    sums = torch.zeros(2, *x.shape[:2], dtype=torch.float64, device=x.device)
+    for start in range(0, num, size):
+        rows = slice(start, min(start + size, num) + WINDOW - 1)
+        luminance, contrast = _similarities(x[:, :, rows].double(), y[:, :, rows].double())
+        sums += torch.stack([(luminance * contrast).sum((2, 3)), contrast.sum((2, 3))])
+    return sums[0] / (num * width), sums[1] / (num * width)
+
+
 def _similarities(x: Tensor, y: Tensor) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
     """The similarity of luminance, and that of contrast and structure, wherever the window fits."""
     offsets = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    window = torch.outer(window, window) / window.sum() ** 2
+    weights = (window / window.sum()).tolist()
 
     def local_mean(x: Tensor) -> Tensor:
-        return F.conv2d(x.flatten(0, 1)[:, None], window[None, None]).unflatten(0, x.shape[:2])[:, :, 0]
+        for axis in (2, 3):
+            size = x.shape[axis] - WINDOW + 1
+            parts = (x.narrow(axis, at, size).mul(weight) for at, weight in enumerate(weights))
+            total = next(parts)
+            for part in parts:
+                total += part
+            x = total
+        return x
 
     mean_x, mean_y = local_mean(x), local_mean(y)
     var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2

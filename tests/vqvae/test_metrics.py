@@ -7,6 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from vqvae import metrics
 from vqvae.metrics import ChannelUsage, CodeUsage, psnr, ssim
 
 
@@ -65,3 +66,24 @@ def test_channel_usage_adds_up():
     usage.add(torch.full((1, 1, 2, 3), 0.02))
     assert usage.usage == pytest.approx(2 / 3)
     assert usage.perplexity is None
+
+
+def test_figures_of_large_images_are_those_in_one_piece(monkeypatch):
+    """Worked on by strips of rows, of any size, against scikit-image on the whole."""
+    from skimage.metrics import structural_similarity
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(0, 256, (2, 3, 61, 40), dtype=torch.uint8, generator=generator) for _ in range(2))
+    y = ((x.int() * 3 + y.int()) // 4).to(torch.uint8)
+    whole = metrics.psnr(x, y), metrics.ssim(x, y)
+    for strip in (1, 7 * 240, 240 * 1000):
+        monkeypatch.setattr(metrics, "_STRIP", strip)
+        assert torch.equal(metrics.psnr(x, y), whole[0])
+        torch.testing.assert_close(metrics.ssim(x, y), whole[1], rtol=1e-6, atol=0)
+    for number in range(2):
+        expected = structural_similarity(
+            *(each[number].permute(1, 2, 0).numpy() for each in (x, y)),
+            channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )  # fmt: skip
+        # scikit-image's window is cut where ours is, and it leaves the same border out of its mean.
+        assert whole[1][number].item() == pytest.approx(expected, abs=2e-4)
