@@ -117,5 +117,5 @@ class Progress:
             at, of, unit = at // self.each, of // self.each, ""
         parts = [f"{self.name}: {'' if self.each is None else 'step '}{at:,} of {of:,}{unit}"]
         if rate := self._rate(now):
-            parts += [f"{rate:.2g} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
+            parts += [f"{rate:{',.0f' if rate >= 10 else '.2g'}} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
         say(", ".join(parts) + (f"; {self.text}" if self.text else ""))
