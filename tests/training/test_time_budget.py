@@ -46,7 +46,7 @@ def test_the_steps_are_those_that_fit_in_the_options_proportions():
     assert alone.codebook_fit.num_warmup == 12
     assert alone.prior_fit == run.prior_fit
     for left in (-5.0, 100.0, 100.4):
-        with pytest.raises(ValueError, match=r"--time-budget 20m is too short: .* takes 1 min 40 s, .* expected more"):
+        with pytest.raises(ValueError, match=r"20m is too short: .* takes 1 min 40 s, with one step .*; expected more"):
             settled(run, STAGES, costs, left)
 
 

@@ -104,8 +104,9 @@ def settled(run: Run, wanted: Collection[str], costs: Costs, left: float) -> Run
     if min(found.values()) < 1:
         least = max(math.ceil(1 / fit.num_steps * steps) for fit in asked.values()) + costs.fixed
         raise ValueError(
-            f"--time-budget {run.time_budget} is too short: what is to be done beside training takes "
-            f"{duration(costs.fixed)}, and one step of each stage with it {duration(least)}; expected more"
+            f"--time-budget {run.time_budget} is too short: {duration(left)} of it are left after loading and "
+            f"timing, and what is to be done beside training takes {duration(costs.fixed)}, with one step of each "
+            f"stage {duration(least)}; expected more"
         )
     fits: dict[str, Any] = {f"{name}_fit": _of_length(asked[name], number) for name, number in found.items()}
     return dataclasses.replace(run, **fits)

@@ -70,7 +70,12 @@ def train(run: Run) -> None:
         with Stop() as stop, contextlib.closing(Metrics(run.run, fabric, also)) as metrics:
             costs = _costs(fabric, metrics, run, data, wanted)
             if costs is not None and run.time_budget is not None:
-                run = settled(run, wanted, costs, seconds_of(run.time_budget) - (time.monotonic() - began))
+                # Of the process that took longest, so that all settle on the same numbers.
+                passed = fabric.all_reduce(
+                    torch.tensor(time.monotonic() - began, device=fabric.device), reduce_op="max"
+                )
+                assert isinstance(passed, torch.Tensor)
+                run = settled(run, wanted, costs, seconds_of(run.time_budget) - passed.item())
                 check(run, wanted)
                 fabric.print(told(run, wanted, costs), file=sys.stderr)
             session = Session(fabric=fabric, run=run, metrics=metrics, stop=stop, images=images)

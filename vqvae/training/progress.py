@@ -1,8 +1,10 @@
 """How far something has come: a bar at a terminal, and anywhere else a line every so often.
 
-codebook: step 1 of 3,200; objective 5.29 distortion 5.2
-codebook: step 1,180 of 3,200, 1.3e+03 img/s, 51 s left; objective 3.2 distortion 3.15
-encode train: 12,000 of 20,000 img, 2.1e+03 img/s, 4 s left
+    codebook: step 1 of 3,200; objective 5.29 distortion 5.2
+    codebook: step 1,180 of 3,200, 1,264 img/s, 51 s left; objective 3.2 distortion 3.15
+    encode train: 63,000 of 200,000 img, 2,100 img/s, 1 min 5 s left
+
+Rates are means over the steps of this session after its first, with the validations among them.
 """
 
 import contextlib
@@ -117,5 +119,6 @@ class Progress:
             at, of, unit = at // self.each, of // self.each, ""
         parts = [f"{self.name}: {'' if self.each is None else 'step '}{at:,} of {of:,}{unit}"]
         if rate := self._rate(now):
-            parts += [f"{rate:.2g} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
+            shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            parts += [f"{shown} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
         say(", ".join(parts) + (f"; {self.text}" if self.text else ""))
