@@ -1,0 +1,71 @@
+"""Memory and time of one training step of the presets for photographs, at several batch sizes.
+
+    python -m benchmarks preset_memory --presets photo-64 photo-128 photo-256 --batches 1 4 8
+
+Each figure is of a process of its own on random levels: the largest resident memory, and the CPU seconds of the second
+of two steps (forward, backward, AdamW) of the codebook with its terms for the eye; the discriminator judges, and its
+own step is not in it. In bfloat16 autocast. `parameters` are those of the tokenizer and of the prior. On a GPU the
+memory is that which torch allocates.
+"""
+
+import resource
+import time
+from typing import Literal
+
+import torch
+
+from benchmarks import harness
+from priors.grid import GridModel
+from vqvae.training.networks import prepare
+from vqvae.training.objectives import codebook_objective
+from vqvae.training.parsing import parse
+
+QUICK = "--presets photo-64 --batches 1"
+Preset = Literal["photo-64", "photo-128", "photo-256"]
+
+
+def main(
+    presets: tuple[Preset, ...] = ("photo-64", "photo-128", "photo-256"),
+    batches: tuple[int, ...] = (1, 4, 8),
+    ways: tuple[Literal["kept", "checkpointing"], ...] = ("kept", "checkpointing"),
+) -> None:
+    """Measure each preset at each batch size."""
+    table = harness.Table("preset", "parameters, M", "batch", "activations", "peak, GiB", "CPU s a step")
+    for preset in presets:
+        for batch in batches:
+            for way in ways:
+                found = harness.in_child(measure, preset, batch, way)
+                sizes = f"{found['tokenizer'] / 1e6:.1f} + {found['prior'] / 1e6:.1f}"
+                table.row(preset, sizes, batch, way, f"{found['peak']:.2f}", f"{found['seconds']:.1f}")
+
+
+def measure(preset: str, batch: int, way: str) -> dict[str, float]:
+    """In a process of its own."""
+    run = parse(["--preset", preset, "--looks.start", "0", *(["--checkpointing"] if way == "checkpointing" else [])])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = run.model.build()
+    prior: GridModel = run.prior.owner(**{**vars(run.prior), "num_codes": model.num_codes, "grid": model.grid})
+    sizes = {
+        name: sum(each.numel() for each in part.parameters()) for name, part in (("tokenizer", model), ("prior", prior))
+    }
+    del prior
+    objective = codebook_objective(run, model, {}).to(device).train()
+    prepare(run, objective)
+    optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad])
+    images = torch.randint(256, (batch, 3, *model.size), dtype=torch.uint8, device=device)
+    began = 0.0
+    for _ in range(2):
+        began = time.process_time()
+        with torch.autocast(device, dtype=torch.bfloat16):
+            terms = objective(images, None)
+        terms["objective"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.update()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return {**sizes, "peak": peak / 2**30, "seconds": time.process_time() - began}
