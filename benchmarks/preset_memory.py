@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 
 from benchmarks import harness
-from priors.grid import GridModel
 from vqvae.training.networks import prepare
 from vqvae.training.objectives import codebook_objective
 from vqvae.training.parsing import parse
+from vqvae.training.prior_kinds import make_prior
 
 QUICK = "--presets photo-64 --batches 1"
 Preset = Literal["photo-64", "photo-128", "photo-256"]
@@ -45,7 +45,7 @@ def measure(preset: str, batch: int, way: str) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = run.model.build()
-    prior: GridModel = run.prior.owner(**{**vars(run.prior), "num_codes": model.num_codes, "grid": model.grid})
+    prior = make_prior(run.prior, model, None)
     sizes = {
         name: sum(each.numel() for each in part.parameters()) for name, part in (("tokenizer", model), ("prior", prior))
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 from vqvae.training.options import FitConfig
-from vqvae.training.sharding import ShardedAverage, gather_full
+from vqvae.training.sharding import ShardedAverage, decay_at, gather_full
 
 Objective = CodebookObjective | RateAwareObjective | PriorObjective
 
@@ -35,7 +36,7 @@ class Learner:
         self.copy = copy.deepcopy(objective) if isinstance(fabric.strategy, ModelParallelStrategy) else None
         self.average: AveragedModel | ShardedAverage | None = None
         if options.ema is not None and self.copy is None:
-            self.average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+            self.average = AveragedModel(objective, multi_avg_fn=functools.partial(_average, options.ema))
         self.module: Any
         self.optimizer: Any
         if self.copy is None:
@@ -162,6 +163,14 @@ def kept_weights(held: Mapping[str, Any]) -> dict[str, Tensor]:
     prefix = "module."
     averaged = {name.removeprefix(prefix): each for name, each in average.items() if name.startswith(prefix)}
     return averaged or weights
+
+
+@torch.no_grad()
+def _average(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor) -> None:
+    """A step of a moving average of parameters."""
+    share = 1 - decay_at(int(num_averaged), decay)
+    for average, value in zip(averages, values, strict=True):
+        average.lerp_(value, share)
 
 
 def mean_terms(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

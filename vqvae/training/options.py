@@ -59,7 +59,7 @@ class FitConfig(Options):
     max_norm: float = 1.0
     """gradients longer than this are clipped to it"""
     ema: float | None = None
-    """decay of a moving average of the weights, which then is what is kept"""
+    """decay of a moving average of the weights, which then is what is kept; it is less in the first updates"""
     validate_every: int = 500
     save_every: int = 500
     """steps between checkpoints"""

@@ -33,6 +33,14 @@ def gather_full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def decay_at(num_updates: int, decay: float) -> float:
+    """The decay of a moving average after so many updates, which at first is less: it forgets where it began.
+
+    (1 + n) / (10 + n) until that is `decay`, as TensorFlow's ExponentialMovingAverage has it with num_updates.
+    """
+    return min(decay, (1 + num_updates) / (10 + num_updates))
+
+
 class ShardedAverage:
     """A moving average of parameters that are shared out, which it is too; the first update is a copy.
 
@@ -46,7 +54,7 @@ class ShardedAverage:
 
     @torch.no_grad()
     def update_parameters(self, module: nn.Module) -> None:
-        share = 1 - self.decay if self.num_updates else 1.0
+        share = 1 - decay_at(self.num_updates, self.decay) if self.num_updates else 1.0
         for name, value in module.named_parameters():
             self.parts[name].lerp_(value.detach(), share)
         self.num_updates += 1
