@@ -7,7 +7,11 @@ objectives.py   what they are trained for
 learner.py      optimiser, moving average, and the weights that are kept
 options.py      the options of a run, its presets, and the command line
 checks.py       what a run cannot do, said before it begins
-run_folder.py, records.py, events.py, images.py    what a run keeps
+costs.py, rehearsal.py    how long it all takes, and --time-budget
+progress.py     what is said of how far it is
+previews.py     pictures at each validation
+unfinished.py   its models while it trains
+run_folder.py, records.py, events.py, wandb_events.py, images.py    what a run keeps
 model_kinds.py, prior_kinds.py                     which kinds of model and prior
 prior_data.py, latents.py                          what a prior is trained on
 devices.py, sharding.py                            from one process to many
