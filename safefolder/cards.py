@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARY = "vqvae-priors"
+# What images are called, by the part of a set that they are.
+_WHAT = {"test": "test images", "train": "training images", "all": "images"}
 # Pictures of a run that a card shows, and what is said of them.
 PICTURES = {
     "reconstructions.png": "Test images, and below each its reconstruction",
@@ -86,7 +88,8 @@ def card(
         parts += ["No figures were measured with this model, so this card states none."]
     if known := [name for name in PICTURES if name in pictures]:
         parts += ["## Pictures", *(f"{PICTURES[name]}:\n\n![{PICTURES[name]}]({name})" for name in known)]
-    header = _header(title, rows, tags=tags, data=data, pipeline_tag=pipeline_tag)
+    split = _split(figures or {})
+    header = _header(title, rows, tags=tags, data=data, split=split, pipeline_tag=pipeline_tag)
     return f"---\n{header}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -141,24 +144,30 @@ def _rows(figures: Mapping[str, Any]) -> Iterator[_Row]:
 def _about(figures: Mapping[str, Any], data: str | None) -> str:
     """What the figures are means over."""
     images, skipped, seed = (figures.get(name) for name in ("images", "skipped", "seed"))
-    text = f"Means over {'the' if images is None else f'{images:,}'} test images"
+    text = f"Means over {'the' if images is None else f'{images:,}'} {_WHAT[_split(figures)]}"
     text += "" if data is None else f" of {_line(data)}"
     text += f"; {skipped:,} more could not be read" if skipped else ""
     text += "" if seed is None else f"; seed {seed}"
     return f"{text}. A nat is 1.4427 bits; a dimension is one channel of one pixel."
 
 
+def _split(figures: Mapping[str, Any]) -> str:
+    """Which part of a set figures are of: "test" where they say no other."""
+    split = figures.get("split")
+    return split if isinstance(split, str) and split in _WHAT else "test"
+
+
 def _header(
-    title: str, rows: Sequence[_Row], *, tags: Sequence[str], data: str | None, pipeline_tag: str | None
+    title: str, rows: Sequence[_Row], *, tags: Sequence[str], data: str | None, split: str, pipeline_tag: str | None
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    name = "unnamed test images" if data is None else _line(data)
+    name = f"unnamed {_WHAT[split]}" if data is None else _line(data)
     about: dict[str, Any] = {
         "task_type": pipeline_tag or "image-compression",
         "dataset_type": re.sub("[^A-Za-z0-9._/-]+", "-", name),
         "dataset_name": name,
-        "dataset_split": "test",
+        "dataset_split": split,
     }
     results = [
         EvalResult(metric_type=row.key, metric_name=f"{row.name} ({row.unit})", metric_value=row.value, **about)

@@ -41,6 +41,16 @@ def test_figures_stand_to_the_last_digit_in_the_header_and_with_units_in_the_tab
     assert not any(name in text for name in ("samples.png", "cat.png"))
 
 
+@pytest.mark.parametrize(
+    ("split", "what"), [("train", "training images"), ("all", "images"), (None, "test images"), ([], "test images")]
+)
+def test_the_part_of_a_set_is_that_of_the_figures(split, what):
+    text = safefolder.cards.card(**PLAIN, figures={**FIGURES, "split": split}, data="photos")
+    expected = split if isinstance(split, str) else "test"
+    assert {each.dataset_split for each in huggingface_hub.ModelCard(text).data.eval_results} == {expected}
+    assert f"Means over 10,000 {what} of photos;" in text
+
+
 def test_only_what_was_measured_stands_there():
     for figures in (None, {"images": 3, "seconds": 1.0, "psnr": None}):
         text = safefolder.cards.card(**PLAIN, figures=figures)

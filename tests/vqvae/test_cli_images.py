@@ -64,7 +64,7 @@ def test_single_files_are_images_too(call, run, photos, tmp_path):
     Image.fromarray(np.full((40, 50), 200, np.uint8)).save("grey.png")
     Image.fromarray(np.full((40, 50, 3), (255, 0, 0), np.uint8)).save("red.jpg")
     said = call("reconstruct", run, "--data", "grey.png", "-o", "one.png")
-    assert said.err.splitlines() == [f"images: all 1 images of grey.png; scaled and cropped to {SIZE}x{SIZE}"]
+    assert said.err.splitlines() == [f"images: grey.png; scaled and cropped to {SIZE}x{SIZE}"]
     with Image.open("one.png") as picture:
         # One above the other, enlarged by 32, with the levels of the file.
         assert picture.size == (512 + 4, 2 * (512 + 2) + 2)

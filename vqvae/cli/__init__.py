@@ -25,6 +25,8 @@
     exporting.py    export, import
     pushing.py      push
     evaluating.py   the figures of one model, of bits and of the eye
+    opening.py      what is named as a run or a model, opened, also while it trains
+    image_choice.py which images: --data and --split
     inpainting.py   an image with a part to be sampled anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder

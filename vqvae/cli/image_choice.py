@@ -78,9 +78,11 @@ class Chosen:
         Args:
             num: how many of them are looked at; all unless given.
         """
-        total = len(self.images)
+        total, name = len(self.images), printable(self.name)
         part = "all" if num is None or num == total else f"{num:,} of"
-        return "; ".join([f"{part} {total:,} {self.what} of {printable(self.name)}", *self.notes])
+        # A single one of which nothing else is a part is a file.
+        which = name if total == 1 and self.split == "all" else f"{part} {total:,} {self.what} of {name}"
+        return "; ".join([which, *self.notes])
 
 
 def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:

@@ -9,9 +9,10 @@ options.py      the options of a run, written and read
 presets.py      what they start from; parsing.py, how the command line changes them
 checks.py       what a run cannot do, said before it begins
 networks.py     compiled networks, and such as keep less for the backward pass
-progress.py, previews.py     how far it is, and pictures of what it has learned by now
-rehearsal.py, costs.py       how long it will take, and how many steps a time budget has room for
-unfinished.py   a run as its last checkpoint has it
+costs.py, rehearsal.py    how long it all takes, and --time-budget
+progress.py     what is said of how far it is
+previews.py     pictures at each validation
+unfinished.py   its models while it trains
 run_folder.py, records.py, events.py, wandb_events.py, images.py    what a run keeps
 model_kinds.py, prior_kinds.py                     which kinds of model and prior
 prior_data.py, latents.py                          what a prior is trained on

@@ -2,6 +2,7 @@
 
     codebook/            the tokenizer
     prior/ unigram/ ngram/    priors, each with the digests of the tokenizer and the images that it was trained on
+    reconstructions/ samples/    pictures of each validation, see `vqvae.training.previews`
     state/run.json       the options
     state/images.json    digests of the images, see `vqvae.training.images`
     state/STAGE.ckpt     what resuming needs
