@@ -23,7 +23,7 @@ def reconstruct(
     num: int = 32,
     output: Output = Path("reconstructions.png"),
 ) -> None:
-    """Encode and decode images, and write both as pairs of rows; or each as large as it is.
+    """Encode and decode images, and write both as pairs of rows.
 
     The images are above. A run with a prior in its loop encodes through that prior, without labels. Of a run that is
     still training, or was stopped, the model is that of the last checkpoint.

@@ -32,12 +32,14 @@
 Stands alone: it knows nothing of models.
 """
 
+from vqvae.data.augmentation import Augment
 from vqvae.data.batch import Batch
 from vqvae.data.batching import batches
 from vqvae.data.images import Images, ImageTensors
 from vqvae.data.load import load_images
 
 __all__ = [
+    "Augment",
     "Batch",
     "ImageTensors",
     "Images",
