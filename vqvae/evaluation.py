@@ -22,6 +22,14 @@ from vqvae.data import Batch
 from vqvae.likelihoods import LocalContext
 from vqvae.metrics import ChannelUsage, CodeUsage, psnr
 
+# Images of 64x64, and as many pixels of others, that go through a model together without gradients.
+_AT_ONCE = 100
+
+
+def images_at_once(height: int, width: int) -> int:
+    """How many images of a size are worked on together without gradients, so that larger ones take no more memory."""
+    return max(1, min(_AT_ONCE, _AT_ONCE * 64**2 // (height * width)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     model, source, out, devices = sys.argv[1:]
     fabric = Fabric(accelerator="cpu", devices=int(devices), strategy="ddp" if devices != "1" else "auto")
     fabric.launch()
-    latents.ENCODE_BATCH = 4
+    latents.images_at_once = lambda height, width: 4
     images = load_images(source, "train", size=8, channels=1)
     parts = {"model": Autoencoder.from_pretrained(model), "guiding_prior": None}
     encoding = latents.Encoding(fabric=fabric, metrics=Metrics(Path(out), fabric), seed=3, **parts)

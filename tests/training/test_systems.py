@@ -245,7 +245,7 @@ def test_a_prior_is_trained_on_draws_by_two_iterations(photos, tmp_path, monkeyp
             weight.mul_(5)  # far from uniform
     images = load_images(str(photos), "train", size=8, channels=1)
     fabric = Fabric(accelerator="cpu", devices=1)
-    monkeypatch.setattr(latents, "ENCODE_BATCH", 4)
+    monkeypatch.setattr(latents, "images_at_once", lambda height, width: 4)
     parts = {"metrics": Metrics(tmp_path, fabric), "model": model, "guiding_prior": prior}
     encoding = latents.Encoding(fabric=fabric, seed=3, **parts)
     found = encode_all(encoding, images, "encode")

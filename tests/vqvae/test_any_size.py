@@ -13,7 +13,7 @@ from priors import TransformerPrior, UniformPrior
 from vqvae import VQGAN, VQVAE, Autoencoder, GaussianVAE
 from vqvae.codec import Codec
 from vqvae.data import ImageTensors, batches, load_images
-from vqvae.evaluation import evaluate
+from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.interop import export_program
 from vqvae.levels import padded
@@ -226,3 +226,10 @@ def test_scales_have_no_other_size():
     )
     with pytest.raises(ValueError, match="features must be 2x2"):
         model.resized((12, 8))
+
+
+def test_large_images_go_through_a_few_at_a_time():
+    assert images_at_once(28, 28) == images_at_once(64, 64) == 100
+    assert images_at_once(64, 128) == 50
+    assert images_at_once(256, 256) == 6
+    assert images_at_once(4000, 3000) == 1

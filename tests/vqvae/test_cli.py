@@ -58,7 +58,7 @@ def figures(path):
 
 
 def test_reconstruct(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "BATCH_SIZE", 2)
+    monkeypatch.setattr(opening, "images_at_once", lambda height, width: 2)
     out = call("reconstruct", run, "--num", "3").out
     for said in ("reconstructions.png: 3 images", "PSNR", "SSIM"):
         assert said in out

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from priors import NormalPrior, UniformPrior
 from vqvae.cli.image_choice import Chosen
-from vqvae.cli.opening import BATCH_SIZE, Opened
+from vqvae.cli.opening import Opened
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, batches
 from vqvae.data.decoding import FITTED
-from vqvae.evaluation import Evaluation
+from vqvae.evaluation import Evaluation, images_at_once
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.levels import times
 from vqvae.looks import VGG16, EfficientNetLite, Inception, LooksMeter
@@ -24,6 +24,8 @@ from vqvae.looks.features import FeatureNetwork
 from vqvae.looks.meter import Looks
 from vqvae.looks.perceptual import published_weights
 
+# Latents that are sampled together.
+_SAMPLED_AT_ONCE = 100
 Network = Literal["lite0", "lite2", "vgg16", "inception"]
 
 
@@ -88,13 +90,14 @@ def measure(
         )
     labels: list[Tensor | None] = []
     with tqdm(total=len(images), desc="evaluate", unit="img", disable=None) as bar:
-        stream = _watched(batches(images, BATCH_SIZE), bar, labels)
+        stream = _watched(batches(images, images_at_once(*model.size)), bar, labels)
         evaluation = evaluate_images(model, priors, stream, observe=None if meter is None else meter.add)
     if meter is not None and num_samples != 0 and not isinstance(last, UniformPrior | NormalPrior):
         # The classes of the images, so that samples are of the same mixture of them.
         known = [each for each in labels if each is not None] if last.num_classes is not None else []
         for latents in _sampled(last, num_samples or evaluation.images, torch.cat(known) if known else None):
-            meter.add_samples(model.decode(latents))
+            for part in latents.split(images_at_once(*model.size)):
+                meter.add_samples(model.decode(part))
     return Measured(
         evaluation=evaluation,
         looks=None if meter is None else meter.looks(),
@@ -131,7 +134,7 @@ def _sampled(prior: Any, num: int, labels: Tensor | None) -> Iterator[Tensor]:
     """Latents in parts, of the same mixture of classes as the images."""
     generator = torch.Generator().manual_seed(0)
     with tqdm(total=num, desc="sample", unit="img", disable=None) as bar:
-        for part in torch.arange(num).split(BATCH_SIZE):
+        for part in torch.arange(num).split(_SAMPLED_AT_ONCE):
             chosen = None if labels is None else labels[part * len(labels) // num]
             yield prior.sample(len(part), chosen, generator=generator)
             bar.update(len(part))

@@ -11,9 +11,8 @@ from priors import ContinuousPrior, Prior
 from priors.grid import GridModel
 from vqvae import VQVAE, Autoencoder
 from vqvae.cli.common import check_pair, load_prior, tell
+from vqvae.evaluation import images_at_once
 from vqvae.training.prior_kinds import name_of, untrained
-
-BATCH_SIZE = 100
 
 
 class Opened:
@@ -118,7 +117,8 @@ class Opened:
         # One that is not finished is looked at only where it has a say.
         if (self.has_loop or not _is_begun(self.source, "prior")) and self.own_prior is not None:
             encoder = self.model.through(self.own_prior)
-        return torch.cat([(shown or self.model).decode(encoder.encode(part)) for part in images.split(BATCH_SIZE)])
+        parts = images.split(images_at_once(*self.model.size))
+        return torch.cat([(shown or self.model).decode(encoder.encode(part)) for part in parts])
 
 
 def _is_begun(source: str, stage: str) -> bool:

@@ -19,9 +19,12 @@ from vqvae import Autoencoder, pictures
 from vqvae.bound import check_fit
 from vqvae.cli.common import Model, Output, at_least_one, load_decoder
 from vqvae.cli.inpainting import Inpainting, read_inpainting
-from vqvae.cli.opening import BATCH_SIZE, Opened
+from vqvae.cli.opening import Opened
 from vqvae.data.folder import SUFFIXES
+from vqvae.evaluation import images_at_once
 
+# Grids of vectors that are sampled together.
+_VECTORS_AT_ONCE = 100
 # Names of files have six digits; and a block of this many grids is more than any machine is faster with.
 _MOST_FILES = 1_000_000
 _MOST_AT_ONCE = 16_384
@@ -283,7 +286,7 @@ def _compiled(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
 def _vectors(
     prior: ContinuousPrior, num: int, labels: Tensor | None, flags: SamplingFlags, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
-    size, sampling = flags.batch_size or BATCH_SIZE, Sampling(temperature=flags.temperature)
+    size, sampling = flags.batch_size or _VECTORS_AT_ONCE, Sampling(temperature=flags.temperature)
     with tqdm(total=num, desc="sample", unit="img", disable=None) as bar:
         for start in range(0, num, size):
             part = slice(start, min(num, start + size))
@@ -300,7 +303,7 @@ def _decoded(
     pixels: bool,
 ) -> Iterator[Tensor]:
     """Images, block by block; each by itself where it has a seed, since other batches are rounded otherwise."""
-    parts = (part for block in latents for part in block.split(1 if seeds else BATCH_SIZE))
+    parts = (part for block in latents for part in block.split(1 if seeds else images_at_once(*model.size)))
     for i, part in enumerate(parts):
         own = torch.Generator().manual_seed(seeds[i] ^ _FOR_PIXELS) if seeds else generator
         yield model.decode(part, sample=pixels, generator=own)

@@ -28,11 +28,11 @@ from priors import ContinuousPrior, NGramPrior, Prior, UnigramPrior
 from vqvae import VQVAE, Autoencoder, GaussianVAE
 from vqvae.data import Batch, Images, batches
 from vqvae.data.batching import index_batches
+from vqvae.evaluation import images_at_once
 from vqvae.model import PriorGuidedEncoder
 from vqvae.training.progress import Progress
 from vqvae.training.records import Metrics
 
-ENCODE_BATCH = 100
 # Jacobi iterations of a prior in the loop that sample the codes to train on, in far less time than a walk. An
 # evaluation walks.
 NUM_ITERATIONS = 2
@@ -117,7 +117,7 @@ def encoded(encoding: Encoding, images: Images, name: str, limit: int | None = N
     total = len(images) if limit is None else min(limit, len(images))
     done = 0
     with Progress(name, total, "img", shown=fabric.is_global_zero) as bar:
-        for batch in with_progress(batches(images, ENCODE_BATCH), bar, encoding.metrics):
+        for batch in with_progress(batches(images, images_at_once(*images.shape[1:])), bar, encoding.metrics):
             yield Inputs(encode(encoding, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
@@ -130,7 +130,7 @@ def encoded_together(encoding: Encoding, images: Images, name: str) -> Iterator[
     All processes take part. The batches are those of one process, so the latents are too, to the bit.
     """
     fabric = encoding.fabric
-    order, unused = index_batches(len(images), ENCODE_BATCH), torch.Generator(fabric.device)
+    order, unused = index_batches(len(images), images_at_once(*images.shape[1:])), torch.Generator(fabric.device)
     num_read = 0
     with Progress(name, len(images), "img", shown=fabric.is_global_zero) as bar:
         while indices := list(islice(order, fabric.world_size)):
@@ -148,7 +148,7 @@ def encoded_together(encoding: Encoding, images: Images, name: str) -> Iterator[
                     num_read += len(latents)
             bar.update(sum(map(len, indices)))
     if not num_read:
-        next(batches(images, ENCODE_BATCH))  # which says so
+        next(batches(images, images_at_once(*images.shape[1:])))  # which says so
 
 
 def encode_all(encoding: Encoding, images: Images, name: str, limit: int | None = None) -> Latents:
@@ -183,7 +183,8 @@ def encode_or_load(
         later: what is to be written later.
     """
     fabric, digest = encoding.fabric, blake2b(digest_size=16)
-    facts = [encoding.seed, name, limit, len(images), images.shape, about, ENCODE_BATCH, NUM_ITERATIONS]
+    batch_size = images_at_once(*images.shape[1:])
+    facts = [encoding.seed, name, limit, len(images), images.shape, about, batch_size, NUM_ITERATIONS]
     facts += [str(fabric.strategy.precision.precision)]
     digest.update(json.dumps(facts).encode())
     for part in dict.fromkeys((encoding.model, encoding.guiding_prior)):

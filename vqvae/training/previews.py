@@ -20,6 +20,7 @@ from torch import Tensor
 from priors import ContinuousPrior, Prior
 from vqvae import Autoencoder, exits, pictures
 from vqvae.data import Batch
+from vqvae.evaluation import images_at_once
 from vqvae.training.latents import to_device
 from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
 
@@ -103,6 +104,7 @@ def sample_grid(model: Autoencoder, prior: Prior | ContinuousPrior, rows: int, s
     num = 10 * rows
     labels = None if prior.num_classes is None else torch.arange(num, device=prior.device) % 10 % prior.num_classes
     generator = torch.Generator(prior.device).manual_seed(seed)
-    images = model.decode(prior.sample(num, labels=labels, generator=generator))
+    latents = prior.sample(num, labels=labels, generator=generator)
+    images = torch.cat([model.decode(part) for part in latents.split(images_at_once(*model.size))])
     names = prior.class_names or ()
     return pictures.grid(images, 10, heads=[names[column % len(names)] for column in range(10)] if names else ())

@@ -17,8 +17,9 @@ from torch import Tensor
 from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images
 from vqvae.data.batching import index_batches
+from vqvae.evaluation import images_at_once
 from vqvae.tokens import CodeDataset, check_same_origin
-from vqvae.training.latents import ENCODE_BATCH, Encoding, Inputs, encode_or_load, encoded, live_batches, live_sample
+from vqvae.training.latents import Encoding, Inputs, encode_or_load, encoded, live_batches, live_sample
 from vqvae.training.options import Run
 from vqvae.training.run_folder import Session
 
@@ -90,7 +91,7 @@ def stored_or_encoded(
             batches=kept["train"].batches, parts=lambda: values.split(PART), sample=lambda: values, watched=watched
         )
     live = functools.partial(live_batches, encoding, data["train"], num_workers=run.data.num_workers)
-    first = {"batch_size": ENCODE_BATCH, "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
+    first = {"batch_size": images_at_once(*model.size), "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,
         parts=lambda: (batch.inputs for batch in encoded(encoding, data["train"], "encode train")),

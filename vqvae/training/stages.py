@@ -16,12 +16,11 @@ from vqvae import VQVAE, Autoencoder, pictures
 from vqvae.bound import rate
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Images, batches
-from vqvae.evaluation import evaluate
+from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
 from vqvae.training.checks import check_in_loop
 from vqvae.training.latents import (
-    ENCODE_BATCH,
     Inputs,
     fit_baselines,
     sampled_latents,
@@ -216,7 +215,8 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
     with Progress("evaluate", len(data["test"]), "img") as bar:
-        result = evaluate(model, priors, with_progress(batches(data["test"], ENCODE_BATCH), bar, metrics))
+        stream = with_progress(batches(data["test"], images_at_once(*model.size)), bar, metrics)
+        result = evaluate(model, priors, stream)
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
     guiding_prior: Any = learned
