@@ -4,6 +4,7 @@ A grid has `math.prod(grid)` positions, taken in raster order (row-major, the la
 it lives, which labels it takes, and how to be saved and loaded; what stands at a position is its subclasses' affair.
 """
 
+import json
 import math
 import numbers
 import re
@@ -53,6 +54,15 @@ class TrainedOn(NamedTuple):
         ):
             raise ValueError(f"got trained_on {str(plain)[:100]}, expected digests of a tokenizer and of images")
         return cls(tokenizer, images)
+
+
+# Bytes of the names of classes in a config.json, of which 2^20 are read.
+_MOST_NAMES = 1 << 18
+
+
+def _readable(name: str) -> str:
+    """A name as JSON can hold it: bytes of a file's name that are no UTF-8 become a mark."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class GridModel(SavedModel):
@@ -121,7 +131,9 @@ class GridModel(SavedModel):
 
     def _notes(self) -> dict[str, Any]:
         notes: dict[str, Any] = {} if self.trained_on is None else {"trained_on": self.trained_on._asdict()}
-        return notes if self.class_names is None else {**notes, "class_names": list(self.class_names)}
+        names = [] if self.class_names is None else list(map(_readable, self.class_names))
+        # So many that a config would be refused when it is read are not kept.
+        return {**notes, "class_names": names} if names and len(json.dumps(names)) <= _MOST_NAMES else notes
 
     def _read_notes(self, notes: Mapping[str, Any]) -> None:
         self.trained_on = TrainedOn.from_plain(notes.get("trained_on"))

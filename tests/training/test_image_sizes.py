@@ -63,7 +63,7 @@ def test_a_public_tokenizer_at_another_size_has_a_prior_of_its_grid(run, tmp_pat
     )
     peer.save_pretrained(tmp_path / "theirs")
     photos, ours, folder = make_images(tmp_path / "photos"), tmp_path / "ours", tmp_path / "run"
-    run("import", tmp_path / "theirs", "-o", ours, "--image-size", 12, 16, "--data", photos)
+    run("import", tmp_path / "theirs", "-o", ours, "--image-size", "12x16", "--data", photos)
     assert "a grid of (6, 8) for images of 12 x 16" in capsys.readouterr().out
     fit = ("--prior.width", 16, "--prior.depth", 1, "--prior.num-heads", 2, "--prior-fit.num-steps", 3)
     run("--stage", "prior", "--tokenizer", ours, "--data.source", photos, "--run", folder, *fit)

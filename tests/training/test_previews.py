@@ -61,12 +61,15 @@ def test_pictures_of_a_resumed_run_are_those_of_an_uninterrupted_one(run, option
     run(*options)
     whole, cut = (tmp_path / "run").rename(tmp_path / "whole"), tmp_path / "run"
     stopped(run, monkeypatch, cut, options, codebook=(3,))
-    # Of steps that a kill took back, and that no validation may come to.
+    # Of steps that a kill took back, also where no validation comes to them again; and what is somebody's own.
     (cut / "reconstructions").mkdir(exist_ok=True)
-    for left in ("000004.png", "000007.png", "mine.png"):
+    for left in ("000004.png", "000007.png", "000009.png", "mine.png"):
         (cut / "reconstructions" / left).write_bytes(b"of another future")
+    with (cut / "metrics.csv").open("a") as file:
+        file.write("codebook,7,test,psnr,1\n")
     run("--resume", "--run", cut)
-    assert names(cut) == {**names(whole), "reconstructions": ["000004.png", "000008.png", "mine.png"]}
+    own = ["000009.png", "mine.png"]
+    assert names(cut) == {**names(whole), "reconstructions": ["000004.png", "000008.png", *own]}
     for kept, found in names(whole).items():
         for name in found:
             assert (cut / kept / name).read_bytes() == (whole / kept / name).read_bytes()

@@ -1,5 +1,6 @@
 """`vqvae tokenize --size`: codes of images as large as they are, and priors on the grids that they have."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +76,12 @@ def test_a_prior_on_the_grid_of_a_size(run, fails, mixed, model, tmp_path):
 
 @pytest.mark.parametrize(("size", "grid"), [((16, 20), (4, 5)), ((12,), (3, 3))])
 def test_another_size_than_the_model_s(run, fails, mixed, model, tmp_path, size, grid):
-    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", *size)
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "x".join(map(str, size)))
     codes = CodeDataset(tmp_path / "codes" / "train")
     assert codes.grid == grid
     images = load_images(mixed, "train", size=size if len(size) == 2 else size[0], channels=1)
     assert torch.equal(codes[:5].codes, model.encode(images[:5].images))
-    said = fails("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "odd", "--size", 10, 12)
+    said = fails("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "odd", "--size", "10x12")
     assert "image_size (10, 12) is not a multiple of 4" in said
     assert not (tmp_path / "odd").exists()
 
@@ -92,3 +93,39 @@ def test_what_is_no_image_is_named_and_the_status_is_one(run, mixed, model, tmp_
     assert stopped.value.code == 1
     assert "skipped broken.png: not an image" in capsys.readouterr().err.replace("train/", "")
     assert len(CodeBuckets(tmp_path / "codes")) == 2
+
+
+def test_sets_of_a_source_that_changed_and_of_another_tokenizer_are_refused_before_anything(
+    run, fails, mixed, model, tmp_path
+):
+    words = ("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    run(*words)
+    before = {path: path.read_bytes() for path in (tmp_path / "codes").rglob("*") if path.is_file()}
+    odd = mixed / "train" / "odd.png"
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(odd)
+    run(*words)
+    odd.unlink()
+    said = fails(*words)
+    assert "32x32/train holds codes of a size that no train image has now" in said
+    quantizer = VectorQuantizer.Config(num_codes=8, dim=4)
+    VQVAE(image_size=8, width=8, num_blocks=0, quantizer=quantizer).save_pretrained(tmp_path / "other")
+    shutil.rmtree(tmp_path / "codes" / "32x32")
+    said = fails("tokenize", tmp_path / "other", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    assert "tokenizer" in said
+    assert {path: path.read_bytes() for path in (tmp_path / "codes").rglob("*") if path.is_file()} == before
+
+
+def test_a_size_is_one_word_before_what_is_read_too(run, fails, mixed, model, tmp_path):
+    run("tokenize", "--size", "12x16", tmp_path / "model", mixed, "-o", tmp_path / "codes")
+    assert CodeDataset(tmp_path / "codes" / "train").grid == (3, 4)
+    for size in ("12 x 16", "0", "x12", "1e3", "-4"):
+        said = fails("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "odd", f"--size={size}")
+        assert "expected a side in pixels, as 256, or height and width, as 192x256" in said
+
+
+def test_a_budget_for_a_prior_on_codes(run, mixed, model, tmp_path, capsys):
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes")
+    run("--stage", "prior", "--tokenizer", tmp_path / "model", "--codes", tmp_path / "codes", "--run", tmp_path / "run",
+        *PRIOR[:-2], "--time-budget", "10s")  # fmt: skip
+    assert "time budget 10s: " in capsys.readouterr().err
+    assert (tmp_path / "run" / "prior" / "model.safetensors").is_file()

@@ -5,8 +5,10 @@ import pytest
 import torch
 from image_files import noise, save
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vqvae.data import ImageTensors, load_images
+from vqvae.data.decoding import read, size_of
 from vqvae.data.own_sizes import by_size
 
 SIZES = [(9, 12), (9, 12), (12, 9), (16, 16), (10, 11), (1, 40)]
@@ -75,3 +77,26 @@ def test_a_turned_photograph_has_its_upright_size(tmp_path):
     found = by_size(load_images(tmp_path, "train"))
     assert list(found.sets) == [(20, 8)]
     assert found.sets[20, 8][0][0].shape == (3, 20, 8)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "JPEG"])
+def test_the_size_by_the_header_is_that_of_the_upright_picture(tmp_path, kind):
+    image = Image.fromarray(noise(8, 20, 3))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    path = tmp_path / f"turned.{kind.lower()}"
+    image.save(path, kind, exif=exif)
+    picture = read(path)
+    assert (picture.height, picture.width) == (20, 8)
+    assert size_of(path) == (20, 8)
+
+
+def test_the_size_of_a_png_that_says_so_in_xmp(tmp_path):
+    info = PngInfo()
+    info.add_itxt(
+        "XML:com.adobe.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+    )
+    path = tmp_path / "turned.png"
+    Image.fromarray(noise(8, 20, 3)).save(path, pnginfo=info)
+    picture = read(path)
+    assert size_of(path) == (picture.height, picture.width)

@@ -1,5 +1,6 @@
 """What commands share: models, priors and codecs from what the user names, and lines for the user."""
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -19,11 +20,25 @@ from vqvae.codec import Codec, Mode
 from vqvae.data import Images, batches, load_images
 from vqvae.fingerprint import check_same_codes, check_trained_on
 
+_SIDES = re.compile(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?")
 MODES = {"lossless": Mode.LOSSLESS, "lossy": Mode.LOSSY, "bits-back": Mode.BITS_BACK}
 
 Model = Annotated[str, tyro.conf.Positional]
 File = Annotated[Path, tyro.conf.Positional]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+def sides_of(text: str, option: str) -> int | tuple[int, int]:
+    """The size of images from one word: a side, as 256, or height and width, as 192x256.
+
+    One word, as a command that took two would take what comes after them, too.
+    """
+    found = _SIDES.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"got {option} {printable(text)!r:.80}, expected a side in pixels, as 256, or height and width, as 192x256"
+        )
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
 def at_least_one(value: int, name: str) -> None:

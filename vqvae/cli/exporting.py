@@ -11,7 +11,7 @@ from safefolder.files import check_replaceable
 from safefolder.hub import download, is_hub_id
 from safefolder.tensors import MOST_CONFIG_BYTES, is_file, read_json
 from vqvae import VQVAE, Autoencoder
-from vqvae.cli.common import Model, Output, check_pair, has_prior, load_prior, tell
+from vqvae.cli.common import Model, Output, check_pair, has_prior, load_prior, sides_of, tell
 from vqvae.data import batches, load_images
 from vqvae.interop import export_diffusers, export_onnx, export_program, fit_scale, import_tokenizer
 
@@ -56,7 +56,7 @@ def export(run_or_model: Model, to: Literal["onnx", "program", "diffusers", "lla
 def import_(
     source: Source,
     output: Output,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: str | None = None,
     config: Path | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -73,8 +73,8 @@ def import_(
     Args:
         source: folder, file or hub id.
         output: the folder to write, which must not be there yet.
-        image_size: side, or height and width, in pixels, any that the networks can halve; the source's own unless
-            given.
+        image_size: side in pixels, as 256, or height and width, as 192x256, any that the networks can halve; the
+            source's own unless given.
         config: the yaml of a taming checkpoint, unless it lies beside it.
         revision: branch, tag or commit of a hub id.
         subfolder: where in the folder or repository the model is.
@@ -89,9 +89,8 @@ def import_(
         prior.save_pretrained(output)
         print(f"{output}: a {type(prior).__name__} of {prior.num_codes} codes on a grid of {prior.grid}")
         return
-    model = import_tokenizer(
-        source, config=config, image_size=image_size, revision=revision, subfolder=subfolder, tell=tell
-    )
+    size = None if image_size is None else sides_of(image_size, "--image-size")
+    model = import_tokenizer(source, config=config, image_size=size, revision=revision, subfolder=subfolder, tell=tell)
     if data is None:
         tell("the scale of its likelihood is not fitted, so that distortion and bits mean nothing yet: add --data")
     else:

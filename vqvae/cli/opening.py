@@ -66,7 +66,7 @@ class Opened:
         if safefolder.folder.has_part(self.source, "prior"):
             return load_prior(self.source, None)
         if not _is_begun(self.source, "prior"):
-            return None
+            return self._loop_prior()
         from vqvae.training.unfinished import unfinished_prior
 
         begun = unfinished_prior(Path(self.source), self.model)
@@ -74,6 +74,16 @@ class Opened:
             return None
         tell(f"note: {self.source} is not finished: {begun}")
         return begun.prior
+
+    def _loop_prior(self) -> Prior | ContinuousPrior | None:
+        """Of a run whose codebook is finished and whose prior has not begun, the prior that was in the loop."""
+        folder = Path(self.source) / "state" / "loop"
+        if not self.has_loop or not folder.is_dir():
+            return None
+        tell(f"note: {self.source} is not finished: its prior is that in the loop of the codebook")
+        found = GridModel.from_pretrained(folder)
+        assert isinstance(found, Prior | ContinuousPrior)
+        return found
 
     def prior(self, named: str | None) -> Prior | ContinuousPrior:
         """The prior that is named, or else the run's own.

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,16 @@ from tqdm import tqdm
 
 from safefolder import Options
 from vqvae import Autoencoder
-from vqvae.cli.common import Model, Output, device_of, printable, speed, tell
+from vqvae.cli.common import Model, Output, device_of, printable, sides_of, speed, tell
 from vqvae.data import Images, load_images
 from vqvae.data.own_sizes import by_size
 from vqvae.tokens import CodeDataset, Tokenized, Tokenizing, TokenizingOnRay, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
-from vqvae.tokens.buckets import bucket_name
-from vqvae.tokens.layout import ShardSizes, not_there
+from vqvae.tokens.buckets import bucket_name, is_bucket
+from vqvae.tokens.layout import ShardSizes, not_there, plan
 from vqvae.tokens.pipeline import check_workers
 from vqvae.tokens.ray_session import RaySession
+from vqvae.tokens.shards import check_folder
 from vqvae.tokens.table import one_parquet
 
 # Unreadable images that are named on stderr; all are in the index.
@@ -39,10 +41,10 @@ class TokenizingFlags(ShardSizes):
 
     split: Literal["train", "test"] | None = None
     """which part of the source; both unless given"""
-    size: Literal["model", "keep"] | int | tuple[int, int] = "model"
-    """what images are scaled and cropped to: the model's size, another side or height and width, or keep, which takes
-    them as large as they are, in tiles, into a set for each size (OUTPUT/192x256/train), their sides padded to what the
-    model divides by"""
+    size: str = "model"
+    """what images are scaled and cropped to: model (its own size), another side as 256, another height and width as
+    192x256; or keep, which takes them as large as they are, in tiles, into a set for each size (OUTPUT/192x256/train),
+    their sides padded to what the model divides by"""
     num_workers: int | None = None
     """processes that decode ahead; all cores but one, at most 8, unless given"""
 
@@ -109,13 +111,14 @@ def tokenize(
         model: Any = Autoencoder.from_pretrained(run_or_model)
         if on is not None:
             model = model.to(on)
-        if isinstance(tokenizing.size, int | tuple):
-            model = model.resized(tokenizing.size)
+        if not keeps and tokenizing.size != "model":
+            model = model.resized(sides_of(tokenizing.size, "--size"))
         sets = {part: _load(source, part, model, split, None if keeps else model.size) for part in parts}
         jobs = [_Job(part, part, images, output / part, model.size) for part, images in sets.items()]
         if keeps:
             jobs = [job for part, images in sets.items() for job in _by_size(part, images, output, model)]
             status = int(any(job.unusable for job in jobs))
+            _check_kept(jobs, output, parts, model, tokenizing)
         # One Ray for all, which starts if there is work for it.
         session = stack.enter_context(RaySession(engine.address)) if on_ray else None
         for job in jobs:
@@ -131,7 +134,7 @@ def tokenize(
                     "tokenizer_source": run_or_model,
                     "batch_size": job.batch_size(tokenizing.batch_size, keeps),
                     "shard_size": tokenizing.shard_size,
-                    "tile": _TILE if tokenizing.size != "model" and max(job.size) > _TILE else None,
+                    "tile": job.tile if tokenizing.size != "model" else None,
                 }
                 if on_ray:
                     kind = None if engine.device == "auto" else engine.device
@@ -222,9 +225,36 @@ class _Job:
     size: tuple[int, int]
     unusable: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def tile(self) -> int | None:
+        """Pixels a side of the tiles of images that are larger."""
+        return _TILE if max(self.size) > _TILE else None
+
     def batch_size(self, asked: int, keeps: bool) -> int:
         """Images that are encoded at once: of large ones that come as they are, few."""
         return max(1, min(asked, _KEEP_BYTES // math.prod(self.images.shape))) if keeps else asked
+
+
+def _check_kept(jobs: list[_Job], output: Path, parts: Sequence[str], model: Any, flags: TokenizingFlags) -> None:
+    """Before the first size is worked on: ValueError where codes of other images or of another tokenizer lie there."""
+    made = {job.folder for job in jobs}
+    for part in parts:
+        for folder in sorted(output.glob(f"*x*/{part}")):
+            if is_bucket(folder.parent.name) and folder not in made and any(folder.iterdir()):
+                raise ValueError(
+                    f"{folder} holds codes of a size that no {part} image has now, as if the source had changed since: "
+                    "remove it, or name another folder"
+                )
+    for job in jobs:
+        if job.folder.is_dir():
+            sized = model if job.size == model.size else model.resized(job.size)
+            options = Tokenizing(
+                split=job.part,
+                batch_size=job.batch_size(flags.batch_size, True),
+                shard_size=flags.shard_size,
+                tile=job.tile,
+            )
+            check_folder(plan(sized, job.images, job.folder, options))
 
 
 def _by_size(part: str, images: Images, output: Path, model: Any) -> list[_Job]:

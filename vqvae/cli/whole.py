@@ -1,5 +1,6 @@
 """Images as large as they are through a model, in tiles: reconstruct --size keep."""
 
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,6 +10,9 @@ from vqvae.cli.common import printable
 from vqvae.cli.image_choice import ImageChoice, Original, as_large_as_they_are
 from vqvae.cli.opening import Opened
 from vqvae.metrics import psnr, ssim
+
+# Bytes of a file's name that are taken over; systems take 255.
+_LONGEST = 200
 
 
 def reconstruct_whole(opened: Opened, shown: Autoencoder, choice: ImageChoice, num: int, output: Path) -> None:
@@ -27,6 +31,11 @@ def reconstruct_whole(opened: Opened, shown: Autoencoder, choice: ImageChoice, n
             "--size keep"
         )
     is_file = output.suffix.lower() == ".png" and not output.is_dir()
+    if not is_file and output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, and no .png; name a .png file for one image, or a folder for several")
+    for name in choice.data or ():
+        if os.path.realpath(name) == os.path.realpath(output):
+            raise ValueError(f"{output} holds the images that are read; name another file or folder with --output")
     images = as_large_as_they_are(opened.source, choice, opened.model, num)
     first = next(images, None)
     if first is None:
@@ -44,7 +53,8 @@ def reconstruct_whole(opened: Opened, shown: Autoencoder, choice: ImageChoice, n
 
 
 def _name(number: int, original: Original) -> str:
-    return f"{number:06}-{Path(original.name).stem}.png"
+    stem = Path(original.name).stem.encode("utf-8", "surrogateescape")[:_LONGEST].decode("utf-8", "ignore")
+    return f"{number:06}-{stem}.png"
 
 
 def _write(model: Autoencoder, shown: Autoencoder, original: Original, path: Path) -> None:

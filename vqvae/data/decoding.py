@@ -100,8 +100,10 @@ def size_of(source: Path | BytesIO) -> tuple[int, int]:
         _as_value_errors(of_system=True),
         Image.open(file, formats=FORMATS) as image,
     ):
-        # Pillow would decode a PNG to look for what may come after its pixels.
-        known = image.format != "PNG" or "exif" in image.info
+        # Pillow turns the size of a TIFF by itself, and would decode a PNG to look for what may come after its pixels;
+        # before them it is said there in one of three ways.
+        said = {"exif", "XML:com.adobe.xmp", "xmp"} & image.info.keys()
+        known = image.format != "TIFF" and (image.format != "PNG" or bool(said))
         turned = known and _turn(image) in _LYING
         return (image.width, image.height) if turned else (image.height, image.width)
 

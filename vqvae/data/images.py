@@ -302,7 +302,7 @@ class EncodedImages(Images):
         cache = self._cache
         if cache is None:
             return make()[0]
-        digest = blake2b(f"{self.name} {self.split} {about}".encode(), digest_size=16)
+        digest = blake2b(f"{self.split} {about}".encode(), digest_size=16)
         for part in self._stamps(range(index, index + 1), times=True):
             digest.update(part)
         of = digest.digest()

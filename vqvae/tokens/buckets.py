@@ -23,6 +23,11 @@ def bucket_name(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
 
 
+def is_bucket(name: str) -> bool:
+    """Whether a folder is called as `bucket_name` does."""
+    return _SIZE.fullmatch(name) is not None
+
+
 class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
     """The sets of a folder by the size of their images, height and width in pixels.
 
@@ -32,7 +37,7 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
             batch.codes                                         # int64 "b *grid"
 
     Raises:
-        ValueError: a folder without such sets, one that is not whole, or sets of several tokenizers' codes.
+        ValueError: a folder without such sets, one that is not whole, or codes of tokenizers with several options.
     """
 
     def __init__(self, folder: str | Path, split: str = "train"):
@@ -45,10 +50,14 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
                 "`vqvae tokenize --size keep` wrote, as 192x256/train"
             )
         self.sets = {size: CodeDataset(self.folder / bucket_name(size) / split) for size in sorted(sizes)}
-        codebooks = {found.num_codes for found in self.sets.values()}
-        if len(codebooks) > 1:
-            raise ValueError(f"{folder} holds codes of several tokenizers, with {sorted(codebooks)} codes")
-        self.num_codes = codebooks.pop()
+        first = next(iter(self.sets))
+        self.num_codes = self.sets[first].num_codes
+        for size, found in self.sets.items():
+            if _options(found) != _options(self.sets[first]):
+                raise ValueError(
+                    f"{folder} holds codes of several tokenizers: those of {bucket_name(size)} are of another than "
+                    f"those of {bucket_name(first)}, as their options tell"
+                )
 
     def __getitem__(self, size: tuple[int, int]) -> CodeDataset:
         return self.sets[size]
@@ -90,3 +99,9 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
             order = index_batches(len(sets[at]), batch_size, seed=seed, start=number, drop_last=drop_last)
             yield sets[at].__getitems__(next(order))
             step += 1
+
+
+def _options(codes: CodeDataset) -> tuple[object, dict[str, object]]:
+    """What a set says of its tokenizer, less the size of its images."""
+    options = {name: value for name, value in codes.tokenizer["config"].items() if name != "image_size"}
+    return codes.tokenizer["class"], options

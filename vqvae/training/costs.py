@@ -24,6 +24,8 @@ from vqvae.training.progress import duration
 # A shorter run has no use for as long a warm-up as a longer one.
 WARM_UP = 0.1
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+# A year.
+_MOST = 366 * 24 * 3600.0
 _TIME = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 
 
@@ -32,8 +34,8 @@ def seconds_of(text: str) -> float:
     plain = text.strip().lower()
     parts = _TIME.findall(plain)
     total = math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != plain or not 0 < total < math.inf:
-        raise ValueError(f"got --time-budget {text!r:.80}, expected a time such as 90s, 20m or 1.5h")
+    if "".join(number + unit for number, unit in parts) != plain or not 0 < total <= _MOST:
+        raise ValueError(f"got --time-budget {text!r:.80}, expected a time such as 90s, 20m or 1.5h, of a year at most")
     return total
 
 

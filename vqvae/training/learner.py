@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +34,9 @@ class Learner:
         # Modules that are shared out cannot be copied, so their copy comes before.
         self.copy = copy.deepcopy(objective) if isinstance(fabric.strategy, ModelParallelStrategy) else None
         self.average: AveragedModel | ShardedAverage | None = None
+        self._warms_up = True
         if options.ema is not None and self.copy is None:
-            self.average = AveragedModel(objective, multi_avg_fn=functools.partial(_average, options.ema))
+            self.average = AveragedModel(objective, multi_avg_fn=self._average)
         self.module: Any
         self.optimizer: Any
         if self.copy is None:
@@ -58,6 +58,14 @@ class Learner:
         if self.average is not None:
             self.state["average"] = self.average
 
+    @torch.no_grad()
+    def _average(self, averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        """A step of the moving average of parameters."""
+        assert self.options.ema is not None
+        share = 1 - decay_at(int(num_averaged), self.options.ema, self.warms_up)
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, share)
+
     def _adamw(self, options: FitConfig) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             self.objective.parameters(),
@@ -65,6 +73,17 @@ class Learner:
             betas=(0.9, 0.95),
             weight_decay=options.weight_decay,
         )
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the moving average has less decay in its first updates; not in runs that began before that was so."""
+        return self._warms_up
+
+    @warms_up.setter
+    def warms_up(self, value: bool) -> None:
+        self._warms_up = value
+        if isinstance(self.average, ShardedAverage):
+            self.average.warms_up = value
 
     def clip(self, max_norm: float) -> Tensor:
         """Clip the gradients; the norm that they had."""
@@ -163,14 +182,6 @@ def kept_weights(held: Mapping[str, Any]) -> dict[str, Tensor]:
     prefix = "module."
     averaged = {name.removeprefix(prefix): each for name, each in average.items() if name.startswith(prefix)}
     return averaged or weights
-
-
-@torch.no_grad()
-def _average(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor) -> None:
-    """A step of a moving average of parameters."""
-    share = 1 - decay_at(int(num_averaged), decay)
-    for average, value in zip(averages, values, strict=True):
-        average.lerp_(value, share)
 
 
 def mean_terms(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -50,7 +50,8 @@ def fit(
     fabric, run, metrics, stop = session.fabric, session.run, session.metrics, session.stop
     path = state_path(run, name)
     is_new = not path.exists() or not is_of(path, of)
-    if not is_new and (held := checkpoint(path))["step"] >= options.num_steps:
+    held = {} if is_new else checkpoint(path)
+    if not is_new and held["step"] >= options.num_steps:
         # What precision was asked for this time must not change what was trained in another.
         return Learner.finished(objective, held).to(fabric.device)
     if is_new and path.exists():
@@ -59,6 +60,7 @@ def fit(
     state: dict[str, Any] = {**learner.state, "step": 0, "seconds": 0.0}
     if not is_new:
         load_state(fabric, path, state)
+        learner.warms_up = held.get("ema_warms_up", False)
     start = saved = state["step"]
     metrics.stage(name, start)
     began -= state["seconds"]
@@ -131,7 +133,7 @@ def fit(
             if done % options.save_every == 0 or done == options.num_steps or stopping:
                 session.begin()
                 state.update(step=done, seconds=time.monotonic() - began)
-                save_state(fabric, path, {**state, **_notes(objective, of)})
+                save_state(fabric, path, {**state, **_notes(objective, of), "ema_warms_up": learner.warms_up})
                 saved = done
             if stopping:
                 fabric.print(f"{name}: saved at step {done}; go on with `{go_on(run)}`", file=sys.stderr)

@@ -39,8 +39,8 @@ class DataConfig(Options):
     no result, and 0 keeps none"""
 
     def __post_init__(self) -> None:
-        if self.cache < 0:
-            raise ValueError(f"got cache={self.cache:g}; expected gigabytes, 0 for none")
+        if not 0 <= self.cache <= 1e6:
+            raise ValueError(f"got cache={self.cache:g}; expected gigabytes, 0 for none and a million at most")
 
 
 @dataclass(frozen=True, kw_only=True)

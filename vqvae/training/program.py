@@ -116,5 +116,9 @@ def _costs(
 
 
 def _untrained(run: Run) -> Autoencoder:
+    """A model as large as the run's; of a tokenized set the very one, as the set asks for it."""
     with torch.random.fork_rng([]):
-        return run.model.build()
+        if run.codes is None:
+            return run.model.build()
+        has_codebook = (run.run / "codebook").exists()
+        return Autoencoder.from_pretrained(run.run / "codebook") if has_codebook else first_model(run)

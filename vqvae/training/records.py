@@ -90,19 +90,20 @@ class Metrics:
         if not self.fabric.is_global_zero or self.events is not None:
             return
         name, step = self.at
-        kept = [row for row in self._rows() if row[0] != name or int(row[1]) <= step]
+        if self.also is not None and self.online is None:
+            self.online = self.also()  # first, as it may be refused
+        rows = self._rows()
+        kept = [row for row in rows if row[0] != name or int(row[1]) <= step]
+        # Of the pictures that lie there those of validations that are taken back; others may be anybody's.
+        validated = {int(row[1]) for row in rows if (row[0], row[2]) == (name, "test") and int(row[1]) > step}
         with (
             safefolder.files.replacing(self.path) as scratch,
             scratch.open("w", newline="", encoding="utf-8") as file,
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
-        if name:  # else no stage has begun yet
-            for path in (self.folder / FOLDERS[name]).glob("*.png"):
-                if path.stem.isdecimal() and int(path.stem) > step:
-                    path.unlink()
+        for number in validated:
+            (self.folder / FOLDERS[name] / f"{number:06}.png").unlink(missing_ok=True)
         self.events = Events(self.folder / "tensorboard" / name, step)
-        if self.also is not None and self.online is None:
-            self.online = self.also()
         for write in self.waiting:
             write()
         self.waiting = []

@@ -33,12 +33,15 @@ def gather_full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def decay_at(num_updates: int, decay: float) -> float:
+def decay_at(num_updates: int, decay: float, warms_up: bool = True) -> float:
     """The decay of a moving average after so many updates, which at first is less: it forgets where it began.
 
     (1 + n) / (10 + n) until that is `decay`, as TensorFlow's ExponentialMovingAverage has it with num_updates.
+
+    Args:
+        warms_up: else it is `decay` from the beginning, as in runs of versions before.
     """
-    return min(decay, (1 + num_updates) / (10 + num_updates))
+    return min(decay, (1 + num_updates) / (10 + num_updates)) if warms_up else decay
 
 
 class ShardedAverage:
@@ -48,13 +51,13 @@ class ShardedAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+        self.decay, self.warms_up = decay, True
         self.num_updates = 0
         self.parts = {name: value.detach().clone() for name, value in module.named_parameters()}
 
     @torch.no_grad()
     def update_parameters(self, module: nn.Module) -> None:
-        share = 1 - decay_at(self.num_updates, self.decay) if self.num_updates else 1.0
+        share = 1 - decay_at(self.num_updates, self.decay, self.warms_up) if self.num_updates else 1.0
         for name, value in module.named_parameters():
             self.parts[name].lerp_(value.detach(), share)
         self.num_updates += 1
