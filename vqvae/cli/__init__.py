@@ -27,6 +27,7 @@
     evaluating.py   the figures of one model, of bits and of the eye
     opening.py      what is named as a run or a model, opened, also while it trains
     image_choice.py which images: --data and --split
+    whole.py        images as large as they are, in tiles
     inpainting.py   an image with a part to be sampled anew
     reading.py      the pixels of image files, exactly
     naming.py       names out of a file, which nobody vouches for, as places in a folder

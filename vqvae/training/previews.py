@@ -84,7 +84,8 @@ def reconstructions(fabric: Fabric, watched: Batch) -> Callable[..., Tensor]:
 
     def make(kept: CodebookObjective | RateAwareObjective) -> Tensor:
         out = kept.encoder(to_device(labels, fabric))(images)
-        return pictures.pairs(images, kept.model.reconstruct(out))
+        columns = min(8, len(images))
+        return pictures.pairs(images, kept.model.reconstruct(out), columns, side=pictures.side_for(columns))
 
     return make
 

@@ -1,8 +1,9 @@
 """What a run will cost: a few steps of its stages on weights that are thrown away.
 
-Nothing of the run is touched: models, optimisers and orders are of their own, nothing is written, and random numbers
-are put back as they were. A step that is the first of its kind is not counted, as it also loads, compiles and starts
-workers. Codes that a prior is tried on are random, since a step costs the same whatever the codes are.
+Nothing of the run is touched: models, optimisers and orders are of their own, nothing is written but into the cache of
+shrunk images, which changes no result, and random numbers are put back as they were. A step that is the first of its
+kind is not counted, as it also loads, compiles and starts workers. Codes that a prior is tried on are random, since a
+step costs the same whatever the codes are.
 """
 
 import contextlib

@@ -221,7 +221,10 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     images = first.images.to(fabric.device)
     guiding_prior: Any = learned
     codes = model.through(guiding_prior, to_device(first.labels, fabric)).encode(images)
-    pictures.save_reconstructions(run.run / "reconstructions.png", images, model.decode(codes))
+    columns = min(8, len(images))
+    pictures.save_reconstructions(
+        run.run / "reconstructions.png", images, model.decode(codes), columns, side=pictures.side_for(columns)
+    )
     pictures.save_usage(run.run / "usage.png", result.code_usage)
     pictures.save_png(run.run / "samples.png", pictures.to_png(sample_grid(model, learned, 8, run.seed)))
     seconds = metrics.seconds() + time.monotonic() - began
