@@ -6,6 +6,7 @@
     prior.log_prob(codes)      # nats, "b"; train on -prior(codes).mean()
     prior.sample(16)           # codes, int64 "16 7 7"
     prior.sample(16, sampling=Sampling(temperature=0.9, top_p=0.95))
+    prior.sample(16, sampling=Sampling(draft=draft))  # a `DraftHead` or a cheap prior proposes: the same, sooner
 
 In place of raster order: `AnyOrderPrior` samples under any mask and several codes a step, `DepthTransformerPrior` is
 for several codes a position, `NextScalePrior` for pictures of codes from coarse to fine. `LlamaPrior` is for software
@@ -25,6 +26,7 @@ from priors.any_order import AnyOrderPrior
 from priors.base import Prior
 from priors.continuous import ContinuousPrior
 from priors.depth import DepthTransformerPrior
+from priors.draft_head import DraftHead
 from priors.llama import LlamaPrior
 from priors.mixture_transformer import MixtureTransformerPrior
 from priors.next_scale import NextScalePrior
@@ -40,6 +42,7 @@ __all__ = [
     "AnyOrderPrior",
     "ContinuousPrior",
     "DepthTransformerPrior",
+    "DraftHead",
     "LlamaPrior",
     "MixtureTransformerPrior",
     "NGramPrior",

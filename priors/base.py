@@ -28,10 +28,11 @@ so guidance 1 is the plain conditional; theirs is 1 + w. It may differ from posi
 A prior knows nothing of images. Its outputs are at least float32; `prior.double()` gives float64.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +52,10 @@ from priors.draws import (
 )
 from priors.grid import GridModel, check_size
 from priors.precision import Arithmetic, choose
-from priors.sampling import Chooser, Sampling, Seeds, check_sampling, random_chooser
+from priors.sampling import Chooser, Sampling, Seeds, check_sampling, probabilities, random_chooser
+from priors.scorers import Scorer, guided
+from priors.speculation import Draft, PriorDraft, guided_draft, speculate
+from priors.trials import numerics_for
 from priors.walks import Step, WalkOrder, WalkStart, taken
 from safefolder import arrays
 from safefolder.arrays import Codes, Labels, Mask
@@ -96,6 +100,32 @@ class Prior(GridModel):
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         """`_log_conditionals` after mixtures of codes: of weights "b n k", in this prior's `dtype`."""
         raise ValueError(f"{type(self).__name__} has no conditionals after mixtures of codes; take a TransformerPrior")
+
+    def _start_scorer(self, start: WalkStart, most: int) -> Scorer:
+        """What scores stretches of up to `most` positions of grids in raster order: here the whole grids each time."""
+
+        def score(codes: Tensor, begins: Sequence[int], at: Tensor) -> Tensor:
+            found = self._log_conditionals(codes[:, : self.num_positions], start.labels)
+            return found.gather(1, at[..., None].expand(-1, -1, self.num_codes))
+
+        return score
+
+    def check_fits(self, prior: "Prior") -> None:
+        """ValueError unless it can propose codes to another prior: of as many codes on the same grid, with its classes
+        or none, and on its device."""
+        mine = (self.num_codes, self.grid, self.num_classes or prior.num_classes, self.device)
+        if mine != (prior.num_codes, prior.grid, prior.num_classes, prior.device):
+            raise ValueError(
+                f"got a draft of {self.num_codes} codes on a grid of {self.grid} with {self.num_classes} classes on "
+                f"{self.device}, expected {prior.num_codes} on {prior.grid} with {prior.num_classes} or none, "
+                f"on {prior.device}"
+            )
+
+    def start_draft(self, prior: "Prior", scorer: Scorer, start: WalkStart) -> Draft:
+        """The proposals of this prior to another one, in blocks of rows as its scorer's (`Sampling.draft`)."""
+        arithmetic = start.arithmetic if self.has_arithmetic else Arithmetic(self.dtype)
+        labels = None if self.num_classes is None else start.labels
+        return PriorDraft(self._start_scorer(replace(start, labels=labels, arithmetic=arithmetic), 2))
 
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
         """Bytes that a walk needs for each row if a step reads so many codes, beside the conditionals of the step."""
@@ -241,7 +271,15 @@ class Prior(GridModel):
             walk_order = replace(walk_order, num_before=0, sizes=sizes)
         # What is wrong is said now, not at the first grid.
         random_chooser(sampling, generator=generator, seeds=None if listed is None else [])
-        arithmetic = choose(sampling.precision, rows * wide, self, sampling.compiled)
+        self._check_draft(sampling, walk_order, listed)
+        no_labels = None if self.num_classes is None else torch.full((rows * wide,), self.num_classes)
+
+        def start_of(arithmetic: Arithmetic) -> WalkStart:
+            first = taken(walk_order, torch.zeros(rows * wide, dtype=torch.int64, device=self.device))
+            labels = None if no_labels is None else no_labels.to(self.device)
+            return WalkStart(rows * wide, labels, arithmetic, first.order, first.sizes)
+
+        numerics = numerics_for(self, sampling, start_of)
 
         def sampled_blocks() -> Iterator[Tensor]:
             total, off = num * self.num_positions, None if progress else True
@@ -256,7 +294,12 @@ class Prior(GridModel):
                         bar.update(positions * length)
 
                     with torch.inference_mode():
-                        codes = self._walk(chooser, chosen, strengths, taken(walk_order, rows), arithmetic, tick)
+                        block = (chosen, strengths, taken(walk_order, rows), numerics.arithmetic)
+                        if numerics.num_proposals:
+                            number = numerics.num_proposals
+                            codes = self._speculate(sampling, number, generator, *block, bar.update)
+                        else:
+                            codes = self._walk(chooser, *block, tick)
                     # A copy, as a tensor of inference mode cannot be trained on.
                     yield codes[:length].clone()
 
@@ -290,6 +333,50 @@ class Prior(GridModel):
         if sampling.compiled and num > 1:
             raise ValueError(f"got compiled=True for steps of up to {num} codes, expected False, or one a step")
         return num
+
+    def _check_draft(self, sampling: Sampling, walk_order: WalkOrder, seeds: Sequence[int] | None) -> None:
+        """ValueError for a draft, or a number of its proposals, that cannot be had."""
+        draft: Any = sampling.draft
+        if draft is None:
+            if sampling.num_proposals is not None:
+                raise ValueError(f"got num_proposals={sampling.num_proposals} without a draft to propose them")
+            return
+        if not callable(getattr(draft, "start_draft", None)):
+            raise ValueError(f"got a {type(draft).__name__} as draft, expected a prior over codes or a DraftHead")
+        draft.check_fits(self)
+        if walk_order.order is not None or walk_order.sizes is not None or self.num_at_once > 1:
+            raise ValueError(f"got a draft, expected none: {type(self).__name__} does not sample code by code in raster order")
+        if sampling.compiled or seeds is not None:
+            other = "compiled=True" if sampling.compiled else "seeds for each grid"
+            raise ValueError(f"got a draft beside {other}, expected one of the two")
+
+    @torch.no_grad()
+    def _speculate(
+        self,
+        sampling: Sampling,
+        num_proposals: int,
+        generator: torch.Generator | None,
+        labels: Tensor | None,
+        strengths: Tensor | None,
+        walk_order: WalkOrder,
+        arithmetic: Arithmetic,
+        tick: Callable[[int], object],
+    ) -> Tensor:
+        """A block in raster order, by proposals of the draft (`priors.speculation`)."""
+        known, draft = walk_order.known, cast(Any, sampling.draft)
+        begins = walk_order.kept.sum(1).tolist()
+        tick(sum(begins))
+        with self.evaluating(), draft.evaluating(), torch.autocast(self.device.type, enabled=False):
+            start = WalkStart(len(known), labels, arithmetic)
+            if strengths is not None:
+                start = self._doubled(start)
+            scorer = self._start_scorer(start, num_proposals + 1)
+            proposing = draft.start_draft(self, scorer, start)
+            if strengths is not None:
+                scorer, proposing = guided(scorer, strengths), guided_draft(proposing, strengths)
+            to_probabilities = functools.partial(probabilities, sampling)
+            codes = speculate(scorer, proposing, known, begins, num_proposals, to_probabilities, generator, tick)
+        return codes.reshape(len(codes), *self.grid)
 
     @torch.no_grad()
     def _walk(
@@ -333,13 +420,7 @@ class Prior(GridModel):
 
     def _guided(self, start: WalkStart, strengths: Tensor) -> Step:
         """A walk of two rows for each grid, the second without its label, whose conditionals become one."""
-        assert start.labels is not None
-        assert self.num_classes is not None
-        free_labels = torch.full_like(start.labels, self.num_classes)
-        order = None if start.order is None else start.order.repeat(2, 1)
-        labels = torch.cat((start.labels, free_labels))
-        both = WalkStart(2 * start.num, labels, start.arithmetic, order, start.sizes)
-        step, position = self._start_walk(both), 0
+        step, position = self._start_walk(self._doubled(start)), 0
 
         def guided(fixed: Tensor) -> Tensor:
             nonlocal position
@@ -349,6 +430,14 @@ class Prior(GridModel):
             return (free + strength * (given - free)).log_softmax(-1)
 
         return guided
+
+    def _doubled(self, start: WalkStart) -> WalkStart:
+        """Two rows for each grid, the second without its label."""
+        assert start.labels is not None
+        assert self.num_classes is not None
+        order = None if start.order is None else start.order.repeat(2, 1)
+        labels = torch.cat((start.labels, torch.full_like(start.labels, self.num_classes)))
+        return replace(start, num=2 * start.num, labels=labels, order=order)
 
     def _walk_order(self, known: Tensor, kept: Tensor, num_steps: int | None) -> WalkOrder:
         """The order in which to sample what is not kept. In raster order nothing may be known after what is sampled."""

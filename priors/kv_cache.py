@@ -6,7 +6,8 @@ many rows are sampled in bfloat16. Attention of one query is two batched product
 which on a CPU is faster than scaled_dot_product_attention; keys are kept transposed for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +53,14 @@ class CachedTrunk:
         for block in trunk.blocks:
             rest = (block.attention.out, block.mlp.gate_and_value, block.mlp.out)
             centred = self._centred if self.normalised else None
-            qkv = prepare(block.attention.qkv.weight, arithmetic, rows, centred, packed=not static)
+            packed = not static
+            qkv = prepare(block.attention.qkv.weight, arithmetic, rows, centred, packed=packed)
             # Zeros, as what lies ahead is hidden from a static step but must be numbers.
             values = torch.zeros(rows, self.num_heads, num_positions, self.head_width, **options)
             shape = values.shape if static else values.mT.shape
             keys = torch.zeros(shape, **options)
             keys = keys.mT if static else keys
-            maps = (prepare(linear.weight, arithmetic, rows, packed=not static) for linear in rest)
+            maps = (prepare(linear.weight, arithmetic, rows, packed=packed) for linear in rest)
             self.layers.append((keys, values, qkv, *maps))
         self._scratch: dict[int, _Scratch] = {}
         # Steps of one input are compiled where that was asked for, and launched at once on a GPU.
@@ -118,13 +120,37 @@ class CachedTrunk:
         self._layers(s, rotary * self.turn_scale, slice(begin, begin + m), hidden)
         return s.normed.view(b, m, width).clone()
 
-    def _layers(self, s: "_Scratch", rotary: Tensor, new: slice, hidden: Tensor | None) -> None:
-        """From `s.x` to `s.normed`; `hidden` are the inputs "m m" that each of them does not see."""
+    @torch.no_grad()
+    def from_positions(self, x: Tensor, rotary: Tensor, begins: Sequence[int]) -> Tensor:
+        """The same of inputs "b m w" that stand at positions begins[row], begins[row] + 1, ... of each row.
+
+        What the cache held from there on is forgotten; before, every row has been filled. `rotary` is "b m 2 1 pairs".
+        """
+        b, m, width = x.shape
+        s = self._scratch.setdefault(m, _Scratch(self, m)) if m not in self._scratch else self._scratch[m]
+        s.x.copy_(x.reshape(b * m, width))
+        first, self.length = begins[0], max(begins) + m
+        if all(begin == first for begin in begins):
+            hidden = torch.ones(m, m, dtype=torch.bool, device=self.device).triu(1) if m > 1 else None
+            self._layers(s, rotary * self.turn_scale, slice(first, first + m), hidden)
+        else:
+            at = torch.tensor(begins, device=self.device)[:, None] + torch.arange(m, device=self.device)
+            self._layers(s, rotary * self.turn_scale, _Rows(at, max(begins) + m), None)
+        return s.normed.view(b, m, width).clone()
+
+    def _layers(self, s: "_Scratch", rotary: Tensor, new: "slice | _Rows", hidden: Tensor | None) -> None:
+        """From `s.x` to `s.normed`; `hidden` are the inputs "m m" that each of them does not see, where all rows stand
+        at the same positions."""
         b, m, heads = self.rows, s.m, self.rows * self.num_heads
         end = new.stop
         # How much of the cache is multiplied.
         length = self.num_positions if self.whole else end
         scores = s.scores[: heads * m * length].view(heads, m, length)
+        if isinstance(new, _Rows):
+            at = new.at[:, None]
+            keys_at = at[:, :, None].expand(s.new_keys.shape)
+            values_at = at[..., None].expand(s.new_values.shape)
+            behind = torch.arange(length, device=self.device) > at[..., None]  # "b 1 m n"
         for keys, values, qkv_map, out_map, gate_and_value_map, mlp_out_map in self.layers:
             s.qkv.copy_(qkv_map(self._normed(s)))
             torch.mul(s.pairs, rotary, out=s.rotated)
@@ -133,16 +159,22 @@ class CachedTrunk:
                 norm = torch.linalg.vector_norm(s.queries_and_keys, dim=-1, keepdim=True, out=s.head_norm)
                 torch.addcmul(self.eps, norm, norm, value=1 / self.head_width, out=norm).rsqrt_()
                 torch.mul(s.rotated_real, norm, out=s.rotated_real)
-            keys[..., new].copy_(s.new_keys)
-            values[:, :, new].copy_(s.new_values)
+            if isinstance(new, slice):
+                keys[..., new].copy_(s.new_keys)
+                values[:, :, new].copy_(s.new_values)
+            else:
+                keys.scatter_(3, keys_at, s.new_keys.to(keys.dtype))
+                values.scatter_(2, values_at, s.new_values.to(values.dtype))
             if s.queries is not s.wide_queries:
                 s.queries.copy_(s.wide_queries)
             seen_keys = keys.flatten(0, 1)[..., :length]
             seen_values = values.flatten(0, 1)[:, :length]
             torch.bmm(s.queries, seen_keys.to(scores.dtype), out=scores)
-            if hidden is not None:
+            if not isinstance(new, slice):
+                scores.view(b, self.num_heads, m, length).masked_fill_(behind, -torch.inf)
+            elif hidden is not None:
                 scores[..., end - m : end].masked_fill_(hidden, -torch.inf)
-            if length > end:
+            if length > end and isinstance(new, slice):
                 scores[..., end:] = -torch.inf
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores, seen_values.to(scores.dtype), out=s.mixed)
@@ -163,6 +195,13 @@ class CachedTrunk:
         norm = torch.linalg.vector_norm(s.x, dim=-1, keepdim=True, out=s.norm)
         torch.addcmul(self.eps, norm, norm, value=1 / self.width, out=norm).rsqrt_()
         return torch.mul(s.x, norm, out=s.normed)
+
+
+class _Rows(NamedTuple):
+    """Positions "b m" of new inputs that are other ones in each row, and the end of the furthest."""
+
+    at: Tensor
+    stop: int
 
 
 class _Scratch:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from priors.base import Prior
 from priors.grid import check_size
+from priors.scorers import Scorer
 from priors.walks import Step, WalkStart
 from safefolder.arrays import Codes
 from safefolder.configured import ConfiguredOptions
@@ -102,34 +103,34 @@ class NGramPrior(Prior):
         codes = self._check_codes(codes, "codes", self.grid).flatten(1)
         self.counts += torch.bincount(codes.flatten(), minlength=self.num_codes)
         positions = torch.arange(self.num_positions, device=self.device).expand_as(codes)
-        for table, contexts in zip(self.counted, self._contexts(codes, positions, self.neighbours), strict=True):
+        for table, contexts in zip(self.counted, self._contexts(codes, positions), strict=True):
             table.add(contexts.flatten(), codes.flatten())
         stored = tuple(table.keys.numel() for table in self.counted)
         self.config = dataclasses.replace(self.config, num_stored=stored)
         return self
 
-    def _contexts(self, codes: Tensor, positions: Tensor, neighbours: Tensor) -> list[Tensor]:
-        """The contexts "b n" for each table, at positions "b n" with neighbours "n axes", from codes "b *"."""
-        around = F.pad(codes, (0, 1), value=self.num_codes)[:, neighbours].unbind(-1)
+    def _contexts(self, codes: Tensor, positions: Tensor) -> list[Tensor]:
+        """The contexts "b m" for each table, at positions "b m", from codes "b n"."""
+        at = self.neighbours[positions]
+        padded = F.pad(codes, (0, 1), value=self.num_codes)
+        around = padded.gather(1, at.flatten(1)).unflatten(1, at.shape[1:]).unbind(-1)
         together = torch.zeros_like(positions)
         for code in around:
             together = together * (self.num_codes + 1) + code
         return [positions, together] if len(around) == 1 else [positions, *around, together]
 
-    def _log_probs_at(self, readers: list["CountReader"], codes: Tensor, position: int) -> Tensor:
-        """ln P(z_position = . | before) "b k" from codes "b n", of which only those before the position are read."""
-        positions = codes.new_full((len(codes), 1), position)
-        contexts = self._contexts(codes, positions, self.neighbours[position : position + 1])
-        *narrow, together = [context[:, 0] for context in contexts]
+    def _log_probs_at(self, readers: list["CountReader"], codes: Tensor, positions: Tensor) -> Tensor:
+        """ln P(z_i = . | before i) "b m k" at positions "b m" from codes "b n", of which those before each are read."""
+        *narrow, together = [context.flatten() for context in self._contexts(codes, positions)]
         unigram = (self.counts.to(readers[0].counts.dtype) + 0.5).log()
         unigram = unigram - unigram.logsumexp(0)
         weight = len(narrow) ** _REDUNDANCY
-        pool = unigram.mul(1 - weight * len(narrow)).repeat(len(codes), 1)
+        pool = unigram.mul(1 - weight * len(narrow)).repeat(positions.numel(), 1)
         for reader, context in zip(readers, narrow, strict=False):
             # Many rows share a context; each is worked out once.
             kinds, which = context.unique(return_inverse=True)
             pool += reader.smooth(kinds, unigram.expand(len(kinds), -1)).mul_(weight).index_select(0, which)
-        return readers[-1].smooth(together, pool.log_softmax(-1)).to(self.dtype)
+        return readers[-1].smooth(together, pool.log_softmax(-1)).to(self.dtype).unflatten(0, positions.shape)
 
     def _readers(self) -> list["CountReader"]:
         # In float64, in which a table does not show how many others were made with it.
@@ -143,13 +144,14 @@ class NGramPrior(Prior):
         for begin in range(0, len(codes), rows):
             part = codes[begin : begin + rows]
             for position in range(self.num_positions):
-                log_probs = self._log_probs_at(readers, part, position)
+                log_probs = self._log_probs_at(readers, part, self._all_at(position, part))[:, 0]
                 total[begin : begin + rows] += log_probs.gather(1, part[:, position, None])[:, 0]
         return total
 
     def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         readers = self._readers()
-        return torch.stack([self._log_probs_at(readers, codes, position) for position in range(self.num_positions)], 1)
+        steps = (self._all_at(position, codes) for position in range(self.num_positions))
+        return torch.cat([self._log_probs_at(readers, codes, step) for step in steps], 1)
 
     def _start_walk(self, start: WalkStart) -> Step:
         readers = self._readers()
@@ -160,9 +162,18 @@ class NGramPrior(Prior):
             nonlocal position
             codes[:, position : position + fixed.shape[1]] = fixed
             position += fixed.shape[1]
-            return self._log_probs_at(readers, codes, position)[:, None]
+            return self._log_probs_at(readers, codes, self._all_at(position, codes))
 
         return step
+
+    def _start_scorer(self, start: WalkStart, most: int) -> Scorer:
+        readers = self._readers()
+        return lambda codes, begins, at: self._log_probs_at(readers, codes[:, : self.num_positions], at)
+
+    @staticmethod
+    def _all_at(position: int, codes: Tensor) -> Tensor:
+        """One position for all grids, "b 1"."""
+        return codes.new_full((len(codes), 1), position)
 
     def check_loaded(self) -> None:
         wide = self.num_codes + 1

@@ -39,8 +39,10 @@ def prepare(
     Args:
         rows: how many rows will come at once, for which the layout is chosen; others are right too.
         change: what becomes of the weight before; always the same for a weight.
-        packed: on a CPU, keep it in oneDNN's layout. Otherwise it is that of `plain`, and shared with it.
+        packed: on a CPU, keep it in oneDNN's layout if `arithmetic` says so. Otherwise it is that of `plain`, and
+            shared with it.
     """
+    packed = packed and arithmetic.packed
 
     def make() -> LinearMap:
         if change is not None:

@@ -1,10 +1,10 @@
-"""In which arithmetic a walk is computed, and what pays on which device.
+"""In which arithmetic a walk is computed, as it is asked for, or by rule where nothing is measured.
 
 Scoring is in float32 or better. A walk that only samples can do with less: its conditionals are then those of a model
-whose weights are rounded, which is far below what samples differ by. What pays was measured (benchmarks/README.md): a
-step reads every weight once, so few rows are bound by memory and many by arithmetic. On a CPU with instructions for it
-bfloat16 wins from about 16 rows on, and for fewer where the weights are too many to stay near a core; 8-bit weights win
-for one or a few rows.
+whose weights are rounded, which is far below what samples differ by. A step reads every weight once, so few rows are
+bound by memory and many by arithmetic: on a CPU with instructions for it bfloat16 wins from about 16 rows on, and for
+fewer where the weights are too many to stay near a core; 8-bit weights win for one or a few rows. What wins on the
+machine at hand is measured by `priors.numerics`; the rule here is for what is too small to measure, and for GPUs.
 """
 
 from dataclasses import dataclass
@@ -28,15 +28,17 @@ class Arithmetic:
         dtype: of activations and of the cache of keys and values, and of the weights unless `int8`.
         int8: weights are rounded to 8 bits, with a scale for each output channel.
         compiled: steps go through `torch.compile`.
+        packed: on a CPU weights are kept in oneDNN's layout, where it has one for them.
     """
 
     dtype: torch.dtype
     int8: bool = False
     compiled: bool = False
+    packed: bool = True
 
 
 def choose(precision: Precision, rows: int, model: GridModel, compiled: bool) -> Arithmetic:
-    """The arithmetic of a walk over `rows` rows.
+    """The arithmetic of a walk over `rows` rows, by rule.
 
     "auto" is bfloat16 where the device has instructions for it and, on a CPU, there are 16 rows or a million weights;
     else float32. A model in float64 stays in it. Raises ValueError for "int8" elsewhere than on a CPU.

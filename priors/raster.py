@@ -8,12 +8,14 @@ sum_k w_{i-1,k} code(k). Log-softmax is in float32 or better under any autocast.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from priors.code_embedding import CodeEmbedding, code_nats
-from priors.kv_cache import cache_bytes, raster_walk
+from priors.kv_cache import CachedTrunk, cache_bytes, raster_walk
 from priors.packed_linear import prepare
 from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, initialise, widen
@@ -53,5 +55,51 @@ class RasterPrior(TrunkPrior):
         to_logits = prepare(self.logits.weight, start.arithmetic, start.num)
         return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
 
+    def _start_scorer(self, start: WalkStart, most: int) -> "RasterScorer":
+        return RasterScorer(self, start, most)
+
     def walk_bytes(self, arithmetic: Arithmetic, num_inputs: int = 1) -> int:
         return cache_bytes(self.trunk.trunk, self.num_positions, arithmetic, num_inputs)
+
+
+class RasterScorer:
+    """A `Scorer` that keeps keys and values, also of proposals until others stand in their place.
+
+    Attributes: `rows`, of its cache.
+    """
+
+    def __init__(self, prior: RasterPrior, start: WalkStart, most: int):
+        """`most`: positions asked for at once, at most."""
+        self.prior, self.rows = prior, start.num
+        self.tokens = prior.start(start.num, start.labels)
+        self.rotary = prior.trunk.rotary(self.tokens)
+        # As many behind the grid's end as a stretch may stick out.
+        self.cached = CachedTrunk(prior.trunk.trunk, start.num, prior.num_positions + most, start.arithmetic)
+        self.to_logits = prepare(prior.logits.weight, start.arithmetic, start.num)
+        self.features: Tensor | None = None
+        self.begins: list[int] = []
+
+    def __call__(self, codes: Tensor, begins: Sequence[int], at: Tensor) -> Tensor:
+        if self.features is None and (known := max(begins)):
+            # All that is known before; of rows that begin earlier what is not is written over later.
+            self._featured(codes, [0] * self.rows, torch.arange(known, device=at.device).expand(self.rows, -1))
+        self.features, self.begins = self._featured(codes, begins, at), list(begins)
+        return widen(self.to_logits(self.features.flatten(0, 1))).unflatten(0, at.shape)
+
+    def features_before(self, begins: Sequence[int]) -> Tensor:
+        """The features "b w" of the position before each of `begins`, which the last call was about."""
+        assert self.features is not None
+        at = [begin - 1 - first for begin, first in zip(begins, self.begins, strict=True)]
+        return torch.stack([features[i] for features, i in zip(self.features, at, strict=True)])
+
+    def _featured(self, codes: Tensor, begins: Sequence[int], at: Tensor) -> Tensor:
+        trunk, first, num = self.prior.trunk, begins[0], at.shape[1]
+        alike = first + num <= trunk.num_positions and all(begin == first for begin in begins)
+        # Parts of one piece, where it is one, take fewer and cheaper calls.
+        here = slice(first, first + num) if alike else at
+        if not alike or first == 0:
+            vectors = self.prior.code(codes.gather(1, (at - 1).clamp(min=0)))
+            vectors = torch.where((at == 0)[..., None], self.tokens[:, None], vectors)
+        else:
+            vectors = self.prior.code(codes[:, first - 1 : first + num - 1])
+        return self.cached.from_positions(trunk.inputs(vectors, here), self.rotary[here], begins)

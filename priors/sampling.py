@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from safefolder import Options, arrays
+from safefolder import Options, SavedModel, arrays
 from safefolder.arrays import Codes
 from safefolder.messages import shown
 
@@ -73,6 +73,11 @@ class Sampling(Options):
     """arithmetic of the draws; auto is what is fastest for the device and the number of grids"""
     compiled: bool = False
     """use torch.compile, which takes a while the first time and pays for many grids"""
+    draft: SavedModel | None = None
+    """a cheap prior, or a `DraftHead`, that proposes several codes which the prior then takes or refuses in one pass:
+    the distribution stays that of the prior, and a pass gives more than a code"""
+    num_proposals: int | None = None
+    """codes that the draft proposes at once; unless given, 2 of a prior, and of a head what is fastest (0 perhaps)"""
     batch_size: int | None = None
     """grids sampled at once, by default as many as 1 GiB holds, at most 256; other sizes give other draws, as good"""
 
@@ -143,6 +148,23 @@ def guidance_ramp(strength: float, num_positions: int, power: float = 1.0) -> li
     return [1 + (strength - 1) * (position / last) ** power for position in range(num_positions)]
 
 
+def shaped(log_probs: Float[Tensor, "*b k"], sampling: Sampling) -> Float[Tensor, "*b k"]:
+    """Logits of what is sampled from: temperature, then top-k, top-p and min-p."""
+    logits = apply_temperature(log_probs, sampling.temperature)
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def probabilities(sampling: Sampling, log_probs: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
+    """What is sampled from, normalised."""
+    return shaped(log_probs, sampling).softmax(-1)
+
+
 def random_chooser(
     sampling: Sampling = Sampling(),
     *,
@@ -163,13 +185,7 @@ def random_chooser(
     streams = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
 
     def choose(log_probs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
-        logits = apply_temperature(_movable(log_probs), sampling.temperature)
-        if sampling.top_k is not None:
-            logits = keep_top_k(logits, sampling.top_k)
-        if sampling.top_p is not None:
-            logits = keep_top_p(logits, sampling.top_p)
-        if sampling.min_p is not None:
-            logits = keep_min_p(logits, sampling.min_p)
+        logits = shaped(_movable(log_probs), sampling)
         if streams is None:
             source = generator.device if generator is not None else logits.device
             uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=source, generator=generator)
@@ -282,12 +298,13 @@ _EXPECTED = {
     "top_p": "0 < top_p <= 1, or None to keep all codes",
     "min_p": "0 <= min_p <= 1, or None to keep all codes",
     "num_steps": "an integer >= 1, or None for a code a step",
+    "num_proposals": "an integer >= 1, or None for what is fastest",
     "batch_size": "an integer >= 1",
 }
 
 
 def _is_in_range(name: str, value: Any) -> bool:
-    if name in ("top_k", "num_steps", "batch_size"):
+    if name in ("top_k", "num_steps", "num_proposals", "batch_size"):
         return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
     if name == "temperature":
         return bool(isinstance(value, int | float | np.number) and value >= 0 and math.isfinite(value))

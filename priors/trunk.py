@@ -126,8 +126,9 @@ class GridTrunk(nn.Module):
     def num_positions(self) -> int:
         return len(self.target)
 
-    def inputs(self, vectors: Tensor, here: slice) -> Tensor:
-        """What the blocks take, "b m w", for the positions `here` in raster order, from the vectors before each."""
+    def inputs(self, vectors: Tensor, here: slice | Tensor) -> Tensor:
+        """What the blocks take, "b m w", for the positions `here` ("b m", or a slice in raster order), from the vectors
+        before each."""
         return vectors + self.target[here]
 
     def rotary(self, like: Tensor, order: Tensor | None = None) -> Tensor:
@@ -161,7 +162,7 @@ class SequenceTrunk(nn.Module):
         rotation = torch.polar(torch.ones_like(angle), angle)
         return rotary_pairs(rotation, rotation)
 
-    def inputs(self, vectors: Tensor, here: slice) -> Tensor:
+    def inputs(self, vectors: Tensor, here: slice | Tensor) -> Tensor:
         """What the blocks take, "b m w": the vectors as they are, wherever they stand."""
         return vectors
 
