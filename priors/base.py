@@ -345,7 +345,9 @@ class Prior(GridModel):
             raise ValueError(f"got a {type(draft).__name__} as draft, expected a prior over codes or a DraftHead")
         draft.check_fits(self)
         if walk_order.order is not None or walk_order.sizes is not None or self.num_at_once > 1:
-            raise ValueError(f"got a draft, expected none: {type(self).__name__} does not sample code by code in raster order")
+            raise ValueError(
+                f"got a draft, expected none: {type(self).__name__} does not sample code by code in raster order"
+            )
         if sampling.compiled or seeds is not None:
             other = "compiled=True" if sampling.compiled else "seeds for each grid"
             raise ValueError(f"got a draft beside {other}, expected one of the two")

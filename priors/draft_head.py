@@ -35,6 +35,9 @@ from safefolder.options import Given
 
 # Guesses in a row that the head is fitted for, and that are measured.
 NUM_GUESSES = 4
+# On a CPU products of so few rows with so few weights are fastest in float32 in torch's own layout: the calls of others
+# take longer than the arithmetic (benchmarks/README.md).
+_FEW_ROWS, _FEW_WEIGHTS = 4, 2**21
 
 
 class DraftHead(SavedModel):
@@ -59,9 +62,9 @@ class DraftHead(SavedModel):
         self.num_codes, self.grid = num_codes, tuple(grid)
         self.register_buffer("accepted", torch.zeros(NUM_GUESSES))
         self.register_buffer("before", neighbours(self.grid), persistent=False)
-        self.hidden = nn.Linear((1 + self.before.shape[1]) * width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.target = nn.Parameter(torch.zeros(math.prod(self.grid), width))
+        self.hidden = nn.Linear((1 + self.before.shape[1]) * width, 2 * width, bias=False)
+        self.out = nn.Linear(2 * width, width, bias=False)
+        self.target = nn.Parameter(torch.zeros(math.prod(self.grid), 2 * width))
         nn.init.normal_(self.hidden.weight, std=width**-0.5)
         nn.init.normal_(self.out.weight, std=0.02)
 
@@ -99,7 +102,9 @@ class DraftHead(SavedModel):
     def neighbouring(self, prior: RasterPrior, codes: Tensor, positions: Tensor) -> Tensor:
         """Vectors "b m a w" of the codes "b n" that stand before `positions` "b m" along the axes; 0 for none."""
         before = self.before[positions]
-        found = scaled(prior.code.weight)[codes.gather(1, before.clamp(max=codes.shape[1] - 1).flatten(1))].unflatten(1, before.shape[1:])
+        found = scaled(prior.code.weight)[codes.gather(1, before.clamp(max=codes.shape[1] - 1).flatten(1))].unflatten(
+            1, before.shape[1:]
+        )
         return found.masked_fill((before == len(self.target))[..., None], 0)
 
     def forward(self, state: Tensor, neighbouring: Tensor, positions: Tensor) -> Tensor:
@@ -108,7 +113,7 @@ class DraftHead(SavedModel):
         return rms_norm(state + self.out(F.silu(h)))
 
     def guesses(self, prior: RasterPrior, features: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each guess in a row its log-probabilities "b m k" and their positions "b m", after each position of grids.
+        """For each guess in a row its log-probabilities "b m k" and positions "b m", after every position of grids.
 
         Args:
             features: "b n w", from the prior's trunk.
@@ -126,8 +131,11 @@ class HeadDraft:
     """A head that proposes codes, from the features that its prior's scorer found last: a `Draft`."""
 
     def __init__(self, head: DraftHead, prior: RasterPrior, scorer: RasterScorer, arithmetic: Arithmetic):
-        self.head, self.scorer, self.dtype = head, scorer, arithmetic.dtype
         maps = (head.hidden.weight, head.out.weight, prior.logits.weight)
+        few = scorer.rows <= _FEW_ROWS and sum(weight.numel() for weight in maps) < _FEW_WEIGHTS
+        if few and arithmetic.dtype == torch.bfloat16 and head.before.device.type == "cpu":
+            arithmetic = Arithmetic(torch.float32, packed=False)
+        self.head, self.scorer, self.dtype = head, scorer, arithmetic.dtype
         self.hidden, self.out, self.logits = (prepare(weight, arithmetic, scorer.rows) for weight in maps)
         table = scaled(prior.code.weight).to(self.dtype)
         self.table = torch.cat((table, torch.zeros_like(table[:1])))
@@ -137,7 +145,7 @@ class HeadDraft:
 
     def __call__(self, codes: Tensor, begins: Sequence[int], at: Tensor, number: int) -> Tensor:
         if number == 0:
-            self.state = self.scorer.features_before(begins)
+            self.state = self.scorer.features_before(begins).to(self.dtype)
         self.padded[:, :-1] = codes[:, : self.padded.shape[1] - 1]
         near = F.embedding(self.padded.gather(1, self.head.before[at]), self.table)
         h = self.hidden(torch.cat((self.state, near.flatten(1)), 1)).add_(self.target[at])

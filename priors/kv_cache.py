@@ -135,7 +135,14 @@ class CachedTrunk:
             self._layers(s, rotary * self.turn_scale, slice(first, first + m), hidden)
         else:
             at = torch.tensor(begins, device=self.device)[:, None] + torch.arange(m, device=self.device)
-            self._layers(s, rotary * self.turn_scale, _Rows(at, max(begins) + m), None)
+            length = self.num_positions if self.whole else self.length
+            rows = _Rows(
+                at[:, None, None].expand(s.new_keys.shape),
+                at[:, None, :, None].expand(s.new_values.shape),
+                torch.arange(length, device=self.device) > at[:, None, :, None],
+                self.length,
+            )
+            self._layers(s, rotary * self.turn_scale, rows, None)
         return s.normed.view(b, m, width).clone()
 
     def _layers(self, s: "_Scratch", rotary: Tensor, new: "slice | _Rows", hidden: Tensor | None) -> None:
@@ -146,11 +153,6 @@ class CachedTrunk:
         # How much of the cache is multiplied.
         length = self.num_positions if self.whole else end
         scores = s.scores[: heads * m * length].view(heads, m, length)
-        if isinstance(new, _Rows):
-            at = new.at[:, None]
-            keys_at = at[:, :, None].expand(s.new_keys.shape)
-            values_at = at[..., None].expand(s.new_values.shape)
-            behind = torch.arange(length, device=self.device) > at[..., None]  # "b 1 m n"
         for keys, values, qkv_map, out_map, gate_and_value_map, mlp_out_map in self.layers:
             s.qkv.copy_(qkv_map(self._normed(s)))
             torch.mul(s.pairs, rotary, out=s.rotated)
@@ -163,15 +165,15 @@ class CachedTrunk:
                 keys[..., new].copy_(s.new_keys)
                 values[:, :, new].copy_(s.new_values)
             else:
-                keys.scatter_(3, keys_at, s.new_keys.to(keys.dtype))
-                values.scatter_(2, values_at, s.new_values.to(values.dtype))
+                keys.scatter_(3, new.keys_at, s.new_keys.to(keys.dtype))
+                values.scatter_(2, new.values_at, s.new_values.to(values.dtype))
             if s.queries is not s.wide_queries:
                 s.queries.copy_(s.wide_queries)
             seen_keys = keys.flatten(0, 1)[..., :length]
             seen_values = values.flatten(0, 1)[:, :length]
             torch.bmm(s.queries, seen_keys.to(scores.dtype), out=scores)
             if not isinstance(new, slice):
-                scores.view(b, self.num_heads, m, length).masked_fill_(behind, -torch.inf)
+                scores.view(b, self.num_heads, m, length).masked_fill_(new.behind, -torch.inf)
             elif hidden is not None:
                 scores[..., end - m : end].masked_fill_(hidden, -torch.inf)
             if length > end and isinstance(new, slice):
@@ -198,9 +200,12 @@ class CachedTrunk:
 
 
 class _Rows(NamedTuple):
-    """Positions "b m" of new inputs that are other ones in each row, and the end of the furthest."""
+    """New inputs at other positions in each row: where their keys "b h d m" and values "b h m d" go, which of the cache
+    stand behind each, "b 1 m n", and the end of the furthest."""
 
-    at: Tensor
+    keys_at: Tensor
+    values_at: Tensor
+    behind: Tensor
     stop: int
 
 

@@ -2,13 +2,13 @@
 
 What pays depends on processor, library, sizes and number of grids, and no rule knew all machines
 (benchmarks/README.md): float32 or bfloat16, weights in oneDNN's layout or torch's own, and how many codes a draft
-proposes in a pass. 8-bit weights are no candidate, since they change what is sampled, and torch.compile none, since it
-takes a while first: both can be asked for.
+proposes in a pass. 8-bit weights are no candidate, since they change what is sampled, and torch.compile is none, since
+it takes a while first: both can be asked for.
 
 What was found is part of what a seed promises. It is kept for the machine, in `vqvae/numerics.json` under
 XDG_CACHE_HOME or ~/.cache, by processor, threads, version of torch, sizes and number of rows; without that file each
-process measures anew. `Sampling(precision=..., num_proposals=...)` fixes it. The logger `priors` says at level INFO what
-was taken.
+process measures anew. `Sampling(precision=..., num_proposals=...)` fixes it. The logger `priors` says at level INFO
+what was taken.
 """
 
 import contextlib

@@ -21,6 +21,7 @@ from priors.precision import Arithmetic
 from priors.trunk import GridTrunk, SequenceTrunk, initialise, widen
 from priors.trunk_model import TrunkPrior
 from priors.walks import Step, WalkStart
+from safefolder.arrays import Codes, Labels
 
 
 class RasterPrior(TrunkPrior):
@@ -42,6 +43,13 @@ class RasterPrior(TrunkPrior):
 
     def _log_conditionals(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self.code(codes[:, :-1]), labels).log_softmax(-1)
+
+    def features_and_conditionals(self, codes: Codes, labels: Labels | None = None) -> tuple[Tensor, Tensor]:
+        """Of all positions of grids, "b *grid", the trunk's features "b n w", and `log_conditionals`, "b n k"."""
+        codes = self._check_codes(codes, "codes", self.grid).flatten(1)
+        start = self.start(len(codes), self._check_labels(labels, len(codes)))
+        features = self.trunk(start, self.code(codes[:, :-1]))
+        return features, widen(self.logits(features)).log_softmax(-1)
 
     def _relaxed_log_conditionals(self, weights: Tensor, labels: Tensor | None) -> Tensor:
         return self._all_logits(self.code.mixed(weights[:, :-1]), labels).log_softmax(-1)

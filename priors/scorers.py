@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-
 # Gives logits "b m k", ln P(z_i = . | before i) up to a constant for each position i, in nats, of: the codes, int64
 # "b n" with n no less than the grid's, of which those before a position are read, also such as are scored in the same
 # call; the first position of each row; and the positions, int64 "b m", from the row's first on, and the grid's last

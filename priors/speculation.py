@@ -20,10 +20,9 @@ from torch import Tensor
 
 from priors.scorers import Scorer
 
-
 # Gives logits "b k", ln Q(z_i = .) up to a constant, of one position i of each row, from the codes before it. It takes
-# the codes as a `Scorer` does, the positions, the same as int64 "b" with the grid's last in place of those behind it, and
-# a number: a pass asks for its first position, number 0, before which all codes are final, and then for the following.
+# the codes as a `Scorer` does; the positions; the same as int64 "b" with the grid's last in place of those behind it;
+# and a number: a pass asks for its first position, number 0, before which all codes are final, then for the following.
 Draft = Callable[[Tensor, Sequence[int], Tensor, int], Tensor]
 
 
@@ -60,6 +59,7 @@ def speculate(
     to_probabilities: Callable[[Tensor], Tensor],
     generator: torch.Generator | None,
     tick: Callable[[int], object] | None = None,
+    stop: int | None = None,
 ) -> Tensor:
     """Grids "b n" whose codes before `begins` are those of `codes` "b n", and the rest is sampled.
 
@@ -67,6 +67,7 @@ def speculate(
         num_proposals: codes proposed in a pass, at most.
         to_probabilities: what is sampled from, "*b k", of logits.
         tick: is told how many codes were fixed, after each pass.
+        stop: the position before which to stop; None is the end.
     Raises ValueError for probabilities that are not finite.
     """
     num, num_positions = codes.shape
@@ -76,8 +77,9 @@ def speculate(
     codes, places = torch.cat((codes, codes.new_zeros(num, num_proposals + 1)), 1), list(begins)
     # A draft may read what the first pass finds.
     proposing, drafts = 0, None
-    while min(places) < num_positions:
-        proposing = min(proposing, num_positions - 1 - min(places))
+    stop = num_positions if stop is None else stop
+    while min(places) < stop:
+        proposing = min(proposing, stop - 1 - min(places))
         uniform = _uniform(num, 2 * proposing + 1, generator, codes.device)
         first = torch.tensor(places, device=codes.device)
         at = (first[:, None] + ahead[: proposing + 1]).clamp(max=num_positions - 1)
@@ -100,7 +102,7 @@ def speculate(
             rest = (rest - q).clamp_(min=0).add_(rest, alpha=1e-30)
         ends = [place + more for place, more in zip(places, taken, strict=True)]
         codes[rows, torch.tensor(ends, device=codes.device)] = draw(rest, uniform[:, -1])
-        ends = [min(num_positions, end + 1) for end in ends]
+        ends = [min(stop, end + 1) for end in ends]
         if tick is not None:
             tick(sum(ends) - sum(places))
         places, proposing = ends, num_proposals

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -72,7 +72,7 @@ def _proposals_by_rule(prior: Any, sampling: Sampling) -> int:
 
 
 def _accepted(sampling: Sampling) -> tuple[float, ...] | None:
-    """How often the guesses of the draft are accepted, where it says so: what may be left unused where it does not pay."""
+    """How often the guesses of the draft are accepted, where it says so; such a draft is used only where it pays."""
     accepted = getattr(sampling.draft, "accepted", None)
     if accepted is None or sampling.num_proposals is not None:
         return None
@@ -109,7 +109,7 @@ def _draft_trial(
         scorer = prior._start_scorer(start, num_proposals + 1)
         draft: Any = sampling.draft
         proposing = draft.start_draft(prior, scorer, start)
-        codes = torch.zeros(start.num, num, dtype=torch.int64, device=prior.device)
+        codes = torch.zeros(start.num, prior.num_positions, dtype=torch.int64, device=prior.device)
         passes = 0
 
         def tick(_: int) -> None:
@@ -118,11 +118,11 @@ def _draft_trial(
 
         generator = torch.Generator().manual_seed(0)
         began = time.perf_counter()
-        speculate(scorer, proposing, codes, [0] * start.num, num_proposals, shape, generator, tick)
+        speculate(scorer, proposing, codes, [0] * start.num, num_proposals, shape, generator, tick, num)
         seconds = time.perf_counter() - began
-        return seconds / passes if accepted is not None else seconds / num
+        return seconds / max(1, passes) if accepted is not None else seconds / num
 
-    with sampling.draft.evaluating():
+    with cast(Any, sampling.draft).evaluating():
         once()
         seconds = min(once() for _ in range(_TIMES))
     if accepted is None:

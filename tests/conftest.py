@@ -1,6 +1,9 @@
 """Shapes and dtypes of every public signature are checked while tests run, by jaxtyping and beartype."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jaxtyping
@@ -11,6 +14,11 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     # As many threads as there are cores to each of pytest's processes, and to what it starts.
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What sampling measures of this machine goes to a folder of the session's own, which its processes share.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 HOOK = jaxtyping.install_import_hook(["vqvae", "priors"], "type_checker.signature")
 

@@ -2,12 +2,13 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import safefolder
-from priors import ContinuousPrior, Prior
+from priors import ContinuousPrior, DraftHead, Prior
 from priors.grid import GridModel
 from vqvae import VQVAE, Autoencoder
 from vqvae.cli.common import check_pair, load_prior, tell
@@ -100,6 +101,29 @@ class Opened:
             )
         found = load_prior(self.source, named)
         check_pair(self.model, found, self.source, named)
+        return found
+
+    def draft(self, named: str | None, prior: Prior) -> Any:
+        """What proposes codes to a prior: the prior or head that is named, or else the run's own, if the prior is.
+
+        Raises:
+            ValueError: there is none by that name, or it is for another prior.
+        """
+        if named == "none":
+            return None
+        if named is None:
+            if self._codebook is not None or prior is not self.own_prior:
+                return None
+            if not safefolder.folder.has_part(self.source, "draft"):
+                return None
+            found = DraftHead.from_pretrained(self.source)
+        else:
+            has_head = safefolder.folder.has_part(named, "draft")
+            has_head = has_head or safefolder.folder.load(named, part="prior")[0]["class"] == "DraftHead"
+            found = DraftHead.from_pretrained(named) if has_head else load_prior(self.source, named)
+            if isinstance(found, ContinuousPrior):
+                raise ValueError(f"--draft {named} is a prior over vectors, expected one over codes, or a draft head")
+        found.check_fits(prior)
         return found
 
     def priors(self, named: str | None) -> dict[str, Prior | ContinuousPrior]:

@@ -15,7 +15,7 @@ from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.training.prior_kinds import untrained
 
 # What a run has to give: folders of models, of which the first is always there.
-PARTS = ("codebook", "prior", "unigram", "ngram")
+PARTS = ("codebook", "prior", "unigram", "ngram", "draft")
 
 Folder = Annotated[Path, tyro.conf.Positional]
 Repository = Annotated[str, tyro.conf.Positional]
@@ -50,7 +50,7 @@ def push_run(run: Path, repo_id: str, *, private: bool = False, revision: str | 
     model = Autoencoder.from_pretrained(run / PARTS[0])
     for part in PARTS:
         if (run / part).is_dir():
-            if part != PARTS[0]:
+            if part not in ("codebook", "draft"):
                 check_pair(model, GridModel.from_pretrained(run / part), str(run))
             files |= {f"{part}/{name}": run / part / name for name in safefolder.folder.members(run / part)}
     beside = [name for name in safefolder.folder.BESIDE if (run / name).is_file()]

@@ -1,6 +1,7 @@
 """Images out of a prior: sample, and inpaint."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Draws(Options):
     turns, seed s has the turn of the image number s, counted from 0"""
     pixels: bool = False
     """sample each pixel from the likelihood too, instead of its mean"""
+    verbose: bool = False
+    """say in which arithmetic, and by how many proposals, the codes are sampled, and what else was measured"""
     columns: int | None = None
     """images in a row of the grid; 8 unless given, or a multiple of the classes, which then are the columns"""
 
@@ -72,13 +75,16 @@ class SamplingFlags(Sampling):
     """How it is sampled, by a prior of codes; one of vectors has the temperature alone."""
 
     guidance: float | None = None
+    draft: str | None = None  # pyrefly: ignore[bad-override]
+    """folder or hub id of a cheap prior, or of a draft head, that proposes codes, so that sampling takes fewer passes;
+    the run's own head unless given, where it has one and it pays; none for a code at a time"""
     guidance_power: float | None = None
     """let guidance rise from 1 at the first position to its strength at the last, by this power of the way; 1 is a
     straight line"""
 
-    def for_positions(self, num_positions: int) -> Sampling:
-        """The options of the prior, of a grid of so many positions."""
-        options = dataclasses.asdict(self)
+    def for_positions(self, num_positions: int, draft: Any = None) -> Sampling:
+        """The options of the prior, of a grid of so many positions, with the model of its draft."""
+        options = {**dataclasses.asdict(self), "draft": draft}
         power = options.pop("guidance_power")
         if self.guidance is not None and power is not None:
             options["guidance"] = guidance_ramp(self.guidance, num_positions, power)
@@ -148,7 +154,12 @@ def sample(
     else:
         if inpainting.inpaint is not None and inpainting.mask is not None:
             hole = read_inpainting(inpainting.inpaint, inpainting.mask, model, _encoder(opened, known).encode)
-        latents = _codes(known, num, labels, sampling, generator, draws.seeds, hole)
+        draft = _draft(opened, known, sampling, draws.seeds)
+        if draws.verbose:
+            logging.getLogger("priors").setLevel(logging.INFO)
+            logging.basicConfig(format="%(message)s")
+        options = sampling.for_positions(known.num_positions, draft)
+        latents = _codes(known, num, labels, options, generator, draws.seeds, hole)
     images = _decoded(shown, latents, generator, draws.seeds, draws.pixels)
     if hole is not None and inpainting.keep_pixels:
         images = map(hole.put_back, images)
@@ -248,6 +259,13 @@ def _refuse(flags: SamplingFlags, **others: Any) -> None:
         raise ValueError(f"{' and '.join(given)} cannot be had of a prior over real vectors; leave it out")
 
 
+def _draft(opened: Opened, prior: Prior, flags: SamplingFlags, seeds: Sequence[int] | None) -> Any:
+    """What proposes codes. Where each image has a seed, or steps are compiled, the run's own head does not."""
+    if flags.draft is None and (seeds or flags.compiled or flags.num_steps is not None):
+        return None
+    return opened.draft(flags.draft, prior)
+
+
 def _encoder(opened: Opened, prior: Prior) -> Any:
     """The model, through the prior that its codes were trained with where there is one."""
     if not opened.has_loop:
@@ -259,13 +277,12 @@ def _codes(
     prior: Prior,
     num: int,
     labels: Tensor | None,
-    flags: SamplingFlags,
+    sampling: Sampling,
     generator: torch.Generator | None,
     seeds: Sequence[int] | None,
     hole: Inpainting | None,
 ) -> Iterator[Tensor]:
     """What is wrong with the options is said before the first block."""
-    sampling = flags.for_positions(prior.num_positions)
     around = {} if hole is None else hole.given(num)
     try:
         blocks = prior.samples(num, labels, sampling, generator, **around, seeds=seeds, progress=True)

@@ -90,6 +90,13 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
             f"{run.strategy} with stages {', '.join(wanted)}; train the codebook with --stage codebook --strategy auto"
         )
     assert run.prior_kind == kind_of(run.prior)
+    if run.draft == "yes" and (run.latents != "codes" or run.prior_kind not in ("Transformer", "Llama")):
+        raise ValueError(
+            "--draft yes is for a transformer over codes in raster order, got "
+            f"--latents {run.latents} and --prior-kind {run.prior_kind}; leave it out"
+        )
+    if run.draft == "yes" and run.strategy.startswith("fsdp"):
+        raise ValueError(f"--draft yes is for a prior on one device, got --strategy {run.strategy}; leave one out")
     for name, options in (("codebook-fit", run.codebook_fit), ("prior-fit", run.prior_fit)):
         check_fit_options(name, options)
     if not 0 <= run.data.num_workers <= MAX_WORKERS:

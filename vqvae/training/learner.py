@@ -11,11 +11,11 @@ from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from vqvae.training.objectives import CodebookObjective, PriorObjective, RateAwareObjective
+from vqvae.training.objectives import CodebookObjective, DraftObjective, PriorObjective, RateAwareObjective
 from vqvae.training.options import FitConfig
 from vqvae.training.sharding import ShardedAverage, decay_at, gather_full
 
-Objective = CodebookObjective | RateAwareObjective | PriorObjective
+Objective = CodebookObjective | RateAwareObjective | PriorObjective | DraftObjective
 
 
 class Learner:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priors import ContinuousPrior, Prior, TransformerPrior
+from priors import ContinuousPrior, DraftHead, Prior, TransformerPrior
+from priors.raster import RasterPrior
 from vqvae import VQVAE
 from vqvae.autoencoder import Autoencoder, Output
 from vqvae.data import Images
@@ -23,6 +24,8 @@ START = 0.6
 RAMP = 0.2
 # Jacobi iterations of the prior in the loop in a step of training.
 NUM_ITERATIONS = 1
+# The share of a draft's guesses that is accepted, about, by which it is trained.
+ACCEPTED = 0.6
 # Steps that model and prior take before it is the other's turn, where they alternate.
 TURN = 50
 
@@ -188,6 +191,52 @@ class PriorObjective(nn.Module):
         known = None if self.prior.num_classes is None else labels
         per_position = -self.prior(sampled_latents(self.prior, values), known).mean() / self.prior.num_positions
         return {"objective": per_position, "rate": per_position}
+
+    def rest(self) -> None:
+        """After the backward pass: nothing rests."""
+
+    def update(self) -> None:
+        """Nothing moves outside the gradient."""
+
+
+class DraftObjective(nn.Module):
+    """Cross entropy of a head's guesses under a prior's conditionals, in nats per guess, for a batch of codes. Guesses
+    further on weigh less, as they count only where those before are accepted.
+
+    The prior is no part of it: it learns nothing, and a checkpoint need not hold it again.
+    """
+
+    rival = None
+
+    def __init__(self, head: DraftHead, prior: RasterPrior):
+        super().__init__()
+        self.head = head
+        self._prior = [prior.eval()]
+
+    @property
+    def prior(self) -> RasterPrior:
+        return self._prior[0]
+
+    def forward(self, codes: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        known = None if self.prior.num_classes is None else labels
+        with torch.no_grad():
+            features, expected = self.prior.features_and_conditionals(codes, known)
+        total, weights, flat = codes.new_zeros((), dtype=expected.dtype), 0.0, codes.flatten(1)
+        for number, (guess, positions) in enumerate(self.head.guesses(self.prior, features, flat)):
+            chances, weight = expected[:, -positions.shape[1] :].exp(), ACCEPTED**number
+            total, weights = total - weight * (chances * guess).sum(-1).mean(), weights + weight
+        return {"objective": total / weights}
+
+    @torch.no_grad()
+    def accepted(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        """The probability of acceptance of each guess in a row, as `DraftHead.accepted`."""
+        known = None if self.prior.num_classes is None else labels
+        features, expected = self.prior.features_and_conditionals(codes, known)
+        found = torch.zeros_like(self.head.accepted)
+        for number, (guess, positions) in enumerate(self.head.guesses(self.prior, features, codes.flatten(1))):
+            chances = expected[:, -positions.shape[1] :].exp()
+            found[number] = torch.minimum(chances, guess.exp()).sum(-1).mean()
+        return found
 
     def rest(self) -> None:
         """After the backward pass: nothing rests."""

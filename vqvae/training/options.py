@@ -134,6 +134,9 @@ class Run(Options):
     prior_kind: Literal["Transformer", "AnyOrder", "DepthTransformer", "NextScale", "PixelCNN", "Llama"] = "Transformer"
     """kind of --prior; DepthTransformer is for residual and grouped codes, NextScale for multi-scale ones, Llama for
     codes that other software is to sample"""
+    draft: Literal["auto", "yes", "no"] = "auto"
+    """fit a small head beside the prior that proposes its next codes, so that it samples the same in fewer passes;
+    auto is for priors in raster order of 16 million weights and more, for which it pays"""
     live: bool = False
     """encode each batch anew while the prior trains, in place of once before: for sets whose codes do not fit in
     memory, and for stochastic encoders, whose draws then never repeat"""

@@ -38,17 +38,17 @@ class Preview:
     """What a validation draws.
 
     Args:
-        make: the picture, of the objective with the weights that are kept.
+        make: the picture, of the objective with the weights that are kept; None for a stage that has none.
         seed: of what is random in it.
     """
 
-    def __init__(self, fabric: Fabric, make: Callable[..., Tensor], seed: int):
+    def __init__(self, fabric: Fabric, make: Callable[..., Tensor] | None, seed: int):
         self.fabric, self.make, self.seed = fabric, make, seed
         self.cost, self.ended, self.told = 0.0, -float("inf"), False
 
     def png(self, kept: Any) -> bytes | None:
         """The picture, as the bytes of a PNG file; None on other processes than the first, and where it has no time."""
-        if not self.fabric.is_global_zero:
+        if self.make is None or not self.fabric.is_global_zero:
             return None
         began = time.monotonic()
         if self.cost > LONG_SECONDS and began - self.ended < self.cost / SHARE:

@@ -102,7 +102,8 @@ class Metrics:
         ):
             csv.writer(file).writerows([self.COLUMNS, *kept])
         for number in validated:
-            (self.folder / FOLDERS[name] / f"{number:06}.png").unlink(missing_ok=True)
+            if name in FOLDERS:
+                (self.folder / FOLDERS[name] / f"{number:06}.png").unlink(missing_ok=True)
         self.events = Events(self.folder / "tensorboard" / name, step)
         for write in self.waiting:
             write()

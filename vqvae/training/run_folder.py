@@ -2,6 +2,7 @@
 
     codebook/            the tokenizer
     prior/ unigram/ ngram/    priors, each with the digests of the tokenizer and the images that it was trained on
+    draft/               a head that proposes the prior's next codes, where it has one
     reconstructions/ samples/    pictures of each validation, see `vqvae.training.previews`
     state/run.json       the options
     state/images.json    digests of the images, see `vqvae.training.images`

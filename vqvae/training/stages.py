@@ -20,6 +20,7 @@ from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
 from vqvae.training.checks import check_in_loop
+from vqvae.training.draft import fit_draft, wants_draft
 from vqvae.training.latents import (
     Inputs,
     fit_baselines,
@@ -163,6 +164,7 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
     known = stored_or_encoded(session, model, guiding_prior, data)
     if isinstance(prior, MixtureTransformerPrior):
         prior.standardise(sampled_latents(prior, known.sample().cpu()))
+    drafts = wants_draft(run, prior)
     objective = PriorObjective(prior.train())
     prepare(run, objective)
     watched = known.watched
@@ -184,6 +186,8 @@ def fit_prior(session: Session, data: Mapping[str, Images]) -> None:
         kept.prior.save_pretrained(run.run / "prior")
         _tell_of_end(session, "prior", run.prior_fit.num_steps, began, "prior/, samples/")
     fabric.barrier()
+    if drafts:
+        fit_draft(session, kept.prior, known, of)
 
 
 def _tell_of_end(session: Session, stage: str, num_steps: int, began: float, made: str) -> None:
