@@ -43,6 +43,8 @@ from torch import Tensor
 from benchmarks import harness
 from priors import Sampling, TransformerPrior
 from priors.precision import Arithmetic, choose
+from priors.trials import numerics_for
+from priors.walks import WalkStart
 
 TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
 GENERATE, X_TRANSFORMERS = "generate", "x-transformers"
@@ -133,10 +135,11 @@ class Case:
     num_tokens: int
     batch: int
     device: str
+    given: Shape | None = None
 
     @property
     def shape(self) -> Shape:
-        return SHAPES[self.size]
+        return self.given or SHAPES[self.size]
 
     def start(self, rows: int, length: int) -> Tensor:
         """The start and random codes, "b n", for `generate` and x-transformers."""
@@ -232,11 +235,14 @@ def our_sides(case: Case, precisions: tuple[Any, ...], compiled: bool) -> dict[s
     prior = case.shape.prior(case.num_tokens).to(case.device).eval()
     sides = {}
     for precision, through in product(precisions, (False, True) if compiled else (False,)):
-        arithmetic = choose(precision, case.batch, prior, through)
+        rule = choose(precision, case.batch, prior, through)
         sampling = Sampling(precision=precision, compiled=through, batch_size=case.batch)
         run = partial(prior.sample, case.batch, sampling=sampling)
         run()  # what a first call prepares
-        way = named(arithmetic) if precision == "auto" else ""
+        numerics = numerics_for(prior, sampling, partial(WalkStart, case.batch, None))
+        arithmetic, way = rule, ""
+        if precision == "auto":
+            arithmetic, way = numerics.arithmetic, str(numerics)
         sides[f"ours, {precision}{', compiled' if through else ''}"] = Side(run, arithmetic, way)
     return sides
 

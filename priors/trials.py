@@ -59,7 +59,9 @@ def numerics_for(prior: Any, sampling: Sampling, start: Callable[[Arithmetic], W
     sizes = {key: value for key, value in prior.config.to_plain().items() if key not in ("dropout", "label_dropout")}
     chances = None if accepted is None else [round(each, 2) for each in accepted]
     kind = None if sampling.draft is None else type(sampling.draft).__name__
-    options = [sampling.precision, begun.num, kind, chances, sampling.num_proposals, begun.sizes]
+    # Blocks of about as many rows share what was found.
+    rows = 1 << (begun.num - 1).bit_length()
+    options = [sampling.precision, rows, kind, chances, sampling.num_proposals, begun.sizes]
     name = f"{type(prior).__name__} {json.dumps([sizes, prior.grid, str(prior.device), *options])}"
     with prior.evaluating(), torch.inference_mode(), torch.autocast(prior.device.type, enabled=False):
         return fastest(name, candidates)
