@@ -31,7 +31,7 @@ from benchmarks import harness, sampling
 from priors import DraftHead, Prior, Sampling, TransformerPrior
 from priors.scorers import Scorer
 
-QUICK = "runs/none"
+QUICK = "--num 2 --rounds 1 --batches 1 --num-proposals 1 --no-alone"
 WIDTH, DEPTH = 768, 12
 
 

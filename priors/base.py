@@ -272,11 +272,11 @@ class Prior(GridModel):
         # What is wrong is said now, not at the first grid.
         random_chooser(sampling, generator=generator, seeds=None if listed is None else [])
         self._check_draft(sampling, walk_order, listed)
-        no_labels = None if self.num_classes is None else torch.full((rows * wide,), self.num_classes)
 
         def start_of(arithmetic: Arithmetic) -> WalkStart:
-            first = taken(walk_order, torch.zeros(rows * wide, dtype=torch.int64, device=self.device))
-            labels = None if no_labels is None else no_labels.to(self.device)
+            nothing = torch.zeros(rows * wide, dtype=torch.int64, device=self.device)
+            first = taken(walk_order, nothing)
+            labels = None if self.num_classes is None else nothing + self.num_classes
             return WalkStart(rows * wide, labels, arithmetic, first.order, first.sizes)
 
         numerics = numerics_for(self, sampling, start_of)

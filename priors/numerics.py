@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from priors.precision import Arithmetic
@@ -100,14 +101,14 @@ def timed(step: Callable[[], object], times: int = _TIMED) -> float:
 def passes(num_positions: int, rows: int, accepted: tuple[float, ...]) -> float:
     """How many passes a block of `rows` grids takes until the last is whole, on average, if the proposals of a pass are
     accepted with these probabilities, each if the one before was. By simulation, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    left = torch.full((_SIMULATED, rows), num_positions - 1)  # the first pass proposes nothing
-    chances, count = torch.tensor(accepted), torch.ones(_SIMULATED)
-    while bool((left > 0).any()):
+    generator = np.random.default_rng(0)
+    left = np.full((_SIMULATED, rows), num_positions - 1)  # the first pass proposes nothing
+    count = np.ones(_SIMULATED)
+    while (left > 0).any():
         count += (left > 0).any(1)
-        uniform = torch.rand(_SIMULATED, rows, len(accepted), generator=generator)
-        left -= 1 + (uniform < chances).long().cumprod(-1).sum(-1)
-    return count.mean().item()
+        is_taken = generator.random((_SIMULATED, rows, len(accepted))) < np.array(accepted)
+        left -= 1 + is_taken.cumprod(-1).sum(-1)
+    return float(count.mean())
 
 
 def worth(seconds_a_pass: float, num_positions: int, rows: int, accepted: tuple[float, ...]) -> float:

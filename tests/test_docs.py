@@ -98,6 +98,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
         "rate-aware": vqvae.VQVAE(quantizer=quantizer, beta=1.0, **sizes),
         "vae": vqvae.GaussianVAE(dim=2, **sizes),
         "fashion-mini": vqvae.VQVAE(quantizer=quantizer, **sizes),
+        "drafted": vqvae.VQVAE(quantizer=quantizer, **sizes),
     }
     for name, model in models.items():
         model.save_pretrained(tmp_path / "runs" / name / "codebook")
@@ -105,6 +106,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
             small = {"num_classes": 10, "width": 16, "depth": 1, "num_heads": 2}
             prior = priors.TransformerPrior(num_codes=model.num_codes, grid=model.grid, **small)
             prior.save_pretrained(tmp_path / "runs" / name / "prior")
+            priors.DraftHead.of(prior).save_pretrained(tmp_path / "runs" / name / "draft")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, page.name, "exec"), {})

@@ -8,7 +8,8 @@ from default_worlds import check_same_under_any_default
 from prior_worlds import CONTINUOUS, KINDS, every_grid, sampled, seeded, some_labels
 from torch import Tensor
 
-from priors import AnyOrderPrior, NextScalePrior, NGramPrior
+from priors import AnyOrderPrior, DraftHead, NextScalePrior, NGramPrior
+from priors.raster import RasterPrior
 
 QUICK = ["transformer-labels", "any-order", "ngram"]
 SLOW = ["unigram", "llama", "depth-labels", "next-scale-labels", "pixelcnn-labels"]
@@ -22,6 +23,7 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
     labels = some_labels(fresh, 6)
     mask = torch.zeros(fresh.grid, dtype=torch.bool)
     mask.view(-1)[fresh.num_positions // 2 :] = True
+    head = DraftHead.of(fresh) if isinstance(fresh, RasterPrior) else None
 
     def run() -> list[Tensor]:
         prior = copy.deepcopy(fresh)
@@ -36,6 +38,11 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
             {"num_steps": 2 if isinstance(prior, AnyOrderPrior) else None, "seeds": range(6)},
         ):
             found.append(sampled(prior, 6, labels, **options))
+        if head is not None and isinstance(prior, RasterPrior):
+            for draft in (head, copy.deepcopy(fresh)):
+                drafting = {"draft": draft, "num_proposals": 2, "guidance": guidance}
+                found.append(sampled(prior, 6, labels, **drafting, generator=seeded()))
+            found += [guess.detach() for guess, _ in head.guesses(prior, *guessed_from(prior, codes, labels))]
         found.append(prior.walk(6, lambda log_probs: log_probs.argmax(-1), labels))
         if not isinstance(prior, NGramPrior):
             weights = torch.nn.functional.one_hot(codes, prior.num_codes).float()
@@ -45,6 +52,10 @@ def test_case_24_a_prior_keeps_to_its_device_and_type(kind):
         return [each.detach() for each in found]
 
     check_same_under_any_default(run)
+
+
+def guessed_from(prior: RasterPrior, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    return prior.features_and_conditionals(codes, labels)[0], codes.flatten(1)
 
 
 def test_a_prior_that_is_made_without_memory_takes_none():
