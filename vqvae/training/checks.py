@@ -99,6 +99,7 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
         raise ValueError(f"--draft yes is for a prior on one device, got --strategy {run.strategy}; leave one out")
     for name, options in (("codebook-fit", run.codebook_fit), ("prior-fit", run.prior_fit)):
         check_fit_options(name, options)
+    check_muon(run, has_codes and in_loop)
     if not 0 <= run.data.num_workers <= MAX_WORKERS:
         raise ValueError(f"got --data.num-workers {run.data.num_workers}, expected 0 to {MAX_WORKERS}")
     if not 0 <= run.seed < 2**64:
@@ -235,6 +236,20 @@ def check_no_new_looks(run: Run, why: str) -> None:
             )
 
 
+def check_muon(run: Run, in_loop: bool) -> None:
+    """ValueError for Muon where there are no matrices of a transformer, or they are shared out."""
+    kinds = ("PixelCNN",) if run.latents == "codes" else ()
+    if run.codebook_fit.muon is not None and not in_loop:
+        raise ValueError(
+            "--codebook-fit.muon is for the matrices of a transformer, and convolutions have none; leave it out, or "
+            "add a prior in the loop, with --model.beta"
+        )
+    if run.prior_fit.muon is not None and run.prior_kind in kinds:
+        raise ValueError(f"--prior-fit.muon is for transformers, got --prior-kind {run.prior_kind}; leave it out")
+    if run.prior_fit.muon is not None and run.strategy.startswith("fsdp"):
+        raise ValueError("--prior-fit.muon needs whole matrices, which --strategy fsdp shares out; leave one out")
+
+
 def check_in_loop(run: Run) -> None:
     """ValueError for a prior that cannot be in the loop of codes."""
     if run.prior_kind != "Transformer":
@@ -249,6 +264,7 @@ def check_fit_options(name: str, options: FitConfig) -> None:
     wrong = [each for each in positive if getattr(options, each) < 1]
     or_zero = ("learning_rate", "num_warmup", "weight_decay")
     wrong += [each for each in or_zero if not 0 <= getattr(options, each) < math.inf]
+    wrong += ["muon"] if options.muon is not None and not 0 <= options.muon < math.inf else []
     wrong += [] if 0 < options.max_norm < math.inf else ["max_norm"]
     wrong += ["ema"] if options.ema is not None and not 0 <= options.ema < 1 else []
     if wrong:

@@ -79,6 +79,7 @@ def draft_options(options: FitConfig) -> FitConfig:
         batch_size=share(options.batch_size),
         learning_rate=_FASTER * options.learning_rate,
         num_warmup=share(options.num_warmup),
+        muon=None,
         ema=None,
         validate_every=share(options.validate_every),
         save_every=share(options.save_every),

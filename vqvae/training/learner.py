@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from vqvae.training.objectives import CodebookObjective, DraftObjective, PriorObjective, RateAwareObjective
+from vqvae.training.optimisers import can_fuse, make_optimiser
 from vqvae.training.options import FitConfig
 from vqvae.training.sharding import ShardedAverage, decay_at, gather_full
 
@@ -23,7 +24,8 @@ class Learner:
 
     Attributes:
         module: the objective to call, wrapped by Fabric.
-        optimizer: AdamW over its parameters.
+        optimizer: over its parameters (`vqvae.training.optimisers`).
+        rates: the learning rate of each of its groups, where it is whole.
         state: what a checkpoint holds of them.
     """
 
@@ -40,10 +42,11 @@ class Learner:
         self.module: Any
         self.optimizer: Any
         if self.copy is None:
-            self.module, self.optimizer = fabric.setup(objective, self._adamw(options))
+            fused = can_fuse(fabric.device, str(fabric.strategy.precision.precision))
+            self.module, self.optimizer = fabric.setup(objective, self._optimiser(options, fused))
         else:  # the optimiser is for the parameters that sharing out leaves
             self.module = fabric.setup_module(objective)
-            self.optimizer = fabric.setup_optimizers(self._adamw(options))
+            self.optimizer = fabric.setup_optimizers(self._optimiser(options, fused=False))
             if options.ema is not None:
                 self.average = ShardedAverage(objective, options.ema)
         self.state: dict[str, Any] = {"module": self.module, "optimizer": self.optimizer}
@@ -63,16 +66,17 @@ class Learner:
         """A step of the moving average of parameters."""
         assert self.options.ema is not None
         share = 1 - decay_at(int(num_averaged), self.options.ema, self.warms_up)
-        for average, value in zip(averages, values, strict=True):
-            average.lerp_(value, share)
+        torch._foreach_lerp_(list(averages), list(values), share)
 
-    def _adamw(self, options: FitConfig) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.objective.parameters(),
-            lr=options.learning_rate,
-            betas=(0.9, 0.95),
+    def _optimiser(self, options: FitConfig, fused: bool) -> torch.optim.Optimizer:
+        found, self.rates = make_optimiser(
+            self.objective,
+            learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
+            muon=options.muon,
+            fused=fused,
         )
+        return found
 
     @property
     def warms_up(self) -> bool:
@@ -93,8 +97,8 @@ class Learner:
 
     def set_rate(self, share: float) -> None:
         """Take so large a share of the learning rates."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * share
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
         if self.rival is not None:
             for group in self.rival_optimizer.param_groups:
                 group["lr"] = self.rival_rate * share

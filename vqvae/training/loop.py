@@ -91,6 +91,15 @@ def fit(
         shown=fabric.is_global_zero,
         outlook=functools.partial(session.outlook.told, name),
     )
+    # Whether all steps were finite since that was looked at. On a GPU to look is to wait for it, so that is done only
+    # where figures are read anyway and before anything is kept.
+    finite = torch.ones((), dtype=torch.bool, device=fabric.device)
+
+    def check_finite(step: int) -> None:
+        with diverging(step):
+            if not finite:
+                raise ValueError("the objective or its gradient is not finite")
+
     with bar, contextlib.closing(incoming), stop.catching():
         for step in range(start, options.num_steps):
             learner.set_rate(schedule(step, options))
@@ -108,29 +117,32 @@ def fit(
             terms = mean_terms(found)
             objective.rest()
             norm = learner.clip(options.max_norm)
-            with diverging(step):
-                if not torch.isfinite(terms["objective"] + norm):
-                    raise ValueError("the objective or its gradient is not finite")
+            done = step + 1
+            is_noted = step % 20 == 0 or done == options.num_steps
+            finite &= torch.isfinite(terms["objective"] + norm)
+            if fabric.device.type != "cuda" or is_noted or step == start:
+                check_finite(step)
             terms["model/gradient"] = norm  # before it was clipped
             learner.step()
             with diverging(step):
                 terms |= learner.step_rival()
             if step == start and not path.exists():  # there is nothing that other options could spoil
                 session.begin()
-            done = step + 1
-            figures, is_noted = None, step % 20 == 0 or done == options.num_steps
+            figures = None
             if is_noted or step == start:
                 figures = {key: value.item() for key, value in terms.items()}
             if figures is not None and is_noted:
                 metrics.add(done, "train", {**figures, "seconds": time.monotonic() - began})
             bar.update(each, figures)
             if done % options.validate_every == 0 or done == options.num_steps:
+                check_finite(step)
                 with learner.evaluating() as kept, diverging(done):
                     metrics.add(done, "test", validate(kept))
                     if (png := preview.png(kept)) is not None:
                         metrics.picture(done, png)
             stopping = stop.requested(fabric, step)
             if done % options.save_every == 0 or done == options.num_steps or stopping:
+                check_finite(step)
                 session.begin()
                 state.update(step=done, seconds=time.monotonic() - began)
                 save_state(fabric, path, {**state, **_notes(objective, of), "ema_warms_up": learner.warms_up})

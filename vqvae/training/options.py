@@ -45,7 +45,7 @@ class DataConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Options):
-    """How one model is fitted: AdamW, linear warm-up, cosine decay."""
+    """How one model is fitted: AdamW or Muon beside it, linear warm-up, cosine decay."""
 
     num_steps: int
     batch_size: int = 64
@@ -53,6 +53,8 @@ class FitConfig(Options):
     accumulate: int = 1
     """batches per step, whose gradients are averaged before the optimiser moves"""
     learning_rate: float = 2e-3
+    muon: float | None = None
+    """learning rate of Muon for the matrices of a transformer, 0.05 is usual; unless given, and for all else, AdamW"""
     num_warmup: int = 100
     """steps until the learning rate is whole"""
     weight_decay: float = 0.01
