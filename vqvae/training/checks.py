@@ -100,6 +100,8 @@ def check(run: Run, wanted: tuple[str, ...]) -> None:
     for name, options in (("codebook-fit", run.codebook_fit), ("prior-fit", run.prior_fit)):
         check_fit_options(name, options)
     check_muon(run, has_codes and in_loop)
+    if run.test_images is not None and run.test_images < 1:
+        raise ValueError(f"got --test-images {run.test_images}, expected at least 1; leave it out for all")
     if not 0 <= run.data.num_workers <= MAX_WORKERS:
         raise ValueError(f"got --data.num-workers {run.data.num_workers}, expected 0 to {MAX_WORKERS}")
     if not 0 <= run.seed < 2**64:

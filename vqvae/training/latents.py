@@ -110,14 +110,23 @@ def encode(encoding: Encoding, batch: Batch, generator: torch.Generator) -> Tens
     return encoder.encode(levels).int()
 
 
-def encoded(encoding: Encoding, images: Images, name: str, limit: int | None = None) -> Iterator[Inputs]:
-    """The latents of every image that can be read, or of about the first `limit`, in batches and in order."""
-    fabric = encoding.fabric
+def encoded(
+    encoding: Encoding, images: Images, name: str, limit: int | None = None, rows: np.ndarray | None = None
+) -> Iterator[Inputs]:
+    """The latents of every image that can be read, or of about the first `limit`, or of those at `rows`, in batches and
+    in order."""
+    fabric, size = encoding.fabric, images_at_once(*images.shape[1:])
     generator = torch.Generator(fabric.device).manual_seed(step_seed(encoding.seed, name, 0, 0) % 2**63)
     total = len(images) if limit is None else min(limit, len(images))
+    stream: Iterator[Batch] = batches(images, size)
+    if rows is not None:
+        total = len(rows)
+        stream = (images.__getitems__(rows[start : start + size]) for start in range(0, total, size))
     done = 0
     with Progress(name, total, "img", shown=fabric.is_global_zero) as bar:
-        for batch in with_progress(batches(images, images_at_once(*images.shape[1:])), bar, encoding.metrics):
+        for batch in with_progress(stream, bar, encoding.metrics):
+            if not len(batch.images):
+                continue
             yield Inputs(encode(encoding, batch, generator).cpu(), batch.labels)
             done += len(batch.images)
             if limit is not None and done >= limit:
@@ -151,14 +160,18 @@ def encoded_together(encoding: Encoding, images: Images, name: str) -> Iterator[
         next(batches(images, images_at_once(*images.shape[1:])))  # which says so
 
 
-def encode_all(encoding: Encoding, images: Images, name: str, limit: int | None = None) -> Latents:
+def encode_all(
+    encoding: Encoding, images: Images, name: str, limit: int | None = None, rows: np.ndarray | None = None
+) -> Latents:
     """What `encoded` gives, in memory; all processes take part."""
     model = encoding.model
     draws = isinstance(model, VQVAE) and (model.stochastic or model.config.beta is not None)
-    if encoding.fabric.world_size > 1 and limit is None and not draws:
+    if encoding.fabric.world_size > 1 and limit is None and rows is None and not draws:
         parts = list(encoded_together(encoding, images, name))
     else:
-        parts = list(encoded(encoding, images, name, limit))
+        parts = list(encoded(encoding, images, name, limit, rows))
+    if not parts:
+        raise ValueError(f"none of the {len(images) if rows is None else len(rows)} images to encode can be read")
     known = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.inputs for part in parts])
     return Latents(values, torch.cat(known) if len(known) == len(parts) else None)
@@ -169,6 +182,7 @@ def encode_or_load(
     images: Images,
     name: str,
     limit: int | None = None,
+    rows: np.ndarray | None = None,
     *,
     path: Path,
     about: str,
@@ -186,6 +200,7 @@ def encode_or_load(
     batch_size = images_at_once(*images.shape[1:])
     facts = [encoding.seed, name, limit, len(images), images.shape, about, batch_size, NUM_ITERATIONS]
     facts += [str(fabric.strategy.precision.precision)]
+    facts += [] if rows is None else [rows.tolist()]
     digest.update(json.dumps(facts).encode())
     for part in dict.fromkeys((encoding.model, encoding.guiding_prior)):
         for key, value in part.state_dict().items():
@@ -194,7 +209,7 @@ def encode_or_load(
     found = _load_latents(path, digest.hexdigest())
     # No process writes before all have looked, and all encode where one has to.
     if fabric.all_reduce(torch.tensor(int(found is None), device=fabric.device), reduce_op="max") or found is None:
-        found = encode_all(encoding, images, name, limit)
+        found = encode_all(encoding, images, name, limit, rows)
         later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
     return found
 

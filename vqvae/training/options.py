@@ -165,6 +165,9 @@ class Run(Options):
     time_budget: str | None = None
     """how long the whole may take, as 90s, 20m or 1.5h: some steps are timed first, and the numbers of steps are set so
     that the stages keep their proportions"""
+    test_images: int | None = None
+    """test images by which the finished run is evaluated, the first so many; all unless given. The results say how
+    many there were"""
     accelerator: str = "auto"
     """cpu, cuda, ...; auto is cuda where there is a GPU, else cpu"""
     devices: str = "auto"

@@ -17,6 +17,7 @@ from torch import Tensor
 from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images
 from vqvae.data.batching import index_batches
+from vqvae.data.permutation import Permutation
 from vqvae.evaluation import images_at_once
 from vqvae.tokens import CodeDataset, check_same_origin
 from vqvae.training.latents import Encoding, Inputs, encode_or_load, encoded, live_batches, live_sample
@@ -72,12 +73,14 @@ def stored_or_encoded(
     encoding = Encoding(
         fabric=session.fabric, metrics=session.metrics, seed=run.seed, model=model, guiding_prior=guiding_prior
     )
+    rows = rows_seen(run, len(data["train"]), session.fabric.world_size)
     kept = {
         split: encode_or_load(
             encoding,
             data[split],
             f"encode {split}",
             limit=limit,
+            rows=rows if split == "train" else None,
             path=run.run / "state" / f"codes-{split}.safetensors",
             about=session.images[split]["digest"],
             later=session.later,
@@ -94,10 +97,20 @@ def stored_or_encoded(
     first = {"batch_size": images_at_once(*model.size), "seed": run.seed, "start": 0, "rank": 0, "world_size": 1}
     return PriorData(
         batches=live,
-        parts=lambda: (batch.inputs for batch in encoded(encoding, data["train"], "encode train")),
+        parts=lambda: (batch.inputs for batch in encoded(encoding, data["train"], "encode train", rows=rows)),
         sample=lambda: live_sample(live(**first), min(LIVE_SAMPLE, len(data["train"]))),
         watched=watched,
     )
+
+
+def rows_seen(run: Run, num_images: int, world_size: int) -> np.ndarray | None:
+    """The training images that a prior is fitted to where its steps are too few to look at half of them, in order; None
+    is all. Of a short trial no more are encoded, and counted, than its steps can see."""
+    options = run.prior_fit
+    seen = options.num_steps * options.accumulate * options.batch_size * world_size
+    if 2 * seen > num_images:
+        return None
+    return np.sort(Permutation(num_images, (run.seed, 0))(np.arange(seen)))
 
 
 def known_classes(run: Run, model: Autoencoder, data: Mapping[str, Images]) -> int | None:

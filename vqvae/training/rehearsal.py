@@ -24,7 +24,7 @@ from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.networks import prepare
 from vqvae.training.objectives import START, PriorObjective, RateAwareObjective, codebook_objective
 from vqvae.training.options import FitConfig, Run
-from vqvae.training.prior_data import NUM_WATCHED, known_classes
+from vqvae.training.prior_data import NUM_WATCHED, known_classes, rows_seen
 from vqvae.training.prior_kinds import make_prior, name_of, untrained
 from vqvae.training.records import Metrics
 
@@ -94,9 +94,12 @@ def _costs(
         if run.live:
             found["prior"] += an_image * run.prior_fit.batch_size * run.prior_fit.accumulate
         elif data:
-            found["encoding"] = an_image * (len(data["train"]) / fabric.world_size + num_watched)
+            rows = rows_seen(run, len(data["train"]), fabric.world_size)
+            num_encoded = len(data["train"]) / fabric.world_size if rows is None else len(rows)
+            found["encoding"] = an_image * (num_encoded + num_watched)
     if "evaluate" in wanted and data:
-        found["evaluation"] = _evaluation(fabric, model, prior, data)
+        num_images = len(range(len(data["test"]))[: run.test_images])
+        found["evaluation"] = num_images * _evaluation(fabric, model, prior, data)
     return Costs(**found)
 
 
@@ -209,7 +212,7 @@ def _an_encoding(encoding: Encoding, data: Mapping[str, Images]) -> float:
 
 
 def _evaluation(fabric: Fabric, model: Autoencoder, prior: Any, data: Mapping[str, Images]) -> float:
-    """Seconds in all, by some of the test images; the first process alone does it."""
+    """Seconds an image, by some of the test images; the first process alone does it."""
     batch = data["test"].__getitems__(range(min(NUM_IMAGES, len(data["test"]))))
     if not fabric.is_global_zero or not len(batch.images):
         return 0.0
@@ -218,4 +221,4 @@ def _evaluation(fabric: Fabric, model: Autoencoder, prior: Any, data: Mapping[st
     evaluate(model, priors, [batch[:NUM_FIRST]])
     began = time.monotonic()
     evaluate(model, priors, [batch])
-    return (time.monotonic() - began) * len(data["test"]) / len(batch.images)
+    return (time.monotonic() - began) / len(batch.images)

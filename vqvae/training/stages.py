@@ -4,7 +4,7 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from priors import ContinuousPrior, MixtureTransformerPrior, Prior, TransformerP
 from vqvae import VQVAE, Autoencoder, pictures
 from vqvae.bound import rate
 from vqvae.codec.model_fingerprint import fingerprint
-from vqvae.data import Images, batches
+from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.metrics import psnr
@@ -218,8 +218,12 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     check_parts(run, model, {"prior": learned, **baselines})
     priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
-    with Progress("evaluate", len(data["test"]), "img") as bar:
-        stream = with_progress(batches(data["test"], images_at_once(*model.size)), bar, metrics)
+    rows, size = range(len(data["test"]))[: run.test_images], images_at_once(*model.size)
+    with Progress("evaluate", len(rows), "img") as bar:
+        parts: Iterator[Batch] = batches(data["test"], size)
+        if len(rows) < len(data["test"]):
+            parts = (data["test"].__getitems__(rows[start : start + size]) for start in range(0, len(rows), size))
+        stream = (part for part in with_progress(parts, bar, metrics) if len(part))
         result = evaluate(model, priors, stream)
     first = next(batches(data["test"], 32))
     images = first.images.to(fabric.device)
