@@ -71,10 +71,12 @@ class Prior(GridModel):
         num_codes: codes K at each position.
 
     Attributes: `num_codes` K; `grid`, e.g. (7, 7); `num_classes`, None for an unconditional prior;
-    `has_arithmetic`, whether the arithmetic of its walks can be chosen.
+    `has_arithmetic`, whether the arithmetic of its walks can be chosen; `can_skip`, whether they heed
+    `WalkStart.skipped`.
     """
 
     has_arithmetic: ClassVar[bool] = False
+    can_skip: ClassVar[bool] = False
 
     @classmethod
     def check_options(cls, options: ConfiguredOptions) -> None:

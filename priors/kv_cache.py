@@ -250,9 +250,10 @@ def cache_bytes(trunk: Trunk, num_positions: int, arithmetic: Arithmetic, num_in
     return wide * (kept + step)
 
 
-def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, arithmetic: Arithmetic) -> Advance:
-    """The trunk position by position in raster order, after the start tokens "b w"."""
+def raster_walk(trunk: GridTrunk | SequenceTrunk, start: Tensor, arithmetic: Arithmetic, skipped: int = 0) -> Advance:
+    """The trunk position by position in raster order, after the start tokens "b w"; `skipped` as in `WalkStart`."""
     cached = CachedTrunk(trunk.trunk, len(start), trunk.num_positions, arithmetic)
+    cached.length = skipped
     rotary = trunk.rotary(start)
 
     def advance(vectors: Tensor) -> Tensor:

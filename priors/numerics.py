@@ -77,7 +77,7 @@ def fastest(name: str, candidates: Mapping[Numerics, Callable[[], float]]) -> Nu
 
     Args:
         name: of what is sampled: model, sizes, rows.
-        candidates: each with a trial, which returns seconds for a code.
+        candidates: each with a trial, which returns seconds for a position of all grids.
     """
     key = f"{_machine()}, {torch.get_num_threads()} threads | {name}"
     if key not in _known:
@@ -117,11 +117,13 @@ def worth(seconds_a_pass: float, num_positions: int, rows: int, accepted: tuple[
 
 
 def _measured(key: str, candidates: Mapping[Numerics, Callable[[], float]]) -> Numerics:
-    seconds = {numerics: trial() for numerics, trial in candidates.items()}
+    seconds = dict.fromkeys(candidates, math.inf)
+    # There and back again, as what else the machine does comes and goes.
+    for numerics in [*candidates, *reversed(list(candidates))]:
+        seconds[numerics] = min(seconds[numerics], candidates[numerics]())
     best = min(seconds, key=lambda numerics: seconds[numerics])
     for numerics, each in seconds.items():
-        if math.isfinite(each):
-            _log.info("%s: %.3g ms a code", numerics, 1e3 * each)
+        _log.info("%s: %.3g ms a position", numerics, 1e3 * each)
     _write(key, best)
     return best
 

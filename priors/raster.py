@@ -27,6 +27,8 @@ from safefolder.arrays import Codes, Labels
 class RasterPrior(TrunkPrior):
     """Abstract: start token, code embedding, a trunk, and logits."""
 
+    can_skip = True
+
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.code = CodeEmbedding(self.num_codes, self.config.width, self.config.code_noise)
@@ -59,7 +61,7 @@ class RasterPrior(TrunkPrior):
         return widen(self.logits(self.trunk(self.start(len(embedded), labels), embedded)))
 
     def _start_walk(self, start: WalkStart) -> Step:
-        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.arithmetic)
+        advance = raster_walk(self.trunk, self.start(start.num, start.labels), start.arithmetic, start.skipped)
         to_logits = prepare(self.logits.weight, start.arithmetic, start.num)
         return lambda fixed: widen(to_logits(advance(self.code(fixed)))).log_softmax(-1)[:, None]
 
@@ -78,7 +80,7 @@ class RasterScorer:
 
     def __init__(self, prior: RasterPrior, start: WalkStart, most: int):
         """`most`: positions asked for at once, at most."""
-        self.prior, self.rows = prior, start.num
+        self.prior, self.rows, self.skipped = prior, start.num, start.skipped
         self.tokens = prior.start(start.num, start.labels)
         self.rotary = prior.trunk.rotary(self.tokens)
         # As many behind the grid's end as a stretch may stick out.
@@ -88,7 +90,7 @@ class RasterScorer:
         self.begins: list[int] = []
 
     def __call__(self, codes: Tensor, begins: Sequence[int], at: Tensor) -> Tensor:
-        if self.features is None and (known := max(begins)):
+        if self.features is None and (known := max(begins)) > self.skipped:
             # All that is known before; of rows that begin earlier what is not is written over later.
             self._featured(codes, [0] * self.rows, torch.arange(known, device=at.device).expand(self.rows, -1))
         self.features, self.begins = self._featured(codes, begins, at), list(begins)

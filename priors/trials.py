@@ -7,6 +7,7 @@ a generator of their own, and so leave every draw as it is.
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -90,8 +91,10 @@ def _arithmetics(device: torch.device) -> list[Arithmetic]:
 def _plain_trial(prior: Any, start: WalkStart) -> float:
     """Seconds for a step."""
     chooser = random_chooser(generator=torch.Generator().manual_seed(0))
-    step = prior._start_walk(start)
-    fixed = torch.zeros(start.num, 0, dtype=torch.int64, device=prior.device)
+    # In the middle, where a step takes what steps take on average.
+    skipped = prior.num_positions // 2 if prior.can_skip else 0
+    step = prior._start_walk(replace(start, skipped=skipped))
+    fixed = torch.zeros(start.num, min(1, skipped), dtype=torch.int64, device=prior.device)
 
     def once() -> None:
         nonlocal fixed
@@ -104,13 +107,15 @@ def _draft_trial(
     prior: Any, sampling: Sampling, start: WalkStart, num_proposals: int, accepted: tuple[float, ...] | None
 ) -> float:
     """Seconds for a position."""
-    num = min(prior.num_positions, _CODES)
+    skipped = prior.num_positions // 2 if prior.can_skip else 0
+    num = min(prior.num_positions - skipped, _CODES)
     shape = partial(probabilities, sampling)
 
     def once() -> float:
-        scorer = prior._start_scorer(start, num_proposals + 1)
+        begun, stop = replace(start, skipped=skipped), skipped + num
+        scorer = prior._start_scorer(begun, num_proposals + 1)
         draft: Any = sampling.draft
-        proposing = draft.start_draft(prior, scorer, start)
+        proposing = draft.start_draft(prior, scorer, begun)
         codes = torch.zeros(start.num, prior.num_positions, dtype=torch.int64, device=prior.device)
         passes = 0
 
@@ -120,7 +125,7 @@ def _draft_trial(
 
         generator = torch.Generator().manual_seed(0)
         began = time.perf_counter()
-        speculate(scorer, proposing, codes, [0] * start.num, num_proposals, shape, generator, tick, num)
+        speculate(scorer, proposing, codes, [skipped] * start.num, num_proposals, shape, generator, tick, stop)
         seconds = time.perf_counter() - began
         return seconds / max(1, passes) if accepted is not None else seconds / num
 

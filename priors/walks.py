@@ -41,6 +41,8 @@ class WalkStart:
         num: rows b; with guidance two for each grid.
         labels: int64 "b", `num_classes` for "no label"; None for a prior without classes.
         order, sizes: as in `WalkOrder`, for these rows.
+        skipped: positions in raster order that are taken as done and are not looked at, where a walk can do so: for
+            trials of how long a step in the middle takes.
     """
 
     num: int
@@ -48,6 +50,7 @@ class WalkStart:
     arithmetic: Arithmetic
     order: Tensor | None = None
     sizes: tuple[int, ...] | None = None
+    skipped: int = 0
 
 
 def taken(walk_order: WalkOrder, rows: Tensor) -> WalkOrder:
