@@ -5,8 +5,8 @@
 
 The prior is the default run's (width 128, depth 3), on the codes of RUN's tokenizer, which are encoded once; without
 a run a small one of our own is trained. Batches of 64 in bfloat16 autocast, the warm-up, decay, clipping and optimisers
-of `vqvae train` (`vqvae.training.optimisers`), one thread. The rate is a mean over the whole test set, in nats an image.
-CPU seconds are of the steps alone; what else the machine did changes them. Kept results are taken from --output.
+of `vqvae train`, one thread. The rate is a mean over the whole test set, in nats an image. CPU seconds are of the steps
+alone; what else the machine did changes them. Kept results are taken from --output.
 """
 
 import statistics
