@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -319,6 +319,8 @@ class Autoencoder(SavedModel):
         """Raise ValueError unless images of this size are padded to these positions."""
         if size is None:
             return
+        if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise ValueError(f"got size={size!r}, expected height and width, such as (192, 256)")
         most = [self.factor * side for side in vectors.shape[1:3]]
         if not all(0 <= full - side < self.factor for full, side in zip(most, size, strict=True)):
             raise ValueError(

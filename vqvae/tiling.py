@@ -18,6 +18,7 @@ there is no seam; but codes and pixels differ from those of the whole, and colou
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,8 @@ class Tiled:
             raise ValueError(
                 f"{type(model).__name__} has codes of several scales, of the whole image each: they have no tiles"
             )
+        if not isinstance(tile, numbers.Integral) or isinstance(tile, bool):
+            raise ValueError(f"got tile={tile!r}, expected the side of a tile in pixels, such as 512")
         self.model = model
         self.watch = watch
         reach: list[Any] = [model.encoder.reach, model.decoder.reach]

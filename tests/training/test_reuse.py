@@ -190,6 +190,11 @@ def test_codes_that_do_not_fit_are_one_line(run, made, tokenized, coded, photos,
     assert "--live" in fails(*coded, "--live")
     assert "nowhere" in fails(*coded, "--codes", "nowhere")
     assert "another tokenizer" in fails(*coded, "--tokenizer", tmp_path / "moved")
+    shutil.copytree(tokenized, tmp_path / "kept" / "8x8")
+    shutil.copytree(tokenized, tmp_path / "kept" / "8x16")
+    line = fails(*coded, "--codes", tmp_path / "kept")
+    assert "holds codes of 2 sizes, and a prior is for one" in line
+    assert str(tmp_path / "kept" / "8x16") in line
     made.rename(tmp_path / "gone")
     assert "name it with --tokenizer" in fails(*coded)
     shutil.rmtree(tokenized / "test")

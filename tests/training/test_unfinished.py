@@ -130,3 +130,18 @@ def test_a_prior_of_another_codebook_is_refused(run, options, fails, tmp_path, m
     shutil.rmtree(folder / "prior")
     run("--resume", "--stage", "codebook", "--run", folder, "--codebook-fit.num-steps", "12")
     assert "train it again by" in fails("sample", folder, "--num", "2")
+
+
+def test_a_finished_run_that_trains_on_says_so(run, options, tmp_path, monkeypatch, capsys):
+    """What is looked at are its finished models, until there are others."""
+    folder = tmp_path / "run"
+    run(*options)
+    capsys.readouterr()
+    run("sample", folder, "--num", "2", "--output", tmp_path / "a.png")
+    assert "trains on" not in capsys.readouterr().err
+    stopped(run, monkeypatch, folder, ["--resume", "--run", str(folder), "--prior-fit.num-steps", "12"], prior=[10])
+    capsys.readouterr()
+    run("sample", folder, "--num", "2", "--output", tmp_path / "b.png")
+    said = capsys.readouterr().err
+    assert "trains on: the prior is its finished one, and the checkpoint of step 10 of 12 is not looked at" in said
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

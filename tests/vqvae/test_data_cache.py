@@ -294,3 +294,19 @@ def test_a_variation_has_entries_of_its_own_and_the_image_itself_too(folder, cac
     images.varied([0], Variation(augment=CROP, seed=0, epoch=0))
     images[[0]]
     assert [path.parts[-3] for path in entries(cache)] == ["fitted", "pictures"]
+
+
+def test_a_count_that_a_kill_cut_short_is_mended(folder: Path, tmp_path: Path, told: list[str]) -> None:
+    """What is added behind it counts as what it is."""
+    images = load_images(folder, "train", size=16)
+    first = Cache(tmp_path / "cut", 10**9, told.append)
+    images.cached(first)[:2]
+    with (tmp_path / "cut" / "bytes").open("ab") as file:
+        file.write(b"\x01\x02\x03")
+    again = Cache(tmp_path / "cut", 10**9, told.append)
+    again.sweep()
+    images.cached(again)[:4]
+    entries = [path for path in (tmp_path / "cut").rglob("*") if path.is_file() and path.name.isdigit()]
+    assert len(entries) == 4
+    assert again._total() == sum(path.stat().st_size for path in entries)
+    assert not told

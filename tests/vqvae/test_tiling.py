@@ -161,6 +161,21 @@ def test_a_set_of_codes_is_made_in_tiles(tmp_path):
         tokenize(resized, images, tmp_path / "small", Tokenizing(batch_size=2, tile=4))
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("wrong", ["a", 64.0, True, None])
+def test_tiles_have_a_side(wrong):
+    with pytest.raises(ValueError, match="expected the side of a tile in pixels"):
+        Tiled(model_of(VQVAE, {"num_blocks": 2}), tile=wrong)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("wrong", [30, "30", (30,), (30, 1.5)])
+def test_a_crop_has_two_sides(wrong):
+    model = model_of(VQVAE, {"num_blocks": 0})
+    with pytest.raises(ValueError, match="expected height and width"):
+        model.decode(model.encode(torch.zeros(1, model.config.num_channels, 32, 32, dtype=torch.uint8)), size=wrong)
+
+
 def test_tiles_that_are_too_small_and_codes_without_tiles_are_refused():
     model = model_of(VQVAE, {"num_blocks": 2})
     least = 4 * -(-max(model.encoder.reach, model.decoder.reach) // 4)

@@ -43,6 +43,8 @@ class Opened:
             self.model = self._codebook.model
         else:
             self.model = Autoencoder.from_pretrained(source)
+            if newer := _trains_on(source, "codebook"):
+                tell(f"note: {source} trains on: the model is its finished one, and {newer}")
 
     @property
     def has_loop(self) -> bool:
@@ -65,6 +67,8 @@ class Opened:
         if self._codebook is not None:  # a folder prior/ is of another
             return self._codebook.prior
         if safefolder.folder.has_part(self.source, "prior"):
+            if newer := _trains_on(self.source, "prior"):
+                tell(f"note: {self.source} trains on: the prior is its finished one, and {newer}")
             return load_prior(self.source, None)
         if not _is_begun(self.source, "prior"):
             return self._loop_prior()
@@ -159,3 +163,22 @@ def _is_begun(source: str, stage: str) -> bool:
     """Whether what is named is a run here whose stage has begun and made no model yet."""
     begun = (Path(source) / "state" / f"{stage}.ckpt").is_file()
     return begun and not safefolder.folder.has_part(source, stage)
+
+
+def _trains_on(source: str, stage: str) -> str | None:
+    """Of a run here whose stage is finished and goes on for more steps, how far it is; None where it does not."""
+    path, made = Path(source) / "state" / f"{stage}.ckpt", Path(source) / stage / "model.safetensors"
+    try:
+        if path.stat().st_mtime_ns <= made.stat().st_mtime_ns:
+            return None
+    except OSError:
+        return None
+    from vqvae.training.options import load_run
+    from vqvae.training.run_folder import checkpoint
+
+    try:
+        run, step = load_run(Path(source)), checkpoint(path)["step"]
+    except ValueError:
+        return None  # the models are whole, and all that is asked for
+    wanted = getattr(run, f"{stage}_fit").num_steps
+    return None if step >= wanted else f"the checkpoint of step {step:,} of {wanted:,} is not looked at"

@@ -117,6 +117,10 @@ class Cache:
     def sweep(self) -> None:
         """Remove what writers that were killed left, and ask to be told of a full disk again."""
         with contextlib.suppress(OSError):
+            # A number that a kill cut short would spoil all behind it.
+            if rest := (self.folder / "bytes").stat().st_size % 8:
+                os.truncate(self.folder / "bytes", (self.folder / "bytes").stat().st_size - rest)
+        with contextlib.suppress(OSError):
             (self.folder / "stopped").unlink(missing_ok=True)
             for left in (self.folder / ".writing").iterdir():
                 left.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from safefolder.messages import few_shown
 from vqvae.data.batching import index_batches, num_batches
 from vqvae.data.permutation import Permutation
 from vqvae.tokens.batch import CodeBatch
@@ -26,6 +27,16 @@ def bucket_name(size: tuple[int, int]) -> str:
 def is_bucket(name: str) -> bool:
     """Whether a folder is called as `bucket_name` does."""
     return _SIZE.fullmatch(name) is not None
+
+
+def check_one_size(folder: Path) -> None:
+    """ValueError for a folder of sets by the size of their images, as `vqvae tokenize --size keep` writes."""
+    sizes = sorted(path.name for path in folder.glob("*x*") if (path / "train").is_dir())
+    if sizes and not (folder / "train").is_dir():
+        raise ValueError(
+            f"{folder} holds codes of {len(sizes)} sizes, and a prior is for one: name one of them, as --codes "
+            f"{folder / sizes[0]} (there are {few_shown(sizes)})"
+        )
 
 
 class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):

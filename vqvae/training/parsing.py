@@ -14,6 +14,7 @@ from safefolder.configured import ConfiguredOptions, option_sentences
 from safefolder.options import is_given, option_fields
 from vqvae import Autoencoder, GaussianVAE, exits
 from vqvae.tokens import CodeDataset
+from vqvae.tokens.buckets import check_one_size
 from vqvae.training.model_kinds import LATENTS, LIKELIHOODS, quantizer_name, quantizer_named, with_latents
 from vqvae.training.options import LooksConfig, Run, load_run, program_name
 from vqvae.training.presets import PRESETS, has_networks
@@ -45,6 +46,8 @@ def parse(args: list[str]) -> Run:
     if given.stage in ("prior", "evaluate"):  # which have no use for terms for the eye, and refuse them
         default = dataclasses.replace(default, looks=LooksConfig())
     tokenizer: str | None = given.tokenizer
+    if given.codes:
+        check_one_size(Path(given.codes))
     if given.codes and tokenizer is None and not (folder / "codebook").exists():
         tokenizer = source_of(Path(given.codes))
     is_new = tokenizer is not None and not (folder / "state" / "run.json").exists()
