@@ -17,7 +17,7 @@ from vqvae.tokens import CodeDataset
 from vqvae.tokens.buckets import check_one_size
 from vqvae.training.model_kinds import LATENTS, LIKELIHOODS, quantizer_name, quantizer_named, with_latents
 from vqvae.training.options import LooksConfig, Run, load_run, program_name
-from vqvae.training.presets import PRESETS, has_networks
+from vqvae.training.presets import PRESETS, has_networks, without_muon
 from vqvae.training.prior_kinds import PRIOR_KINDS, kind_of, with_kind
 
 
@@ -27,7 +27,7 @@ def parse(args: list[str]) -> Run:
     What selects other defaults is read first; tyro reads everything, and writes the help.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood", "tokenizer", "codes"):
+    for name in ("preset", "run", "stage", "latents", "quantizer", "likelihood", "tokenizer", "codes", "strategy"):
         first.add_argument(f"--{name}")
     first.add_argument("--prior-kind", "--prior_kind")
     first.add_argument("--resume", action="store_true")
@@ -82,6 +82,9 @@ def parse(args: list[str]) -> Run:
         default = _with_part(default, "likelihood", LIKELIHOODS[given.likelihood].Config())
     kind = given.prior_kind or kind_of(default.prior)
     default = dataclasses.replace(default, prior=with_kind(default.prior, kind, of_codes=not is_gaussian))
+    shared_out = (given.strategy or default.strategy).startswith("fsdp")
+    if kind == "PixelCNN" or shared_out or (not goes_on and kind != "Transformer"):
+        default = dataclasses.replace(default, prior_fit=without_muon(default.prior_fit))
     kinds: Any = {
         "latents": "gaussian" if is_gaussian else "codes",
         "quantizer": "none" if is_gaussian else quantizer_name(default.model.quantizer),
