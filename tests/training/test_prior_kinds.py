@@ -115,7 +115,7 @@ def test_codes_are_encoded_once_and_anew_where_they_would_be_others(run, codeboo
         """Whether a prior's training encoded; what it was trained on is always the same."""
         calls.clear()
         (folder / "state" / "prior.ckpt").unlink(missing_ok=True)
-        run("--run", folder, "--stage", "prior", "--prior-fit.num-steps", "1", *args)
+        run("--run", folder, "--stage", "prior", "--prior-fit.num-steps", "8", *args)
         return bool(calls)
 
     assert prior()

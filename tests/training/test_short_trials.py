@@ -35,6 +35,15 @@ def test_only_what_a_prior_sees_is_encoded_and_counted(run, short: list[str], tm
     assert int(Prior.from_pretrained(folder / "ngram").counts.sum()) == 54 * ngram.num_positions
 
 
+def test_a_short_prior_takes_what_is_there(run, options: list[str], tmp_path: Path) -> None:
+    run(*options)
+    path = tmp_path / "run" / "state" / "codes-train.safetensors"
+    before = path.read_bytes()
+    (tmp_path / "run" / "state" / "prior.ckpt").unlink()
+    run("--run", tmp_path / "run", "--stage", "prior", "--prior-kind", "AnyOrder", "--prior-fit.num-steps", "1")
+    assert path.read_bytes() == before
+
+
 def test_rows_are_those_of_the_first_steps(run, short: list[str], tmp_path: Path) -> None:
     run(*short)
     options = load_run(tmp_path / "run")

@@ -8,7 +8,7 @@ from run_files import gaussian, stopped, weights, without
 
 from vqvae.training import program, rehearsal
 from vqvae.training.costs import Costs, seconds_of, settled
-from vqvae.training.options import load_run
+from vqvae.training.options import FitConfig, load_run
 from vqvae.training.presets import PRESETS
 
 STAGES = ("codebook", "prior", "evaluate")
@@ -33,7 +33,8 @@ def test_what_is_no_time_is_refused(fails, options, tmp_path, text):
 
 
 def test_the_steps_are_those_that_fit_in_the_options_proportions():
-    run = dataclasses.replace(PRESETS["fashion-mini"], time_budget="20m")  # 3200 and 1500 steps, 100 of warm-up
+    fits = {"codebook_fit": FitConfig(num_steps=3200), "prior_fit": FitConfig(num_steps=1500)}  # 100 of warm-up
+    run = dataclasses.replace(PRESETS["fashion-mini"], time_budget="20m", **fits)
     costs = Costs(codebook=0.5, prior=0.2, encoding=40.0, evaluation=60.0)
     found = settled(run, STAGES, costs, 1200.0)
     k = (1200 - 100) / (3200 * 0.5 + 1500 * 0.2)

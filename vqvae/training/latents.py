@@ -196,21 +196,29 @@ def encode_or_load(
         about: the digest of the images.
         later: what is to be written later.
     """
-    fabric, digest = encoding.fabric, blake2b(digest_size=16)
-    batch_size = images_at_once(*images.shape[1:])
-    facts = [encoding.seed, name, limit, len(images), images.shape, about, batch_size, NUM_ITERATIONS]
-    facts += [str(fabric.strategy.precision.precision)]
-    facts += [] if rows is None else [rows.tolist()]
-    digest.update(json.dumps(facts).encode())
-    for part in dict.fromkeys((encoding.model, encoding.guiding_prior)):
-        for key, value in part.state_dict().items():
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    found = _load_latents(path, digest.hexdigest())
+    fabric = encoding.fabric
+
+    def digest(chosen: np.ndarray | None) -> str:
+        found = blake2b(digest_size=16)
+        batch_size = images_at_once(*images.shape[1:])
+        facts = [encoding.seed, name, limit, len(images), images.shape, about, batch_size, NUM_ITERATIONS]
+        facts += [str(fabric.strategy.precision.precision)]
+        facts += [] if chosen is None else [chosen.tolist()]
+        found.update(json.dumps(facts).encode())
+        for part in dict.fromkeys((encoding.model, encoding.guiding_prior)):
+            for key, value in part.state_dict().items():
+                found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
+
+    # Where all are there, a few need not be encoded by themselves.
+    found = _load_latents(path, digest(None))
+    if found is None and rows is not None:
+        found = _load_latents(path, digest(rows))
     # No process writes before all have looked, and all encode where one has to.
     if fabric.all_reduce(torch.tensor(int(found is None), device=fabric.device), reduce_op="max") or found is None:
         found = encode_all(encoding, images, name, limit, rows)
-        later.append(functools.partial(_save_latents, path, found, digest.hexdigest()))
+        later.append(functools.partial(_save_latents, path, found, digest(rows)))
     return found
 
 
