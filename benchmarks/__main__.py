@@ -3,16 +3,14 @@
     python -m benchmarks                       # what there is
     python -m benchmarks NAME [options]        # --help says which; --quick takes tiny settings, options win over them
     python -m benchmarks all [--quick]         # one after the other; exit status 1 if any failed
-    python -m benchmarks --device cuda         # those that say something of a GPU, on it; with --quick to try them
 
 A program is a module of this package with a function `main`, whose arguments are its options. What has no default must
-be given: `all` leaves such programs out. One that is for a GPU, too, says in `CUDA` with which options.
+be given: `all` leaves such programs out.
 """
 
 import ast
 import functools
 import importlib
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +28,6 @@ class Program:
     name: str
     line: str
     needs: tuple[str, ...]
-    cuda: str | None = None
 
 
 def programs(folder: Path = Path(__file__).parent) -> list[Program]:
@@ -38,14 +35,11 @@ def programs(folder: Path = Path(__file__).parent) -> list[Program]:
     found = []
     for path in sorted(folder.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        cuda = None
         for node in tree.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CUDA":
-                cuda = ast.literal_eval(node.value)
             if isinstance(node, ast.FunctionDef) and node.name == "main":
                 line = (ast.get_docstring(tree) or "").partition("\n")[0]
                 given = len(node.args.args) - len(node.args.defaults)
-                found.append(Program(path.stem, line, tuple(word.arg for word in node.args.args[:given]), cuda))
+                found.append(Program(path.stem, line, tuple(word.arg for word in node.args.args[:given])))
     return found
 
 
@@ -85,8 +79,6 @@ def main(words: Sequence[str]) -> int:
         return 0
     if words[0] == "all":
         return run_all(list(found.values()), words[1:])
-    if words[0] == "--device":
-        return run_on_gpu(list(found.values()), words[1:])
     if words[0] not in found:
         print(f"error: there is no program {words[0]}, only {', '.join(found)}, and all", file=sys.stderr)
         return 2
@@ -104,20 +96,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def run_on_gpu(found: Sequence[Program], words: Sequence[str]) -> int:
-    """Each program that says something of a GPU, on it."""
-    import torch
-
-    if not words or words[0] != "cuda" or set(words[1:]) - {"--quick"}:
-        print(f"error: got --device {' '.join(words)}, expected --device cuda, and --quick or nothing", file=sys.stderr)
-        return 2
-    if not torch.cuda.is_available():
-        print("error: there is no GPU here: torch.cuda.is_available() is False", file=sys.stderr)
-        return 2
-    return run_all([program for program in found if program.cuda is not None], words[1:], on_gpu=True)
-
-
-def run_all(found: Sequence[Program], words: Sequence[str], on_gpu: bool = False) -> int:
+def run_all(found: Sequence[Program], words: Sequence[str]) -> int:
     """Each program that needs no argument, in a process of its own."""
     if set(words) - {"--quick"}:
         print(f"error: `all` takes --quick alone, not {' '.join(words)}", file=sys.stderr)
@@ -128,8 +107,7 @@ def run_all(found: Sequence[Program], words: Sequence[str], on_gpu: bool = False
         if program.needs:
             print(f"left out: it needs {', '.join(program.needs)}", flush=True)
             continue
-        more = shlex.split(program.cuda or "") if on_gpu else []
-        command = [sys.executable, "-m", "benchmarks", program.name, *words, *more]
+        command = [sys.executable, "-m", "benchmarks", program.name, *words]
         if subprocess.run(command, cwd=harness.ROOT, check=False).returncode:
             failed.append(program.name)
     print(f"\nfailed: {', '.join(failed) or 'none'}")

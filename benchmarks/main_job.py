@@ -15,7 +15,6 @@ from tyro.conf import Positional
 from benchmarks import harness
 
 QUICK = "-- --codebook-fit.num-steps 4 --prior-fit.num-steps 2"
-CUDA = "-- --preset fashion-mini --accelerator cuda"
 
 
 def main(options: Positional[tuple[str, ...]] = (), /, run: Path | None = None) -> None:

@@ -21,7 +21,6 @@ from vqvae.training.parsing import parse
 from vqvae.training.prior_kinds import make_prior
 
 QUICK = "--presets photo-64 --batches 1"
-CUDA = "--batches 1 4 8 32"
 Preset = Literal["photo-64", "photo-128", "photo-256"]
 
 

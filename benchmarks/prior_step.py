@@ -36,7 +36,6 @@ from benchmarks.sampling import SHAPES, Device, Shape, Size, peak
 DTYPES = ("float32", "bfloat16")
 PURE = "bfloat16 weights"
 QUICK = "--sizes tiny --tokens 16 --batches 2 --rounds 1"
-CUDA = "--device cuda"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,6 @@ from priors.walks import WalkStart
 TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
 GENERATE, X_TRANSFORMERS = "generate", "x-transformers"
 QUICK = "--sizes tiny --tokens 16 --batches 2 --rounds 1"
-CUDA = "--device cuda"
 
 Device = Literal["cpu", "cuda"]
 # Draws so many codes after those given, "b n".

@@ -27,7 +27,6 @@ DIM = 64
 HUNGRY, HUNGRY_CODES, HUNGRY_GIB = "vector-quantize-pytorch, forward", 16384, 18
 FAISS = "faiss IndexFlatL2"
 QUICK = "--threads 1 --num-codes 64 --rounds 1 --num-images 1"
-CUDA = ""
 
 Search = Callable[[Tensor], object]
 

@@ -23,24 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 HOOK = jaxtyping.install_import_hook(["vqvae", "priors"], "type_checker.signature")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cuda", help="where `-m cuda` runs; cpu tries the lane itself without a GPU")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU what needs one is skipped, and says so."""
-    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The GPU of tests that are marked `cuda`."""
-    return torch.device(request.config.getoption("--device"))
-
-
 @pytest.fixture
 def untyped() -> Iterator[None]:
     """Annotations are not checked, so that a wrong argument reaches the library's own checks."""

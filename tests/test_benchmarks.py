@@ -3,10 +3,8 @@
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from benchmarks import __main__ as command
 from benchmarks import harness
@@ -47,27 +45,6 @@ def test_the_commands_of_the_readme_are_understood():
     for name, words in found:
         if name not in ("NAME", "all"):
             assert callable(command.parse(name, words.split()))
-
-
-def test_programs_for_a_gpu(capsys, monkeypatch):
-    """Each understands its options there, and without a GPU that is said."""
-    found = {program.name: program.cuda for program in command.programs() if program.cuda is not None}
-    assert set(found) >= {"sampling", "search", "prior_step", "compiling", "main_job"}
-    for name, words in found.items():
-        assert callable(command.parse(name, words.split()))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command.main(["--device", "cuda"]) == 2
-    assert command.main(["--device", "tpu"]) == 2
-    said = capsys.readouterr().err
-    assert "there is no GPU here" in said
-    assert "expected --device cuda" in said
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    ran = []
-    ended = SimpleNamespace(returncode=0)
-    monkeypatch.setattr(command.subprocess, "run", lambda words, **how: ran.append(words) or ended)
-    assert command.main(["--device", "cuda", "--quick"]) == 0
-    assert [words[3] for words in ran] == sorted(found)
-    assert all("--quick" in words for words in ran)
 
 
 def test_what_failed_is_said(capsys):
