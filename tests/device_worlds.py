@@ -54,6 +54,9 @@ def there(device: str) -> Iterator[None]:
     """Inside, "cuda" is what `DEVICES` calls so."""
     with pytest.MonkeyPatch.context() as patch:
         if device == PRETENDED:
+            # It has no streams either: the step that a graph would hold is called instead.
+            patch.setattr("priors.kv_cache.Graph", lambda step: step)
+            patch.setattr("priors.precision.has_bf16", lambda device: False)
             # Its kernel is not torch's; what stands in for it where there is no Triton is looked at.
             patch.setattr("vqvae.quantizers.nearest_search._fused_scan", lambda: None)
             from vqvae.quantizers.nearest_search import _nearest

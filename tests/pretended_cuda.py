@@ -11,7 +11,7 @@ nothing runs that looks at a value, as the search for the nearest code and every
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -67,6 +67,22 @@ class CudaGenerator(_CpuGenerator):
     @property
     def device(self) -> torch.device:
         return CUDA
+
+
+class _Moment(torch.cuda.Event):
+    """In place of an event or a stream, where nothing is ever under way."""
+
+    def __new__(cls, **_: Any) -> "_Moment":
+        return super().__new__(cls)
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, later: "_Moment") -> float:
+        return 1.0
 
 
 def _is_there(device: Any) -> bool:
@@ -126,7 +142,7 @@ def _property(name: str) -> Any:
 class _Calls(TorchFunctionMode):
     """Calls from Python, where devices are named and generators are told apart."""
 
-    answers = {
+    answers: ClassVar = {
         _property("device"): CUDA,
         _property("is_cuda"): True,
         _property("is_meta"): False,
@@ -145,6 +161,8 @@ class _Calls(TorchFunctionMode):
                 raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
             if func in (Tensor.tolist, Tensor.data_ptr):
                 return func(own.values, *args[1:])
+            if func == Tensor.data.__set__:  # as `module.double()` does
+                own.values = args[1].values
             if func is Tensor.new_tensor:
                 return torch.tensor(*args[1:], **{"dtype": own.dtype, **kwargs}).to(META)
         if isinstance(generator := kwargs.get("generator"), torch._C.Generator):
@@ -184,6 +202,8 @@ def pretended_cuda(opened: dict[Any, Callable[..., Any]] | None = None) -> Itera
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", CudaGenerator)
+        patch.setattr(torch.cuda, "Event", _Moment)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: _Moment())
         # Views of tensors of a kind of one's own cannot be made in inference mode.
         patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else contextlib.nullcontext())
         calls = _Calls()

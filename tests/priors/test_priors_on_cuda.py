@@ -14,14 +14,6 @@ from priors.kv_cache import CachedTrunk
 from priors.sampling import known_chooser
 
 
-@pytest.fixture(autouse=True)
-def without_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pretended GPU has no streams: the step that a graph would hold is called instead."""
-    if "pretended" in request.node.name:
-        monkeypatch.setattr("priors.kv_cache.Graph", lambda step: step)
-        monkeypatch.setattr("priors.precision.has_bf16", lambda device: False)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", some(KINDS))
 def test_a_prior_gives_what_it_gives_on_the_cpu(kind, device):
