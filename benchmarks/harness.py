@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -24,6 +25,8 @@ from tqdm import tqdm
 import safefolder
 from vqvae import load_images
 
+# Where a program that takes `device` does its work.
+Device = Literal["cpu", "cuda"]
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
@@ -78,6 +81,14 @@ class Spent(NamedTuple):
     wall: float
 
 
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "got --device cuda, but torch.cuda.is_available() is False here; expected a machine with a GPU"
+        )
+
+
 def now(device: str = "cpu") -> Spent:
     """The clocks, once the device has done what it was asked for."""
     if device == "cuda":
@@ -92,6 +103,14 @@ def timed(job: Callable[[], object], device: str = "cpu") -> Spent:
     job()
     end = now(device)
     return Spent(end.counted - start.counted, end.wall - start.wall)
+
+
+def peak_bytes(device: str = "cpu") -> int:
+    """The most memory of this process so far: resident, or on a GPU that of torch's allocator."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> str:

@@ -1,6 +1,7 @@
 """`train.py` as a user runs it: what it reaches, how long it takes and what memory it needs.
 
     python -m benchmarks main_job -- --preset fashion-mini
+    python -m benchmarks main_job --device cuda -- --preset fashion-mini
     python -m benchmarks main_job -- --preset fashion-mnist --data.root FOLDER_WITH_THE_IDX_FILES
 
 What stands after `--` goes to `train.py`. The time is that of the whole process, its start and the pictures included;
@@ -17,11 +18,11 @@ from benchmarks import harness
 QUICK = "-- --codebook-fit.num-steps 4 --prior-fit.num-steps 2"
 
 
-def main(options: Positional[tuple[str, ...]] = (), /, run: Path | None = None) -> None:
+def main(options: Positional[tuple[str, ...]] = (), /, run: Path | None = None, device: harness.Device = "cpu") -> None:
     """Run it once, in a temporary folder unless --run is given."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = run or Path(scratch) / "run"
-        took = harness.train(folder, *options, threads=None, quiet=False)
+        took = harness.train(folder, "--accelerator", device, *options, threads=None, quiet=False)
         result = harness.elbo_of(folder)
     rate = result["rate"]
     table = harness.Table("", "")

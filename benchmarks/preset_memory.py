@@ -1,15 +1,14 @@
 """Memory and time of one training step of the presets for photographs, at several batch sizes.
 
     python -m benchmarks preset_memory --presets photo-64 photo-128 photo-256 --batches 1 4 8
+    python -m benchmarks preset_memory --batches 8 32 --device cuda
 
 Each figure is of a process of its own on random levels: the largest resident memory, and the CPU seconds of the second
 of two steps (forward, backward, AdamW) of the codebook with its terms for the eye; the discriminator judges, and its
 own step is not in it. In bfloat16 autocast. `parameters` are those of the tokenizer and of the prior. On a GPU the
-memory is that which torch allocates.
+memory is that which torch allocates, and the seconds are those of the clock.
 """
 
-import resource
-import time
 from typing import Literal
 
 import torch
@@ -28,21 +27,23 @@ def main(
     presets: tuple[Preset, ...] = ("photo-64", "photo-128", "photo-256"),
     batches: tuple[int, ...] = (1, 4, 8),
     ways: tuple[Literal["kept", "checkpointing"], ...] = ("kept", "checkpointing"),
+    device: harness.Device = "cpu",
 ) -> None:
     """Measure each preset at each batch size."""
-    table = harness.Table("preset", "parameters, M", "batch", "activations", "peak, GiB", "CPU s a step")
+    table = harness.Table(
+        "preset", "parameters, M", "batch", "activations", "peak, GiB", f"{'CPU ' if device == 'cpu' else ''}s a step"
+    )
     for preset in presets:
         for batch in batches:
             for way in ways:
-                found = harness.in_child(measure, preset, batch, way)
+                found = harness.in_child(measure, preset, batch, way, device)
                 sizes = f"{found['tokenizer'] / 1e6:.1f} + {found['prior'] / 1e6:.1f}"
                 table.row(preset, sizes, batch, way, f"{found['peak']:.2f}", f"{found['seconds']:.1f}")
 
 
-def measure(preset: str, batch: int, way: str) -> dict[str, float]:
+def measure(preset: str, batch: int, way: str, device: str) -> dict[str, float]:
     """In a process of its own."""
     run = parse(["--preset", preset, "--looks.start", "0", *(["--checkpointing"] if way == "checkpointing" else [])])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = run.model.build()
     prior = make_prior(run.prior, model, None)
@@ -54,18 +55,14 @@ def measure(preset: str, batch: int, way: str) -> dict[str, float]:
     prepare(run, objective)
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad])
     images = torch.randint(256, (batch, 3, *model.size), dtype=torch.uint8, device=device)
-    began = 0.0
-    for _ in range(2):
-        began = time.process_time()
+
+    def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
             terms = objective(images, None)
         terms["objective"].backward()
         optimizer.step()
         optimizer.zero_grad()
         objective.update()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    return {**sizes, "peak": peak / 2**30, "seconds": time.process_time() - began}
+
+    seconds = [harness.timed(step, device).counted for _ in range(2)][-1]
+    return {**sizes, "peak": harness.peak_bytes(device) / 2**30, "seconds": seconds}

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness
-from benchmarks.sampling import SHAPES, Device, Shape, Size, peak
+from benchmarks.sampling import SHAPES, Shape, Size, peak
 
 DTYPES = ("float32", "bfloat16")
 PURE = "bfloat16 weights"
@@ -113,7 +113,7 @@ def main(
     rounds: int = 5,
     budget: float = 180,
     threads: int = 1,
-    device: Device = "cpu",
+    device: harness.Device = "cpu",
 ) -> None:
     """Time every case; batches are 16 and 64 at 256 tokens and more, 64 below, unless given."""
     torch.set_num_threads(threads)

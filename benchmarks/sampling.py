@@ -50,7 +50,6 @@ TRIAL_ROWS, TRIAL_ROUNDS = 16, 2
 GENERATE, X_TRANSFORMERS = "generate", "x-transformers"
 QUICK = "--sizes tiny --tokens 16 --batches 2 --rounds 1"
 
-Device = Literal["cpu", "cuda"]
 # Draws so many codes after those given, "b n".
 Generate = Callable[[Tensor, int], object]
 
@@ -291,7 +290,7 @@ def main(
     rounds: int = 5,
     budget: float = 120,
     threads: int = 1,
-    device: Device = "cpu",
+    device: harness.Device = "cpu",
 ) -> None:
     """Time every case; `beside` are the others, in `dtypes`."""
     torch.set_num_threads(threads)

@@ -89,15 +89,17 @@ def make_model(name: str, images: Path) -> VQVAE:
     return model
 
 
-def encode(engine: str, rank: int, model_folder: str, images: str, output: str) -> dict[str, float]:
+def encode(engine: str, rank: int, model_folder: str, images: str, output: str, device: str) -> dict[str, float]:
     """In a process of its own: tokenize, with the times of its parts and of its clock."""
     keep_freed_memory()  # as the command does
-    model = VQVAE.from_pretrained(model_folder)
+    model = VQVAE.from_pretrained(model_folder).to(device)
     size = model.config.image_size
     source = image_folder(images, "train", size=size, channels=3)
     shard_size = max(BATCH_SIZE, len(source) // 8 // BATCH_SIZE * BATCH_SIZE)
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "shard_size": shard_size}
-    model.encode(torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8))  # what a first call prepares, once
+    model.encode(
+        torch.zeros(BATCH_SIZE, 3, size, size, dtype=torch.uint8, device=device)
+    )  # what a first call prepares, once
     came: list[tuple[float, int]] = []
 
     def progress(done: int, total: int) -> None:
@@ -109,7 +111,7 @@ def encode(engine: str, rank: int, model_folder: str, images: str, output: str) 
 
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**30, logging_level=logging.ERROR)
         start = time.monotonic()
-        tokenize_on_ray(model, source, output, TokenizingOnRay(**options), progress=progress)
+        tokenize_on_ray(model, source, output, TokenizingOnRay(**options, device=device), progress=progress)
     else:
         start = time.monotonic()
         options |= {"rank": rank, "world_size": 2} if engine == "two" else {"num_workers": 1}
@@ -119,11 +121,11 @@ def encode(engine: str, rank: int, model_folder: str, images: str, output: str) 
     return {**vars(timings), **ends, "early": early, "images": len(source)}
 
 
-def run(engine: str, name: str, scratch: Path) -> dict[str, float]:
+def run(engine: str, name: str, scratch: Path, device: str) -> dict[str, float]:
     """Images a second, and the share of each part of the time in the process that encodes."""
     output = scratch / "codes"
     shutil.rmtree(output, ignore_errors=True)
-    given = (scratch / name, scratch / f"jpeg-{name}", output)
+    given = (scratch / name, scratch / f"jpeg-{name}", output, device)
     ranks = range(2 if engine == "two" else 1)
     children = [harness.Child(encode, engine, rank, *given, RAY_USAGE_STATS_ENABLED="0") for rank in ranks]
     found = [child.answer() for child in children]
@@ -145,6 +147,7 @@ def main(
     rounds: int = 3,
     engines: tuple[Literal["one", "two", "ray"], ...] = ("one", "two", "ray"),
     models: tuple[Literal["small", "large", "vqgan"], ...] = ("small", "large", "vqgan"),
+    device: harness.Device = "cpu",
 ) -> None:
     """Tokenize with every model and engine; --num-images are those of the small model."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -152,7 +155,9 @@ def main(
         for name in models:
             make_folder(scratch / f"jpeg-{name}", ".jpg", num_images // SHARES[name], 500, 375)
             make_model(name, scratch / f"jpeg-{name}").save_pretrained(scratch / name)
-        jobs = {(name, engine): partial(run, engine, name, scratch) for name, engine in product(models, engines)}
+        jobs = {
+            (name, engine): partial(run, engine, name, scratch, device) for name, engine in product(models, engines)
+        }
         found = harness.interleaved(jobs, rounds)
     table = harness.Table("model", "engine", "images/s", "first codes", "then", *PARTS)
     for key, each in found.items():

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,45 @@ def test_what_failed_is_said(capsys):
     out = capsys.readouterr().out
     assert "left out: it needs folder" in out
     assert out.endswith("failed: nothing\n")
+
+
+def test_those_with_a_device_are_run_there(monkeypatch, capsys):
+    """The others are left out, each with its reason; without a GPU nothing is begun."""
+    found = {program.name: program for program in command.programs()}
+    devices = {name for name, program in found.items() if program.has_device}
+    assert devices == {"compiling", "main_job", "preset_memory", "prior_step", "sampling", "search", "tokenizing"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words in (["--device", "cuda"], ["all", "--device", "cuda", "--quick"]):
+        assert command.main(words) == 2
+    assert command.main(["search", "--device", "cuda"]) == 1
+    written = capsys.readouterr()
+    assert not written.out
+    assert written.err.count("is_available() is False here; expected a machine with a GPU") == 3
+    for words in (["--device"], ["--device", "tpu"], ["--device", "cpu", "--rounds"]):
+        assert command.main(words) == 2
+
+    begun: list[list[str]] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        begun.append(words[3:])
+        return SimpleNamespace(returncode=command.MISSING if words[3] == "search" else int(words[3] == "sampling"))
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("subprocess.run", run)
+    assert command.main(["--device", "cuda", "--quick"]) == 1
+    assert begun == [[name, "--device", "cuda", "--quick"] for name in found if name in devices]
+    out = capsys.readouterr().out
+    assert out.count("left out: it has no option `device`") + out.count("left out: it needs ") == len(found) - 6
+    assert out.endswith("left out for want of a package: search\n\nfailed: sampling\n")
+
+
+def test_a_program_that_a_package_is_missing_for_says_so(monkeypatch, capsys):
+    def parse(name: str, words: list[str]) -> None:
+        raise ModuleNotFoundError("No module named 'faiss'")
+
+    monkeypatch.setattr(command, "parse", parse)
+    assert command.main(["search"]) == command.MISSING
+    assert "No module named 'faiss'; pip install" in capsys.readouterr().err
 
 
 def test_rounds_are_interleaved_and_compared_one_by_one():

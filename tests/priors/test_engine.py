@@ -287,7 +287,7 @@ def test_compiled_walks_are_eager_ones() -> None:
     assert (eager == compiled).float().mean() > 0.9
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_cuda_graphs_are_eager_steps(dtype: torch.dtype) -> None:
     trunk = make_trunk(dtype).cuda()

@@ -128,7 +128,7 @@ def test_a_large_codebook_is_searched_in_sections(monkeypatch: pytest.MonkeyPatc
 # What an export leaves, and what it refuses.
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+GPU = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])

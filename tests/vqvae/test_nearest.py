@@ -245,7 +245,7 @@ print(len(calls))
     assert run(program, TRITON_INTERPRET="1", PYTHONPATH=folders).strip() == "20"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_cuda_finds_what_the_cpu_finds(dtype):
     for num, num_codes, dim in (*SIZES, (1000, 700, 513)):

@@ -74,7 +74,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("vqvae::nearest", "default")
 def _nearest(vectors: Tensor, codebook: Tensor, offsets: Tensor | None) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False), _full_precision(vectors.device.type):
         norms = torch.linalg.vector_norm(vectors, dim=1)
@@ -82,6 +81,9 @@ def _nearest(vectors: Tensor, codebook: Tensor, offsets: Tensor | None) -> Tenso
         if not norms.sum().isfinite() and not torch.isfinite(vectors).all():
             raise ValueError("the vectors to quantize hold NaN or infinity; look for a diverged or broken encoder")
         return _search(vectors, norms, _Table(codebook, offsets))
+
+
+torch.library.impl("vqvae::nearest", "default")(_nearest)
 
 
 @torch.library.register_fake("vqvae::nearest")
