@@ -105,7 +105,8 @@ class Graph:
                     self.step(x, *inputs)
                 torch.cuda.current_stream().wait_stream(aside)
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
+                # Other threads may go on with the GPU meanwhile, as one that pins memory does.
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                     self.features = self.step(x, *inputs)
             self.graph.replay()
         assert self.features is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import without
+from run_files import stopped, weights, without
 
 from priors import TransformerPrior
 from vqvae import VQVAE
@@ -50,6 +50,21 @@ def test_a_run_on_a_gpu_is_read_on_the_cpu(way: str, options: list[str], tmp_pat
     assert codes.device.type == "cpu"
     assert torch.isfinite(TransformerPrior.from_pretrained(tmp_path / "run").log_prob(codes)).all()
     assert 0 < json.loads((tmp_path / "run" / "elbo.json").read_text())["bits_per_dim"] < 20
+
+
+@pytest.mark.cuda
+def test_a_run_on_a_gpu_goes_on_to_the_bit(run, options: list[str], tmp_path: Path, monkeypatch) -> None:
+    run(*options[:-2], *GPU, "--run", tmp_path / "whole")
+    parts = [*options[:-2], *GPU, "--run", str(tmp_path / "parts")]
+    stopped(run, monkeypatch, tmp_path / "parts", parts, codebook=[3], prior=[2])
+    run("--resume", "--run", tmp_path / "parts")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+
+
+@pytest.mark.cuda
+def test_muon_and_a_draft(options: list[str], tmp_path: Path) -> None:
+    train(*options[:-2], *GPU, "--prior-fit.muon", 0.05, "--draft", "yes", "--run", tmp_path / "run")
+    assert (tmp_path / "run" / "draft" / "model.safetensors").exists()
 
 
 @pytest.mark.cuda

@@ -58,6 +58,8 @@ class Learner:
             self.state |= {"rival": self.rival, "rival_optimizer": self.rival_optimizer}
         if isinstance(self.average, AveragedModel):
             self.average.to(fabric.device)
+            # Counted where it is read: on a GPU that would be waited for in each step.
+            self.average.n_averaged = self.average.n_averaged.cpu()
         if self.average is not None:
             self.state["average"] = self.average
 
