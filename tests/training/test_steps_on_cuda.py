@@ -44,6 +44,8 @@ def test_steps_of_a_codebook_are_those_of_the_cpu(way, device):
 
     def go(place: torch.device) -> list[Tensor]:
         objective = copy.deepcopy(fresh).double().to(place)
+        if objective.rival is not None:  # which is no part of the module, and has an optimiser of its own
+            objective.rival.double().to(place)
         optimizer = torch.optim.SGD([each for each in objective.parameters() if each.requires_grad], lr=1e-3)
         average = AveragedModel(objective, multi_avg_fn=_average)
         torch.manual_seed(1)
