@@ -28,17 +28,17 @@ so guidance 1 is the plain conditional; theirs is 1 + w. It may differ from posi
 A prior knows nothing of images. Its outputs are at least float32; `prior.double()` gives float64.
 """
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from priors.drafts import check_draft, speculated
 from priors.draws import (
     CACHE_BYTES,
     MOST_GRIDS,
@@ -52,9 +52,9 @@ from priors.draws import (
 )
 from priors.grid import GridModel, check_size
 from priors.precision import Arithmetic, choose
-from priors.sampling import Chooser, Sampling, Seeds, check_sampling, probabilities, random_chooser
-from priors.scorers import Scorer, guided
-from priors.speculation import Draft, PriorDraft, guided_draft, speculate
+from priors.sampling import Chooser, Sampling, Seeds, check_sampling, random_chooser
+from priors.scorers import Scorer
+from priors.speculation import Draft, PriorDraft
 from priors.trials import numerics_for
 from priors.walks import Step, WalkOrder, WalkStart, taken
 from safefolder import arrays
@@ -273,7 +273,7 @@ class Prior(GridModel):
             walk_order = replace(walk_order, num_before=0, sizes=sizes)
         # What is wrong is said now, not at the first grid.
         random_chooser(sampling, generator=generator, seeds=None if listed is None else [])
-        self._check_draft(sampling, walk_order, listed)
+        check_draft(self, sampling, walk_order, listed)
 
         def start_of(arithmetic: Arithmetic) -> WalkStart:
             nothing = torch.zeros(rows * wide, dtype=torch.int64, device=self.device)
@@ -299,7 +299,7 @@ class Prior(GridModel):
                         block = (chosen, strengths, taken(walk_order, rows), numerics.arithmetic)
                         if numerics.num_proposals:
                             number = numerics.num_proposals
-                            codes = self._speculate(sampling, number, generator, *block, bar.update)
+                            codes = speculated(self, sampling, number, generator, *block, bar.update)
                         else:
                             codes = self._walk(chooser, *block, tick)
                     # A copy, as a tensor of inference mode cannot be trained on.
@@ -335,52 +335,6 @@ class Prior(GridModel):
         if sampling.compiled and num > 1:
             raise ValueError(f"got compiled=True for steps of up to {num} codes, expected False, or one a step")
         return num
-
-    def _check_draft(self, sampling: Sampling, walk_order: WalkOrder, seeds: Sequence[int] | None) -> None:
-        """ValueError for a draft, or a number of its proposals, that cannot be had."""
-        draft: Any = sampling.draft
-        if draft is None:
-            if sampling.num_proposals is not None:
-                raise ValueError(f"got num_proposals={sampling.num_proposals} without a draft to propose them")
-            return
-        if not callable(getattr(draft, "start_draft", None)):
-            raise ValueError(f"got a {type(draft).__name__} as draft, expected a prior over codes or a DraftHead")
-        draft.check_fits(self)
-        if walk_order.order is not None or walk_order.sizes is not None or self.num_at_once > 1:
-            raise ValueError(
-                f"got a draft, expected none: {type(self).__name__} does not sample code by code in raster order"
-            )
-        if sampling.compiled or seeds is not None:
-            other = "compiled=True" if sampling.compiled else "seeds for each grid"
-            raise ValueError(f"got a draft beside {other}, expected one of the two")
-
-    @torch.no_grad()
-    def _speculate(
-        self,
-        sampling: Sampling,
-        num_proposals: int,
-        generator: torch.Generator | None,
-        labels: Tensor | None,
-        strengths: Tensor | None,
-        walk_order: WalkOrder,
-        arithmetic: Arithmetic,
-        tick: Callable[[int], object],
-    ) -> Tensor:
-        """A block in raster order, by proposals of the draft (`priors.speculation`)."""
-        known, draft = walk_order.known, cast(Any, sampling.draft)
-        begins = walk_order.kept.sum(1).tolist()
-        tick(sum(begins))
-        with self.evaluating(), draft.evaluating(), torch.autocast(self.device.type, enabled=False):
-            start = WalkStart(len(known), labels, arithmetic)
-            if strengths is not None:
-                start = self._doubled(start)
-            scorer = self._start_scorer(start, num_proposals + 1)
-            proposing = draft.start_draft(self, scorer, start)
-            if strengths is not None:
-                scorer, proposing = guided(scorer, strengths), guided_draft(proposing, strengths)
-            to_probabilities = functools.partial(probabilities, sampling)
-            codes = speculate(scorer, proposing, known, begins, num_proposals, to_probabilities, generator, tick)
-        return codes.reshape(len(codes), *self.grid)
 
     @torch.no_grad()
     def _walk(
@@ -424,7 +378,7 @@ class Prior(GridModel):
 
     def _guided(self, start: WalkStart, strengths: Tensor) -> Step:
         """A walk of two rows for each grid, the second without its label, whose conditionals become one."""
-        step, position = self._start_walk(self._doubled(start)), 0
+        step, position = self._start_walk(self.doubled(start)), 0
 
         def guided(fixed: Tensor) -> Tensor:
             nonlocal position
@@ -435,7 +389,7 @@ class Prior(GridModel):
 
         return guided
 
-    def _doubled(self, start: WalkStart) -> WalkStart:
+    def doubled(self, start: WalkStart) -> WalkStart:
         """Two rows for each grid, the second without its label."""
         assert start.labels is not None
         assert self.num_classes is not None

@@ -84,7 +84,9 @@ def speculate(
         first = torch.tensor(places, device=codes.device)
         at = (first[:, None] + ahead[: proposing + 1]).clamp(max=num_positions - 1)
         for number in range(proposing):
-            q = to_probabilities(draft(codes, [place + number for place in places], at[:, number], number))
+            # Grids that are whole wait at their end.
+            here = [min(place + number, num_positions) for place in places]
+            q = to_probabilities(draft(codes, here, at[:, number], number))
             if drafts is None:  # and nothing behind the last proposal
                 drafts = q.new_zeros(num, num_proposals + 1, q.shape[-1])
             drafts[:, number] = q

@@ -182,11 +182,13 @@ def test_a_draft_that_is_the_prior_is_always_taken() -> None:
     assert calls == [1, 3]
 
 
-@pytest.mark.parametrize("draft", ["ngram", "head"])
+@pytest.mark.parametrize("draft", ["ngram", "head", "other", "pixelcnn"])
 def test_what_is_given_stays(draft: str) -> None:
-    """Of other lengths in each grid, so that they begin at different positions."""
-    prior = make_transformer(num_codes=3, grid=(3, 4))
-    proposing: Any = head_for(prior) if draft == "head" else make_ngram(num_codes=3, grid=(3, 4))
+    """Of other lengths in each grid, so that they begin at different positions, and some are whole before others."""
+    sizes = {"num_codes": 3, "grid": (3, 4)}
+    prior = make_transformer(**sizes)
+    others = {"ngram": make_ngram, "other": make_transformer, "pixelcnn": make_pixelcnn}
+    proposing: Any = head_for(prior) if draft == "head" else others[draft](**sizes)
     given = some_codes(prior, 12)
     mask = (torch.arange(12) >= torch.arange(12)[:, None]).reshape(12, 3, 4)
     sampling = Sampling(draft=proposing, num_proposals=4)
