@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 _BUFFERS_TO_A_TENSOR = 64
 # Those that can be computed with; types of 8 bits and fewer are for storing.
 _FLOATING = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
+# Devices that have an autocast of their own.
+_AUTOCASTING = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextlib.contextmanager
@@ -38,11 +40,14 @@ def neutral() -> Iterator[None]:
     """Float32, the CPU, no autocast and no inference mode inside; random numbers drawn there change none outside."""
     dtype = torch.get_default_dtype()
     with (
+        contextlib.ExitStack() as stack,
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
-        torch.autocast("cpu", enabled=False),
         torch.inference_mode(mode=False),
     ):
+        for device in _AUTOCASTING:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         torch.set_default_dtype(torch.float32)
         try:
             yield

@@ -12,6 +12,7 @@ from default_worlds import default
 
 import safefolder
 from priors import NGramPrior, Prior, TransformerPrior
+from safefolder.building import neutral
 from vqvae import VQVAE, Autoencoder, fingerprint
 from vqvae.quantizers import EMAVectorQuantizer
 
@@ -55,6 +56,18 @@ def test_case_11_a_loaded_model_does_not_depend_on_what_the_caller_has_set(tmp_p
     codes = model.eval().encode(images)
     assert torch.equal(loaded.encode(images), codes)
     assert torch.equal(known.log_prob(codes), prior.eval().log_prob(codes))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_autocast_of_any_device_is_on_inside(device):
+    """A codec's model may be on a GPU."""
+    torch.set_autocast_enabled(device, True)
+    try:
+        with neutral():
+            assert not torch.is_autocast_enabled(device)
+        assert torch.is_autocast_enabled(device)
+    finally:
+        torch.set_autocast_enabled(device, False)
 
 
 @pytest.mark.parametrize("saved", [torch.float64, torch.float32, torch.bfloat16])

@@ -46,9 +46,10 @@ def make_fabric(run: Run) -> Fabric:
         raise ValueError(f"got --devices {devices} on a CPU, expected at most {_MOST_PROCESSES} processes")
     precision: Any = run.precision
     if precision == "auto":
-        # Where a CPU has no bfloat16 instructions, emulating them is slower than float32.
+        # Where a processor or a GPU has no bfloat16 instructions, emulating them is slower than float32.
         cpu_has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        has_bf16 = torch.cuda.is_bf16_supported() if accelerator == "cuda" else cpu_has_bf16()
+        on_gpu = accelerator in ("cuda", "gpu") and has_cuda
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
         precision = "bf16-mixed" if has_bf16 else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # train() says what is used
     try:
