@@ -52,6 +52,8 @@ def measure(preset: str, batch: int, way: str, device: str) -> dict[str, float]:
     }
     del prior
     objective = codebook_objective(run, model, {}).to(device).train()
+    if objective.rival is not None:  # which is no part of the module, as it has an optimiser of its own
+        objective.rival.to(device)
     prepare(run, objective)
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad])
     images = torch.randint(256, (batch, 3, *model.size), dtype=torch.uint8, device=device)
