@@ -100,3 +100,21 @@ def test_the_size_of_a_png_that_says_so_in_xmp(tmp_path):
     Image.fromarray(noise(8, 20, 3)).save(path, pnginfo=info)
     picture = read(path)
     assert size_of(path) == (picture.height, picture.width)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_png_is_upright_wherever_it_says_so(tmp_path, late):
+    """Its Exif may lie before its pixels or after them, where Pillow's header does not see it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(data[at : at + 4])
+    end = data.index(b"IEND") - 4
+    moved = data[:at] + data[at + size : end] + data[at : at + size] + data[end:]
+    (tmp_path / "a.png").write_bytes(moved if late else data)
+    assert size_of(tmp_path / "a.png") == (12, 8)
+    found = by_size(load_images(tmp_path, size=8, channels=3))
+    assert list(found.sets) == [(12, 8)]
+    assert found.sets[12, 8][:1].images.shape == (1, 3, 12, 8)

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -103,8 +104,10 @@ def size_of(source: Path | BytesIO) -> tuple[int, int]:
         # Pillow turns the size of a TIFF by itself, and would decode a PNG to look for what may come after its pixels;
         # before them it is said there in one of three ways.
         said = {"exif", "XML:com.adobe.xmp", "xmp"} & image.info.keys()
-        known = image.format != "TIFF" and (image.format != "PNG" or bool(said))
-        turned = known and _turn(image) in _LYING
+        if image.format == "PNG" and not said:
+            turned = _late_turn(file) in _LYING
+        else:
+            turned = image.format != "TIFF" and _turn(image) in _LYING
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -220,6 +223,21 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     except Exception:
         # Damaged metadata beside sound pixels: take the pixels as they lie.
         return None
+
+
+def _late_turn(file: BinaryIO) -> Image.Transpose | None:
+    """What the Exif of a PNG says, wherever it lies: from chunk to chunk, without their contents."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        if head[4:] == b"eXIf":
+            found = Image.Exif()
+            try:
+                found.load(file.read(int.from_bytes(head[:4])))
+                return _UPRIGHT.get(found.get(_ORIENTATION, 1))
+            except Exception:  # as in `_turn`
+                return None
+        file.seek(int.from_bytes(head[:4]) + 4, 1)
+    return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
