@@ -2,18 +2,25 @@
 
 import argparse
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from vqgan_checks import check_equal, same_weights, some_fast
 from vqgan_references import PUBLISHED, Reference, pictures, published
 
+from vqvae import VQGAN
+from vqvae.fingerprint import of_tokenizer
 from vqvae.interop.llamagen import import_llamagen
 from vqvae.interop.taming import import_taming
 from vqvae.quantizers import GumbelQuantizer, VectorQuantizer
 
 CH = 32
+ROOT = Path(__file__).parents[2]
 
 
 def yaml_of(reference, **changes):
@@ -178,3 +185,39 @@ def test_llamagen_files_that_are_refused(tmp_path):
         torch.save(held, path)
         with pytest.raises(ValueError, match=message):
             import_llamagen(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["taming", "llamagen"])
+def test_an_imported_tokenizer_learns_for_the_eye(layout, small, tmp_path):
+    """By commands alone: its decoder, which leaves its codes what they are, and then all of it."""
+    if layout == "taming":
+        path = taming_file(tmp_path, small)
+        (tmp_path / "last.yaml").write_text(yaml_of(small))
+    else:
+        path = tmp_path / "vq.pt"
+        torch.save({"model": published("llamagen-vq8", CH).weights}, path)
+    for split, num in (("train", 12), ("test", 4)):
+        for number, picture in enumerate(pictures(num, 32)):
+            file = tmp_path / "photos" / split / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            levels = (picture * 255).round().to(torch.uint8) if picture.is_floating_point() else picture
+            Image.fromarray(levels.permute(1, 2, 0).numpy()).save(file)
+
+    def call(*words):
+        command = [sys.executable, "-m", "vqvae", *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    photos, made = tmp_path / "photos", tmp_path / "made"
+    call("import", path, "-o", made, "--data", photos, "--image-size", 32)
+    looks = ["--looks.perceptual", 1, "--looks.adversarial", 0.1, "--looks.start", 1, "--looks.width", 8]
+    steps = ["--codebook-fit.num-steps", 3, "--codebook-fit.batch-size", 2, "--looks.num-halvings", 1]
+    both = ["--preset", "folder", "--data.source", photos, "--tokenizer", made, "--stage", "codebook", *looks, *steps]
+    before = VQGAN.from_pretrained(made)
+    call("train", *both, "--train", "decoder", "--run", tmp_path / "decoder")
+    after = VQGAN.from_pretrained(tmp_path / "decoder")
+    assert of_tokenizer(after) == of_tokenizer(before)
+    assert not same_weights(after, before)
+    call("train", *both, "--run", tmp_path / "whole")
+    assert of_tokenizer(VQGAN.from_pretrained(tmp_path / "whole")) != of_tokenizer(before)
