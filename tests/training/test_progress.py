@@ -1,5 +1,6 @@
 """What is said of how far a run has come: lines away from a terminal, a bar at one, a summary after every stage."""
 
+import dataclasses
 import io
 import re
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from vqvae.training import progress
 from vqvae.training.costs import Costs, Outlook
+from vqvae.training.options import FitConfig
 from vqvae.training.presets import PRESETS
 from vqvae.training.progress import SECONDS, Progress, duration
 
@@ -106,7 +108,7 @@ def test_after_the_first_steps_the_whole_is_told_once(clock, monkeypatch, at_ter
 
 
 def test_the_outlook_is_of_all_that_comes():
-    run = PRESETS["fashion-mini"]
+    run = dataclasses.replace(PRESETS["fashion-mini"], prior_fit=FitConfig(num_steps=1500))
     costs = Costs(codebook=9.0, prior=0.1, encoding=10.0, evaluation=20.0)
     everything = Outlook(run=run, wanted=("codebook", "prior", "evaluate"), costs=costs)
     assert everything.told("codebook", 240.0) == (

@@ -19,9 +19,8 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -225,7 +224,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _late_turn(file: BinaryIO) -> Image.Transpose | None:
+def _late_turn(file: BufferedIOBase) -> Image.Transpose | None:
     """What the Exif of a PNG says, wherever it lies: from chunk to chunk, without their contents."""
     file.seek(8)
     while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
