@@ -133,5 +133,7 @@ def draw(found: dict[str, dict[int, list[float]]], path: Path) -> None:
                 if x:
                     floor = [y[-1] * (point / x[-1]) ** FLOORS[kind] for point in x]
                     panel.loglog(x, floor, "--", color="#999999", linewidth=1)
+                panel.minorticks_off()
+                panel.set_xticks(x, [f"{point:,}" for point in x], fontsize=7)
                 panel.set_xlabel(LABELS[kind])
                 panel.set_ylabel(which)
