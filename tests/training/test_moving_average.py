@@ -6,7 +6,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from vqvae import VQVAE
-from vqvae.training.learner import Learner
+from vqvae.training.learner import Average, Learner
 from vqvae.training.objectives import CodebookObjective
 from vqvae.training.options import FitConfig
 from vqvae.training.sharding import ShardedAverage, decay_at
@@ -47,3 +47,18 @@ def test_both_kinds_are_the_recurrence(decay):
         sharded.update_parameters(plain)
     for found in (next(learner.average.module.parameters()), sharded.parts["weight"]):
         torch.testing.assert_close(found, torch.full_like(found, expected(decay)), rtol=1e-5, atol=0)
+
+
+def test_the_first_update_is_a_copy_and_buffers_are_the_last():
+    module = nn.BatchNorm1d(2)
+    average = Average(module, 0.9)
+    with torch.no_grad():
+        module.weight.fill_(3)
+    average.update_parameters(module)
+    assert torch.equal(average.module.weight, module.weight)
+    with torch.no_grad():
+        module.weight.fill_(5)
+        module.running_mean.fill_(7)
+    average.update_parameters(module)
+    torch.testing.assert_close(average.module.weight, torch.full((2,), 3 + 2 * 9 / 11))  # (1 + 1) / (10 + 1) of decay
+    assert torch.equal(average.module.running_mean, module.running_mean)

@@ -297,5 +297,12 @@ def step_seed(seed: int, name: str, step: int, rank: int) -> int:
     return int.from_bytes(blake2b(f"{seed} {name} {step} {rank}".encode(), digest_size=8).digest())
 
 
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same there. A copy to a GPU is queued, from pinned memory: another would wait for the steps before it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 def to_device(labels: Tensor | None, fabric: Fabric) -> Tensor | None:
-    return None if labels is None else labels.to(fabric.device)
+    return None if labels is None else on_device(labels, fabric.device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vqvae.training.objectives import CodebookObjective, DraftObjective, PriorObjective, RateAwareObjective
@@ -17,6 +17,36 @@ from vqvae.training.options import FitConfig
 from vqvae.training.sharding import ShardedAverage, decay_at, gather_full
 
 Objective = CodebookObjective | RateAwareObjective | PriorObjective | DraftObjective
+
+
+class Average(AveragedModel):
+    """A moving average of a module's parameters, of which the first is a copy; buffers are those of the last step.
+
+    It differs from torch's in where it counts: the count stays on the CPU, where it is read, so that a step on a GPU
+    does not wait for it.
+
+    Attributes:
+        warms_up: whether the first updates have less decay.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        super().__init__(module)
+        self.decay, self.warms_up = decay, True
+
+    def place(self, device: torch.device) -> None:
+        """Move there what is averaged."""
+        self.module.to(device)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        number = int(self.n_averaged)
+        share = 1 - decay_at(number, self.decay, self.warms_up) if number else 1.0
+        averages: list[Tensor] = list(self.module.parameters())
+        values: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(averages, values, share)
+        for kept, last in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(last)
+        self.n_averaged += 1
 
 
 class Learner:
@@ -35,10 +65,10 @@ class Learner:
         self.options = options
         # Modules that are shared out cannot be copied, so their copy comes before.
         self.copy = copy.deepcopy(objective) if isinstance(fabric.strategy, ModelParallelStrategy) else None
-        self.average: AveragedModel | ShardedAverage | None = None
+        self.average: Average | ShardedAverage | None = None
         self._warms_up = True
         if options.ema is not None and self.copy is None:
-            self.average = AveragedModel(objective, multi_avg_fn=self._average)
+            self.average = Average(objective, options.ema)
         self.module: Any
         self.optimizer: Any
         if self.copy is None:
@@ -56,19 +86,10 @@ class Learner:
             rival_optimizer = torch.optim.AdamW(objective.rival.parameters(), lr=self.rival_rate, betas=(0.5, 0.9))
             self.rival, self.rival_optimizer = fabric.setup(objective.rival, rival_optimizer)
             self.state |= {"rival": self.rival, "rival_optimizer": self.rival_optimizer}
-        if isinstance(self.average, AveragedModel):
-            self.average.to(fabric.device)
-            # Counted where it is read: on a GPU that would be waited for in each step.
-            self.average.n_averaged = self.average.n_averaged.cpu()
+        if isinstance(self.average, Average):
+            self.average.place(fabric.device)
         if self.average is not None:
             self.state["average"] = self.average
-
-    @torch.no_grad()
-    def _average(self, averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        """A step of the moving average of parameters."""
-        assert self.options.ema is not None
-        share = 1 - decay_at(int(num_averaged), self.options.ema, self.warms_up)
-        torch._foreach_lerp_(list(averages), list(values), share)
 
     def _optimiser(self, options: FitConfig, fused: bool) -> torch.optim.Optimizer:
         found, self.rates = make_optimiser(
@@ -88,7 +109,7 @@ class Learner:
     @warms_up.setter
     def warms_up(self, value: bool) -> None:
         self._warms_up = value
-        if isinstance(self.average, ShardedAverage):
+        if self.average is not None:
             self.average.warms_up = value
 
     def clip(self, max_norm: float) -> Tensor:
@@ -152,7 +173,7 @@ class Learner:
     def ema_weights(self) -> Any:
         """The objective with the weights that are kept, in full; all processes take part."""
         if self.copy is None:
-            return self.average.module if isinstance(self.average, AveragedModel) else self.objective
+            return self.average.module if isinstance(self.average, Average) else self.objective
         values = self.objective.state_dict()
         if isinstance(self.average, ShardedAverage):
             values |= self.average.parts

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from priors.grid import TrainedOn
-from vqvae.training.latents import Inputs, step_seed, to_device
+from vqvae.training.latents import Inputs, on_device, step_seed, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.objectives import CodebookObjective
 from vqvae.training.options import FitConfig, go_on
@@ -92,7 +92,7 @@ def fit(
         outlook=functools.partial(session.outlook.told, name),
     )
     # Whether all steps were finite since that was looked at. On a GPU to look is to wait for it, so that is done only
-    # where figures are read anyway and before anything is kept.
+    # where figures are read anyway and before anything is kept. (A quantizer and a discriminator look at each step.)
     finite = torch.ones((), dtype=torch.bool, device=fabric.device)
 
     def check_finite(step: int) -> None:
@@ -111,7 +111,7 @@ def fit(
                 torch.manual_seed(step_seed(run.seed, name, number + 1, fabric.global_rank))
                 with learner.accumulating(number + 1 < (step + 1) * parts):
                     with diverging(step):
-                        part = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
+                        part = learner.module(on_device(batch.inputs, fabric.device), to_device(batch.labels, fabric))
                     fabric.backward(part["objective"] / parts)
                 found.append({key: value.detach() for key, value in part.items()})
             terms = mean_terms(found)

@@ -19,7 +19,7 @@ from vqvae import VQVAE, Autoencoder
 from vqvae.data import Images, batches
 from vqvae.evaluation import evaluate
 from vqvae.training.costs import Costs
-from vqvae.training.latents import Encoding, Inputs, encode, to_device
+from vqvae.training.latents import Encoding, Inputs, encode, on_device, to_device
 from vqvae.training.learner import Learner, Objective, mean_terms
 from vqvae.training.networks import prepare
 from vqvae.training.objectives import START, PriorObjective, RateAwareObjective, codebook_objective
@@ -163,7 +163,7 @@ def _steps(learner: Learner, incoming: Iterator[Inputs], options: FitConfig) -> 
         for number in range(parts):
             batch = next(incoming)
             with learner.accumulating(number + 1 < parts):
-                part = learner.module(batch.inputs.to(fabric.device), to_device(batch.labels, fabric))
+                part = learner.module(on_device(batch.inputs, fabric.device), to_device(batch.labels, fabric))
                 fabric.backward(part["objective"] / parts)
             found.append({key: value.detach() for key, value in part.items()})
         mean_terms(found)
