@@ -8,17 +8,22 @@ from torch import nn
 from safefolder.fingerprint import add_parts, options_of
 
 
-def of_tokenizer(model: Any) -> str:
+def of_tokenizer(model: Any, *, any_size: bool = False) -> str:
     """The 64 hexadecimal digits that tell a tokenizer from all that give other codes.
 
     It covers what images are encoded with: the class, the size and channels of images, the quantizer's config, and the
     weights of encoder and quantizer. A decoder that is trained on, or another likelihood, leaves codes what they are.
     Of a model that is not made of an encoder and a quantizer it covers everything.
+
+    Args:
+        any_size: leave out the size of images, so that a model and what its `resized` gives have the same digits.
     """
     config, tensors = options_of(model), model.state_dict()
     if all(isinstance(getattr(model, part, None), nn.Module) for part in ("encoder", "quantizer")):
         config = {name: config[name] for name in ("image_size", "num_channels", "quantizer")}
         tensors = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "quantizer."))}
+    if any_size:
+        config = {name: value for name, value in config.items() if name != "image_size"}
     digest = hashlib.sha256()
     add_parts(digest, model, config, tensors)
     return digest.hexdigest()

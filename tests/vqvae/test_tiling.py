@@ -189,3 +189,19 @@ def test_tiles_that_are_too_small_and_codes_without_tiles_are_refused():
         Tiled(VQVAE(image_size=16, width=8, num_blocks=0, quantizer=scales))
     with pytest.raises(ValueError, match="expected codes on a grid"):
         Tiled(VQVAE(image_size=16, width=8, num_blocks=0, quantizer=FSQ.Config())).decode(torch.zeros(1, 4).long())
+
+
+@pytest.mark.parametrize("tile", ["a", 64.0, None, (64, 64)])
+def test_tiles_that_are_no_number_are_refused(tile, untyped):
+    with pytest.raises(ValueError, match=r"got tile=.*, expected a whole number of pixels"):
+        Tiled(built(KINDS["plain"]), tile=tile)
+
+
+@pytest.mark.parametrize("size", [30, "30x30", (30,), (30, 30, 3), (30.0, 30.0), (None, 30)])
+def test_a_crop_that_is_no_height_and_width_is_refused(size, untyped):
+    model = built(KINDS["plain"])
+    codes = model.encode(noise(30, 30, num=1), pad=True)
+    for each in (model, Tiled(model, tile=64)):
+        with pytest.raises(ValueError, match=r"got size=.*, expected height and width in pixels, as \(192, 256\)"):
+            each.decode(codes, size=size)
+        assert each.decode(codes, size=torch.Size((30, 31))).shape[2:] == (30, 31)

@@ -1,6 +1,7 @@
 """Codes of images of several sizes, read together."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -73,4 +74,24 @@ def test_what_is_none_is_refused(buckets, tmp_path):
     tokenize(built(KINDS["smooth"]), ImageTensors(noise(8, 12), name="noise"), tmp_path / "8x12" / "train")
     tokenize(built(KINDS["plain"]).resized(8), ImageTensors(noise(8, 8), name="noise"), tmp_path / "8x8" / "train")
     with pytest.raises(ValueError, match="codes of several tokenizers: those of 8x12 are of another than those of 8x8"):
+        CodeBuckets(tmp_path)
+
+
+def test_tokenizers_of_other_weights_are_told_apart(tmp_path):
+    model, other = built(KINDS["plain"]), built(KINDS["plain"])
+    with torch.no_grad():
+        next(other.encoder.parameters()).mul_(1.5)
+    for each, size in ((model, (8, 8)), (model, (8, 12)), (other, (12, 8))):
+        tokenize(each.resized(size), ImageTensors(noise(*size), name="noise"), tmp_path / bucket_name(size) / "train")
+    says = "those of 12x8 are of another than those of 8x8, as their weights tell"
+    with pytest.raises(ValueError, match=says):
+        CodeBuckets(tmp_path)
+    # As a version before wrote it: what it does not say cannot differ.
+    path = tmp_path / "12x8" / "train" / "index.json"
+    plain = json.loads(path.read_text())
+    del plain["tokenizer"]["any_size"], plain["crc32"]
+    path.write_text(json.dumps(plain))
+    assert list(CodeBuckets(tmp_path)) == [(8, 8), (8, 12), (12, 8)]
+    tokenize(other.resized((12, 8)), ImageTensors(noise(12, 8), name="noise"), tmp_path / "12x8" / "train")
+    with pytest.raises(ValueError, match=says):
         CodeBuckets(tmp_path)

@@ -48,7 +48,8 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
             batch.codes                                         # int64 "b *grid"
 
     Raises:
-        ValueError: a folder without such sets, one that is not whole, or codes of tokenizers with several options.
+        ValueError: a folder without such sets, one that is not whole, or codes of several tokenizers. Sets of versions
+            that noted the weights for one size alone are told apart by their options.
     """
 
     def __init__(self, folder: str | Path, split: str = "train"):
@@ -64,10 +65,10 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
         first = next(iter(self.sets))
         self.num_codes = self.sets[first].num_codes
         for size, found in self.sets.items():
-            if _options(found) != _options(self.sets[first]):
+            if (by := _differ(found, self.sets[first])) is not None:
                 raise ValueError(
                     f"{folder} holds codes of several tokenizers: those of {bucket_name(size)} are of another than "
-                    f"those of {bucket_name(first)}, as their options tell"
+                    f"those of {bucket_name(first)}, as their {by} tell: tokenize all with one, into another folder"
                 )
 
     def __getitem__(self, size: tuple[int, int]) -> CodeDataset:
@@ -110,6 +111,14 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
             order = index_batches(len(sets[at]), batch_size, seed=seed, start=number, drop_last=drop_last)
             yield sets[at].__getitems__(next(order))
             step += 1
+
+
+def _differ(one: CodeDataset, other: CodeDataset) -> str | None:
+    """By what the tokenizers of two sets differ, apart from the size of images; None where they don't."""
+    if _options(one) != _options(other):
+        return "options"
+    weights = [codes.tokenizer.get("any_size") for codes in (one, other)]
+    return "weights" if None not in weights and weights[0] != weights[1] else None
 
 
 def _options(codes: CodeDataset) -> tuple[object, dict[str, object]]:

@@ -214,11 +214,12 @@ def _classes(fields: _Fields) -> tuple[int | None, tuple[str, ...] | None]:
 def _tokenizer(fields: _Fields) -> dict[str, Any]:
     fields.text("class")
     fields.get("config", lambda value: isinstance(value, dict), "an object")
-    fields.get(
-        "fingerprint",
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-        "64 hexadecimal digits",
-    )
+    for name in ("fingerprint", *({"any_size"} & fields.plain.keys())):
+        fields.get(
+            name,
+            lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+            "64 hexadecimal digits",
+        )
     fields.get("source", lambda value: value is None or origins.is_note(value), "null, or as the source of images")
     return fields.plain
 

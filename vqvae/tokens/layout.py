@@ -118,7 +118,8 @@ class Layout:
         image_shape: (c, h, w) of each.
         split: which part of the source, "train" or "test".
         num_classes, class_names: of the labels; None where there are none.
-        tokenizer: class, config, fingerprint, and the source that it was loaded from as `origins.note` makes it.
+        tokenizer: class, config, fingerprint, `any_size` (the fingerprint whatever the size of images; versions before
+            did not note it), and the source that it was loaded from as `origins.note` makes it.
         num_codes, grid: of the tokenizer.
         batch_size: images that are encoded at once.
         shard_size: images of the source to a shard.
@@ -259,6 +260,7 @@ def plan(model: Tokenizer, images: Images, folder: str | Path, options: Tokenizi
             "class": type(model).__name__,
             "config": plain,
             "fingerprint": fingerprint.of_tokenizer(model),
+            "any_size": fingerprint.of_tokenizer(model, any_size=True),
             "source": None if tokenizer_source is None else origins.note(tokenizer_source, folder),
         },
         num_codes=model.num_codes,
