@@ -1,5 +1,6 @@
 """`vqvae tokenize --size`: codes of images as large as they are, and priors on the grids that they have."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -86,13 +87,34 @@ def test_another_size_than_the_model_s(run, fails, mixed, model, tmp_path, size,
     assert not (tmp_path / "odd").exists()
 
 
-def test_what_is_no_image_is_named_and_the_status_is_one(run, mixed, model, tmp_path, capsys):
-    (mixed / "train" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(SystemExit) as stopped:
-        run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
-    assert stopped.value.code == 1
-    assert "skipped broken.png: not an image" in capsys.readouterr().err.replace("train/", "")
-    assert len(CodeBuckets(tmp_path / "codes")) == 2
+def test_what_is_no_image_is_named_noted_and_the_status_is_one(run, mixed, model, tmp_path, capsys):
+    words = ("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    for name in ("broken", "other"):
+        (mixed / "train" / f"{name}.png").write_bytes(b"no image")
+    path = tmp_path / "codes" / "unreadable-train.json"
+    for _ in range(2):  # also where all else is there
+        with pytest.raises(SystemExit) as stopped:
+            run(*words)
+        assert stopped.value.code == 1
+        said = capsys.readouterr()
+        assert "skipped broken.png: not an image" in said.err.replace("train/", "")
+        assert f"{path}: 2 of 28 train images are in no set, " in said.out
+        assert "test images are in no set" not in said.out
+        noted = json.loads(path.read_text())["unreadable"]
+        assert [(Path(each["key"]).name, each["reason"]) for each in noted] == [
+            (name, "not an image in a known format") for name in ("broken.png", "other.png")
+        ]
+    buckets = CodeBuckets(tmp_path / "codes")
+    assert len(buckets) == 2
+    assert buckets.unreadable == tuple((each["key"], each["reason"]) for each in noted)
+    assert CodeBuckets(tmp_path / "codes", "test").unreadable == ()
+    path.write_text('{"unreadable": [{"key": 3}]}')
+    with pytest.raises(ValueError, match=r"unreadable-train\.json is damaged"):
+        CodeBuckets(tmp_path / "codes")
+    for name in ("broken", "other"):
+        (mixed / "train" / f"{name}.png").unlink()
+    run(*words)
+    assert not path.exists()
 
 
 def test_sets_of_a_source_that_changed_and_of_another_tokenizer_are_refused_before_anything(

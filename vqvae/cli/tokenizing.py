@@ -17,10 +17,10 @@ from safefolder import Options
 from vqvae import Autoencoder
 from vqvae.cli.common import Model, Output, device_of, printable, sides_of, speed, tell
 from vqvae.data import Images, load_images
-from vqvae.data.own_sizes import by_size
+from vqvae.data.own_sizes import BySize, by_size
 from vqvae.tokens import CodeDataset, Tokenized, Tokenizing, TokenizingOnRay, tokenize_on_ray, write_parquet
 from vqvae.tokens import tokenize as tokenize_images
-from vqvae.tokens.buckets import bucket_name, is_bucket
+from vqvae.tokens.buckets import bucket_name, is_bucket, note_unreadable, unreadable_path
 from vqvae.tokens.layout import ShardSizes, not_there, plan
 from vqvae.tokens.pipeline import check_workers
 from vqvae.tokens.ray_session import RaySession
@@ -75,9 +75,10 @@ def tokenize(
 
     `vqvae.tokens.CodeDataset` and `vqvae train` read them. A run that was stopped goes on when the same command is
     given again: shards that are there are kept, and the files are in the end the same, byte for byte; if the source was
-    changed since, that is refused. What is no image is left out and listed in index.json; the exit status is then 1. An
-    image that cannot be read, as its disk fails or it is gone, ends the run. Under `torchrun` every process takes its
-    share of the shards.
+    changed since, that is refused. What is no image is left out and listed in index.json, and with --size keep what has
+    no size in unreadable-train.json or unreadable-test.json beside the sets; the exit status is then 1. An image that
+    cannot be read, as its disk fails or it is gone, ends the run. Under `torchrun` every process takes its share of the
+    shards.
 
     Example: vqvae tokenize runs/fashion-mini photos -o codes
 
@@ -115,9 +116,12 @@ def tokenize(
             model = model.resized(sides_of(tokenizing.size, "--size"))
         sets = {part: _load(source, part, model, split, None if keeps else model.size) for part in parts}
         jobs = [_Job(part, part, images, output / part, model.size) for part, images in sets.items()]
+        unusable: dict[str, tuple[tuple[str, str], ...]] = {}
         if keeps:
-            jobs = [job for part, images in sets.items() for job in _by_size(part, images, output, model)]
-            status = int(any(job.unusable for job in jobs))
+            found = {part: _by_size(part, images, model) for part, images in sets.items()}
+            unusable = {part: each.unusable for part, each in found.items()}
+            jobs = [job for part, each in found.items() for job in _jobs(part, each, output)]
+            status = int(any(unusable.values()))
             _check_kept(jobs, output, parts, model, tokenizing)
         # One Ray for all, which starts if there is work for it.
         session = stack.enter_context(RaySession(engine.address)) if on_ray else None
@@ -150,6 +154,12 @@ def tokenize(
             if part in files:
                 write_parquet(CodeDataset(output / part), files[part])
                 _say(f"{files[part]}: {made.num_rows:,} rows")
+        for part, images in sets.items() if keeps and place.rank == 0 else ():
+            note_unreadable(output, part, unusable[part])
+            if unusable[part]:
+                first, path = printable(unusable[part][0][0]), unreadable_path(output, part)
+                some = first if len(unusable[part]) == 1 else f"{first} and others"
+                _say(f"{path}: {len(unusable[part]):,} of {len(images):,} {part} images are in no set, {some}")
     return status
 
 
@@ -223,7 +233,6 @@ class _Job:
     images: Images
     folder: Path
     size: tuple[int, int]
-    unusable: tuple[tuple[str, str], ...] = ()
 
     @property
     def tile(self) -> int | None:
@@ -257,8 +266,8 @@ def _check_kept(jobs: list[_Job], output: Path, parts: Sequence[str], model: Any
             check_folder(plan(sized, job.images, job.folder, options))
 
 
-def _by_size(part: str, images: Images, output: Path, model: Any) -> list[_Job]:
-    """A job for each size that images have. What is no image is named, once."""
+def _by_size(part: str, images: Images, model: Any) -> BySize:
+    """The images by size. What is no image is named."""
     with tqdm(desc=f"sizes {part}", total=len(images), unit="img", disable=None, dynamic_ncols=True) as bar:
         try:
             found = by_size(images, multiple=model.factor, watch=bar.update)
@@ -270,8 +279,13 @@ def _by_size(part: str, images: Images, output: Path, model: Any) -> list[_Job]:
         tell(f"and {len(found.unusable) - _NAMED:,} more")
     if not found.sets:
         raise ValueError(f"none of the {len(images):,} images of {images.name} can be read")
+    return found
+
+
+def _jobs(part: str, found: BySize, output: Path) -> list[_Job]:
+    """A job for each size that images have."""
     return [
-        _Job(f"{bucket_name(size)} {part}", part, some, output / bucket_name(size) / part, size, found.unusable)
+        _Job(f"{bucket_name(size)} {part}", part, some, output / bucket_name(size) / part, size)
         for size, some in found.sets.items()
     ]
 

@@ -2,20 +2,27 @@
 
 codes/192x256/train/    an ordinary tokenized set, of the images that are 192x256 once padded
 codes/256x192/train/
+codes/unreadable-train.json    what is no image by its header, and so has no size, as index.json of a set names others
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from safefolder.messages import few_shown
+import safefolder
 from vqvae.data.batching import index_batches, num_batches
 from vqvae.data.permutation import Permutation
+from vqvae.tokens import origins
 from vqvae.tokens.batch import CodeBatch
 from vqvae.tokens.dataset import CodeDataset
+from vqvae.tokens.plain import DamagedError, ForeignError, loads, read_text
 
+# Of the file of what has no size: some hundred bytes for each image.
+_MAX_BYTES = 1 << 27
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -39,6 +46,29 @@ def check_one_size(folder: Path) -> None:
         )
 
 
+def unreadable_path(folder: Path, split: str) -> Path:
+    """The file that names what has no size."""
+    return folder / f"unreadable-{split}.json"
+
+
+def note_unreadable(folder: Path, split: str, unreadable: Sequence[tuple[str, str]]) -> None:
+    """Note the (key, reason) of what is no image by its header; where there is nothing, no file is left.
+
+    Raises:
+        ValueError: it can't be written.
+    """
+    path = unreadable_path(folder, split)
+    if not unreadable:
+        path.unlink(missing_ok=True)
+        return
+    found = [
+        {"key": origins.key_without_places(key), "reason": origins.without_places(reason)} for key, reason in unreadable
+    ]
+    text = json.dumps({"unreadable": found}, indent=1, sort_keys=True) + "\n"
+    if not path.is_file() or path.read_text(errors="replace") != text:
+        safefolder.files.write_text(path, text)
+
+
 class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
     """The sets of a folder by the size of their images, height and width in pixels.
 
@@ -46,6 +76,9 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
         list(buckets), buckets[192, 256].grid                   # [(192, 256), (256, 192)], (24, 32)
         for batch in buckets.batches(32, seed=0):               # without end; a `CodeBatch` of one grid each
             batch.codes                                         # int64 "b *grid"
+
+    Attributes:
+        unreadable: (key, reason) of the images that could not be read, of all sizes and of none.
 
     Raises:
         ValueError: a folder without such sets, one that is not whole, or codes of several tokenizers. Sets of versions
@@ -70,6 +103,9 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
                     f"{folder} holds codes of several tokenizers: those of {bucket_name(size)} are of another than "
                     f"those of {bucket_name(first)}, as their {by} tell: tokenize all with one, into another folder"
                 )
+
+        self.unreadable = tuple(each for found in self.sets.values() for each in found.unreadable)
+        self.unreadable += _noted(unreadable_path(self.folder, split))
 
     def __getitem__(self, size: tuple[int, int]) -> CodeDataset:
         return self.sets[size]
@@ -111,6 +147,20 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
             order = index_batches(len(sets[at]), batch_size, seed=seed, start=number, drop_last=drop_last)
             yield sets[at].__getitems__(next(order))
             step += 1
+
+
+def _noted(path: Path) -> tuple[tuple[str, str], ...]:
+    """What `note_unreadable` wrote; nothing of a version before."""
+    if not path.exists():
+        return ()
+    try:
+        plain = loads(read_text(path, _MAX_BYTES))
+        found = tuple((each["key"], each["reason"]) for each in plain["unreadable"])
+        if not all(isinstance(text, str) for each in found for text in each):
+            raise TypeError("its keys and reasons are no texts")
+    except (ValueError, OSError, KeyError, TypeError, DamagedError, ForeignError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run `vqvae tokenize --size keep` again to mend it") from error
+    return found
 
 
 def _differ(one: CodeDataset, other: CodeDataset) -> str | None:
