@@ -13,6 +13,7 @@ from vqvae import VQVAE
 from vqvae.data import load_images
 from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeBuckets, CodeDataset
+from vqvae.training.prior_data import stored_codes
 
 SIZES = {(12, 16): 12, (16, 12): 10, (11, 16): 4}
 PRIOR = ("--prior.width", 16, "--prior.depth", 1, "--prior.num-heads", 2, "--prior-fit.num-steps", 3)
@@ -73,6 +74,50 @@ def test_a_prior_on_the_grid_of_a_size(run, fails, mixed, model, tmp_path):
     other = tmp_path / "codes" / "12x16"
     said = fails("--resume", "--stage", "prior", "--codes", other, "--run", folder, *PRIOR)
     assert "of another tokenizer" in said
+
+
+def test_a_prior_is_for_one_of_several_sizes(run, fails, mixed, model, tmp_path):
+    run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    for more in ((), ("--tokenizer", tmp_path / "model")):
+        said = fails("--stage", "prior", "--codes", tmp_path / "codes", "--run", tmp_path / "run", *PRIOR, *more)
+        assert "holds codes of images of 2 sizes (12x16, 16x12), and a prior is for one" in said
+        assert f"give --codes {tmp_path / 'codes' / '12x16'}, or" in said
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"2 sizes \(12x16, 16x12\)"):
+        stored_codes(tmp_path / "codes", "test", model)
+
+
+@pytest.mark.parametrize("kind", ["keep", "cropped", "gone"])
+def test_a_run_on_the_codes_of_a_size_is_judged_by_images_of_that_size(run, mixed, model, tmp_path, capsys, kind):
+    """Of a set of all images, brought to a size, or one that is gone, by all of them."""
+    codes, folder = tmp_path / "codes" / "16x12", tmp_path / "run"
+    if kind == "cropped":
+        run("tokenize", tmp_path / "model", mixed, "-o", codes, "--size", "16x12")
+    else:
+        run("tokenize", tmp_path / "model", mixed, "-o", tmp_path / "codes", "--size", "keep")
+    run("--stage", "prior", "--codes", codes, "--run", folder, *PRIOR)
+    if kind == "gone":
+        shutil.rmtree(codes)
+    capsys.readouterr()
+    run("evaluate", folder, "--output", tmp_path / "elbo.json")
+    said = capsys.readouterr().err
+    num = 5 if kind == "keep" else 13
+    assert json.loads((tmp_path / "elbo.json").read_text())["images"] == num
+    assert f"images: all {num} test images of {mixed}; --split all takes those to train on, too; " in said
+    assert ("those of 16x12 alone, as the codes of its prior" in said) == (kind == "keep")
+    assert ("scaled and cropped to 16x12" in said) == (kind != "keep")
+    run("reconstruct", folder, "--split", "all", "--output", tmp_path / "pairs.png")
+    assert f"{'15' if kind == 'keep' else '32 of 39'} images of {mixed}; " in capsys.readouterr().err
+    run("reconstruct", folder, "--size", "keep", "--num", "99", "--output", tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("*.png"))) == 13
+    if kind == "gone":
+        return
+    run("--stage", "evaluate", "--run", folder)
+    assert ("evaluation is on the 5 of 13 test images that are of 16x12" in capsys.readouterr().err) == (kind == "keep")
+    one, other = (json.loads(path.read_text()) for path in (folder / "elbo.json", tmp_path / "elbo.json"))
+    assert one["images"] == num
+    assert one["rate"] == other["rate"]
+    assert one["distortion"] == other["distortion"]
 
 
 @pytest.mark.parametrize(("size", "grid"), [((16, 20), (4, 5)), ((12,), (3, 3))])

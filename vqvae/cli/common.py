@@ -174,6 +174,13 @@ def images_of_run(source: str) -> tuple[str, str | None]:
         raise ValueError(f"{path} cannot be read ({error}); name images with --data") from error
 
 
+def codes_of_run(source: str) -> Path | None:
+    """The tokenized set that a run's prior was trained on; None where it was on images, or no run is named."""
+    path = Path(source) / "state" / "run.json"
+    codes = safefolder.tensors.read_json(path).get("codes") if path.is_file() else None
+    return Path(codes) if isinstance(codes, str) else None
+
+
 def first_images(images: Images, num: int) -> UInt8[Tensor, "b c h w"]:
     """The first `num` images that can be read; unreadable ones are named on stderr."""
     found: list[Tensor] = []

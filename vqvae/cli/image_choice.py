@@ -16,11 +16,13 @@ from torch import Tensor
 import safefolder
 from safefolder import Options
 from vqvae import Autoencoder
-from vqvae.cli.common import images_of_run, printable, tell
+from vqvae.cli.common import codes_of_run, images_of_run, printable, tell
 from vqvae.data import Batch, Images, ImageTensors, load_images
 from vqvae.data.batch import places
 from vqvae.data.decoding import fit, read
 from vqvae.data.images import SPLITS, reason
+from vqvae.levels import times
+from vqvae.tokens.buckets import of_bucket
 
 Split = Literal["train", "test", "all"]
 # Ends of names of what is no image by itself, and holds many.
@@ -85,11 +87,13 @@ class Chosen:
         return "; ".join([which, *self.notes])
 
 
-def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:
+def choose(source: str, choice: ImageChoice, model: Autoencoder, *, any_size: bool = False) -> Chosen:
     """The images that are named, or else the run's own, at the model's size.
 
     Args:
-        source: the run or the model.
+        source: the run or the model. Of a run whose prior is on the codes of images of one size (`vqvae tokenize --size
+            keep`) its own are those of that size.
+        any_size: of such a run, too, all of them.
 
     Raises:
         ValueError: there are none, or they cannot be read.
@@ -113,10 +117,25 @@ def choose(source: str, choice: ImageChoice, model: Autoencoder) -> Chosen:
     if any(each.shape[0] != channels for each in parts):
         parts = [load(each, channels=channels) for each in wanted]
         notes.append(_GREY)
+    of_codes = None if choice.data is not None or any_size else _of_codes(source, wanted, parts, model.factor)
+    if of_codes is not None:
+        parts = of_codes
+        notes.append(f"those of {times(size)} alone, as the codes of its prior: others are named with --data")
+    elif any(images.uses_workers for images in parts):
+        notes.append(f"scaled and cropped to {times(size)}")
     if split == "all":
         notes.append(" and ".join(f"{len(part):,} {each}" for each, part in zip(wanted, parts, strict=True)))
     images = parts[0] if len(parts) == 1 else Joined(parts)
     return Chosen(images=images, name=parts[0].name, split=split, notes=tuple(notes))
+
+
+def _of_codes(source: str, wanted: Sequence[str], parts: Sequence[Images], factor: int) -> list[Images] | None:
+    """Of a run whose prior is on the codes of one size the images of that size; None of any other."""
+    if (codes := codes_of_run(source)) is None:
+        return None
+    found = [of_bucket(codes, split, part, multiple=factor) for split, part in zip(wanted, parts, strict=True)]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) else None
 
 
 def _is_file(name: str) -> bool:
@@ -163,7 +182,7 @@ def as_large_as_they_are(source: str, choice: ImageChoice, model: Autoencoder, n
             picture = _read(Path(name))
             yield Original(name, fit(picture, (picture.height, picture.width), channels))
         return
-    images = choose(source, choice, model).images
+    images = choose(source, choice, model, any_size=True).images
     found = 0
     for index in range(len(images)):
         if found == num:

@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from safefolder.messages import few_shown
 import safefolder
+from safefolder.messages import few_shown
 from vqvae.data.batching import index_batches, num_batches
+from vqvae.data.images import Images
+from vqvae.data.own_sizes import by_size
 from vqvae.data.permutation import Permutation
 from vqvae.tokens import origins
 from vqvae.tokens.batch import CodeBatch
 from vqvae.tokens.dataset import CodeDataset
+from vqvae.tokens.index import read_index
 from vqvae.tokens.plain import DamagedError, ForeignError, loads, read_text
 
+# Sizes that an error names.
+_NAMED = 10
 # Of the file of what has no size: some hundred bytes for each image.
 _MAX_BYTES = 1 << 27
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -36,14 +41,37 @@ def is_bucket(name: str) -> bool:
     return _SIZE.fullmatch(name) is not None
 
 
-def check_one_size(folder: Path) -> None:
+def check_one_size(folder: Path, split: str = "train") -> None:
     """ValueError for a folder of sets by the size of their images, as `vqvae tokenize --size keep` writes."""
-    sizes = sorted(path.name for path in folder.glob("*x*") if (path / "train").is_dir())
-    if sizes and not (folder / "train").is_dir():
+    sizes = sorted(path.name for path in folder.glob("*x*") if (path / split).is_dir())
+    if sizes and not (folder / split).is_dir():
         raise ValueError(
             f"{folder} holds codes of {len(sizes)} sizes, and a prior is for one: name one of them, as --codes "
             f"{folder / sizes[0]} (there are {few_shown(sizes)})"
         )
+
+
+def sizes_in(folder: Path, split: str) -> list[tuple[int, int]]:
+    """The sizes of which a folder holds sets, sorted; none of any other folder."""
+    names = [_SIZE.fullmatch(path.name) for path in folder.glob("*x*") if (path / split).is_dir()]
+    return sorted((int(match[1]), int(match[2])) for match in names if match is not None)
+
+
+def of_bucket(folder: Path, split: str, images: Images, *, multiple: int) -> Images | None:
+    """Of the images of a source those that the set of one size in `folder` (codes/192x256) is of, at that size.
+
+    None where the set is no such part of them: it has all of them, however they were brought to its size, or is gone.
+
+    Args:
+        multiple: what sides are padded to.
+    """
+    match = _SIZE.fullmatch(folder.name)
+    try:
+        if match is None or read_index(folder / split).num_images >= len(images):
+            return None
+    except ValueError:
+        return None
+    return by_size(images, multiple=multiple).sets.get((int(match[1]), int(match[2])))
 
 
 def unreadable_path(folder: Path, split: str) -> Path:
@@ -87,14 +115,13 @@ class CodeBuckets(Mapping[tuple[int, int], CodeDataset]):
 
     def __init__(self, folder: str | Path, split: str = "train"):
         self.folder = Path(folder)
-        names = sorted(path.name for path in self.folder.glob("*x*") if (path / split).is_dir())
-        sizes = [(int(match[1]), int(match[2])) for match in map(_SIZE.fullmatch, names) if match is not None]
+        sizes = sizes_in(self.folder, split)
         if not sizes:
             raise ValueError(
                 f"{folder} holds no codes of images of several sizes for {split!r}; expected what "
                 "`vqvae tokenize --size keep` wrote, as 192x256/train"
             )
-        self.sets = {size: CodeDataset(self.folder / bucket_name(size) / split) for size in sorted(sizes)}
+        self.sets = {size: CodeDataset(self.folder / bucket_name(size) / split) for size in sizes}
         first = next(iter(self.sets))
         self.num_codes = self.sets[first].num_codes
         for size, found in self.sets.items():

@@ -20,6 +20,7 @@ from vqvae.data.batching import index_batches
 from vqvae.data.permutation import Permutation
 from vqvae.evaluation import images_at_once
 from vqvae.tokens import CodeDataset, check_same_origin
+from vqvae.tokens.buckets import check_one_size
 from vqvae.training.latents import Encoding, Inputs, encode_or_load, encoded, live_batches, live_sample
 from vqvae.training.options import Run
 from vqvae.training.run_folder import Session
@@ -148,6 +149,7 @@ def stored_codes(folder: Path, split: str, model: Autoencoder) -> CodeDataset:
             f"--codes {folder} are the likeliest of an encoder by itself, but this model has {what}, and a prior is "
             "for what comes of that: leave --codes out"
         )
+    check_one_size(folder, split)
     if not (folder / split).is_dir():
         raise ValueError(
             f"{folder} has no {split}: a prior is trained on train and watched on test; run `vqvae tokenize` "

@@ -18,9 +18,12 @@ from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, Images, batches
 from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
+from vqvae.levels import times
 from vqvae.metrics import psnr
+from vqvae.tokens.buckets import of_bucket
 from vqvae.training.checks import check_in_loop
 from vqvae.training.draft import fit_draft, wants_draft
+from vqvae.training.images import say
 from vqvae.training.latents import (
     Inputs,
     fit_baselines,
@@ -218,14 +221,18 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     check_parts(run, model, {"prior": learned, **baselines})
     priors = {**untrained(model), **baselines, name_of(learned): learned}
     priors = {name: prior.eval().to(fabric.device) for name, prior in priors.items()}
-    rows, size = range(len(data["test"]))[: run.test_images], images_at_once(*model.size)
+    test, digest = data["test"], session.images["test"]["timeless"]
+    if run.codes is not None and (some := of_bucket(run.codes, "test", test, multiple=model.factor)) is not None:
+        say(f"evaluation is on the {len(some):,} of {len(test):,} test images that are of {times(model.size)}")
+        test, digest = some, some.digest(range(len(some)), times=False)
+    rows, size = range(len(test))[: run.test_images], images_at_once(*model.size)
     with Progress("evaluate", len(rows), "img") as bar:
-        parts: Iterator[Batch] = batches(data["test"], size)
-        if len(rows) < len(data["test"]):
-            parts = (data["test"].__getitems__(rows[start : start + size]) for start in range(0, len(rows), size))
+        parts: Iterator[Batch] = batches(test, size)
+        if len(rows) < len(test):
+            parts = (test.__getitems__(rows[start : start + size]) for start in range(0, len(rows), size))
         stream = (part for part in with_progress(parts, bar, metrics) if len(part))
         result = evaluate(model, priors, stream)
-    first = next(batches(data["test"], 32))
+    first = next(batches(test, 32))
     images = first.images.to(fabric.device)
     guiding_prior: Any = learned
     codes = model.through(guiding_prior, to_device(first.labels, fabric)).encode(images)
@@ -237,7 +244,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     pictures.save_png(run.run / "samples.png", pictures.to_png(sample_grid(model, learned, 8, run.seed)))
     seconds = metrics.seconds() + time.monotonic() - began
     of = {"models": fingerprint(model, learned).hex(), "tokenizer": of_tokenizer(model), "split": "test"}
-    of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": session.images["test"]["timeless"]}
+    of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": digest}
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
     print(result.table(seconds))
     print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
