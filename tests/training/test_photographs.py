@@ -118,6 +118,15 @@ def test_the_disk_of_the_cache_is_full(run, options, tmp_path, monkeypatch, caps
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+def test_what_is_refused_after_images_were_read_leaves_no_cache(run, fails, options, tmp_path):
+    assert "too short" in fails(*options, "--time-budget", "0.001s")
+    assert not (tmp_path / "run").exists()
+    run(*options, "--stage", "codebook")
+    assert cached(tmp_path / "run"), "one that was there stays"
+    assert "too short" in fails("--stage", "prior", "--run", tmp_path / "run", "--time-budget", "0.001s")
+    assert cached(tmp_path / "run")
+
+
 def lines(run, capsys, options: list[str], **data: object) -> list[str]:
     """What a run says before it trains: all of one that is stopped then."""
     run(*options, "--stage", "codebook", "--codebook-fit.num-steps", "1")

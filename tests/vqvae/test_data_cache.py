@@ -180,6 +180,34 @@ def test_it_takes_no_more_than_it_may(folder, tmp_path, told):
     assert not told
 
 
+@pytest.mark.parametrize("left", [8 * LARGE_FILES - 3, 5, 0, None])
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_count_that_is_cut_is_made_anew_of_the_entries(folder, tmp_path, told, left, swept):
+    """Or gone; and nothing that was kept is lost. What is gone is counted by what a run begins with alone."""
+    images = load_images(folder, size=8)
+    cache = Cache(tmp_path / "cache", 10**9, told.append)
+    expected = images.cached(cache)[:].images
+    before = {path: path.read_bytes() for path in entries(cache)}
+    if left is None:
+        (cache.folder / "bytes").unlink()
+    else:
+        os.truncate(cache.folder / "bytes", left)
+    again = Cache(cache.folder, 10**9, told.append)
+    if swept:
+        again.sweep()
+    elif not left:
+        return
+    for each in (again, cache):  # the second has counted before
+        assert each._total() == sum(map(len, before.values()))
+    shown(images.cached(again))
+    assert images.cached(again)[:].images.equal(expected)
+    assert before.items() <= {path: path.read_bytes() for path in entries(cache)}.items()
+    for each in (again, cache, Cache(cache.folder, 1)):
+        assert each._total() == sum(path.stat().st_size for path in entries(cache)) > sum(map(len, before.values()))
+    assert (cache.folder / "bytes").stat().st_size % 8 == 0
+    assert not told
+
+
 def full_disk(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be written in folders of this name."""
 

@@ -2,7 +2,8 @@
 
     folder/fitted/000000/000000012      image 12 of a set as it comes out of the set
     folder/pictures/000000/000000012    its whole picture, as crops of it need it (`vqvae.data.augmentation`)
-    folder/bytes                        what the entries take: 64 bits for each that was written, added up
+    folder/bytes                        what the entries take: 64 bits for each that was written, added up; counted
+                                        anew from the entries where it is cut or gone
     folder/stopped                      a writer has met a full disk, and has said so
 
 An entry is
@@ -41,6 +42,8 @@ from PIL import Image
 RESERVE = 1 << 30
 MAGIC = b"vqshrunk"
 _STAMP, _SUM = 16, 4
+# Bytes of a number in `bytes`.
+_NUMBER = 8
 _HEAD = len(MAGIC) + _STAMP + _SUM
 # Longest side that WebP has.
 _MAX_SIDE = 16383
@@ -115,7 +118,10 @@ class Cache:
                 scratch.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what writers that were killed left, and ask to be told of a full disk again."""
+        """Remove what killed writers left, count anew what is miscounted, ask to be told of a full disk again."""
+        with contextlib.suppress(OSError):
+            if self._is_miscounted():
+                self._count_anew()
         with contextlib.suppress(OSError):
             # A number that a kill cut short would spoil all behind it.
             if rest := (self.folder / "bytes").stat().st_size % 8:
@@ -132,21 +138,46 @@ class Cache:
         """What all entries take."""
         try:
             with (self.folder / "bytes").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self._read or size % _NUMBER:  # counted anew meanwhile, or cut
+                    self._used = self._read = 0
                 file.seek(self._read)
                 found = file.read()
         except FileNotFoundError:
             self._used = self._read = 0
             return 0
-        whole = len(found) - len(found) % 8
-        self._used += int(np.frombuffer(found[:whole], "<i8").sum())
-        self._read += whole
+        if len(found) % _NUMBER:
+            self._count_anew()
+            return self._total()
+        self._used += int(np.frombuffer(found, "<i8").sum())
+        self._read += len(found)
         return self._used
+
+    def _count_anew(self) -> None:
+        """Write `bytes` as one number, of the entries that are there.
+
+        What is appended to a cut file would all be read wrongly from there on.
+        """
+        total = 0
+        for path in self.folder.glob("*/*/*"):
+            with contextlib.suppress(OSError):  # another one removes it
+                total += path.stat().st_size
+        scratch = self.folder / ".writing" / secrets.token_hex(8)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(_number(total))
+        os.replace(scratch, self.folder / "bytes")
+
+    def _is_miscounted(self) -> bool:
+        """Whether `bytes` is cut, as far as its length tells, or there are entries and no numbers."""
+        path = self.folder / "bytes"
+        size = path.stat().st_size if path.exists() else 0
+        return size % _NUMBER != 0 or (not size and any(self.folder.glob("*/*/*")))
 
     def _add(self, num_bytes: int) -> None:
         # What is appended in one piece stays in one piece, whoever else appends.
         handle = os.open(self.folder / "bytes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(handle, num_bytes.to_bytes(8, "little", signed=True))
+            os.write(handle, _number(num_bytes))
         finally:
             os.close(handle)
 
@@ -159,6 +190,10 @@ class Cache:
             except FileExistsError:
                 return
         self.tell(f"the cache {self.folder} is not filled further, and images are decoded as without it: {reason}")
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(_NUMBER, "little", signed=True)
 
 
 def _head(kind: str, number: int, of: bytes, body: bytes) -> bytes:

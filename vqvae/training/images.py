@@ -4,9 +4,11 @@ state/images.json    how many images each split has, and their digests
 cache/               shrunk copies of large training images, which may be removed at any time (`vqvae.data.cache`)
 """
 
+import contextlib
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,19 @@ def with_cache(run: Run, data: Mapping[str, Images], *, sweep: bool) -> Mapping[
     if sweep:
         cache.sweep()
     return {**data, "train": data["train"].cached(cache)}
+
+
+@contextlib.contextmanager
+def no_cache_of_refused(run: Run, is_begun: Callable[[], bool]) -> Iterator[None]:
+    """Of what is refused before the run goes on, no cache is left where there was none."""
+    folder = run.run / "cache"
+    was_there = folder.exists()
+    try:
+        yield
+    except Exception:
+        if not was_there and not is_begun():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def say(note: str) -> None:

@@ -13,7 +13,7 @@ from vqvae.data import Images
 from vqvae.training.checks import check, check_folder, stages
 from vqvae.training.costs import Costs, Outlook, seconds_of, settled, told
 from vqvae.training.devices import launch, leaving_processes, lost_ranks_told, make_fabric
-from vqvae.training.images import check_images, described, facts_of, load_data, say, with_cache
+from vqvae.training.images import check_images, described, facts_of, load_data, no_cache_of_refused, say, with_cache
 from vqvae.training.objectives import PriorObjective, codebook_objective
 from vqvae.training.options import Run, go_on
 from vqvae.training.prior_data import known_classes, stored_parts
@@ -67,7 +67,12 @@ def train(run: Run) -> None:
         data = with_cache(run, data, sweep=fabric.is_global_zero)
         # Of the run as it will be written, with as many steps as fit a budget.
         also = (lambda: WandbEvents(run.run, run.to_plain())) if run.logger == "wandb" else None
-        with Stop() as stop, contextlib.closing(Metrics(run.run, fabric, also)) as metrics:
+        session: Session | None = None
+        with (
+            no_cache_of_refused(run, lambda: session is not None and session.is_begun),
+            Stop() as stop,
+            contextlib.closing(Metrics(run.run, fabric, also)) as metrics,
+        ):
             costs = _costs(fabric, metrics, run, data, wanted)
             if costs is not None and run.time_budget is not None:
                 # Of the process that took longest, so that all settle on the same numbers.

@@ -41,6 +41,7 @@ class Session:
         images: what tells the images of this session from others; none where it looks at none.
         later: what is to be written into the folder once it is certain that the session goes on.
         outlook: how long it all takes.
+        is_begun: whether the run's folder is of this session, see `begin`.
     """
 
     fabric: Fabric
@@ -50,18 +51,18 @@ class Session:
     images: Facts = field(default_factory=dict)
     later: list[Callable[[], None]] = field(default_factory=list)
     outlook: Outlook = field(default_factory=Outlook)
-    _is_begun: bool = False
+    is_begun: bool = False
 
     def begin(self) -> None:
         """From here on the run is what was asked for: all of that has been tried."""
         self.metrics.begin()
         if self.fabric.is_global_zero:
-            if not self._is_begun:
+            if not self.is_begun:
                 save_run(self.run)
                 save_facts(self.run, self.images)
             for write in self.later:
                 write()
-        self._is_begun = True
+        self.is_begun = True
         self.later.clear()
 
 
