@@ -47,6 +47,7 @@ from priors.draws import (
     block_grids,
     check_codes,
     check_given,
+    check_room,
     seeds_for,
     strengths_of,
 )
@@ -232,8 +233,10 @@ class Prior(GridModel):
                 with it. They are sampled sixteen at a time.
             progress: show a progress bar, at a terminal.
 
-        Raises ValueError for what does not fit the prior, or each other.
+        Raises ValueError for what does not fit the prior, or each other, and for more grids than memory holds.
         """
+        num = self._check_num(num)
+        check_room(num, 8 * self.num_positions, self.device, "take them block by block from `samples`")
         blocks = self.samples(
             num, labels, sampling, generator, given=given, mask=mask, prefix=prefix, seeds=seeds, progress=progress
         )

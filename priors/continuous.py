@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from priors.draws import check_room
 from priors.grid import GridModel, check_size
 from priors.sampling import Sampling, check_sampling
 from safefolder import arrays
@@ -84,7 +85,7 @@ class ContinuousPrior(GridModel):
                 heaviest component at each position.
             generator: of the draws; torch's global one unless given.
 
-        Raises ValueError for a bad count or labels, and for options that it does not have.
+        Raises ValueError for a bad count or labels, more grids than memory holds, and options that it does not have.
         """
         check_sampling(sampling)
         if others := [name for name in sampling.changed() if name != "temperature"]:
@@ -93,6 +94,7 @@ class ContinuousPrior(GridModel):
                 f"got {told}, expected only a temperature: {type(self).__name__} samples vectors, not codes"
             )
         num = self._check_num(num)
+        check_room(num, self.dtype.itemsize * self.num_positions * self.dim, self.device, "sample fewer at a time")
         found = self._check_labels(labels, num)
         with self.evaluating():
             latents = self._sample(num, found, sampling.temperature, generator)

@@ -1,5 +1,6 @@
 """Many grids to be sampled: what is asked for, checked, and how many grids are sampled at once."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,24 @@ MOST_GRIDS = 256
 # Grids with seeds of their own are always computed by so many, filled up if need be: matrix products of another shape
 # are rounded otherwise, and a grid must not depend on how many others were asked for.
 SEEDED_GRIDS = 16
+
+
+def check_room(num: int, row_bytes: int, device: torch.device, instead: str) -> None:
+    """ValueError for more grids in one tensor than all memory of their device holds, before the first is sampled.
+
+    What others take of it is not looked at: less room may be left.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "cpu" and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if num * row_bytes > memory:
+        raise ValueError(
+            f"got num={num:,}, but all grids in one tensor take {num * row_bytes / 1e9:,.0f} GB, and the memory of "
+            f"{device} is {memory / 1e9:,.0f} GB: {instead}"
+        )
 
 
 def block_grids(num: int, size: int, full: bool) -> Iterator[tuple[list[int], int]]:

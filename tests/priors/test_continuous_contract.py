@@ -204,6 +204,7 @@ def test_bad_latents(kind: str, latents: Tensor, message: str) -> None:
     ("options", "message"),
     [
         ({"num": -1}, "num=-1"),
+        ({"num": 10**12}, "num=1,000,000,000,000, but all grids in one tensor take"),
         ({"num": 2.0}, r"num=2\.0"),
         ({"sampling": Sampling(top_k=3)}, "got top_k=3, expected only a temperature"),
         (

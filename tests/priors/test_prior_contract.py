@@ -325,6 +325,17 @@ def test_bad_sampling_options(options: dict, message: str) -> None:
             KINDS[kind]().sample(**{"num": 2, **options})
 
 
+@pytest.mark.parametrize("label", [None, 1])
+def test_more_grids_than_memory_holds_come_block_by_block(label: int | None) -> None:
+    prior = KINDS["transformer-labels"]()
+    with pytest.raises(
+        ValueError, match=r"got num=1,000,000,000,000, but .* GB: take them block by block from `samples`"
+    ):
+        prior.sample(10**12, label)
+    blocks = prior.samples(10**12, label, Sampling(batch_size=3), generator=seeded(1))
+    assert torch.equal(next(blocks), prior.sample(3, label, generator=seeded(1)))
+
+
 @pytest.mark.usefixtures("untyped")
 def test_bad_labels_and_guidance() -> None:
     prior, codes = KINDS["transformer-labels"](), torch.zeros(2, 2, 2, dtype=torch.int64)
