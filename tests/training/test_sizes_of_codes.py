@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from vqvae import VQVAE
+from vqvae.cli.image_choice import ImageChoice, choose
 from vqvae.data import load_images
+from vqvae.data.decoding import FITTED
+from vqvae.data.own_sizes import PADDED
 from vqvae.quantizers import VectorQuantizer
 from vqvae.tokens import CodeBuckets, CodeDataset
 from vqvae.training.prior_data import stored_codes
@@ -110,6 +113,8 @@ def test_a_run_on_the_codes_of_a_size_is_judged_by_images_of_that_size(run, mixe
     assert f"{'15' if kind == 'keep' else '32 of 39'} images of {mixed}; " in capsys.readouterr().err
     run("reconstruct", folder, "--size", "keep", "--num", "99", "--output", tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("*.png"))) == 13
+    chosen = choose(str(folder), ImageChoice(), VQVAE.from_pretrained(folder / "codebook"))
+    assert chosen.prepared == (PADDED if kind == "keep" else FITTED), "as the protocol of figures for the eye says it"
     if kind == "gone":
         return
     run("--stage", "evaluate", "--run", folder)

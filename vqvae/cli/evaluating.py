@@ -15,7 +15,6 @@ from vqvae.cli.image_choice import Chosen
 from vqvae.cli.opening import Opened
 from vqvae.codec.model_fingerprint import fingerprint
 from vqvae.data import Batch, batches
-from vqvae.data.decoding import FITTED
 from vqvae.evaluation import Evaluation, images_at_once
 from vqvae.evaluation import evaluate as evaluate_images
 from vqvae.levels import times
@@ -82,7 +81,7 @@ def measure(
         raise ValueError(f"--num-samples must be 0, for none, or at least 5, got {num_samples}")
     priors = opened.priors(prior)
     last = list(priors.values())[-1]
-    meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)], prepared=FITTED) if looks else None
+    meter = LooksMeter([_network(name) for name in dict.fromkeys(looks)], prepared=chosen.prepared) if looks else None
     if meter is not None and min(model.size) < meter.smallest:
         raise ValueError(
             f"--looks needs images of at least {meter.smallest}x{meter.smallest}, those of {opened.source} have "

@@ -19,8 +19,9 @@ from vqvae import Autoencoder
 from vqvae.cli.common import codes_of_run, images_of_run, printable, tell
 from vqvae.data import Batch, Images, ImageTensors, load_images
 from vqvae.data.batch import places
-from vqvae.data.decoding import fit, read
+from vqvae.data.decoding import FITTED, fit, read
 from vqvae.data.images import SPLITS, reason
+from vqvae.data.own_sizes import PADDED
 from vqvae.levels import times
 from vqvae.tokens.buckets import of_bucket
 
@@ -57,12 +58,14 @@ class Chosen:
         name: of the set, or of the file.
         split: which part of it.
         notes: what else is to be said of them.
+        prepared: how they came to their size, as protocols of figures say it.
     """
 
     images: Images
     name: str
     split: Split
     notes: tuple[str, ...] = ()
+    prepared: str = FITTED
 
     @property
     def public_name(self) -> str:
@@ -126,7 +129,8 @@ def choose(source: str, choice: ImageChoice, model: Autoencoder, *, any_size: bo
     if split == "all":
         notes.append(" and ".join(f"{len(part):,} {each}" for each, part in zip(wanted, parts, strict=True)))
     images = parts[0] if len(parts) == 1 else Joined(parts)
-    return Chosen(images=images, name=parts[0].name, split=split, notes=tuple(notes))
+    prepared = FITTED if of_codes is None else PADDED
+    return Chosen(images=images, name=parts[0].name, split=split, notes=tuple(notes), prepared=prepared)
 
 
 def _of_codes(source: str, wanted: Sequence[str], parts: Sequence[Images], factor: int) -> list[Images] | None:

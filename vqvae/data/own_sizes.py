@@ -19,6 +19,8 @@ from torch import Tensor
 from vqvae.data.images import MAX_SIDE, EncodedImages, Images, ImageTensors, reason
 
 Size = tuple[int, int]
+# How images of `by_size` come to their size, in words, for whoever reports figures of them.
+PADDED = "as large as they are, padded by the last row and column"
 
 
 @dataclass(frozen=True, kw_only=True)
