@@ -86,7 +86,7 @@ def test_a_prior_is_for_one_of_several_sizes(run, fails, mixed, model, tmp_path)
         assert "holds codes of 2 sizes, and a prior is for one" in said
         assert f"as --codes {tmp_path / 'codes' / '12x16'} (there are '12x16', '16x12')" in said
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=r"2 sizes.* \(there are 12x16, 16x12\)"):
+    with pytest.raises(ValueError, match=r"2 sizes.* \(there are '12x16', '16x12'\)"):
         stored_codes(tmp_path / "codes", "test", model)
 
 
