@@ -15,6 +15,7 @@ a folder, or has such folders inside it.
     tensors.py  weights in one file or several, and JSON
     folder.py   the format: saved, loaded, checked, pushed
     building.py a module out of a folder that somebody else may have written
+    packaged.py models that come with the package, by name
     hub.py      to and from the Hugging Face hub
     cards.py    what a model's page on the hub says
 

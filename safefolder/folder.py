@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from safefolder import hub
+from safefolder import hub, packaged
 from safefolder.cards import PICTURES
 from safefolder.files import is_there, of_one, recover, replacing_folder
 from safefolder.tensors import (
@@ -114,7 +114,8 @@ def load(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the config and the weights from a folder, or from a hub id `owner/name` where no such folder exists.
+    """Read the config and the weights from a folder, or where no such folder exists from a hub id `owner/name`, or from
+    the name of a packaged model (`safefolder.packaged`).
 
     The other options are those of `HubOptions`.
 
@@ -154,7 +155,7 @@ def load(
     if place is not None:
         folder = folder / place
     if not is_there(folder):
-        raise ValueError(f"no model folder at {folder}")
+        raise ValueError(f"no model folder at {folder}{packaged.advice(source)}")
     if part and (folder / "state").is_dir():
         raise ValueError(
             f"{folder} is a run whose {part} is not finished: go on with `vqvae train --resume --run {folder}`"
@@ -170,7 +171,7 @@ def _named(source: str | Path) -> Path:
         recover(Path(source))
     except OSError as error:  # a name that is too long, for one
         raise ValueError(f"{str(source)[:200]!r} cannot be looked at: {error.strerror}") from error
-    return Path(source)
+    return packaged.find(source) or Path(source)
 
 
 def _is_run_with(folder: Path, part: str) -> bool:
@@ -194,7 +195,7 @@ def has_part(source: str | Path, name: str) -> bool:
     """
     folder = Path(source)
     if is_there(folder) or not isinstance(source, str) or not hub.is_hub_id(source):
-        return is_there(folder / name)
+        return is_there((packaged.find(source) or folder) / name)
     return _is_run_with(hub.download(source, [CONFIG_NAME, f"{glob.escape(name)}/{CONFIG_NAME}"]), name)
 
 
@@ -203,7 +204,10 @@ def _read(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         _weight_files(folder, label)
         return read_config(folder, label), read_tensors(folder, WEIGHTS_NAME, label)
 
-    return of_one(folder, read)
+    config, tensors = of_one(folder, read)
+    if packaged.is_packaged(folder):  # half of the bytes are to save room, and not to compute with
+        tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return config, tensors
 
 
 def _weight_files(folder: Path, label: str) -> list[str]:

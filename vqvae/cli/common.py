@@ -165,6 +165,8 @@ def load_test_images(source: str, data: str | None, model: Autoencoder, split: s
 def images_of_run(source: str) -> tuple[str, str | None]:
     """The images that a run was trained on, and the folder that holds their files, as `load_images` takes them."""
     path = Path(source) / "state" / "run.json"
+    if safefolder.packaged.find(source) is not None:  # they are of the whole set, of which this part is packaged, too
+        return "fashion-mini", None
     if not path.is_file():
         raise ValueError(f"{source} does not say which images it is for; name some with --data")
     try:
