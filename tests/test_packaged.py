@@ -40,11 +40,8 @@ def test_what_there_is_takes_at_most_eight_megabytes():
 
 
 def test_weights_are_stored_in_half_and_read_in_float32():
-    for name, kind in (
-        ("fashion-28", VQVAE),
-        ("fashion-28", TransformerPrior),
-        ("fashion-28-any-order", AnyOrderPrior),
-    ):
+    kinds = {VQVAE: "fashion-28", TransformerPrior: "fashion-28", AnyOrderPrior: "fashion-28-any-order"}
+    for kind, name in kinds.items():
         model = kind.from_pretrained(name)
         assert {each.dtype for each in model.state_dict().values() if each.is_floating_point()} == {torch.float32}
         with safe_open(packaged.FOLDER / name / kind.run_part / "model.safetensors", "pt") as file:
@@ -112,9 +109,8 @@ def test_commands_take_packaged_models_by_name(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_first_picture_needs_nothing_but_the_package(tmp_path):
     """In a process of its own, with no home, and no network that it could ask."""
-    blocked = (
-        "import socket, sys; socket.socket.connect = None; sys.argv = ['vqvae', 'sample', 'fashion-28', '--num', '1']"
-    )
+    words = ["vqvae", "sample", "fashion-28", "--num", "1"]
+    blocked = f"import socket, sys; socket.socket.connect = None; sys.argv = {words}"
     where = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     code = f"{blocked}; from vqvae.cli import main; main()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=where, check=True)

@@ -9,6 +9,7 @@
     vqvae decompress runs/fashion-mini album.vq -o again
     vqvae info album.vq runs/fashion-mini
     vqvae dream runs/fashion-mini --seed 1
+    vqvae demo
     vqvae tokenize runs/fashion-mini photos -o codes
     vqvae import amused/amused-256 --subfolder vqvae -o amused
     vqvae export runs/fashion-mini --to onnx -o exported
@@ -21,6 +22,7 @@
     unpacking.py    decompress
     describing.py   info
     dreaming.py     dream
+    demonstrating.py, demo/   demo
     tokenizing.py   tokenize
     exporting.py    export, import
     pushing.py      push
@@ -62,6 +64,7 @@ COMMANDS = {
     "decompress": "vqvae.cli.unpacking:decompress",
     "info": "vqvae.cli.describing:info",
     "dream": "vqvae.cli.dreaming:dream",
+    "demo": "vqvae.cli.demonstrating:demo",
     "tokenize": "vqvae.cli.tokenizing:tokenize",
     "import": "vqvae.cli.exporting:import_",
     "export": "vqvae.cli.exporting:export",

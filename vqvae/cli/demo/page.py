@@ -1,0 +1,301 @@
+"""The page of `vqvae demo`, by Gradio, and the same functions for gradio_client.
+
+All work takes turns, as torch uses all cores anyway: two users wait for each other, and neither sees what the other
+has.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from vqvae.cli.demo import maps
+from vqvae.cli.demo.answers import ANY_CLASS, Answers
+from vqvae.cli.demo.service import MOST_ANSWERS, MOST_DREAMS, MOST_SAMPLES, MOST_TEXT, Service, as_picture
+from vqvae.cli.demo.uploads import MOST_BYTES, read_picture
+
+THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+# Pixels of a small image are squares, and not smeared.
+CSS = """
+img {image-rendering: pixelated}
+.image-frame img {width: 100%; height: 100%; object-fit: contain}
+.gradio-container {max-width: 1200px; margin: auto}
+"""
+_TURNS: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+_EXAMPLES = 6
+
+
+class Page:
+    """The page of a service.
+
+    Args:
+        service: what it shows.
+        folder: for the files that it makes; whoever gave it removes it.
+    """
+
+    def __init__(self, service: Service, folder: Path):
+        self.service, self.folder = service, folder
+        self.answers = Answers(service, folder)
+        self.channels = service.model.config.num_channels
+        self.examples = []
+        for number, image in enumerate(service.images[:_EXAMPLES]):
+            path = folder / f"example-{number}.png"
+            as_picture(image).save(path)
+            self.examples.append(str(path))
+
+    def blocks(self) -> gr.Blocks:
+        """All tabs."""
+        model, prior = self.service.model, self.service.prior
+        height, width = model.size
+        with gr.Blocks(title=f"{self.service.source}: codes, bits and samples", analytics_enabled=False) as page:
+            gr.Markdown(
+                f"# {self.service.source}\n`{type(model).__name__}` of {height}x{width} pixels in "
+                f"{'grey' if self.channels == 1 else 'colour'}: {model.grid[0]}x{model.grid[1]} codes out of "
+                f"{model.num_codes:,}, and a `{type(prior).__name__}` of them. A larger picture is cut into tiles."
+            )
+            for name, tab in {
+                "Reconstruct": self._reconstruct_tab,
+                "Sample": self._sample_tab,
+                "Inpaint": self._inpaint_tab,
+                "Compress": self._compress_tab,
+                "Dream": self._dream_tab,
+                "Codebook": self._codebook_tab,
+            }.items():
+                with gr.Tab(name, elem_id=f"tab-{name.lower()}"):
+                    tab()
+        return page
+
+    def _reconstruct_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(min_width=260):
+                image = upload("a picture")
+                resize = self._resize()
+                button = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
+                self._examples_of(image)
+            with gr.Column(min_width=260):
+                decoded, change = picture("what the codes decode to"), picture("difference: grey where equal")
+        figures = gr.Markdown(elem_id="reconstruct-figures")
+        with gr.Row():
+            codes = picture("the codes, a colour each")
+            code_bits, pixel_bits = picture("bits of each code, from 0 (black)"), picture("bits of each pixel")
+        outputs = [decoded, change, codes, code_bits, pixel_bits, figures]
+        button.click(self.answers.reconstruct, [image, resize], outputs, api_name="reconstruct", **_TURNS)
+
+    def _sample_tab(self) -> None:
+        names = self.service.class_names
+        with gr.Row():
+            with gr.Column(min_width=260, scale=1):
+                label = gr.Dropdown([ANY_CLASS, *names], value=ANY_CLASS, label="class", interactive=bool(names))
+                num = gr.Slider(1, MOST_SAMPLES, 8, step=1, label="images")
+                seed = gr.Number(0, precision=0, label="seed")
+                temperature = gr.Slider(0, 2, 1, step=0.05, label="temperature")
+                guidance = gr.Slider(1, 5, 1, step=0.25, label="guidance (1: none)")
+                top_k = gr.Slider(0, 256, 0, step=1, label="top-k (0: all codes)")
+                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all codes)")
+                order = gr.Checkbox(
+                    False, label="in any order, several codes a step", interactive=self.service.any_order is not None
+                )
+                steps = gr.Slider(1, 49, 16, step=1, label="steps, of the prior in any order")
+                button = gr.Button("Sample", variant="primary", elem_id="sample")
+            with gr.Column(min_width=260, scale=3):
+                images = gr.Gallery(label="samples", columns=4, format="png", height="auto", elem_id="samples")
+                codes = gr.File(label="their codes, as a numpy file")
+        inputs = [label, num, seed, temperature, guidance, top_k, top_p, order, steps]
+        examples = [[name, 1, 0.9, 2.0] for name in names[:4]] or [[ANY_CLASS, seed, 0.9, 1.0] for seed in range(1, 5)]
+        gr.Examples(examples, [label, seed, temperature, guidance], label="examples")
+        button.click(self.answers.sample, inputs, [images, codes], api_name="sample", **_TURNS)
+
+    def _inpaint_tab(self) -> None:
+        if self.service.any_order is None:
+            gr.Markdown(
+                "To paint over a part of a picture and have it made anew takes a prior in any order, and there is none "
+                "of these codes. `vqvae train --stage prior --prior-kind AnyOrder --tokenizer RUN --run OTHER` trains "
+                "one; start the page with `--any-order OTHER`."
+            )
+            return
+        names = self.service.class_names
+        side = maps.SIDE
+        with gr.Row():
+            with gr.Column(min_width=260):
+                editor = gr.ImageEditor(
+                    type="pil",
+                    label="paint over what is to be made anew",
+                    brush=gr.Brush(default_size=side // 6, colors=["#e63c3c"], color_mode="fixed"),
+                    layers=False,
+                    transforms=(),
+                    sources=("upload", "clipboard"),
+                    canvas_size=(side, side),
+                    format="png",
+                    elem_id="editor",
+                )
+                careful(editor)
+                label = gr.Dropdown([ANY_CLASS, *names], value=ANY_CLASS, label="class", interactive=bool(names))
+                num = gr.Slider(1, MOST_ANSWERS, 4, step=1, label="answers")
+                seed = gr.Number(0, precision=0, label="seed")
+                button = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
+            with gr.Column(min_width=260):
+                answers = gr.Gallery(label="answers", columns=2, format="png", height="auto", elem_id="answers")
+        gr.Examples([[example] for example in self._painted()], [editor], label="examples")
+        button.click(self.answers.inpaint, [editor, label, num, seed], answers, api_name="inpaint", **_TURNS)
+
+    def _painted(self) -> list[dict[str, Any]]:
+        """Examples with a half painted over."""
+        found = []
+        for number, name in enumerate(self.examples[:3]):
+            picture = Image.open(name).convert("RGB").resize((maps.SIDE, maps.SIDE), Image.Resampling.NEAREST)
+            layer = Image.new("RGBA", picture.size)
+            half = (0, 0, maps.SIDE // 2, maps.SIDE) if number % 2 else (0, maps.SIDE // 2, maps.SIDE, maps.SIDE)
+            layer.paste((230, 60, 60, 255), half)
+            paths = [self.folder / f"painted-{number}-{what}.png" for what in ("under", "layer", "both")]
+            both = picture.convert("RGBA")
+            both.alpha_composite(layer)
+            for path, each in zip(paths, (picture, layer, both), strict=True):
+                each.save(path)
+            found.append(
+                {"background": str(paths[0]), "layers": [str(paths[1])], "composite": str(paths[2])},
+            )
+        return found
+
+    def _compress_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(min_width=260):
+                image = upload("a picture")
+                resize = self._resize()
+                button = gr.Button("Compress", variant="primary", elem_id="compress")
+                self._examples_of(image)
+            with gr.Column(min_width=260):
+                file = gr.File(label="the file")
+                figures = gr.Markdown(elem_id="compress-figures")
+                again = picture("what the file decodes to")
+        gr.Markdown("**And back**: drop a file that was written here, or by `vqvae compress` with this model.")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                given = gr.File(label="a file", elem_id="given")
+                back = gr.Button("Decompress", elem_id="decompress")
+            images = gr.Gallery(label="its pictures", columns=4, format="png", height="auto", elem_id="decompressed")
+        button.click(self.answers.compress, [image, resize], [file, figures, again], api_name="compress", **_TURNS)
+        back.click(self.answers.decompress, given, images, api_name="decompress", **_TURNS)
+
+    def _dream_tab(self) -> None:
+        gr.Markdown(
+            "A file of this model is bits, and any bits are a file. Type a text, and see the pictures whose file it "
+            "is; a short one is said again and again."
+        )
+        with gr.Row():
+            with gr.Column(min_width=260):
+                text = gr.Textbox(label="a text", lines=4, max_length=MOST_TEXT, elem_id="text")
+                num = gr.Slider(1, MOST_DREAMS, 4, step=1, label="pictures at most")
+                button = gr.Button("Dream", variant="primary", elem_id="dream")
+                gr.Examples(
+                    [["To be, or not to be, that is the question."], ["vqvae " * 300]], [text], label="examples"
+                )
+            with gr.Column(min_width=260):
+                images = gr.Gallery(label="its pictures", columns=4, format="png", height="auto", elem_id="dreams")
+                figures = gr.Markdown(elem_id="dream-figures")
+        button.click(self.answers.dream, [text, num], [images, figures], api_name="dream", **_TURNS)
+
+    def _codebook_tab(self) -> None:
+        state = gr.State(None)
+        gr.Markdown("**Exchange a code**: open a picture, click a place in it, and give that place another code.")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                image = upload("a picture")
+                button = gr.Button("Open", variant="primary", elem_id="open")
+                self._examples_of(image)
+            with gr.Column(min_width=260):
+                decoded = picture("what the codes decode to: click a place", elem_id="clickable")
+                place = gr.Markdown(elem_id="place")
+            with gr.Column(min_width=260):
+                code = gr.Number(
+                    0, precision=0, label=f"code, 0 to {self.service.model.num_codes - 1:,}", elem_id="code"
+                )
+                exchange = gr.Button("Exchange", elem_id="exchange")
+                show = gr.Button("Show this code", elem_id="show")
+        outputs = [state, decoded, place]
+        button.click(self.answers.open, image, outputs, api_visibility="private", **_TURNS)
+        decoded.select(self.answers.choose, state, [*outputs, code], api_visibility="private", **_TURNS)
+        exchange.click(self.answers.exchange, [state, code], outputs, api_visibility="private", **_TURNS)
+        gr.Markdown("**A code**: what is decoded around it, and what its nearest neighbours look like.")
+        figures = gr.Markdown(elem_id="code-figures")
+        with gr.Row():
+            contexts = gr.Gallery(label="in context", columns=4, format="png", height="auto", elem_id="contexts")
+            near = gr.Gallery(label="nearest codes", columns=4, format="png", height="auto", elem_id="near")
+        show.click(self.answers.code, code, [contexts, near, figures], api_name="code", **_TURNS)
+        gr.Examples([[number] for number in (0, 7, 42)], [code], label="examples")
+        most = gr.Button("Codes by use", elem_id="atlas-button")
+        atlas = gr.Gallery(
+            label="from the most used code to the least", columns=8, format="png", height="auto", elem_id="atlas"
+        )
+        most.click(self.answers.atlas, None, atlas, api_name="atlas", **_TURNS)
+
+    def _resize(self) -> gr.Checkbox:
+        height, width = self.service.model.size
+        return gr.Checkbox(True, label=f"scale and crop to {width}x{height}; else in tiles, as large as it is")
+
+    def _examples_of(self, image: gr.Image) -> None:
+        gr.Examples([[each] for each in self.examples], [image], label="examples")
+
+
+def picture(label: str, **more: Any) -> gr.Image:
+    """A place for a picture that is made here, with what it is above, as a label would lie on it."""
+    with gr.Column(min_width=200):
+        gr.Markdown(label)
+        options: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["download"]}
+        return gr.Image(show_label=False, label=label, alt_text=label, **options, **more)
+
+
+def upload(label: str) -> gr.Image:
+    """A place to drop a picture; what comes out is its file, unread, so that what is wrong with it can be said."""
+    image = gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=280)
+
+    def preprocess(payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+    image.preprocess = preprocess  # pyrefly: ignore
+    return image
+
+
+def careful(editor: gr.ImageEditor) -> None:
+    """Let an editor say in words what is no picture, or is too large a one."""
+    as_it_is = editor.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        for part in (payload.background, *(payload.layers or ())) if payload is not None else ():
+            if part is not None and part.path is not None:
+                try:
+                    read_picture(part.path, 3)
+                except ValueError as error:
+                    raise gr.Error(str(error), print_exception=False) from None
+        return as_it_is(payload)
+
+    editor.preprocess = preprocess  # pyrefly: ignore
+
+
+def launch(page: gr.Blocks, folder: Path, *, host: str, port: int | None) -> str:
+    """Serve the page in threads of their own; its address.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    try:
+        _, address, _ = page.queue(max_size=32).launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            show_error=True,
+            max_file_size=MOST_BYTES,
+            allowed_paths=[str(folder)],
+            theme=THEME,
+            css=CSS,
+            footer_links=["api"],
+        )
+    except OSError as error:
+        raise ValueError(
+            f"the page cannot be served at {host}, port {port or '7860 to 7959'}: it is taken, or not to be had; name "
+            "another with --port"
+        ) from error
+    return address
