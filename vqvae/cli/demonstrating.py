@@ -35,6 +35,7 @@ def demo(
     """
     if port is not None and not 0 < port < 65_536:
         raise ValueError(f"--port must lie in [1, 65535], got {port}")
+    service = Service(run_or_model, prior=prior, any_order=any_order, data=data)
     with tempfile.TemporaryDirectory(prefix="vqvae-demo-") as scratch:
         # Before Gradio is imported, which reads these once.
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -44,7 +45,6 @@ def demo(
             if error.name not in ("gradio",):
                 raise
             raise ValueError("the page needs Gradio: pip install 'vqvae-priors[demo]'") from error
-        service = Service(run_or_model, prior=prior, any_order=any_order, data=data)
         blocks = page.Page(service, Path(scratch)).blocks()
         address = page.launch(blocks, Path(scratch), host=host, port=port)
         print(f"{address} shows {run_or_model}; Ctrl-C ends it", flush=True)

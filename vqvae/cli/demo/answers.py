@@ -21,6 +21,8 @@ from vqvae.cli.demo.service import MOST_SAMPLES, Service
 from vqvae.cli.demo.uploads import MOST_BYTES, read_picture
 
 ANY_CLASS = "any"
+# What sliders and fields give.
+Number = int | float
 _TILE = 140
 
 
@@ -32,7 +34,7 @@ def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
         text = str(error) if foreseen else f"this went wrong here, and is a fault: {type(error).__name__}: {error}"
         return gr.Error(text[:500], print_exception=False)
 
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
 
         @functools.wraps(function)
         def each(*args: Any, **options: Any) -> Iterator[Any]:
@@ -85,14 +87,14 @@ class Answers:
     def sample(
         self,
         label: str = ANY_CLASS,
-        num: float = 8,
-        seed: float = 0,
-        temperature: float = 1.0,
-        guidance: float = 1.0,
-        top_k: float = 0,
-        top_p: float = 1.0,
+        num: Number = 8,
+        seed: Number = 0,
+        temperature: Number = 1.0,
+        guidance: Number = 1.0,
+        top_k: Number = 0,
+        top_p: Number = 1.0,
         in_any_order: bool = False,
-        num_steps: float = 16,
+        num_steps: Number = 16,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[Any, Any]]:
         """Class and options to images as they are finished, and at the end a file of their codes."""
@@ -122,8 +124,8 @@ class Answers:
         self,
         value: dict[str, Any] | None,
         label: str = ANY_CLASS,
-        num: float = 4,
-        seed: float = 0,
+        num: Number = 4,
+        seed: Number = 0,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[list[Any]]:
         """A picture with a layer painted over it to several answers."""
@@ -183,7 +185,7 @@ class Answers:
         return [maps.enlarged(image, _TILE) for image in found[:MOST_SAMPLES]]
 
     @in_words
-    def dream(self, text: str, num: float = 4) -> tuple[list[Any], str]:
+    def dream(self, text: str, num: Number = 4) -> tuple[list[Any], str]:
         """A text to the pictures whose file it is."""
         images, used, same = self.service.dream(text, int(num))
         again = "and encoded again they give the same bytes" if same else "and **do not** give the bytes again"
@@ -204,7 +206,7 @@ class Answers:
         return (*self._shown(coded, position), int(coded.codes[position]))
 
     @in_words
-    def exchange(self, state: tuple[Coded, Any] | None, code: float | None) -> tuple[Any, ...]:
+    def exchange(self, state: tuple[Coded, Any] | None, code: Number | None) -> tuple[Any, ...]:
         if state is None or state[1] is None:
             raise ValueError("open a picture, and click a place in it first")
         return self._shown(self.service.exchanged(state[0], state[1], int(-1 if code is None else code)), state[1])
@@ -222,7 +224,7 @@ class Answers:
         return (coded, position), picture, words
 
     @in_words
-    def code(self, number: float | None) -> tuple[list[Any], list[Any], str]:
+    def code(self, number: Number | None) -> tuple[list[Any], list[Any], str]:
         """The number of a code to what it looks like in context, its nearest codes, and how often it is used."""
         most = self.service.model.num_codes - 1
         if number is None or not 0 <= number <= most:

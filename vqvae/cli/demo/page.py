@@ -20,6 +20,7 @@ THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monos
 CSS = """
 img {image-rendering: pixelated}
 .image-frame img {width: 100%; height: 100%; object-fit: contain}
+#atlas .grid-container {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important}
 .gradio-container {max-width: 1200px; margin: auto}
 """
 _TURNS: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -102,8 +103,7 @@ class Page:
                 images = gr.Gallery(label="samples", columns=4, format="png", height="auto", elem_id="samples")
                 codes = gr.File(label="their codes, as a numpy file")
         inputs = [label, num, seed, temperature, guidance, top_k, top_p, order, steps]
-        examples = [[name, 1, 0.9, 2.0] for name in names[:4]] or [[ANY_CLASS, seed, 0.9, 1.0] for seed in range(1, 5)]
-        gr.Examples(examples, [label, seed, temperature, guidance], label="examples")
+        gr.Examples([[name] for name in names[:10]] or [[ANY_CLASS]], [label], label="examples")
         button.click(self.answers.sample, inputs, [images, codes], api_name="sample", **_TURNS)
 
     def _inpaint_tab(self) -> None:

@@ -31,6 +31,8 @@ def read_picture(path: str | Path | None, channels: int, size: tuple[int, int] |
         raise ValueError("the picture is not there any more: drop it again")
     if (num_bytes := path.stat().st_size) > MOST_BYTES:
         raise ValueError(f"the file has {num_bytes / 2**20:.0f} MB, expected at most {MOST_BYTES >> 20}")
+    if not num_bytes:
+        raise ValueError("the file is empty")
     try:
         height, width = size_of(path)
         if height * width > MOST_PIXELS:
