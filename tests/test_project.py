@@ -1,8 +1,11 @@
 """Promises about the whole: public names, the import contract, and the README's own words."""
 
 import inspect
+import os
+import socket
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -53,4 +56,39 @@ def test_the_wheel_holds_the_packages_and_the_images(tmp_path):
     listed = "\n".join(zipfile.ZipFile(wheel).namelist())
     for name in ("vqvae/cli/measuring.py", "priors/transformer.py", "safefolder/__init__.py", "fashion-mini/train-00"):
         assert name in listed
+    for name in ("fashion-28/codebook/model", "fashion-28-any-order/prior/model", "py.typed", "models/README.md"):
+        assert name in listed
     assert "tests/" not in listed
+    check_wheel(wheel, tmp_path)
+
+
+def check_wheel(wheel: Path, folder: Path) -> None:
+    """Unpacked, elsewhere, without the clone: it trains, samples, and shows its page."""
+    site, home = folder / "site", folder / "home"
+    home.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    where = {**os.environ, "PYTHONPATH": str(site), "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=home, env=where, check=True, capture_output=True, text=True).stdout
+
+    code = "import vqvae, priors, safefolder; print(vqvae.__file__, priors.__file__, safefolder.__file__)"
+    assert run("-c", code).count(str(site)) == 3
+    vqvae = ("-m", "vqvae")
+    steps = ["--codebook-fit.num-steps", "3", "--prior-fit.num-steps", "2", "--test-images", "64"]
+    sizes = ["--model.width", "8", "--prior.width", "16", "--prior.depth", "1", "--prior.num-heads", "1"]
+    run(*vqvae, "train", "--run", "run", *steps, *sizes)
+    for name in ("run", "fashion-28"):
+        run(*vqvae, "sample", name, "--num", "2", "--output", f"{name}.png")
+        assert (home / f"{name}.png").is_file()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, *vqvae, "demo", "--port", str(port)]
+    with subprocess.Popen(command, cwd=home, env=where, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "shows fashion-28" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert b"gradio" in page.read()
+        process.terminate()

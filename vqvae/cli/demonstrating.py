@@ -18,7 +18,9 @@ def demo(
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> None:
-    """Open a page in the browser: reconstruct, sample, inpaint, compress, dream, look at codes.
+    """Serve a page to try a tokenizer and its prior on.
+
+    Six tabs: reconstruct, sample, inpaint, compress, dream, and look at codes.
 
     The page is for this machine alone unless --host says otherwise, keeps what it makes in a temporary folder until it
     ends, and asks nothing of the network. Ctrl-C ends it. Its functions can be called by gradio_client, too.
