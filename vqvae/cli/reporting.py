@@ -20,7 +20,7 @@ from vqvae.evaluation import Evaluation, evaluate, images_at_once
 from vqvae.report.comparison_page import Compared, comparison_page, shown_of
 from vqvae.report.curves import Curves
 from vqvae.report.figures import Figures, looks_of
-from vqvae.report.gallery import Gallery
+from vqvae.report.gallery import Gallery, is_png
 from vqvae.report.page import write
 from vqvae.report.run_page import RunContents, described, run_page
 
@@ -61,7 +61,7 @@ def report(
     else:
         text, told = _of_several(runs_or_models, choice, num)
     write(target, text)
-    print(f"{target}: {told}, {len(text.encode()) / 1e6:.1f} MB")
+    print(f"{target}: {printable(told)}, {len(text.encode()) / 1e6:.1f} MB")
 
 
 def _target(names: Sequence[str], output: Path | None) -> Path:
@@ -155,11 +155,13 @@ class _Source:
     def notes(self) -> list[str]:
         """What the page says first."""
         said = [note.replace(str(self.opened.source), self.name) for note in self.opened.notes]
-        return (
-            said
-            if self.has_prior
-            else [*said, "No prior is trained yet: the rate is that of codes that are all alike."]
-        )
+        if not self.has_prior:
+            said.append(
+                f"{self.name} has no prior of its own yet: its rate is that of latents of which nothing is known."
+            )
+        if (self.folder / "elbo.json").is_file() and self.stored is None:
+            said.append(f"The elbo.json of {self.name} is of other weights, or damaged: all is measured anew.")
+        return said
 
     def evaluated(self, chosen: Chosen, num: int) -> tuple[Evaluation, Gallery]:
         """Figures of the first images, and what each costs."""
@@ -175,8 +177,8 @@ class _Source:
         if not self.has_prior:
             return None
         path = self.folder / "samples.png"
-        if self.stored is not None and path.is_file():
-            return path.read_bytes()
+        if self.stored is not None and path.is_file() and is_png(stored := path.read_bytes()):
+            return stored
         from vqvae import pictures
         from vqvae.training.previews import sample_grid
 

@@ -14,7 +14,7 @@ from vqvae.report.figures import Figures, duration, said
 from vqvae.report.gallery import MOST_PIXELS
 from vqvae.report.markup import Markup, element, joined, table
 from vqvae.report.page import charts as beside_each_other
-from vqvae.report.page import notes, page, section, versions
+from vqvae.report.page import command, notes, page, section, versions
 from vqvae.report.run_page import eye_rows, pixels, protocol
 
 # Images that are shown of each run.
@@ -187,7 +187,7 @@ def _commands(runs: Sequence[Compared]) -> Markup | None:
     parts: list[object] = []
     for run in runs:
         if run.command is not None:
-            parts += [element("h3", run.name), element("pre", run.command)]
+            parts += [element("h3", run.name), command(run.command)]
     return section(
         "How to reproduce", "The command line that trains each; a path is named by its last part.", *parts, versions()
     )

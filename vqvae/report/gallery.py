@@ -136,6 +136,16 @@ def small_png(opened: Image.Image, side: int) -> bytes:
     return buffer.getvalue()
 
 
+def is_png(data: bytes) -> bool:
+    """Whether a picture can be read, as one that lay in a folder."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+            opened.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def of_at_most(png: bytes, num_bytes: int) -> bytes:
     """A picture of no more bytes: shrunk where it has more."""
     with Image.open(io.BytesIO(png)) as opened:

@@ -2,6 +2,7 @@
 
 import functools
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
@@ -63,6 +64,17 @@ def head_row(figures: Sequence[tuple[str, str, str]]) -> Markup:
 def notes(said: Sequence[str]) -> Markup:
     """What has to be known before one reads on."""
     return joined(*(element("p", each, class_="note") for each in said))
+
+
+def command(line: str) -> Markup:
+    """A command line that breaks between its options, and is copied as it is."""
+    groups: list[list[str]] = [[]]
+    for word in shlex.split(line):
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    parts = [part for words in groups if words for part in (element("span", shlex.join(words)), " ")]
+    return element("pre", *parts[:-1], class_="command")
 
 
 def versions() -> Markup:

@@ -13,7 +13,7 @@ from vqvae.report.figures import Figures, duration, said
 from vqvae.report.gallery import Gallery, Shown, of_at_most, thumbnail
 from vqvae.report.markup import Markup, details, element, joined, picture, table
 from vqvae.report.page import charts as beside_each_other
-from vqvae.report.page import head_row, notes, page, section, versions
+from vqvae.report.page import command, head_row, notes, page, section, versions
 
 # Pixels along the longer side of a picture in the page; smaller ones are enlarged where they are shown.
 _SIDE, _SMALL_SIDE = 192, 80
@@ -342,7 +342,7 @@ def _options(contents: RunContents) -> Markup | None:
     if contents.command is not None:
         parts += [
             element("p", "The command line that trains such a run; a path is named by its last part.", class_="says"),
-            element("pre", contents.command),
+            command(contents.command),
         ]
     if contents.options:
         options = table([], [[name, value] for name, value in contents.options], class_="words")

@@ -3,61 +3,14 @@
 import csv
 import json
 import shlex
-from base64 import b64decode
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from run_files import SMALL, gaussian
+from report_pages import Read, check_alone
+from run_files import SMALL, gaussian, stopped
 
 from vqvae.training.options import load_run
 from vqvae.training.parsing import parse
 from vqvae.training.reproducing import command_line, public_options
-
-
-class Read(HTMLParser):
-    """A page as a browser reads it: its text, its attributes, and whether each element ends where it should."""
-
-    EMPTY = ("meta", "img", "br")
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.open, self.text, self.attributes, self.names = [], "", [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.names.append(tag)
-        self.attributes += [(tag, *each) for each in attrs]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.names.append(tag)
-        self.attributes += [(tag, *each) for each in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data if self.open[-1:] != ["style"] else ""
-
-
-def check_alone(read: Read) -> None:
-    """Nothing is fetched and nothing runs."""
-    assert not {"script", "link", "iframe", "object", "base", "form"} & set(read.names)
-    for tag, name, value in read.attributes:
-        assert not name.startswith("on")
-        assert name not in ("href", "srcset", "action")
-        if name == "src":
-            assert tag == "img"
-            assert b64decode(value.removeprefix("data:image/png;base64,"), validate=True).startswith(b"\x89PNG")
-        else:
-            assert "http" not in (value or "").replace("http-equiv", "")
-            assert "url(" not in (value or "")
-    assert all(alt for tag, name, alt in read.attributes if (tag, name) == ("img", "alt"))
-    assert sum(name == "alt" for _, name, _ in read.attributes) == read.names.count("img")
 
 
 def test_a_run_ends_with_its_report(run, options, tmp_path, capsys):
@@ -66,9 +19,6 @@ def test_a_run_ends_with_its_report(run, options, tmp_path, capsys):
     page = tmp_path / "run" / "report.html"
     read = Read(page)
     check_alone(read)
-    style = page.read_text().partition("<style>")[2].partition("</style>")[0]
-    assert "url(" not in style
-    assert "@import" not in style
     figures = json.loads((tmp_path / "run" / "elbo.json").read_text())
     for value in [*figures["rate"].values(), figures["distortion"], figures["negative_elbo"]]:
         assert f"{value:.2f}" in read.text
@@ -135,3 +85,20 @@ def test_a_run_of_vectors_ends_with_its_report(run, options, tmp_path):
     assert "posterior entropy" in read.text
     assert "--latents gaussian" in read.text
     assert parse(shlex.split(command_line(load_run(tmp_path / "run")))[2:]).latents == "gaussian"
+
+
+def test_a_run_that_was_stopped_has_a_report_of_its_last_checkpoint(run, options, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    stopped(run, monkeypatch, folder, options, codebook=[5])
+    run("report", folder)
+    read = Read(folder / "report.html")
+    check_alone(read)
+    assert "run is not finished: codebook of step 5 of 8" in read.text
+    assert "no prior yet" in read.text
+    assert "rate, uniform prior" in read.text
+    assert str(folder) not in (folder / "report.html").read_text()
+    # Nothing of the run has changed: it goes on.
+    run(*options, "--resume")
+    again = Read(folder / "report.html")
+    assert "not finished" not in again.text
+    assert "rate, transformer prior" in again.text
