@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 
 from priors import NormalPrior, UniformPrior
-from vqvae import VQVAE, GaussianVAE
+from vqvae import VQVAE, GaussianVAE, pictures
 from vqvae.bound import ELBO
 from vqvae.data import Batch
 from vqvae.evaluation import ImageBounds, evaluate
+from vqvae.metrics import CodeUsage
 from vqvae.quantizers import EMAVectorQuantizer, GumbelQuantizer
 from vqvae.report import charts
 from vqvae.report.curves import Curves
 from vqvae.report.figures import Figures, duration, said
 from vqvae.report.gallery import EXTREMES, MOST_FIRST, Gallery, of_at_most, thumbnail
 from vqvae.report.markup import Markup, element, joined, table
+from vqvae.report.run_page import RunContents, run_page
 
 NETWORKS = {"image_size": 8, "width": 8, "num_blocks": 1}
 
@@ -112,6 +114,35 @@ def test_large_images_are_fewer_and_smaller():
     with Image.open(io.BytesIO(small)) as opened:
         assert opened.width == pytest.approx(1.5 * opened.height, abs=2)
     assert of_at_most(small, 100_000) == small
+
+
+def test_a_page_of_large_photographs_is_small_enough_to_send():
+    """Of noise, which no picture takes more bytes for."""
+    generator = torch.Generator().manual_seed(0)
+    gallery, usage = Gallery(), CodeUsage(8)
+    for _ in range(3):
+        images = torch.randint(0, 256, (8, 3, 256, 256), generator=generator).to(torch.uint8)
+        nats = torch.rand(8, generator=generator)
+        bound = ELBO(rate=nats, distortion=nats, entropy=torch.zeros(8))
+        gallery.add(ImageBounds(images=images, reconstructions=images, labels=None, bound=bound, psnr=nats))
+    usage.add(torch.arange(8))
+    noise = torch.randint(0, 256, (2000, 2600, 3), generator=generator).to(torch.uint8)
+    figures = {"images": 24, "skipped": 1, "dims": 3 * 256**2, "rate": {"mine": 4.0}, "distortion": 50.0}
+    contents = RunContents(
+        name="noise",
+        model="a model",
+        data="noise",
+        figures=Figures(plain=figures),
+        gallery=gallery,
+        usage=usage,
+        samples=pictures.to_png(noise),
+        columns=["<i>"],
+    )
+    page = run_page(contents)
+    assert len(page) < 4_000_000
+    assert page.count("<img") == 2 * (4 + 10 + 10) + 1
+    assert "<i>" not in re.sub("<i class", "", page)
+    assert "1 more could not be read" in page
 
 
 def test_all_but_markup_is_escaped():

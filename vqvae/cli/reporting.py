@@ -154,7 +154,7 @@ class _Source:
     @property
     def notes(self) -> list[str]:
         """What the page says first."""
-        said = [note.replace(str(self.opened.source), self.name) for note in self.opened.notes]
+        said = [self.name + note.removeprefix(self.opened.source) for note in self.opened.notes]
         if not self.has_prior:
             said.append(
                 f"{self.name} has no prior of its own yet: its rate is that of latents of which nothing is known."
@@ -215,7 +215,8 @@ def _of_one(name: str, choice: ImageChoice, num: int) -> tuple[str, str]:
         usage=evaluation.code_usage,
         curves=source.curves,
         samples=source.samples(),
-        class_names=source.last.class_names or chosen.images.class_names,
+        class_names=chosen.images.class_names,
+        columns=source.last.class_names,
         options=options,
         command=command,
         notes=source.notes,

@@ -105,7 +105,7 @@ def _chip(number: int, run: Compared) -> Markup:
 
 
 def _bits(runs: Sequence[Compared]) -> Markup:
-    heads = ["", "bits/dim", "rate", "distortion", "prior", "usage", "perplexity", "PSNR", "time"]
+    heads = ["", "bits/dim", "rate", "distortion", "PSNR", "usage", "perplexity", "time", "prior"]
     rows = []
     for run in runs:
         figures = run.figures
@@ -118,11 +118,11 @@ def _bits(runs: Sequence[Compared]) -> Markup:
                 said(figures["bits_per_dim"], ".4f"),
                 said(rate, ".4f"),
                 said(distortion, ".4f"),
-                figures.prior,
+                said(figures["psnr"], ".2f", " dB"),
                 said(figures["usage"], ".1%"),
                 said(figures["perplexity"], ",.1f"),
-                said(figures["psnr"], ".2f", " dB"),
                 duration(figures["seconds"]),
+                figures.prior,
             ]
         )
     return table(heads, rows)
@@ -150,14 +150,16 @@ def _eye_alike(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Markup | None:
             continue
         rows = {name: {row[0]: row for row in eye_rows(looks.get(kind, {}))} for name, looks in found}
         names = list(dict.fromkeys(each for row in rows.values() for each in row))
-        cells = [
-            [run, *(f"{row[name][1]} ({row[name][2]})" if name in row else "–" for name in names)]
-            for run, row in rows.items()
-        ]
+        cells = [[name, *(_estimate(row.get(name)) for row in rows.values())] for name in names]
         count = f", {found[0][1].get('num_samples')} of each run" if kind == "samples" else ""
-        parts += [element("h3", title + count), table(["", *names], cells)]
-    says = "Value and 95 % interval, of runs that were measured in the same way."
+        parts += [element("h3", title + count), table(["", *rows], cells)]
+    says = "Values above their 95 % intervals, of runs that were measured in the same way."
     return section("Figures of the eye", says, *parts, protocol(found[0][1]))
+
+
+def _estimate(row: list[str] | None) -> object:
+    """A value above its interval."""
+    return "–" if row is None else joined(row[1], element("small", row[2]))
 
 
 def _curves(runs: Sequence[Compared]) -> Markup | None:

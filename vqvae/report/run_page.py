@@ -37,7 +37,8 @@ class RunContents:
         usage: of the latents of those images.
         curves: of the training.
         samples: a picture of samples of the prior; None where there is no prior.
-        class_names: of the labels.
+        class_names: of the images' labels.
+        columns: the classes of the picture of samples, one a column.
         options: names and values; none of a model that is no run.
         command: the command line that makes such a run.
         notes: what has to be known first, as that the run is not finished.
@@ -53,6 +54,7 @@ class RunContents:
     curves: Curves = field(default_factory=lambda: Curves({}))
     samples: bytes | None = None
     class_names: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
     options: Sequence[tuple[str, str]] = ()
     command: str | None = None
     notes: Sequence[str] = ()
@@ -269,7 +271,7 @@ def _reconstructions(contents: RunContents) -> Markup | None:
 def _samples(contents: RunContents) -> Markup | None:
     if contents.samples is None:
         return None
-    names = contents.class_names or ()
+    names = contents.columns or ()
     by_class = "A class in each column: " + ", ".join(names[:10]) + "." if names else ""
     alt = f"Samples of the prior. {by_class}".strip()
     return section(

@@ -256,7 +256,8 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         usage=result.code_usage,
         curves=Curves.read(run.run),
         samples=samples,
-        class_names=learned.class_names or data["test"].class_names,
+        class_names=data["test"].class_names,
+        columns=learned.class_names,
         options=public_options(run),
         command=command_line(run),
     )
