@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 import safefolder
 from vqvae.autoencoder import Autoencoder, LikelihoodFit
-from vqvae.bound import PriorLike, check_fit, is_continuous, rate, sampled_elbos
+from vqvae.bound import ELBO, PriorLike, check_fit, is_continuous, rate, sampled_elbos
 from vqvae.data import Batch
 from vqvae.likelihoods import LocalContext
 from vqvae.metrics import ChannelUsage, CodeUsage, psnr
@@ -52,6 +52,25 @@ class Bound:
         rows = [(f"rate, {name} prior", value) for name, value in self.rate.items()]
         rows += [("distortion", self.distortion), ("posterior entropy", self.entropy)]
         return [*rows, ("negative ELBO", self.negative_elbo)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBounds:
+    """What each image of a batch costs.
+
+    Attributes:
+        images: as they are.
+        reconstructions: the likelihood's point estimates, without draws.
+        labels: of the images; None where the set has none.
+        bound: the terms in nats, "b" each, with the rate under the last prior; `Evaluation.bound` is their mean.
+        psnr: of the reconstructions, in dB; infinite where nothing differs.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    reconstructions: UInt8[Tensor, "b c h w"]
+    labels: Int[Tensor, " b"] | None
+    bound: ELBO
+    psnr: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +118,13 @@ class Evaluation:
         return nats / (math.log(2) * self.dims)
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write the figures and `more` plain ones as JSON, whole or not at all; per codebook where there are several.
+        """Write the figures and `more` plain ones as JSON, whole or not at all."""
+        safefolder.files.write_text(path, json.dumps(self.plain(**more), indent=2, allow_nan=False) + "\n")
 
-        A figure that is no finite number, as of images that a likelihood gives no probability, is null.
+    def plain(self, **more: Any) -> dict[str, Any]:
+        """The figures and `more` plain ones as data for JSON; per codebook where there are several.
+
+        A figure that is no finite number, as of images that a likelihood gives no probability, is None.
         """
         figures: dict[str, Any] = {"images": self.images, "skipped": self.skipped, "dims": self.dims}
         figures |= self._plain(self.bound)
@@ -120,7 +143,7 @@ class Evaluation:
             figures |= {"kl": usage.kl, "kl_by_channel": usage.channels}
         elif usage.axes:
             figures |= {"usage_by_codebook": usage.usages, "perplexity_by_codebook": usage.perplexities}
-        safefolder.files.write_text(path, json.dumps(_finite({**figures, **more}), indent=2, allow_nan=False) + "\n")
+        return _finite({**figures, **more})
 
     def _plain(self, bound: Bound) -> dict[str, Any]:
         negative = bound.negative_elbo
@@ -187,6 +210,7 @@ def evaluate(
     num_draws: int = 4,
     seed: int = 0,
     observe: Callable[[UInt8[Tensor, "b c h w"], UInt8[Tensor, "b c h w"]], None] | None = None,
+    observe_bounds: Callable[[ImageBounds], None] | None = None,
 ) -> Evaluation:
     """Run an autoencoder and its priors over test images.
 
@@ -197,6 +221,7 @@ def evaluate(
         num_draws: latents sampled an image, for a model with a posterior to sample from.
         seed: of the draws.
         observe: is handed the images and the reconstructions of each batch, such as `vqvae.looks.LooksMeter.add`.
+        observe_bounds: is handed what each batch's images cost, one by one.
 
     Raises:
         ValueError: a prior does not fit the model's latents, no prior was given, or there is no image.
@@ -219,11 +244,13 @@ def evaluate(
     for batch in batches:
         levels = batch.images.to(device)
         labels = None if batch.labels is None else batch.labels.to(device)
+        each: ELBO | None = None  # of the system itself: on sampled latents, where there are any
         encoder = model.through(in_loop, labels)
         out = encoder(levels)
         if has_codes:
             rates = {name: rate(prior, out.latents, labels) for name, prior in priors.items()}
             plain.add(rates, out.distortion, out.entropy)
+            each = ELBO(rate=list(rates.values())[-1], distortion=out.distortion, entropy=out.entropy)
         if context is not None:
             without -= context.features_log_prob(levels, out.features).double().sum().item()
         usage.add(out.counted)
@@ -235,10 +262,17 @@ def evaluate(
         skipped += len(batch.skipped)
         if stochastic:
             terms = sampled_elbos(encoder, priors, levels, labels, num_samples=num_draws, generator=generator)
-            last = list(terms.values())[-1]
+            each = last = list(terms.values())[-1]
             sampled.add({name: term.rate for name, term in terms.items()}, last.distortion, last.entropy)
             weighted += last.importance_weighted.double().sum().item()
             variance += last.rate_error.double().square().sum().item()
+        if observe_bounds is not None:
+            assert each is not None  # real vectors are sampled
+            observe_bounds(
+                ImageBounds(
+                    images=levels, reconstructions=reconstructions, labels=labels, bound=each, psnr=decibels[-1]
+                )
+            )
     if not images:
         raise ValueError("there is no test image to evaluate on")
     finite = torch.cat(decibels)

@@ -5,6 +5,7 @@
     vqvae sample runs/fashion-mini --label 7
     vqvae evaluate runs/fashion-mini
     vqvae compare runs/small runs/large
+    vqvae report runs/fashion-mini
     vqvae compress runs/fashion-mini photos -o album.vq
     vqvae decompress runs/fashion-mini album.vq -o again
     vqvae info album.vq runs/fashion-mini
@@ -17,6 +18,7 @@
 
     measuring.py    reconstruct, evaluate
     comparing.py    compare
+    reporting.py    report
     sampling.py     sample
     packing.py      compress
     unpacking.py    decompress
@@ -60,6 +62,7 @@ COMMANDS = {
     "sample": "vqvae.cli.sampling:sample",
     "evaluate": "vqvae.cli.measuring:evaluate",
     "compare": "vqvae.cli.comparing:compare",
+    "report": "vqvae.cli.reporting:report",
     "compress": "vqvae.cli.packing:compress",
     "decompress": "vqvae.cli.unpacking:decompress",
     "info": "vqvae.cli.describing:info",

@@ -25,6 +25,7 @@ class Opened:
     Attributes:
         source: the name.
         model: the tokenizer.
+        notes: what was said of it on stderr.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -32,6 +33,7 @@ class Opened:
 
     def __init__(self, source: str):
         self.source = source
+        self.notes: list[str] = []
         self._codebook = None
         if _is_begun(source, "codebook"):
             # Here, as it brings along what only training needs.
@@ -39,12 +41,16 @@ class Opened:
 
             self._codebook = unfinished_codebook(Path(source))
         if self._codebook is not None and self._codebook.model is not None:
-            tell(f"note: {source} is not finished: {self._codebook}")
+            self._note(f"{source} is not finished: {self._codebook}")
             self.model = self._codebook.model
         else:
             self.model = Autoencoder.from_pretrained(source)
             if newer := _trains_on(source, "codebook"):
-                tell(f"note: {source} trains on: the model is its finished one, and {newer}")
+                self._note(f"{source} trains on: the model is its finished one, and {newer}")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        tell(f"note: {text}")
 
     @property
     def has_loop(self) -> bool:
@@ -68,7 +74,7 @@ class Opened:
             return self._codebook.prior
         if safefolder.folder.has_part(self.source, "prior"):
             if newer := _trains_on(self.source, "prior"):
-                tell(f"note: {self.source} trains on: the prior is its finished one, and {newer}")
+                self._note(f"{self.source} trains on: the prior is its finished one, and {newer}")
             return load_prior(self.source, None)
         if not _is_begun(self.source, "prior"):
             return self._loop_prior()
@@ -77,7 +83,7 @@ class Opened:
         begun = unfinished_prior(Path(self.source), self.model)
         if begun is None:
             return None
-        tell(f"note: {self.source} is not finished: {begun}")
+        self._note(f"{self.source} is not finished: {begun}")
         return begun.prior
 
     def _loop_prior(self) -> Prior | ContinuousPrior | None:
@@ -85,7 +91,7 @@ class Opened:
         folder = Path(self.source) / "state" / "loop"
         if not self.has_loop or not folder.is_dir():
             return None
-        tell(f"note: {self.source} is not finished: its prior is that in the loop of the codebook")
+        self._note(f"{self.source} is not finished: its prior is that in the loop of the codebook")
         found = GridModel.from_pretrained(folder)
         assert isinstance(found, Prior | ContinuousPrior)
         return found

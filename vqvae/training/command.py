@@ -13,6 +13,7 @@ costs.py, rehearsal.py    how long it all takes, and --time-budget
 progress.py     what is said of how far it is
 previews.py     pictures at each validation
 unfinished.py   its models while it trains
+reproducing.py  its options as its report has them, and the command line that asks for them
 run_folder.py, records.py, events.py, wandb_events.py, images.py    what a run keeps
 model_kinds.py, prior_kinds.py                     which kinds of model and prior
 prior_data.py, latents.py                          what a prior is trained on

@@ -20,6 +20,11 @@ from vqvae.evaluation import evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.levels import times
 from vqvae.metrics import psnr
+from vqvae.report.curves import Curves
+from vqvae.report.figures import Figures
+from vqvae.report.gallery import Gallery
+from vqvae.report.page import write
+from vqvae.report.run_page import RunContents, described, run_page
 from vqvae.tokens.buckets import of_bucket
 from vqvae.training.checks import check_in_loop
 from vqvae.training.draft import fit_draft, wants_draft
@@ -41,6 +46,7 @@ from vqvae.training.prior_data import NUM_WATCHED, known_class_names, known_clas
 from vqvae.training.prior_kinds import make_prior, name_of, untrained
 from vqvae.training.progress import Progress, duration
 from vqvae.training.refit import with_fitted_likelihood
+from vqvae.training.reproducing import command_line, public_options
 from vqvae.training.run_folder import Session, check_parts, state_path, tell_of_stale_parts, trained_on
 
 
@@ -231,7 +237,8 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         if len(rows) < len(test):
             parts = (test.__getitems__(rows[start : start + size]) for start in range(0, len(rows), size))
         stream = (part for part in with_progress(parts, bar, metrics) if len(part))
-        result = evaluate(model, priors, stream)
+        gallery = Gallery()
+        result = evaluate(model, priors, stream, observe_bounds=gallery.add)
     first = next(batches(test, 32))
     images = first.images.to(fabric.device)
     guiding_prior: Any = learned
@@ -241,10 +248,26 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
         run.run / "reconstructions.png", images, model.decode(codes), columns, side=pictures.side_for(columns)
     )
     pictures.save_usage(run.run / "usage.png", result.code_usage)
-    pictures.save_png(run.run / "samples.png", pictures.to_png(sample_grid(model, learned, 8, run.seed)))
+    samples = pictures.to_png(sample_grid(model, learned, 8, run.seed))
+    pictures.save_png(run.run / "samples.png", samples)
     seconds = metrics.seconds() + time.monotonic() - began
     of = {"models": fingerprint(model, learned).hex(), "tokenizer": of_tokenizer(model), "split": "test"}
     of |= {"data": safefolder.cards.public_name(run.data.source), "data_digest": digest}
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
+    contents = RunContents(
+        name=run.run.absolute().name,
+        model=described(model, name_of(learned)),
+        data=of["data"],
+        figures=Figures(plain=result.plain(seconds=seconds, **of)),
+        gallery=gallery,
+        usage=result.code_usage,
+        curves=Curves.read(run.run),
+        samples=samples,
+        class_names=data["test"].class_names,
+        columns=learned.class_names,
+        options=public_options(run),
+        command=command_line(run),
+    )
+    write(run.run / "report.html", run_page(contents))
     print(result.table(seconds))
-    print(f"{run.run}/: elbo.json, reconstructions.png, samples.png, usage.png")
+    print(f"{run.run}/: report.html, elbo.json, reconstructions.png, samples.png, usage.png")
