@@ -2,8 +2,8 @@
 
     python -m benchmarks first_minutes [--run RUN] [--rounds 3]
 
-Each is a fresh process that knows nothing from before, in an empty folder; medians over rounds, each of all in turn. The
-page is there when its address answers. The report is that of --run.
+Each is a fresh process that knows nothing from before, in an empty folder; medians over rounds, each of all in turn.
+The page is there when its address answers. The report is that of --run.
 """
 
 import os
