@@ -10,8 +10,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from names import CONSTANTS
+from names import CONSTANTS  # pyrefly: ignore  (beside this file)
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
+from sphinx.util.typing import stringify_annotation
+
+from safefolder import arrays
+from safefolder.configured import Configured, option_sentences
+from vqvae import levels
+
+# Types that stand in many signatures, by their names; docs/reference/types.md says what they are.
+ALIASES = {
+    stringify_annotation(value, "smart"): name
+    for module, names in ((arrays, ("Codes", "Labels", "Mask", "Latents", "Vectors")), (levels, ("Images",)))
+    for name in names
+    for value in [getattr(module, name)]
+}
 
 # How each kind of entry is called in a list of fields.
 FIELDS = {"Args": "param", "Attributes": "ivar", "Raises": "raises"}
@@ -69,6 +83,8 @@ def _written(block: list[str]) -> list[str]:
         mark = _ITEM.match(first)[0]  # pyrefly: ignore[unsupported-operation]
         text = " ".join([first[len(mark) :], *(line.strip() for line in others)])
         return [f"{mark}{words(text)}"]
+    if block[0].startswith(">>> "):
+        return [".. code-block:: pycon", "", *(f"   {line}" for line in block)]
     if len(block) > 1 and all(re.search(r"\S {2,}\S", line) for line in block):
         return _verbatim(block)
     return [words(" ".join(line.strip() for line in block))]
@@ -77,6 +93,7 @@ def _written(block: list[str]) -> list[str]:
 def _entries(field: str, lines: list[str]) -> list[str]:
     """A field a name; what is indented further than a name goes on with its sentence."""
     found: list[list[str]] = []
+    shared = 0
     for line in lines:
         entry = _ENTRY.fullmatch(line)
         if entry:
@@ -129,6 +146,31 @@ def words(text: str) -> str:
 def _process(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     constant = CONSTANTS.get(name.rpartition(".")[2]) if kind == "data" else None
     lines[:] = restructured(constant or "\n".join(lines))
+    if kind == "class" and issubclass(value, Configured):
+        own = [line for line in lines if line.startswith(":param ")]
+        said = {line.split()[1].rstrip(":") for line in own}
+        # Options that it has from classes before it stand in their docstrings, which may not be public.
+        more = [f":param {each}: {words(text)}" for each, text in option_sentences(value).items() if each not in said]
+        at = lines.index(own[-1]) + 1 if own else len(lines)
+        lines[at:at] = more
+
+
+def _sign(
+    app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, answer: str | None
+) -> tuple[str | None, str | None] | None:
+    """Signatures as they stand in the code: types that have a name by that, and a Config by the class that it is of."""
+    if signature in ("(*args, **kwargs)", "(**options)") and kind == "class":
+        return "", None  # abstract
+    return _named(signature), _named(answer)
+
+
+def _named(text: str | None) -> str | None:
+    if text is None:
+        return None
+    for written, name in ALIASES.items():
+        text = text.replace(written, name)
+    text = re.sub(r"~[\w.]*?(\w+)\.Config\b(?!\()", r"\1.Config", text)
+    return re.sub(r"~?(?:\w+\.)*Annotated\[(.*?), ~?'given'\]", r"\1", text)
 
 
 def _skip(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
@@ -141,5 +183,9 @@ def _skip(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: An
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _process)
+    app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-skip-member", _skip)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     return {"parallel_read_safe": True}

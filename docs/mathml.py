@@ -10,10 +10,13 @@ from sphinx.writers.html5 import HTML5Translator
 
 # Sizes of brackets, and negative space: MathML has brackets grow by themselves.
 _LEFT_OUT = re.compile(r"\\(?:[bB]igg?[lr]?(?![a-zA-Z])|!)")
+# Of a logarithm without brackets, browsers put no space before its argument.
+_LOGARITHM = re.compile(r"\\ln(?![a-zA-Z(])")
 
 
 def _mathml(text: str, block: bool = False) -> str:
-    return latex2mathml.tex2mathml(_LEFT_OUT.sub("", text).replace(r"\dots", r"\ldots"), as_block=block)
+    text = _LEFT_OUT.sub("", text).replace(r"\dots", r"\ldots")
+    return latex2mathml.tex2mathml(_LOGARITHM.sub(r"\\ln\\,", text), as_block=block)
 
 
 def _inline(writer: HTML5Translator, node: nodes.math) -> None:

@@ -27,7 +27,7 @@ PAGE = Path(__file__).with_name("first-look.md")
 
 def run(folder: Path) -> dict[str, Any]:
     """What all cells together leave; their pictures go into a folder."""
-    cells = jupytext.read(PAGE).cells
+    cells = jupytext.read(PAGE).cells  # pyrefly: ignore[missing-attribute]
     names = iter(re.findall(r"!\[[^\]]*\]\(figures/(\w+\.png)\)", PAGE.read_text(encoding="utf-8")))
     found: dict[str, Any] = {}
     for number, cell in enumerate(each for each in cells if each.cell_type == "code"):
