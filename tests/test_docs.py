@@ -19,14 +19,15 @@ from vqvae.training import parsing
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ELBO_PAGE = ROOT / "docs" / "elbo.md"
 WITH_PYTHON = [
     README,
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("elbo", "reuse", "codec", "priors", "training", "quantizers", "looks", "demo")
-    ),
+    *(ROOT / "docs" / f"{name}.md" for name in ("elbo", "reuse", "codec", "priors", "training", "quantizers", "looks")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "own-images", "demo")),
 ]
 
 
