@@ -27,8 +27,9 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "safefolder/models/README.md",
 ]
-exclude_patterns = ["**/.*", "build", "runs", "dist", "tests", "vqvae", "priors", "safefolder"]
+exclude_patterns = ["**/.*", "build", "runs", "dist", "tests", "vqvae", "priors", "safefolder/models/fashion*"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]

@@ -62,3 +62,20 @@ def test_the_first_update_is_a_copy_and_buffers_are_the_last():
     average.update_parameters(module)
     torch.testing.assert_close(average.module.weight, torch.full((2,), 3 + 2 * 9 / 11))  # (1 + 1) / (10 + 1) of decay
     assert torch.equal(average.module.running_mean, module.running_mean)
+
+
+def test_weights_of_half_precision_are_averaged_in_float32():
+    """In bfloat16, with a decay of 0.999, an average would not move at all."""
+    module = nn.Linear(1, 1)
+    average = Average(module, 0.999)
+    average.warms_up = False
+    module.bfloat16()
+    with torch.no_grad():
+        module.weight.fill_(1)
+        average.update_parameters(module)
+        module.weight.fill_(2)
+    for _ in range(100):
+        average.update_parameters(module)
+    found = average.module.weight
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(2 - 0.999**100, rel=1e-5)

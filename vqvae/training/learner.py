@@ -42,7 +42,8 @@ class Average(AveragedModel):
         number = int(self.n_averaged)
         share = 1 - decay_at(number, self.decay, self.warms_up) if number else 1.0
         averages: list[Tensor] = list(self.module.parameters())
-        values: list[Tensor] = list(model.parameters())
+        # Weights may be of half precision (--precision bf16-true), in which an average would stand still.
+        values = [value.to(kept.dtype) for kept, value in zip(averages, model.parameters(), strict=True)]
         torch._foreach_lerp_(averages, values, share)
         for kept, last in zip(self.module.buffers(), model.buffers(), strict=True):
             kept.copy_(last)
