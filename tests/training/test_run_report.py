@@ -65,6 +65,8 @@ def test_the_command_line_asks_for_the_same_run(words):
     said = shlex.split(command_line(asked))
     assert said[:2] == ["vqvae", "train"]
     assert parse(said[2:]) == asked
+    # What the kind of prior brings along is not said.
+    assert "--prior-fit.muon" not in said
 
 
 def test_the_command_line_is_short_and_tells_no_paths(tmp_path):
