@@ -54,7 +54,13 @@ def test_the_wheel_holds_the_packages_and_the_images(tmp_path):
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     listed = "\n".join(zipfile.ZipFile(wheel).namelist())
-    for name in ("vqvae/cli/measuring.py", "priors/transformer.py", "safefolder/__init__.py", "fashion-mini/train-00"):
+    for name in (
+        "vqvae/cli/measuring.py",
+        "vqvae/report/page.css",
+        "priors/transformer.py",
+        "safefolder/__init__.py",
+        "fashion-mini/train-00",
+    ):
         assert name in listed
     for name in ("fashion-28/codebook/model", "fashion-28-any-order/prior/model", "py.typed", "models/README.md"):
         assert name in listed

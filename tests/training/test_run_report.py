@@ -8,6 +8,8 @@ import pytest
 from report_pages import Read, check_alone
 from run_files import SMALL, gaussian, stopped
 
+from vqvae import VQVAE
+from vqvae.quantizers import EMAVectorQuantizer
 from vqvae.training.options import load_run
 from vqvae.training.parsing import parse
 from vqvae.training.reproducing import command_line, public_options
@@ -65,6 +67,23 @@ def test_the_command_line_asks_for_the_same_run(words):
     said = shlex.split(command_line(asked))
     assert said[:2] == ["vqvae", "train"]
     assert parse(said[2:]) == asked
+    # What the kind of prior brings along is not said.
+    assert "--prior-fit.muon" not in said
+
+
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_the_command_line_of_a_tokenizer_takes_it_as_the_run_did(tmp_path, monkeypatch, has_trained):
+    monkeypatch.chdir(tmp_path)
+    model = VQVAE(image_size=8, num_channels=1, width=8, num_blocks=1, quantizer=EMAVectorQuantizer.Config(num_codes=8))
+    model.save_pretrained(tmp_path / "mine")
+    words = [] if has_trained else ["--stage", "prior"]
+    asked = parse(["--tokenizer", "mine", *words, "--prior.depth", "2", "--run", "runs/other"])
+    if has_trained:
+        (tmp_path / "runs" / "other" / "state").mkdir(parents=True)
+        (tmp_path / "runs" / "other" / "state" / "codebook.ckpt").touch()
+    said = shlex.split(command_line(asked))
+    assert parse(said[2:]) == asked
+    assert not [word for word in said if word.startswith("--model")]
 
 
 def test_the_command_line_is_short_and_tells_no_paths(tmp_path):

@@ -303,6 +303,7 @@ def _usage(contents: RunContents) -> Markup | None:
     title = f"Share of positions of each code: {usage.usage:.1%} of {usage.num_codes:,} are used"
     chart = charts.lines(title, series, "code, most frequent first", "share", is_training=False)
     of = "" if len(shares) == 1 else f", means over {len(shares)} codebooks"
+    of += f", of which the first {charts.NUM_COLOURS} are drawn" if len(shares) > charts.NUM_COLOURS else ""
     says = (
         f"How often each code occurs in {len(contents.gallery):,} images: perplexity {usage.perplexity:,.1f}, which an "
         f"even use of all would make {usage.num_codes:,}{of}."
@@ -317,7 +318,7 @@ def _each_image(contents: RunContents) -> Markup | None:
     every = math.ceil(len(rates) / _MOST_DOTS)
     points = list(zip(rates, distortions, strict=True))
     ends = {int(at) for shown in (gallery.best, gallery.worst) for at in shown.index.tolist()}
-    marked = charts.Series("ten best and ten worst", [points[at] for at in sorted(ends)], 1)
+    marked = charts.Series("cheapest and dearest", [points[at] for at in sorted(ends)], 1)
     dots = charts.Series("images", points[::every], 0, True)
     scatter = charts.scatter(
         "Rate and distortion of each image", [dots, marked], "rate, bits/dim", "distortion, bits/dim"
@@ -329,9 +330,9 @@ def _each_image(contents: RunContents) -> Markup | None:
         "Image by image",
         says,
         beside_each_other([scatter, counts]),
-        element("h3", "The ten that cost least"),
+        element("h3", f"The {len(gallery.best)} that cost least"),
         _pairs(gallery.best, contents, _SMALL_SIDE, 92),
-        element("h3", "The ten that cost most"),
+        element("h3", f"The {len(gallery.worst)} that cost most"),
         _pairs(gallery.worst, contents, _SMALL_SIDE, 92),
     )
 

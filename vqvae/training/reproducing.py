@@ -11,7 +11,7 @@ from typing import Any
 import safefolder
 from safefolder.options import Options, is_given, option_fields
 from vqvae.training.model_kinds import LATENTS, LIKELIHOODS, quantizer_name, quantizer_named, with_latents
-from vqvae.training.options import Run
+from vqvae.training.options import LooksConfig, Run
 from vqvae.training.presets import PRESETS, without_muon
 from vqvae.training.prior_kinds import kind_of, with_kind
 
@@ -37,9 +37,11 @@ def command_line(run: Run) -> str:
     default = PRESETS[run.preset]
     if run.tokenizer is not None:
         words += ["--tokenizer", _public(run.tokenizer)]
-        if run.stage == "prior" or run.codes is not None:
-            words += ["--stage", "prior"]
         default = dataclasses.replace(default, model=run.model)  # which are the tokenizer's
+    has_taken = run.tokenizer is not None and not (run.run / "state" / "codebook.ckpt").exists()
+    if has_taken or run.codes is not None:  # a codebook that stays as it is
+        words += ["--stage", "prior"]
+        default = dataclasses.replace(default, looks=LooksConfig())
     default, kinds = _with_kinds(default, run)
     words += kinds
     for each in option_fields(Run):
