@@ -116,7 +116,7 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
         exec(compile(block, page.name, "exec"), {})
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*WITH_PYTHON, ROOT / "docs" / "scaling.md"], ids=lambda page: page.name)
 def test_the_commands_of_the_page_parse(page, monkeypatch):
     """Every line of train.py and of vqvae is understood; the files it names need not be there."""
     monkeypatch.setattr(parsing.Autoencoder, "from_pretrained", lambda source: vqvae.VQVAE.Config().build())
