@@ -18,7 +18,8 @@ from vqvae.codec.tiles import Tiling
 from vqvae.likelihoods.base import Symbols
 from vqvae.metrics import psnr
 
-_TILES_AT_ONCE = 16
+# Of the tiles that are worked on together, numbers whose distributions over 256 levels are held: 128 MiB of them.
+_NUMBERS_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +65,16 @@ def coded(model: VQVAE, prior: Prior, image: UInt8[Tensor, "c h w"], codes: Tens
     tiling = Tiling(shape=(c, h, w), num_channels=model.config.num_channels, size=model.size)
     rows, columns = tiling.rows_and_columns
     tiles = tiling.split(image)
+    at_once = max(1, _NUMBERS_AT_ONCE // model.num_dims)
     if codes is None:
-        grids = torch.cat([model.through(prior).encode(part) for part in tiles.split(_TILES_AT_ONCE)])
+        grids = torch.cat([model.through(prior).encode(part) for part in tiles.split(at_once)])
     else:
         high, wide = model.feature_grid
         if tuple(codes.shape) != (rows * high, columns * wide):
             raise ValueError(f"got codes of {tuple(codes.shape)}, expected {(rows * high, columns * wide)}")
         grids = rearrange(codes, "(r y) (q x) -> (r q) y x", r=rows, q=columns)
     decoded, code_bits, pixel_bits = [], [], []
-    for grid, tile in zip(grids.split(_TILES_AT_ONCE), tiles.split(_TILES_AT_ONCE), strict=True):
+    for grid, tile in zip(grids.split(at_once), tiles.split(at_once), strict=True):
         found = prior.log_conditionals(grid).gather(-1, grid[..., None])[..., 0]
         code_bits.append(-found / math.log(2))
         features = model.decoder(model.vectors(grid))
