@@ -46,7 +46,7 @@ def main(
     source: str = "fashion-mnist",
     root: Path | None = None,
     codebook_steps: int = 20_000,
-    prior_steps: int = 4000,
+    prior_steps: int = 3000,
     test_images: int = 10_000,
     runs: Path = harness.OUT / "packaged",
     output: Path = harness.OUT / "packaged" / "models",

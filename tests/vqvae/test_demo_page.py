@@ -68,7 +68,7 @@ def test_every_function_can_be_called_by_a_client(client, tmp_path):
     good = handle_file(str(dropped(tmp_path)["good.png"]))
     *pictures, words = client.predict(good, True, api_name="/reconstruct")
     assert len(pictures) == 5
-    assert words.startswith("PSNR")
+    assert "PSNR" in words
     images, codes = client.predict("1", 5, 3, 0.9, 1, 0, 1, False, 4, api_name="/sample")
     assert len(images) == 5
     assert np.load(codes).shape == (5, 4, 4)
@@ -76,7 +76,7 @@ def test_every_function_can_be_called_by_a_client(client, tmp_path):
     assert (np.load(codes) == np.load(again)).all()
     file, table, _ = client.predict(good, False, api_name="/compress")
     assert "| PNG |" in table
-    assert "equal to the picture" in table
+    assert "equal to the last bit" in table
     assert len(client.predict(handle_file(file), api_name="/decompress")) == 1
     assert "the same bytes" in client.predict("some words", 1, api_name="/dream")[1]
     assert client.predict(3, api_name="/code")[2].startswith("Code 3 stands")
@@ -91,7 +91,7 @@ def test_bad_input_is_told_in_words_and_the_page_lives_on(client, page, tmp_path
     files = dropped(tmp_path)
     said = {
         "text.png": "known format",
-        "huge.png": "100000000 pixels",
+        "huge.png": "more than 50 million pixels",
         "line.png": "a line",
         "empty.png": "empty",
     }
@@ -103,7 +103,7 @@ def test_bad_input_is_told_in_words_and_the_page_lives_on(client, page, tmp_path
         value = {"background": handle_file(str(files[name])), "layers": [], "composite": None}
         assert words in refused(client, value, "any", 1, 0, api_name="/inpaint")
     moving = client.predict(handle_file(str(files["moving.gif"])), True, api_name="/reconstruct")
-    assert moving[-1].startswith("PSNR")
+    assert "PSNR" in moving[-1]
     assert "not in the list of choices" in refused(client, "nothing", 4, api_name="/sample")
     assert page[1].poll() is None
 
@@ -245,7 +245,7 @@ def test_every_tab_in_a_browser(page, tmp_path, width):
         tab("Compress")
         example()
         click("#compress")
-        shows("#compress-figures", "equal to the picture")
+        shows("#compress-figures", "equal to the last bit")
         tab("Dream")
         example()
         click("#dream")

@@ -1,6 +1,8 @@
 """A page to try a tokenizer and its prior on: demo."""
 
+import _thread
 import os
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -49,6 +51,7 @@ def demo(
             raise ValueError("the page needs Gradio: pip install 'vqvae-priors[demo]'") from error
         blocks = page.Page(service, Path(scratch)).blocks()
         address = page.launch(blocks, Path(scratch), host=host, port=port)
+        signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
         print(f"{address} shows {run_or_model}; Ctrl-C ends it", flush=True)
         try:
             threading.Event().wait()

@@ -98,7 +98,8 @@ class _Source:
 
     @property
     def described(self) -> str:
-        return described(self.opened.model, self.last_name if self.has_prior else None)
+        weights = sum(each.numel() for each in self.last.parameters())
+        return described(self.opened.model, self.last_name if self.has_prior else None, weights)
 
     @functools.cached_property
     def mark(self) -> str:

@@ -60,8 +60,8 @@ class RunContents:
     notes: Sequence[str] = ()
 
 
-def described(model: Autoencoder, prior: str | None) -> str:
-    """A line that says what a model is, and which prior it has."""
+def described(model: Autoencoder, prior: str | None, prior_weights: int = 0) -> str:
+    """A line that says what a model is, and which prior it has, of how many weights."""
     quantizer = getattr(model, "quantizer", None)
     grid = "x".join(map(str, model.grid))
     if quantizer is None:
@@ -70,7 +70,7 @@ def described(model: Autoencoder, prior: str | None) -> str:
         latents = f"{type(quantizer).__name__}, {model.num_codes:,} codes on a grid of {grid}"
     weights = sum(each.numel() for each in model.parameters())
     parts = [type(model).__name__, latents, f"{type(model.likelihood).__name__} likelihood", f"{weights:,} weights"]
-    return " · ".join([*parts, f"{prior} prior" if prior else "no prior yet"])
+    return " · ".join([*parts, f"{prior} prior, {prior_weights:,} weights" if prior else "no prior yet"])
 
 
 def run_page(contents: RunContents) -> str:
@@ -220,7 +220,10 @@ def _training(curves: Curves) -> Markup | None:
             parts += [element("h3", stage), shown]
         if more:
             parts.append(details("More curves", more))
-    says = "Each stage by its steps; the test images are the first few hundred, and nothing is chosen by them."
+    says = (
+        "Each stage by its steps; the test images are the first few hundred, and nothing is chosen by them. Usage and "
+        "perplexity of training are those of one batch, which has too few positions to use every code."
+    )
     return section("Training", says, *parts)
 
 

@@ -88,7 +88,7 @@ class Answers:
         self,
         label: str = ANY_CLASS,
         num: Number = 8,
-        seed: Number = 0,
+        seed: Number | None = 0,
         temperature: Number = 1.0,
         guidance: Number = 1.0,
         top_k: Number = 0,
@@ -110,9 +110,10 @@ class Answers:
         )
         found: list[Any] = []
         codes: list[np.ndarray] = []
-        for grids, images in self.service.sample(int(num), index, sampling, int(seed), in_any_order=in_any_order):
+        seed = _whole(seed, "a seed")
+        for grids, images in self.service.sample(int(num), index, sampling, seed, in_any_order=in_any_order):
             codes.append(grids.numpy())
-            found += [maps.enlarged(image, _TILE) for image in images]
+            found += [self._picture(image, _TILE) for image in images]
             progress((len(found), int(num)), unit="images")
             yield found, None
         path = self.file("codes.npy")
@@ -125,7 +126,7 @@ class Answers:
         value: dict[str, Any] | None,
         label: str = ANY_CLASS,
         num: Number = 4,
-        seed: Number = 0,
+        seed: Number | None = 0,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[list[Any]]:
         """A picture with a layer painted over it to several answers."""
@@ -148,8 +149,8 @@ class Answers:
         Image.fromarray(mask.astype(np.uint8) * 255).save(over)
         hole = self.service.inpainting(under, over)
         found: list[Any] = []
-        for image in self.service.inpaint(hole, int(num), self._class(label), int(seed)):
-            found.append(maps.enlarged(image, 2 * _TILE))
+        for image in self.service.inpaint(hole, int(num), self._class(label), _whole(seed, "a seed")):
+            found.append(self._picture(image, 2 * _TILE))
             progress((len(found), int(num)), unit="answers")
             yield found
 
@@ -165,12 +166,13 @@ class Answers:
             f"{'' if size is None else f'{size / least:.2f}'} |\n"
             for name, size in found.sizes.items()
         )
-        same = "equal to the picture, to the last bit" if found.same else "**not** the picture: please report this"
+        same = "equal to the last bit" if found.same else "**not** the same: please report this"
         written, read = found.seconds
         return (
             str(file),
-            f"| without loss | bytes | times the least |\n|---|---:|---:|\n{rows}\nWritten in {written:.1f} s, read "
-            f"again in {read:.1f} s: {same}. The weights of the model are in none of these.",
+            f"| {size_of(found.image)}, without loss | bytes | times the least |\n|---|---:|---:|\n{rows}\n"
+            f"Written in {written:.1f} s, read again in {read:.1f} s: {same}. The weights of the model are in none "
+            "of these.",
             maps.enlarged(found.image),
         )
 
@@ -181,7 +183,10 @@ class Answers:
             raise ValueError("there is no file yet: drop one, or write one above")
         if Path(path).stat().st_size > MOST_BYTES:
             raise ValueError(f"the file has over {MOST_BYTES >> 20} MB")
-        found = self.service.decompress(Path(path).read_bytes())
+        try:
+            found = self.service.decompress(Path(path).read_bytes())
+        except ValueError as error:  # which names a function that mends some files, and is not on the page
+            raise ValueError(str(error).partition("; recover()")[0]) from error
         return [maps.enlarged(image, _TILE) for image in found[:MOST_SAMPLES]]
 
     @in_words
@@ -189,7 +194,7 @@ class Answers:
         """A text to the pictures whose file it is."""
         images, used, same = self.service.dream(text, int(num))
         again = "and encoded again they give the same bytes" if same else "and **do not** give the bytes again"
-        return [maps.enlarged(image, _TILE) for image in images], f"They took {used:,} bytes, {again}."
+        return [maps.enlarged(image, _TILE) for image in images], f"The pictures took {used:,} bytes, {again}."
 
     @in_words
     def open(self, path: str | None) -> tuple[Any, ...]:
@@ -209,7 +214,7 @@ class Answers:
     def exchange(self, state: tuple[Coded, Any] | None, code: Number | None) -> tuple[Any, ...]:
         if state is None or state[1] is None:
             raise ValueError("open a picture, and click a place in it first")
-        return self._shown(self.service.exchanged(state[0], state[1], int(-1 if code is None else code)), state[1])
+        return self._shown(self.service.exchanged(state[0], state[1], _whole(code, "a code")), state[1])
 
     def _shown(self, coded: Coded, position: tuple[int, int] | None) -> tuple[Any, ...]:
         grid = coded.codes.shape[0], coded.codes.shape[1]
@@ -227,9 +232,10 @@ class Answers:
     def code(self, number: Number | None) -> tuple[list[Any], list[Any], str]:
         """The number of a code to what it looks like in context, its nearest codes, and how often it is used."""
         most = self.service.model.num_codes - 1
-        if number is None or not 0 <= number <= most:
-            raise ValueError(f"got code {number}, expected one of 0 to {most:,}")
-        views, index = self.service.codebook, int(number)
+        index = _whole(number, "a code")
+        if not 0 <= index <= most:
+            raise ValueError(f"got code {index}, expected one of 0 to {most:,}")
+        views = self.service.codebook
         count, total = int(views.counts[index]), int(views.counts.sum())
         rank = int((views.ranked == index).nonzero()) + 1
         near = views.neighbours(index)
@@ -260,9 +266,22 @@ class Answers:
             raise ValueError(f"got class {label!r:.60}, expected {ANY_CLASS} or one of {', '.join(names) or 'none'}")
         return names.index(label)
 
+    def _picture(self, image: Any, side: int) -> str:
+        """An image as a file, which is written once, however often the page is told of it."""
+        path = self.file("image.png")
+        Image.fromarray(maps.enlarged(image, side)).save(path)
+        return str(path)
+
     def file(self, name: str) -> Path:
         """A file of this name, in a folder of its own: nobody else's has its place."""
         return Path(tempfile.mkdtemp(dir=self.folder)) / name
+
+
+def _whole(value: Number | None, what: str) -> int:
+    """A whole number out of a field. ValueError where it is empty."""
+    if value is None:
+        raise ValueError(f"there is no number where {what} belongs")
+    return int(value)
 
 
 def said(coded: Coded) -> str:
@@ -270,7 +289,13 @@ def said(coded: Coded) -> str:
     codes, pixels = coded.code_bits.sum().item(), coded.pixel_bits.sum().item()
     exact = f"{coded.psnr:.2f} dB" if np.isfinite(coded.psnr) else "infinite: they are equal"
     return (
-        f"PSNR {exact}. {coded.codes.numel():,} codes take {codes:,.0f} bits under the prior, the pixels beside them "
-        f"{pixels:,.0f}: {(codes + pixels) / 8:,.0f} bytes, {coded.bits_per_dim:.3f} bits for each of "
-        f"{coded.image.numel():,} numbers."
+        f"{size_of(coded.image)}: PSNR {exact}. {coded.codes.numel():,} codes take {codes:,.0f} bits under the prior, "
+        f"the pixels beside them {pixels:,.0f}: {(codes + pixels) / 8:,.0f} bytes, {coded.bits_per_dim:.3f} bits for "
+        f"each of {coded.image.numel():,} numbers. A code takes up to {coded.code_bits.max():.1f} bits, a pixel up to "
+        f"{coded.pixel_bits.max():.1f}."
     )
+
+
+def size_of(image: Any) -> str:
+    """What the model is given of a picture."""
+    return f"{image.shape[2]}x{image.shape[1]} pixels in {'grey' if len(image) == 1 else 'colour'}"

@@ -4,6 +4,7 @@ All work takes turns, as torch uses all cores anyway: two users wait for each ot
 has.
 """
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from vqvae.cli.demo import maps
 from vqvae.cli.demo.answers import ANY_CLASS, Answers
 from vqvae.cli.demo.service import MOST_ANSWERS, MOST_DREAMS, MOST_SAMPLES, MOST_TEXT, Service, as_picture
-from vqvae.cli.demo.uploads import MOST_BYTES, read_picture
+from vqvae.cli.demo.uploads import MOST_BYTES, MOST_SIDE, read_picture
 
 THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
 # Pixels of a small image are squares, and not smeared.
@@ -21,7 +22,7 @@ CSS = """
 img {image-rendering: pixelated}
 .image-frame img {width: 100%; height: 100%; object-fit: contain}
 #atlas .grid-container {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important}
-.gradio-container {max-width: 1200px; margin: auto}
+.gradio-container {width: 100%; max-width: 1200px; margin: auto}
 """
 _TURNS: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 _EXAMPLES = 6
@@ -79,9 +80,10 @@ class Page:
         figures = gr.Markdown(elem_id="reconstruct-figures")
         with gr.Row():
             codes = picture("the codes, a colour each")
-            code_bits, pixel_bits = picture("bits of each code, from 0 (black)"), picture("bits of each pixel")
+            code_bits, pixel_bits = picture("bits of each code, black: 0"), picture("bits of each pixel, black: 0")
         outputs = [decoded, change, codes, code_bits, pixel_bits, figures]
-        button.click(self.answers.reconstruct, [image, resize], outputs, api_name="reconstruct", **_TURNS)
+        told: dict[str, Any] = {"show_progress_on": figures, **_TURNS}
+        button.click(self.answers.reconstruct, [image, resize], outputs, api_name="reconstruct", **told)
 
     def _sample_tab(self) -> None:
         names = self.service.class_names
@@ -100,11 +102,12 @@ class Page:
                 steps = gr.Slider(1, 49, 16, step=1, label="steps, of the prior in any order")
                 button = gr.Button("Sample", variant="primary", elem_id="sample")
             with gr.Column(min_width=260, scale=3):
-                images = gr.Gallery(label="samples", columns=4, format="png", height="auto", elem_id="samples")
+                images = gallery("samples", 4, "samples")
                 codes = gr.File(label="their codes, as a numpy file")
         inputs = [label, num, seed, temperature, guidance, top_k, top_p, order, steps]
         gr.Examples([[name] for name in names[:10]] or [[ANY_CLASS]], [label], label="examples")
-        button.click(self.answers.sample, inputs, [images, codes], api_name="sample", **_TURNS)
+        told: dict[str, Any] = {"show_progress_on": images, **_TURNS}
+        button.click(self.answers.sample, inputs, [images, codes], api_name="sample", **told)
 
     def _inpaint_tab(self) -> None:
         if self.service.any_order is None:
@@ -118,9 +121,13 @@ class Page:
         side = maps.SIDE
         with gr.Row():
             with gr.Column(min_width=260):
+                gr.Markdown(
+                    "Paint over what is to be made anew. The picture is scaled to the model's size, and its middle is "
+                    "kept."
+                )
                 editor = gr.ImageEditor(
                     type="pil",
-                    label="paint over what is to be made anew",
+                    show_label=False,
                     brush=gr.Brush(default_size=side // 6, colors=["#e63c3c"], color_mode="fixed"),
                     layers=False,
                     transforms=(),
@@ -135,7 +142,7 @@ class Page:
                 seed = gr.Number(0, precision=0, label="seed")
                 button = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
             with gr.Column(min_width=260):
-                answers = gr.Gallery(label="answers", columns=2, format="png", height="auto", elem_id="answers")
+                answers = gallery("answers", 2, "answers")
         gr.Examples([[example] for example in self._painted()], [editor], label="examples")
         button.click(self.answers.inpaint, [editor, label, num, seed], answers, api_name="inpaint", **_TURNS)
 
@@ -173,8 +180,10 @@ class Page:
             with gr.Column(min_width=260):
                 given = gr.File(label="a file", elem_id="given")
                 back = gr.Button("Decompress", elem_id="decompress")
-            images = gr.Gallery(label="its pictures", columns=4, format="png", height="auto", elem_id="decompressed")
-        button.click(self.answers.compress, [image, resize], [file, figures, again], api_name="compress", **_TURNS)
+            with gr.Column(min_width=260):
+                images = gallery("its pictures", 4, "decompressed")
+        told: dict[str, Any] = {"show_progress_on": figures, **_TURNS}
+        button.click(self.answers.compress, [image, resize], [file, figures, again], api_name="compress", **told)
         back.click(self.answers.decompress, given, images, api_name="decompress", **_TURNS)
 
     def _dream_tab(self) -> None:
@@ -191,9 +200,10 @@ class Page:
                     [["To be, or not to be, that is the question."], ["vqvae " * 300]], [text], label="examples"
                 )
             with gr.Column(min_width=260):
-                images = gr.Gallery(label="its pictures", columns=4, format="png", height="auto", elem_id="dreams")
+                images = gallery("its pictures", 4, "dreams")
                 figures = gr.Markdown(elem_id="dream-figures")
-        button.click(self.answers.dream, [text, num], [images, figures], api_name="dream", **_TURNS)
+        told: dict[str, Any] = {"show_progress_on": figures, **_TURNS}
+        button.click(self.answers.dream, [text, num], [images, figures], api_name="dream", **told)
 
     def _codebook_tab(self) -> None:
         state = gr.State(None)
@@ -212,26 +222,30 @@ class Page:
                 )
                 exchange = gr.Button("Exchange", elem_id="exchange")
                 show = gr.Button("Show this code", elem_id="show")
+                gr.Examples([[number] for number in (0, 7, 42)], [code], label="examples")
         outputs = [state, decoded, place]
-        button.click(self.answers.open, image, outputs, api_visibility="private", **_TURNS)
-        decoded.select(self.answers.choose, state, [*outputs, code], api_visibility="private", **_TURNS)
-        exchange.click(self.answers.exchange, [state, code], outputs, api_visibility="private", **_TURNS)
+        told: dict[str, Any] = {"show_progress_on": place, "api_visibility": "private", **_TURNS}
+        button.click(self.answers.open, image, outputs, **told)
+        decoded.select(self.answers.choose, state, [*outputs, code], **told)
+        exchange.click(self.answers.exchange, [state, code], outputs, **told)
         gr.Markdown("**A code**: what is decoded around it, and what its nearest neighbours look like.")
         figures = gr.Markdown(elem_id="code-figures")
         with gr.Row():
-            contexts = gr.Gallery(label="in context", columns=4, format="png", height="auto", elem_id="contexts")
-            near = gr.Gallery(label="nearest codes", columns=4, format="png", height="auto", elem_id="near")
-        show.click(self.answers.code, code, [contexts, near, figures], api_name="code", **_TURNS)
-        gr.Examples([[number] for number in (0, 7, 42)], [code], label="examples")
+            with gr.Column(min_width=260):
+                contexts = gallery("in context", 4, "contexts")
+            with gr.Column(min_width=260):
+                near = gallery("nearest codes", 4, "near")
+        told: dict[str, Any] = {"show_progress_on": figures, **_TURNS}
+        show.click(self.answers.code, code, [contexts, near, figures], api_name="code", **told)
         most = gr.Button("Codes by use", elem_id="atlas-button")
-        atlas = gr.Gallery(
-            label="from the most used code to the least", columns=8, format="png", height="auto", elem_id="atlas"
-        )
+        atlas = gallery("from the most used code to the least", 8, "atlas")
         most.click(self.answers.atlas, None, atlas, api_name="atlas", **_TURNS)
 
     def _resize(self) -> gr.Checkbox:
         height, width = self.service.model.size
-        return gr.Checkbox(True, label=f"scale and crop to {width}x{height}; else in tiles, as large as it is")
+        return gr.Checkbox(
+            True, label=f"scale and crop to {width}x{height}; else in tiles, at most {MOST_SIDE} pixels a side"
+        )
 
     def _examples_of(self, image: gr.Image) -> None:
         gr.Examples([[each] for each in self.examples], [image], label="examples")
@@ -243,6 +257,12 @@ def picture(label: str, **more: Any) -> gr.Image:
         gr.Markdown(label)
         options: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["download"]}
         return gr.Image(show_label=False, label=label, alt_text=label, **options, **more)
+
+
+def gallery(label: str, columns: int, name: str) -> gr.Gallery:
+    """A place for several, with what they are above."""
+    gr.Markdown(label)
+    return gr.Gallery(show_label=False, label=label, columns=columns, format="png", height="auto", elem_id=name)
 
 
 def upload(label: str) -> gr.Image:
@@ -276,8 +296,15 @@ def launch(page: gr.Blocks, folder: Path, *, host: str, port: int | None) -> str
     """Serve the page in threads of their own; its address.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or the host is no address of this machine.
     """
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ValueError(
+            f"got --host {host}, expected an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them"
+        ) from error
     try:
         _, address, _ = page.queue(max_size=32).launch(
             server_name=host,
@@ -295,7 +322,6 @@ def launch(page: gr.Blocks, folder: Path, *, host: str, port: int | None) -> str
         )
     except OSError as error:
         raise ValueError(
-            f"the page cannot be served at {host}, port {port or '7860 to 7959'}: it is taken, or not to be had; name "
-            "another with --port"
+            f"the page cannot be served at {host}, port {port or '7860 to 7959'}: it is taken; name another with --port"
         ) from error
     return address

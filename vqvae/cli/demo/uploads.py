@@ -48,4 +48,6 @@ def read_picture(path: str | Path | None, channels: int, size: tuple[int, int] |
     except (ValueError, OSError) as error:
         # The place of an upload says nothing to whoever dropped it.
         reason = str(error).replace(str(path), "the file")
+        if "decompression bomb" in reason:  # Pillow's own limit, which is a little higher
+            reason = f"it has more than {MOST_PIXELS // 10**6} million pixels"
         raise ValueError(f"this cannot be read as a picture: {reason}") from error
