@@ -24,7 +24,7 @@ from vqvae import VQVAE, load_images
 from vqvae.bound import check_fit
 from vqvae.cli.pushing import run_card
 from vqvae.codec.model_fingerprint import fingerprint
-from vqvae.evaluation import Evaluation, evaluate
+from vqvae.evaluation import Evaluation, evaluate, images_at_once
 from vqvae.fingerprint import of_tokenizer
 from vqvae.training.prior_kinds import name_of
 
@@ -68,24 +68,28 @@ def main(
     images = load_images(source, "test", root=root)
     table = harness.Table("", "bits/dim", "codes (nats)", "pixels (nats)", "PSNR (dB)", "weights (MB)")
 
-    def judged(name: str, of: VQVAE, prior: Prior, megabytes: str = "") -> Evaluation:
-        check_fit(of, prior, "prior")
-        rows = range(len(images))[:test_images]
-        parts = (images.__getitems__(rows[start : start + 100]) for start in range(0, len(rows), 100))
-        result = evaluate(of, {name_of(prior): prior}, parts)
-        bound = result.bound
-        rate = f"{bound.rate[name_of(prior)]:.2f}"
-        table.row(name, f"{result.bits_per_dim:.4f}", rate, f"{bound.distortion:.2f}", f"{result.psnr:.2f}", megabytes)
-        return result
+    def judged(of: VQVAE, priors: dict[str, Prior]) -> Evaluation:
+        for name, prior in priors.items():
+            check_fit(of, prior, name)
+        rows, size = range(len(images))[:test_images], images_at_once(*of.size)
+        parts = (images.__getitems__(rows[start : start + size]) for start in range(0, len(rows), size))
+        return evaluate(of, priors, parts)
 
-    for name, prior in found.items():
+    def row(what: str, result: Evaluation, prior: str, megabytes: str = "") -> None:
+        rate, distortion = result.bound.rate[prior], result.bound.distortion
+        bits = f"{result.bits(rate + distortion):.4f}"
+        table.row(what, bits, f"{rate:.2f}", f"{distortion:.2f}", f"{result.psnr:.2f}", megabytes)
+
+    before = judged(exact, found)
+    for name in found:
         half = rounded(Prior.from_pretrained(runs / name))
         parts: dict[str, SavedModel] = {"prior": half} | ({"codebook": model} if name == NAME else {})
         for part, each in parts.items():
             _save(each, output / name / part, in_half=True)
         size = sum(path.stat().st_size for path in (output / name).rglob("*.safetensors"))
-        judged(f"{name}, float32 weights", exact, prior)
-        result = judged(f"{name}, as it is read", model, half, f"{size / 1e6:.2f}")
+        row(f"{name}, float32 weights", before, name)
+        result = judged(model, {name_of(half): half})
+        row(f"{name}, as it is read", result, name_of(half), f"{size / 1e6:.2f}")
         folder = output / name
         digests = {"models": fingerprint(model, half).hex(), "tokenizer": of_tokenizer(model)}
         result.save(folder / "elbo.json", **digests, split="test", data=source)

@@ -25,7 +25,7 @@ def find(source: str | Path) -> Path | None:
 
 def is_packaged(folder: Path) -> bool:
     """Whether a folder is that of a packaged model, or a part of it."""
-    return FOLDER in folder.parents
+    return FOLDER.resolve() in folder.resolve().parents
 
 
 def advice(source: str | Path) -> str:

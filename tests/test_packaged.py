@@ -67,6 +67,12 @@ def test_a_packaged_prior_is_of_the_packaged_tokenizer_and_its_figures_are_true(
     assert f"{stated['bits_per_dim']:.4f}" in card
 
 
+def test_weights_are_read_in_float32_by_a_path_too(monkeypatch):
+    monkeypatch.chdir(packaged.FOLDER.parent)
+    prior = Prior.from_pretrained("models/fashion-28")
+    assert {each.dtype for each in prior.parameters()} == {torch.float32}
+
+
 def test_a_folder_of_the_name_comes_first(tmp_path):
     small = VQVAE(image_size=8, width=4, num_blocks=0)
     small.save_pretrained(tmp_path / "fashion-28")

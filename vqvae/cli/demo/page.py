@@ -22,6 +22,7 @@ CSS = """
 img {image-rendering: pixelated}
 .image-frame img {width: 100%; height: 100%; object-fit: contain}
 #atlas .grid-container {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important}
+@media (max-width: 700px) {.grid-container {grid-template-columns: repeat(3, 1fr) !important}}
 .gradio-container {width: 100%; max-width: 1200px; margin: auto}
 """
 _TURNS: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
