@@ -141,11 +141,12 @@ def test_files_of_this_machine_are_not_served_and_none_is_left_elsewhere(page):
     assert not [path for path in left if "matplotlib" not in str(path)]
 
 
-def test_the_page_ends_by_ctrl_c_and_leaves_no_file(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_ends_by_a_signal_and_leaves_no_file(tmp_path, how):
     folder = run_in(tmp_path / "run")
     with served(tmp_path, folder) as (_, process, home):
         assert any((home / "tmp").iterdir())
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         assert process.wait(timeout=60) in (0, 130)
         assert "Traceback" not in process.stderr.read()
         assert not [path for path in (home / "tmp").iterdir() if path.name.startswith("vqvae-demo-")]

@@ -1,6 +1,5 @@
 """A page to try a tokenizer and its prior on: demo."""
 
-import _thread
 import os
 import signal
 import tempfile
@@ -51,9 +50,14 @@ def demo(
             raise ValueError("the page needs Gradio: pip install 'vqvae-priors[demo]'") from error
         blocks = page.Page(service, Path(scratch)).blocks()
         address = page.launch(blocks, Path(scratch), host=host, port=port)
-        signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
+        signal.signal(signal.SIGTERM, _stop)
         print(f"{address} shows {run_or_model}; Ctrl-C ends it", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             blocks.close(verbose=False)
+
+
+def _stop(*_: object) -> None:
+    """As Ctrl-C does, which a shell keeps from what it runs in the background."""
+    raise KeyboardInterrupt
