@@ -21,7 +21,8 @@ from vqvae.cli import main
 
 pytest.importorskip("gradio", reason="extra `demo`")
 
-pytestmark = pytest.mark.slow
+# gradio_client leaves event loops and sockets open, which are collected in whichever test comes later.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def page(tmp_path_factory):
     folder = run_in(scratch / "run")
     with served(scratch, folder, "--any-order", folder.parent / "any-order", "--data", "fashion-mini") as found:
         yield found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        time.sleep(1)  # for the threads of clients to end
+        gc.collect()
 
 
 @contextlib.contextmanager
