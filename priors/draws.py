@@ -29,7 +29,7 @@ def check_room(num: int, row_bytes: int, device: torch.device, instead: str) -> 
 
     What others take of it is not looked at: less room may be left.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():  # as it is where a prior lies there
         memory = torch.cuda.get_device_properties(device).total_memory
     elif device.type == "cpu" and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
