@@ -16,24 +16,12 @@ from torch import Tensor
 
 from priors import Prior
 from vqvae import VQVAE, load_images
+from vqvae.cli.demo.coded import pixel_bits
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "fashion-mini"
 # Of the first test images, one of each kind that is worth a look.
 SHOWN = [0, 1, 2, 7, 16, 19, 20, 22, 25, 30]
-
-
-def pixel_bits(model: VQVAE, images: Tensor, codes: Tensor) -> Tensor:
-    """What each pixel costs beside its codes, in bits: "b c h w"."""
-    found: list[Tensor] = []
-
-    def given(log_probs: Tensor) -> Tensor:
-        levels = images.flatten().long()
-        found.append(-log_probs.gather(1, levels[:, None])[:, 0] / math.log(2))
-        return levels
-
-    model.likelihood.walk(model.decoder(model.vectors(codes)), given)
-    return torch.cat(found).view(images.shape)
 
 
 @torch.no_grad()
@@ -42,7 +30,7 @@ def overview() -> Figure:
     images = load_images("fashion-mini", "test")[SHOWN].images
     codes = model.encode(images)
     code_bits = -prior.log_conditionals(codes).gather(-1, codes[..., None])[..., 0] / math.log(2)
-    bits = pixel_bits(model, images, codes)
+    bits = pixel_bits(model, images, model.decoder(model.vectors(codes)))
     samples = model.decode(prior.sample(10, labels=torch.arange(10), generator=torch.Generator().manual_seed(1)))
     # Neighbouring numbers of codes mean nothing to each other, so colours are by chance.
     colours = torch.rand(model.num_codes, 3, generator=torch.Generator().manual_seed(0)) * 0.85 + 0.1

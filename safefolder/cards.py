@@ -127,6 +127,12 @@ def public_name(source: str) -> str:
     return (Path(source).name or "images") if is_path else source
 
 
+def data_of(figures: Mapping[str, Any] | None) -> str | None:
+    """What the images of the figures are called, without where they lie."""
+    data = None if figures is None else figures.get("data")
+    return public_name(data) if isinstance(data, str) else None
+
+
 def _rows(figures: Mapping[str, Any]) -> Iterator[_Row]:
     for key, (name, unit, digits) in _NAMES.items():
         value = figures.get(key)

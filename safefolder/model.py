@@ -113,6 +113,7 @@ class SavedModel(nn.Module, Configured):
             usage=cards.python(*torch, cards.import_line(kind), "", loaded, *lines),
             tags=self.card_tags(),
             figures=figures,
+            data=cards.data_of(figures),
             pipeline_tag=self.pipeline_tag,
         )
 

@@ -5,7 +5,6 @@ are stored in bfloat16, and read as the float32 numbers that those are. `models/
 """
 
 import difflib
-import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "models"
@@ -35,9 +34,3 @@ def advice(source: str | Path) -> str:
         return ""
     like = difflib.get_close_matches(name, names(), 1)
     return f"; perhaps you meant {like[0]}" if like else f"; packaged models are {', '.join(names())}"
-
-
-def is_of(name: str, part: str, kind: str) -> bool:
-    """Whether a packaged model has, as this part, a model of the class `kind`."""
-    path = FOLDER / name / part / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("class") == kind

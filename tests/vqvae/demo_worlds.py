@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +51,14 @@ def served(scratch: Path, *words: object):
     where |= {"XDG_CACHE_HOME": str(home / "cache")}
     command = [sys.executable, "-m", "vqvae", "demo", *map(str, words), "--port", str(port)]
     process = subprocess.Popen(
-        command, env=where, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=where,
+        cwd=scratch,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As at a terminal: what a shell runs in the background ignores it, and so would the page.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None

@@ -8,13 +8,15 @@ import torch
 from demo_worlds import NUM_CODES, SIDE, dropped, run_in
 from PIL import Image
 
-from priors import Sampling
+from priors import AnyOrderPrior, Sampling
+from priors.grid import TrainedOn
 from vqvae import VQVAE
 from vqvae.bound import elbo
 from vqvae.cli.demo import maps
 from vqvae.cli.demo.answers import Answers
 from vqvae.cli.demo.service import Service
 from vqvae.cli.demo.uploads import MOST_SIDE, read_picture
+from vqvae.fingerprint import of_tokenizer
 from vqvae.likelihoods import LocalContext
 
 gradio = pytest.importorskip("gradio", reason="extra `demo`")
@@ -258,6 +260,13 @@ def test_a_service_is_for_one_code_a_position(tmp_path, folder):
         Service(str(tmp_path / "nothing"))
     without = Service(str(folder))
     assert without.any_order is None
+    other = VQVAE(image_size=8, width=8, num_blocks=0, downsampling=2, quantizer=without.model.config.quantizer)
+    other.eval().save_pretrained(tmp_path / "other")
+    prior = AnyOrderPrior.from_pretrained(folder.parent / "any-order")
+    prior.trained_on = TrainedOn(tokenizer=of_tokenizer(other), images="0" * 32)
+    prior.save_pretrained(tmp_path / "any-order")
+    with pytest.raises(ValueError, match="codes of another tokenizer"):
+        Service(str(folder), any_order=str(tmp_path / "any-order"))
     assert without.images.shape == (100, 1, SIDE, SIDE)  # as the run does not say which images it is of
     with pytest.raises(ValueError, match="no prior in any order"):
         next(without.sample(1, None, Sampling(), 0, in_any_order=True))

@@ -252,6 +252,8 @@ def test_every_tab_in_a_browser(page, tmp_path, width):
         example()
         click("#compress")
         shows("#compress-figures", "equal to the last bit")
+        click("#decompress")
+        wait(lambda: seen("#decompressed img"))
         tab("Dream")
         example()
         click("#dream")

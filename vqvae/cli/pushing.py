@@ -122,7 +122,7 @@ def run_card(run: Path, repo_id: str, *, revision: str | None = None) -> str:
         usage=usage,
         tags=["vq-vae", "image-tokenizer", "image-generation", "likelihood"],
         figures=figures,
-        data=_data_of(figures),
+        data=safefolder.cards.data_of(figures),
         pictures=[name for name in safefolder.cards.PICTURES if (run / name).is_file()] if figures is not None else [],
         pipeline_tag=None if prior is None else "unconditional-image-generation",
     )
@@ -155,7 +155,7 @@ def _public(path: Path) -> Path | bytes:
     """A file as it may be seen by others: of figures, without where the images lie on this machine."""
     if path.name != "elbo.json" or "data" not in (figures := _read_figures(path.parent) or {}):
         return path
-    return (json.dumps({**figures, "data": _data_of(figures)}, indent=2) + "\n").encode()
+    return (json.dumps({**figures, "data": safefolder.cards.data_of(figures)}, indent=2) + "\n").encode()
 
 
 def _read_figures(folder: Path) -> Mapping[str, Any] | None:
@@ -166,9 +166,3 @@ def _read_figures(folder: Path) -> Mapping[str, Any] | None:
         return safefolder.tensors.read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; remove it, or make it anew by `vqvae evaluate`") from error
-
-
-def _data_of(figures: Mapping[str, Any] | None) -> str | None:
-    """What the images of the figures are called, without where they lie."""
-    data = None if figures is None else figures.get("data")
-    return safefolder.cards.public_name(data) if isinstance(data, str) else None

@@ -98,8 +98,7 @@ class _Source:
 
     @property
     def described(self) -> str:
-        weights = sum(each.numel() for each in self.last.parameters())
-        return described(self.opened.model, self.last_name if self.has_prior else None, weights)
+        return described(self.opened.model, self.last if self.has_prior else None, self.last_name)
 
     @functools.cached_property
     def mark(self) -> str:

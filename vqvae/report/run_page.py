@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from vqvae.autoencoder import Autoencoder
 from vqvae.metrics import ChannelUsage, CodeUsage
 from vqvae.report import charts
@@ -60,17 +62,20 @@ class RunContents:
     notes: Sequence[str] = ()
 
 
-def described(model: Autoencoder, prior: str | None, prior_weights: int = 0) -> str:
-    """A line that says what a model is, and which prior it has, of how many weights."""
+def described(model: Autoencoder, prior: nn.Module | None, name: str) -> str:
+    """A line that says what a model is, and which prior it has, called by that name; None where none was trained."""
     quantizer = getattr(model, "quantizer", None)
     grid = "x".join(map(str, model.grid))
     if quantizer is None:
         latents = f"real vectors on a grid of {grid}"
     else:
         latents = f"{type(quantizer).__name__}, {model.num_codes:,} codes on a grid of {grid}"
-    weights = sum(each.numel() for each in model.parameters())
-    parts = [type(model).__name__, latents, f"{type(model.likelihood).__name__} likelihood", f"{weights:,} weights"]
-    return " · ".join([*parts, f"{prior} prior, {prior_weights:,} weights" if prior else "no prior yet"])
+    parts = [type(model).__name__, latents, f"{type(model.likelihood).__name__} likelihood", _weights(model)]
+    return " · ".join([*parts, "no prior yet" if prior is None else f"{name} prior, {_weights(prior)}"])
+
+
+def _weights(of: nn.Module) -> str:
+    return f"{sum(each.numel() for each in of.parameters()):,} weights"
 
 
 def run_page(contents: RunContents) -> str:

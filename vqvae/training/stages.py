@@ -256,7 +256,7 @@ def evaluate_run(session: Session, data: Mapping[str, Images]) -> None:
     result.save(run.run / "elbo.json", seconds=seconds, seed=run.seed, **of)
     contents = RunContents(
         name=run.run.absolute().name,
-        model=described(model, name_of(learned), sum(each.numel() for each in learned.parameters())),
+        model=described(model, learned, name_of(learned)),
         data=of["data"],
         figures=Figures(plain=result.plain(seconds=seconds, **of)),
         gallery=gallery,

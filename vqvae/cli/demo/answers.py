@@ -5,6 +5,7 @@ Whatever goes wrong is told in words on the page, which lives on.
 
 import functools
 import inspect
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,9 +72,12 @@ class Answers:
         self.service, self.folder = service, folder
 
     @in_words
-    def reconstruct(self, path: str | None, resize: bool = True) -> tuple[Any, ...]:
+    def reconstruct(
+        self, path: str | None, resize: bool = True, progress: gr.Progress = gr.Progress()
+    ) -> tuple[Any, ...]:
         """A picture file, and whether to fit it to the model's size, to five pictures and what they cost, in words."""
-        found = self.service.coded(self._read(path, resize))
+        image = self._read(path, resize)
+        found = self.service.coded(image, watch=lambda done, of: progress((done, of), unit="tiles"))
         return (
             maps.enlarged(found.decoded),
             maps.difference(found.image, found.decoded),
@@ -190,18 +194,23 @@ class Answers:
         return [maps.enlarged(image, _TILE) for image in found[:MOST_SAMPLES]]
 
     @in_words
-    def dream(self, text: str, num: Number = 4) -> tuple[list[Any], str]:
+    def dream(self, text: str, num: Number = 4, progress: gr.Progress = gr.Progress()) -> tuple[list[Any], str]:
         """A text to the pictures whose file it is."""
-        images, used, same = self.service.dream(text, int(num))
+        made = itertools.count(1)
+        images, used, same = self.service.dream(
+            text, int(num), lambda: progress((next(made), int(num)), unit="pictures")
+        )
         again = "and encoded again they give the same bytes" if same else "and **do not** give the bytes again"
         return [maps.enlarged(image, _TILE) for image in images], f"The pictures took {used:,} bytes, {again}."
 
     @in_words
     def open(self, path: str | None) -> tuple[Any, ...]:
+        """A picture file to what is remembered of it, what its codes decode to, and what it costs."""
         return self._shown(self.service.coded(self._read(path, True)), None)
 
     @in_words
     def choose(self, state: tuple[Coded, Any] | None, where: gr.SelectData) -> tuple[Any, ...]:
+        """The same with the place marked that was clicked at, and the code there."""
         if state is None:
             raise ValueError("open a picture first")
         coded, (rows, columns) = state[0], state[0].codes.shape
@@ -212,6 +221,7 @@ class Answers:
 
     @in_words
     def exchange(self, state: tuple[Coded, Any] | None, code: Number | None) -> tuple[Any, ...]:
+        """The same with another code at that place."""
         if state is None or state[1] is None:
             raise ValueError("open a picture, and click a place in it first")
         return self._shown(self.service.exchanged(state[0], state[1], _whole(code, "a code")), state[1])

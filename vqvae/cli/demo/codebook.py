@@ -1,9 +1,8 @@
 """What each code of a codebook looks like, how often it is used, and which ones are near."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -20,6 +19,7 @@ class CodebookViews:
     Args:
         model: with a grid of codes, one for each position of a picture.
         images: pictures in which they are looked for.
+        encode: pictures to codes.
 
     Attributes:
         counts: how often each code is used in the images.
@@ -27,19 +27,15 @@ class CodebookViews:
     """
 
     @torch.no_grad()
-    def __init__(self, model: VQVAE, images: UInt8[Tensor, "b c h w"]):
+    def __init__(self, model: VQVAE, images: UInt8[Tensor, "b c h w"], encode: Callable[[Tensor], Tensor]):
         self.model = model
         parts = images.split(images_at_once(*model.size))
-        self.codes = torch.cat([model.encode(part) for part in parts])
+        self.codes = torch.cat([encode(part) for part in parts])
         self.decoded = torch.cat([model.decode(part) for part in self.codes.split(images_at_once(*model.size))])
         self.counts = self.codes.flatten().bincount(minlength=model.num_codes)
         self.ranked = self.counts.argsort(descending=True, stable=True)
-        self.positions = rearrange(torch.arange(self.codes.numel()), "(b h w) -> b h w", **self._sizes())
         height, width = model.size
         self.cell = height // model.feature_grid[0], width // model.feature_grid[1]
-
-    def _sizes(self) -> dict[str, int]:
-        return {"h": self.model.feature_grid[0], "w": self.model.feature_grid[1]}
 
     def in_context(self, code: int, num: int = 8) -> list[UInt8[Tensor, "c y x"]]:
         """What was decoded around some of the places where a code is used; of one that nobody uses, what it gives all

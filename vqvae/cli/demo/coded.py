@@ -5,6 +5,7 @@ are those of a file, but for its header.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +52,19 @@ class Coded:
 
 
 @torch.no_grad()
-def coded(model: VQVAE, prior: Prior, image: UInt8[Tensor, "c h w"], codes: Tensor | None = None) -> Coded:
+def coded(
+    model: VQVAE,
+    prior: Prior,
+    image: UInt8[Tensor, "c h w"],
+    codes: Tensor | None = None,
+    watch: Callable[[int, int], object] | None = None,
+) -> Coded:
     """A picture through the model.
 
     Args:
         image: with the model's channels.
         codes: to decode in place of the picture's own, as `Coded.codes` has them.
+        watch: is told how many tiles are done, and how many there are.
 
     Raises:
         ValueError: codes of another grid, or that the model has not.
@@ -73,25 +81,28 @@ def coded(model: VQVAE, prior: Prior, image: UInt8[Tensor, "c h w"], codes: Tens
         if tuple(codes.shape) != (rows * high, columns * wide):
             raise ValueError(f"got codes of {tuple(codes.shape)}, expected {(rows * high, columns * wide)}")
         grids = rearrange(codes, "(r y) (q x) -> (r q) y x", r=rows, q=columns)
-    decoded, code_bits, pixel_bits = [], [], []
+    decoded, code_bits, costs = [], [], []
     for grid, tile in zip(grids.split(at_once), tiles.split(at_once), strict=True):
         found = prior.log_conditionals(grid).gather(-1, grid[..., None])[..., 0]
         code_bits.append(-found / math.log(2))
         features = model.decoder(model.vectors(grid))
         decoded.append(model.point_estimate(features))
-        pixel_bits.append(_pixel_bits(model, tile, features))
+        costs.append(pixel_bits(model, tile, features).sum(1))
+        if watch is not None:
+            watch(sum(map(len, costs)), len(tiles))
     together = "(r q) y x -> (r y) (q x)"
     return Coded(
         image=image,
         decoded=tiling.join(torch.cat(decoded)),
         codes=rearrange(grids, together, r=rows),
         code_bits=rearrange(torch.cat(code_bits), together, r=rows),
-        pixel_bits=rearrange(torch.cat(pixel_bits), together, r=rows)[:h, :w],
+        pixel_bits=rearrange(torch.cat(costs), together, r=rows)[:h, :w],
     )
 
 
-def _pixel_bits(model: VQVAE, images: UInt8[Tensor, "b c h w"], features: Tensor) -> Float[Tensor, "b h w"]:
+def pixel_bits(model: VQVAE, images: UInt8[Tensor, "b c h w"], features: Tensor) -> Float[Tensor, "b c h w"]:
+    """What each number of images costs beside their codes, in bits, given the decoder's features."""
     parameters = model.likelihood.symbol_parameters(images, features)
     log_probs = Symbols(parameters.flatten(0, 3), model.likelihood).log_probs()
     found = log_probs.gather(1, images.flatten()[:, None].long()) / -math.log(2)
-    return found.view(images.shape).sum(1)
+    return found.view(images.shape)

@@ -72,10 +72,7 @@ class Page:
     def _reconstruct_tab(self) -> None:
         with gr.Row():
             with gr.Column(min_width=260):
-                image = upload("a picture")
-                resize = self._resize()
-                button = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
-                self._examples_of(image)
+                image, resize, button = self._picture_in("Reconstruct")
             with gr.Column(min_width=260):
                 decoded, change = picture("what the codes decode to"), picture("difference: grey where equal")
         figures = gr.Markdown(elem_id="reconstruct-figures")
@@ -168,15 +165,15 @@ class Page:
     def _compress_tab(self) -> None:
         with gr.Row():
             with gr.Column(min_width=260):
-                image = upload("a picture")
-                resize = self._resize()
-                button = gr.Button("Compress", variant="primary", elem_id="compress")
-                self._examples_of(image)
+                image, resize, button = self._picture_in("Compress")
             with gr.Column(min_width=260):
                 file = gr.File(label="the file")
                 figures = gr.Markdown(elem_id="compress-figures")
                 again = picture("what the file decodes to")
-        gr.Markdown("**And back**: drop a file that was written here, or by `vqvae compress` with this model.")
+        gr.Markdown(
+            "**And back**: the file that was just written, or another that this page or `vqvae compress` wrote with "
+            "this model."
+        )
         with gr.Row():
             with gr.Column(min_width=260):
                 given = gr.File(label="a file", elem_id="given")
@@ -185,6 +182,7 @@ class Page:
                 images = gallery("its pictures", 4, "decompressed")
         told: dict[str, Any] = {"show_progress_on": figures, **_TURNS}
         button.click(self.answers.compress, [image, resize], [file, figures, again], api_name="compress", **told)
+        file.change(lambda path: path, file, given, api_visibility="private")
         back.click(self.answers.decompress, given, images, api_name="decompress", **_TURNS)
 
     def _dream_tab(self) -> None:
@@ -211,9 +209,7 @@ class Page:
         gr.Markdown("**Exchange a code**: open a picture, click a place in it, and give that place another code.")
         with gr.Row():
             with gr.Column(min_width=260):
-                image = upload("a picture")
-                button = gr.Button("Open", variant="primary", elem_id="open")
-                self._examples_of(image)
+                image, _, button = self._picture_in("Open", as_it_is=False)
             with gr.Column(min_width=260):
                 decoded = picture("what the codes decode to: click a place", elem_id="clickable")
                 place = gr.Markdown(elem_id="place")
@@ -242,14 +238,18 @@ class Page:
         atlas = gallery("from the most used code to the least", 8, "atlas")
         most.click(self.answers.atlas, None, atlas, api_name="atlas", **_TURNS)
 
-    def _resize(self) -> gr.Checkbox:
-        height, width = self.service.model.size
-        return gr.Checkbox(
-            True, label=f"scale and crop to {width}x{height}; else in tiles, at most {MOST_SIDE} pixels a side"
-        )
+    def _picture_in(self, verb: str, *, as_it_is: bool = True) -> tuple[gr.Image, gr.Checkbox, gr.Button]:
+        """A picture, whether to fit it to the model's size, a button, and examples.
 
-    def _examples_of(self, image: gr.Image) -> None:
+        Args:
+            as_it_is: whether it may be larger than that.
+        """
+        (height, width), image = self.service.model.size, upload("a picture")
+        label = f"scale and crop to {width}x{height}; else in tiles, at most {MOST_SIDE} pixels a side"
+        resize = gr.Checkbox(True, label=label, visible=as_it_is)
+        button = gr.Button(verb, variant="primary", elem_id=verb.lower())
         gr.Examples([[each] for each in self.examples], [image], label="examples")
+        return image, resize, button
 
 
 def picture(label: str, **more: Any) -> gr.Image:

@@ -3,7 +3,7 @@
 import functools
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from priors import AnyOrderPrior, Prior, Sampling
 from safefolder import packaged
+from safefolder.folder import read_config
 from vqvae import VQVAE, Autoencoder
 from vqvae.bound import check_fit
-from vqvae.cli.common import load_test_images
+from vqvae.cli.common import check_pair, load_test_images
 from vqvae.cli.demo.codebook import CodebookViews
 from vqvae.cli.demo.coded import Coded, coded
 from vqvae.cli.inpainting import Inpainting, read_inpainting
@@ -69,7 +70,8 @@ class Service:
 
     Attributes:
         model, prior, any_order: as they were found; `any_order` is None where there is none.
-        examples: some test images, at the model's size; none where the source does not say which images it is of.
+        images: some test images, at the model's size; samples of the prior where the source does not say which images
+            it is of.
 
     Raises:
         ValueError: none there, damaged, or not of a kind that the page can show.
@@ -90,7 +92,7 @@ class Service:
         self.any_order = self._any_order(any_order)
         self._data = data
         if data is not None:
-            self._load_images()
+            self.images = self._load_images()
 
     def _any_order(self, named: str | None) -> Prior | None:
         if isinstance(self.prior, AnyOrderPrior) and named is None:
@@ -98,9 +100,10 @@ class Service:
         if named is not None:
             found: Prior = AnyOrderPrior.from_pretrained(named)
             check_fit(self.model, found, "--any-order")
+            check_pair(self.model, found, self.source, named)
             return found
         for name in packaged.names():
-            if packaged.is_of(name, "prior", "AnyOrderPrior"):
+            if read_config(packaged.FOLDER / name / "prior")["class"] == AnyOrderPrior.__name__:
                 found = AnyOrderPrior.from_pretrained(packaged.FOLDER / name)
                 if found.trained_on is not None and found.trained_on.tokenizer == of_tokenizer(self.model):
                     return found
@@ -122,7 +125,7 @@ class Service:
     @functools.cached_property
     def codebook(self) -> CodebookViews:
         """Codes in these images."""
-        return CodebookViews(self.model, self.images)
+        return CodebookViews(self.model, self.images, self.model.through(self.prior).encode)
 
     @functools.cached_property
     def codec(self) -> Codec:
@@ -135,9 +138,14 @@ class Service:
         names = self.prior.class_names
         return list(names) if names is not None else [str(i) for i in range(self.prior.num_classes or 0)]
 
-    def coded(self, image: UInt8[Tensor, "c h w"], codes: Tensor | None = None) -> Coded:
-        """A picture of any size through the model."""
-        return coded(self.model, self.prior, image, codes)
+    def coded(
+        self,
+        image: UInt8[Tensor, "c h w"],
+        codes: Tensor | None = None,
+        watch: Callable[[int, int], object] | None = None,
+    ) -> Coded:
+        """A picture of any size through the model; see `coded`."""
+        return coded(self.model, self.prior, image, codes, watch)
 
     def exchanged(self, found: Coded, position: tuple[int, int], code: int) -> Coded:
         """The same picture with another code at a position.
@@ -183,8 +191,8 @@ class Service:
         Raises:
             ValueError: there is no prior in any order here, or nothing is masked.
         """
-        prior = self._in_order(True)
-        return read_inpainting(image, mask, self.model, lambda pixels: self.model.through(prior).encode(pixels))
+        self._in_order(True)
+        return read_inpainting(image, mask, self.model, self.model.through(self.prior).encode)
 
     def inpaint(self, hole: Inpainting, num: int, label: int | None, seed: int) -> Iterator[UInt8[Tensor, "c h w"]]:
         """Several answers to what might be under a mask, one after the other.
@@ -221,7 +229,9 @@ class Service:
         """
         return list(self.codec.decompress(data))
 
-    def dream(self, text: str, num: int) -> tuple[UInt8[Tensor, "b c h w"], int, bool]:
+    def dream(
+        self, text: str, num: int, watch: Callable[[], object] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], int, bool]:
         """Images whose file a text is, how many of its bytes they took, and whether they give the text again.
 
         The text is said again and again until it has enough bytes for an image.
@@ -236,7 +246,7 @@ class Service:
             raise ValueError(f"the text has {len(said):,} bytes, expected at most {MOST_TEXT:,}")
         needed = bytes_for_an_image(self.codec) + 16
         data = said * max(1, -(-needed // len(said)))
-        found = dream(self.codec, data, max(1, min(num, MOST_DREAMS)))
+        found = dream(self.codec, data, max(1, min(num, MOST_DREAMS)), watch)
         return found.images, len(data) - len(found.left), undream(self.codec, found) == data
 
 
