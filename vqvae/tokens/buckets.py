@@ -43,7 +43,7 @@ def is_bucket(name: str) -> bool:
 
 def check_one_size(folder: Path, split: str = "train") -> None:
     """ValueError for a folder of sets by the size of their images, as `vqvae tokenize --size keep` writes."""
-    sizes = [bucket_name(size) for size in sizes_in(folder, split)]
+    sizes = sorted(map(bucket_name, sizes_in(folder, split)))
     if sizes and not (folder / split).is_dir():
         raise ValueError(
             f"{folder} holds codes of {len(sizes)} sizes, and a prior is for one: name one of them, as --codes "
